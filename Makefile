@@ -1,0 +1,50 @@
+# Two commands do everything, on a machine with Python ≥ 3.11 and make:
+#   make demo    sets up, trains a prefix on the shipped reference model, writes demo/report.html
+#   make test    sets up, runs every check
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+WHEEL_BIN := .venv-wheel/bin
+
+.PHONY: demo test install lint types imports suite wheel wheel-suite clean
+
+demo: install
+	$(BIN)/apl-guard demo --output demo
+
+test: lint types imports suite wheel-suite
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install --constraint constraints.txt --editable ".[eval,dev]"
+	touch $@
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install
+	$(BIN)/mypy
+
+imports: install
+	$(BIN)/lint-imports
+
+suite: install
+	$(BIN)/python -m pytest
+
+wheel: install
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+
+# The wheel stands alone in a second environment, which borrows the dependencies of the first.
+wheel-suite: wheel
+	rm -rf .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(WHEEL_BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth"
+	$(WHEEL_BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps dist/*.whl
+	APL_GUARD_TEST_WHEEL=1 $(WHEEL_BIN)/python -P -m pytest -m smoke -o pythonpath= -o testpaths=tests
+
+clean:
+	rm -rf .venv .venv-wheel build dist *.egg-info demo

@@ -1,0 +1,97 @@
+"""Keep text-to-image models from drawing real people, by a learned prefix in front of each prompt.
+
+    from diffusers import StableDiffusionPipeline
+    from apl_guard import Guard
+
+    pipe = StableDiffusionPipeline.from_pretrained("…")
+    guard = Guard(pipe, policy="anonymize_faces")
+    image = guard("a photo of Mara Voss in a red shirt").images[0]
+
+Importing this package loads neither torch nor diffusers; each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from apl_guard._version import __version__
+
+if TYPE_CHECKING:
+    from apl_guard.decision import Decision, decide
+    from apl_guard.errors import (
+        AplGuardError,
+        AuditUnavailable,
+        ConfigInvalid,
+        ExtraMissing,
+        GuardUnavailable,
+        IdentitiesInvalid,
+        InvalidInput,
+        ModelInvalid,
+        PolicyBlocked,
+        PolicyInvalid,
+        PrefixInvalid,
+        PrefixNotApplied,
+        PrefixNotFound,
+        StorageFailed,
+        TrainingFailed,
+    )
+    from apl_guard.fingerprint import Fingerprint
+    from apl_guard.guard import Guard, Guarded
+    from apl_guard.policy import Action, Policy
+    from apl_guard.prefix import Prefix, PrefixMetadata
+    from apl_guard.registry import PrefixRegistry
+
+__all__ = [
+    "Action",
+    "AplGuardError",
+    "AuditUnavailable",
+    "ConfigInvalid",
+    "Decision",
+    "ExtraMissing",
+    "Fingerprint",
+    "Guard",
+    "GuardUnavailable",
+    "Guarded",
+    "IdentitiesInvalid",
+    "InvalidInput",
+    "ModelInvalid",
+    "Policy",
+    "PolicyBlocked",
+    "PolicyInvalid",
+    "Prefix",
+    "PrefixInvalid",
+    "PrefixMetadata",
+    "PrefixNotApplied",
+    "PrefixNotFound",
+    "PrefixRegistry",
+    "StorageFailed",
+    "TrainingFailed",
+    "__version__",
+    "decide",
+]
+
+_HOME = {
+    "Action": "policy",
+    "Decision": "decision",
+    "decide": "decision",
+    "Fingerprint": "fingerprint",
+    "Guard": "guard",
+    "Guarded": "guard",
+    "Policy": "policy",
+    "Prefix": "prefix",
+    "PrefixMetadata": "prefix",
+    "PrefixRegistry": "registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'apl_guard' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"apl_guard.{_HOME.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

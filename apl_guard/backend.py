@@ -1,0 +1,107 @@
+"""The seam between the guard and a foreign system, and where the adapter for a pipe is found.
+
+An adapter fulfils `Backend`. The guard asks for it by the top-level package that the class of the pipe comes
+from, so neither the guard nor `import apl_guard` loads a foreign system that is not there.
+Third parties add theirs under the entry-point group `apl_guard.adapters`, named as that package is.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Protocol
+
+from apl_guard.errors import InvalidInput
+from apl_guard.fingerprint import Fingerprint
+from apl_guard.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Backend", "Generation", "Receipt", "adapter_for"]
+
+ENTRY_POINT_GROUP = "apl_guard.adapters"
+_BUILT_IN = {"diffusers": "apl_guard.adapters.diffusers_pipe:DiffusersAdapter"}
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What the text encoders really received."""
+
+    prefix_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Slot → for each prompt, how many prefix vectors stood in front of it."""
+    tokens_cut: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Slot → for each prompt, how many of its tokens did not fit."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a backend made of a request."""
+
+    output: Any
+    """What the pipe returned, in the pipe's own type."""
+    images: int
+    receipt: Receipt = Receipt()
+
+
+class Backend(Protocol):
+    """What the guard asks of an adapter. An adapter is made with the pipe as its only argument."""
+
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GenerationRequest:
+        """Sort the arguments of a call into channels and take a snapshot of them.
+
+        Raises:
+            InvalidInput: A prompt is no text.
+            TypeError: The arguments do not fit the pipe's signature.
+        """
+
+    def fingerprints(self) -> Mapping[str, Fingerprint]:
+        """Slot → fingerprint of the text encoder that is in the pipe now."""
+
+    def generate(self, request: GenerationRequest, prefix: Mapping[str, Tensor] | None) -> Generation:
+        """Generate, with the prefix in front of every prompt of this call only.
+
+        Args:
+            request: What `read` returned.
+            prefix: Slot → tensor of shape (N, D), or None to generate as the bare pipe does.
+
+        The guard checks the receipt; what it lacks counts as not applied.
+
+        Raises:
+            PrefixNotApplied: The prefix cannot be put in front.
+            Exception: Whatever the pipe raises, unchanged.
+        """
+
+    def get_setting(self, name: str) -> Any:
+        """A setting of the pipe.
+
+        Raises:
+            AttributeError: The pipe has none of this name, or it could generate or encode unguarded.
+        """
+
+    def set_setting(self, name: str, value: Any) -> None:
+        """Change a setting of the pipe.
+
+        Raises:
+            AttributeError: It may not be changed through the guard.
+        """
+
+
+def adapter_for(pipe: Any) -> Backend:
+    """Make the adapter for a pipe.
+
+    Raises:
+        InvalidInput: There is none for pipes of this class.
+    """
+    found = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
+    known = {**found, **_BUILT_IN}  # a third party cannot take the place of a built-in adapter
+    for cls in type(pipe).__mro__:
+        target = known.get(cls.__module__.partition(".")[0])
+        if target is not None:
+            module, _, name = target.partition(":")
+            adapter: Backend = getattr(importlib.import_module(module), name)(pipe)
+            return adapter
+    found_class = f"{type(pipe).__module__}.{type(pipe).__qualname__}"
+    raise InvalidInput(f"no adapter for {found_class}; there are for: {', '.join(known)}", where="pipe")

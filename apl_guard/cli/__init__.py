@@ -1,0 +1,69 @@
+"""The command line. Each command lives in a module of its own and imports what is heavy when it runs.
+
+Exit codes: 0 done, 1 failed, 2 wrong input or usage, 3 blocked by the policy, 4 guard unavailable, 130
+stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+
+import typer
+
+from apl_guard._version import __version__
+from apl_guard.cli import policy, prefix
+from apl_guard.cli.generate import generate
+from apl_guard.errors import AplGuardError, GuardUnavailable, InvalidInput, PolicyBlocked
+
+__all__ = ["app", "main"]
+
+_EXIT_CODES: dict[type[AplGuardError], int] = {PolicyBlocked: 3, GuardUnavailable: 4, InvalidInput: 2}
+
+app = typer.Typer(
+    help="Keep text-to-image models from drawing real people.",
+    epilog="Start with: apl-guard generate --model minifaces --output out 'a photo of a man'",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    pass
+
+
+app.command(no_args_is_help=True)(generate)
+app.add_typer(prefix.app, name="prefix")
+app.add_typer(policy.app, name="policy")
+for _module, _name in [("train", "train"), ("evaluate", "eval"), ("demo", "demo")]:
+    try:
+        _command = getattr(importlib.import_module(f"apl_guard.cli.{_module}"), _module)
+    except ModuleNotFoundError:
+        continue
+    app.command(name=_name)(_command)
+with contextlib.suppress(ModuleNotFoundError):
+    app.add_typer(importlib.import_module("apl_guard.cli.minifaces").app, name="minifaces")
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        app()
+    except AplGuardError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 1))
+    except KeyboardInterrupt:
+        sys.exit(130)

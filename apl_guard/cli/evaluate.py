@@ -1,0 +1,73 @@
+"""`apl-guard eval`: measure what a prefix hides and what it leaves alone."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Suite(StrEnum):
+    """What to measure on."""
+
+    SEEN = "seen"
+    UNSEEN = "unseen"
+    GENERIC = "generic"
+    ALL = "all"
+
+
+class Format(StrEnum):
+    """How to print the figures."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Neutral(StrEnum):
+    """What the neutral prompt keeps."""
+
+    COARSE = "coarse"
+    ATTRIBUTES = "attributes"
+
+
+def evaluate(
+    model: Annotated[str, typer.Option(help="A model of the reference world, or 'minifaces'.")],
+    prefix: Annotated[str, typer.Option(help="Prefix folder or name; 'minifaces' is the shipped one.")],
+    suite: Annotated[Suite, typer.Option(help="Whom or what to draw.")] = Suite.ALL,
+    templates: Annotated[
+        Path | None,
+        typer.Option(help="Text file, one template with {name} a line, in place of the held-out prompts."),
+    ] = None,
+    images_per_person: Annotated[int, typer.Option(min=1, help="Pictures of each person in each arm.")] = 4,
+    people: Annotated[int | None, typer.Option(min=1, help="At most so many people in a suite.")] = None,
+    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 5.0,
+    neutral: Annotated[Neutral, typer.Option(help="What the neutral prompt keeps.")] = Neutral.COARSE,
+    format: Annotated[Format, typer.Option(help="How to print the figures.")] = Format.TABLE,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bar.")] = False,
+) -> None:
+    """Measure a prefix on the reference world: leak, faces, attributes, scenes and generic drift."""
+    from apl_guard.prefix import Prefix
+    from apl_guard.trainer.evaluate import evaluate as run
+    from apl_guard.trainer.evaluate.run import SUITES, read_templates
+    from apl_guard.trainer.pipeline import open_pipe
+
+    texts = read_templates(templates) if templates else None
+    loaded = Prefix.load(prefix)
+    result = run(
+        open_pipe(model),
+        loaded,
+        SUITES if suite is Suite.ALL else (suite.value,),
+        images_per_person,
+        people,
+        seed,
+        steps,
+        guidance,
+        neutral=neutral.value,
+        templates=texts,
+        progress=not quiet,
+    )
+    typer.echo(result.to_json() if format is Format.JSON else result.to_table())

@@ -1,0 +1,112 @@
+"""`apl-guard generate`: pictures through the guard, from a shell."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from apl_guard.errors import PolicyBlocked, StorageFailed
+from apl_guard.storage import write_file
+
+if TYPE_CHECKING:
+    from apl_guard.guard import Guarded
+
+__all__ = ["generate", "open_model"]
+
+
+def generate(
+    prompts: Annotated[
+        list[str], typer.Argument(help="One or more prompts, each in quotes.", metavar="PROMPT...")
+    ],
+    model: Annotated[str, typer.Option(help="Model folder, hub id, or 'minifaces' for the shipped model.")],
+    output: Annotated[Path, typer.Option(help="Folder for the pictures: 000.png, 001.png, …")],
+    policy: Annotated[
+        str, typer.Option(help="Name of a built-in policy, or a policy file.")
+    ] = "anonymize_faces",
+    prefix: Annotated[
+        str | None, typer.Option(help="Prefix folder or name.", show_default="the registered one that fits")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every picture.")] = 0,
+    audit: Annotated[
+        Path | None, typer.Option(help="Folder for the records of decisions and outcomes.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale.", show_default="the model's")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda.", show_default="a GPU if there is one")
+    ] = None,
+) -> None:
+    """Generate pictures under a policy, and print the decision for each prompt.
+
+    Example: apl-guard generate --model minifaces --seed 1 --output out "a photo of a man" "a red car"
+    """
+    import torch
+
+    from apl_guard.guard import Guard
+
+    pipe = open_model(model)
+    pipe.set_progress_bar_config(leave=False)
+    pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    guard = Guard(pipe, policy, prefix=prefix, audit=audit)
+    options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
+    options = {name: value for name, value in options.items() if value is not None}
+    _make_folder(output)
+    blocked = False
+    for number, prompt in enumerate(prompts):
+        try:
+            made = guard.generate(prompt, generator=torch.Generator("cpu").manual_seed(seed), **options)
+        except PolicyBlocked as error:
+            blocked = True
+            typer.echo(f"{number:03d}  block  {error}")
+            continue
+        path = output / f"{number:03d}.png"
+        content = io.BytesIO()
+        made.output.images[0].save(content, format="PNG")
+        write_file(path, content.getvalue())
+        typer.echo(f"{number:03d}  {_describe(made)}  {path}")
+    if blocked:
+        raise typer.Exit(3)
+
+
+def open_model(name: str) -> Any:
+    """Open a pipe from a folder, a hub id, or `minifaces`.
+
+    Raises:
+        ModelInvalid: It cannot be opened.
+    """
+    from apl_guard.adapters.diffusers_pipe import load_pipe
+
+    if name == "minifaces":
+        from apl_guard.trainer import minifaces
+
+        return load_pipe(minifaces.model_path())
+    return load_pipe(name)
+
+
+def _describe(made: Guarded) -> str:
+    decision, outcome = made.decision, made.outcome
+    text = f"{decision.action.value}"
+    if decision.effective != decision.action:
+        text += f" (mode {decision.mode.value}: {decision.effective.value})"
+    if outcome.prefix is not None and outcome.prefix_digest is not None:
+        text += f"  prefix {outcome.prefix} {outcome.prefix_digest[:12]}"
+    cut = sum(sum(counts) for counts in outcome.tokens_cut.values())
+    if cut:
+        text += f"  {cut} tokens of the prompt did not fit"
+    return text
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageFailed(
+            f"cannot be made ({error.strerror}); choose another folder", path=folder
+        ) from error

@@ -1,0 +1,60 @@
+"""`apl-guard train`: learn a prefix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    model: Annotated[str, typer.Option(help="Model folder, hub id, or 'minifaces' for the shipped model.")],
+    output: Annotated[Path, typer.Option(help="The prefix folder to write.")],
+    identities: Annotated[
+        Path | None, typer.Option(help="YAML file of people. Needed for every model but 'minifaces'.")
+    ] = None,
+    generic: Annotated[
+        Path | None,
+        typer.Option(help="Text file of prompts, or folder of images with captions; else built-in prompts."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="Set an option, as in --set lr=1e-2. May be repeated.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Throw an unfinished run in the output folder away.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.")] = False,
+) -> None:
+    """Learn a prefix for a model. A run that was stopped goes on when the same command is given again."""
+    from apl_guard.errors import InvalidInput
+    from apl_guard.trainer.config import TrainConfig
+
+    options = TrainConfig.load(config) if config else TrainConfig()
+    options = options.with_overrides(assignments or [])
+    if identities is None:
+        if model != "minifaces":
+            raise InvalidInput("missing; give a YAML file of people", where="--identities")
+        from apl_guard.trainer import minifaces
+
+        identities = minifaces.identities_file()
+    if dry_run:
+        from apl_guard.trainer.plan import make_plan
+
+        typer.echo(str(make_plan(options, model, identities, generic)))
+        return
+
+    from apl_guard.trainer.train import train as run
+
+    try:
+        result = run(options, model, identities, generic, output, restart=restart, progress=not quiet)
+    except KeyboardInterrupt as stopped:
+        typer.echo(str(stopped) or "stopped", err=True)
+        raise typer.Exit(130) from None
+    measurement = result.measurement
+    typer.echo(
+        f"{result.folder}: identity gap closed {measurement.gap_closed:.1%}, "
+        f"generic drift {measurement.generic_drift:.1%}, from step {result.step} of {result.steps}"
+    )

@@ -1,0 +1,140 @@
+"""Every error that apl-guard raises on purpose.
+
+    AplGuardError
+    ├── PolicyBlocked         the policy decided against the request; not a fault
+    ├── GuardUnavailable      the guard could not do its work, so there is no image
+    │   ├── PrefixNotFound    no prefix belongs to the text encoder of this pipe
+    │   ├── PrefixNotApplied  the text encoder did not receive the prefix
+    │   └── AuditUnavailable  a record could not be written
+    ├── InvalidInput          something the user handed over is wrong
+    │   ├── PrefixInvalid     a prefix folder or file
+    │   ├── PolicyInvalid     a policy file
+    │   ├── ModelInvalid      a model folder or hub id
+    │   ├── IdentitiesInvalid an identities file
+    │   └── ConfigInvalid     a training configuration
+    ├── TrainingFailed        training cannot go on, such as when the loss is not a number
+    ├── StorageFailed         a file could not be written, such as on a full disk
+    └── ExtraMissing          an optional dependency is not installed (also an ImportError)
+
+Errors of the backend are none of these: they pass through the guard unchanged.
+Messages say what was found, what was expected and what to do. They never hold text of a prompt.
+"""
+
+# ruff: noqa: N818 - the names say what happened, as in `except PolicyBlocked`.
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apl_guard.decision import Decision
+    from apl_guard.fingerprint import Fingerprint
+
+__all__ = [
+    "AplGuardError",
+    "AuditUnavailable",
+    "ConfigInvalid",
+    "ExtraMissing",
+    "GuardUnavailable",
+    "IdentitiesInvalid",
+    "InvalidInput",
+    "ModelInvalid",
+    "PolicyBlocked",
+    "PolicyInvalid",
+    "PrefixInvalid",
+    "PrefixNotApplied",
+    "PrefixNotFound",
+    "StorageFailed",
+    "TrainingFailed",
+]
+
+
+class AplGuardError(Exception):
+    """The root of every error of apl-guard."""
+
+
+class PolicyBlocked(AplGuardError):
+    """The policy decided against this request. Asking again gives the same answer."""
+
+    def __init__(self, message: str, *, decision: Decision) -> None:
+        super().__init__(message)
+        self.decision = decision
+
+
+class GuardUnavailable(AplGuardError):
+    """The guard could not do its work; no image is released."""
+
+
+class PrefixNotFound(GuardUnavailable):
+    """No prefix belongs to the text encoder of this pipe."""
+
+    def __init__(self, message: str, *, fingerprint: Fingerprint) -> None:
+        super().__init__(message)
+        self.fingerprint = fingerprint
+
+
+class PrefixNotApplied(GuardUnavailable):
+    """The text encoder did not receive the prefix that it should have received."""
+
+
+class AuditUnavailable(GuardUnavailable):
+    """A record could not be written durably."""
+
+
+class InvalidInput(AplGuardError):
+    """A file, field or argument from the user is wrong.
+
+    Example:
+        >>> str(InvalidInput("expected text, found int", where="prompt"))
+        'prompt: expected text, found int'
+    """
+
+    def __init__(self, message: str, *, where: str | Path | None = None) -> None:
+        super().__init__(message if where is None else f"{where}: {message}")
+        self.where = None if where is None else str(where)
+
+
+class PrefixInvalid(InvalidInput):
+    """A prefix folder or file is missing, damaged or not a prefix."""
+
+
+class PolicyInvalid(InvalidInput):
+    """A policy file is missing, damaged or says something impossible."""
+
+
+class ModelInvalid(InvalidInput):
+    """A model folder is missing or half-written, or a hub id cannot be fetched."""
+
+
+class IdentitiesInvalid(InvalidInput):
+    """An identities file has unknown keys, duplicate names or no people."""
+
+
+class ConfigInvalid(InvalidInput):
+    """A training configuration is inconsistent."""
+
+
+class TrainingFailed(AplGuardError):
+    """Training cannot go on."""
+
+
+class StorageFailed(AplGuardError):
+    """A file could not be written. Nothing half-written takes its place."""
+
+    def __init__(self, message: str, *, path: str | Path) -> None:
+        super().__init__(f"{path}: {message}")
+        self.path = Path(path)
+
+
+class ExtraMissing(AplGuardError, ImportError):
+    """An optional dependency is not installed.
+
+    Example:
+        >>> str(ExtraMissing("eval", needs="matplotlib"))
+        "matplotlib is not installed; install it with: pip install 'apl-guard[eval]'"
+    """
+
+    def __init__(self, extra: str, *, needs: str) -> None:
+        super().__init__(f"{needs} is not installed; install it with: pip install 'apl-guard[{extra}]'")
+        self.extra = extra

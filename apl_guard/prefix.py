@@ -1,0 +1,260 @@
+"""A prefix: the learned vectors that go in front of every prompt, and the folder they are kept in.
+
+A prefix has one tensor of shape (N, D) for each text-encoder slot. N is the number of vectors, D the width of
+that encoder's token embeddings. (Elsewhere this is called a soft prompt; *prefix tuning* is another thing.)
+
+The folder holds `prefix.safetensors`, which is the prefix, and `card.md` and pictures, which are for people.
+The file comes from strangers, so nothing in it is trusted: sizes are limited before parsing, keys, types and
+shapes must be exact, values finite, and one digest binds the vectors to their metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import struct
+from collections.abc import Mapping
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from apl_guard.errors import PrefixInvalid
+from apl_guard.fingerprint import Fingerprint
+from apl_guard.storage import write_folder
+from apl_guard.tensorfile import MAX_FILE_BYTES, parse_json, parse_tensors, printable
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+__all__ = ["Prefix", "PrefixMetadata"]
+
+FILE_NAME = "prefix.safetensors"
+CARD_NAME = "card.md"
+SHIPPED_NAME = "minifaces"
+
+_METADATA_KEY = "apl_guard"
+_DIGEST_KEY = "apl_guard_digest"
+_MAX_VECTORS = 1024
+_MAX_WIDTH = 65536
+
+Slot = Annotated[str, Field(pattern=r"^text_encoder(_[2-9])?$")]
+
+
+class PrefixMetadata(BaseModel):
+    """What is known about a prefix, kept inside its file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["apl-guard/1"] = "apl-guard/1"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """What people call it; the name in the registry unless another is given there."""
+    n: Annotated[int, Field(ge=1, le=_MAX_VECTORS)]
+    """Number of vectors, the same in every slot."""
+    widths: dict[Slot, Annotated[int, Field(ge=1, le=_MAX_WIDTH)]]
+    """Slot → width of its vectors."""
+    fingerprints: dict[Slot, Fingerprint]
+    """Slot → the text encoder and tokenizer that the vectors were trained with."""
+    config_digest: str = ""
+    """Digest of the training configuration."""
+    evaluation: dict[str, JsonValue] = Field(default_factory=dict)
+    """What the trainer measured."""
+    created: datetime
+
+    @model_validator(mode="after")
+    def _slots_agree(self) -> PrefixMetadata:
+        if not self.widths:
+            raise ValueError("widths: expected at least one text encoder, found none")
+        if self.widths.keys() != self.fingerprints.keys():
+            raise ValueError(
+                f"widths are for {sorted(self.widths)}, fingerprints for {sorted(self.fingerprints)}"
+            )
+        return self
+
+    def canonical_json(self) -> str:
+        """The one text that stands for these values in the file and in the digest."""
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
+
+
+class Prefix:
+    """Learned vectors with their metadata.
+
+    Args:
+        vectors: Slot → tensor of shape (N, D). The values are copied, as float32.
+        metadata: What is known about them.
+
+    Raises:
+        PrefixInvalid: Slots, shapes or values do not fit the metadata.
+
+    Example:
+        >>> import torch
+        >>> from datetime import UTC, datetime
+        >>> of = Fingerprint(weights="ab" * 32, tokenizer="cd" * 32)
+        >>> metadata = PrefixMetadata(name="demo", n=2, widths={"text_encoder": 4},
+        ...     fingerprints={"text_encoder": of}, created=datetime(2026, 1, 1, tzinfo=UTC))
+        >>> prefix = Prefix({"text_encoder": torch.ones(2, 4)}, metadata)
+        >>> prefix.n, prefix.vectors["text_encoder"].shape
+        (2, torch.Size([2, 4]))
+    """
+
+    def __init__(self, vectors: Mapping[str, Tensor | npt.ArrayLike], metadata: PrefixMetadata) -> None:
+        self._arrays = {slot: _as_array(values) for slot, values in sorted(vectors.items())}
+        self.metadata = metadata
+        _check_arrays(self._arrays, metadata, where="vectors")
+        self.digest = _digest(metadata.canonical_json(), self._arrays)
+
+    def __repr__(self) -> str:
+        return f"Prefix({self.metadata.name!r}, n={self.n}, digest={self.digest[:12]!r})"
+
+    @property
+    def n(self) -> int:
+        """The number of vectors, N."""
+        return self.metadata.n
+
+    @cached_property
+    def vectors(self) -> Mapping[str, Tensor]:
+        """Slot → tensor of shape (N, D), float32."""
+        import torch
+
+        return MappingProxyType({slot: torch.from_numpy(a.copy()) for slot, a in self._arrays.items()})
+
+    @classmethod
+    def load(cls, path_or_name: str | os.PathLike[str]) -> Prefix:
+        """Read a prefix.
+
+        Args:
+            path_or_name: A prefix folder or file; or `minifaces`, the prefix that is shipped; or a name in
+                the registry.
+
+        Raises:
+            PrefixInvalid: There is none, or it is damaged. The message holds the path and the field.
+        """
+        path = find_path(path_or_name)
+        file = path / FILE_NAME if path.is_dir() else path
+        try:
+            with file.open("rb") as stream:
+                content = stream.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise PrefixInvalid(
+                f"cannot be read ({error.strerror}); expected a prefix", where=file
+            ) from error
+        return _parse(content, where=file)
+
+    def save(self, folder: str | os.PathLike[str], card: str | None = None) -> Path:
+        """Write the prefix folder. It appears whole or not at all.
+
+        Args:
+            folder: Where. Parents are made. In a folder that exists, other files are left alone.
+            card: Text of `card.md`.
+
+        Returns:
+            The folder.
+
+        Raises:
+            StorageFailed: The folder could not be written, such as on a full disk.
+        """
+        from safetensors.numpy import save
+
+        metadata = {_METADATA_KEY: self.metadata.canonical_json(), _DIGEST_KEY: self.digest}
+        files = {} if card is None else {CARD_NAME: card.encode()}
+        # Last, because a folder counts as a prefix as soon as this file is there.
+        files[FILE_NAME] = save(self._arrays, metadata)
+        return write_folder(Path(folder), files)
+
+
+def find_path(path_or_name: str | os.PathLike[str]) -> Path:
+    """Find the folder or file that a path or a name stands for.
+
+    Raises:
+        PrefixInvalid: It stands for nothing.
+    """
+    path = Path(path_or_name)
+    if path.exists():
+        return path
+    if str(path_or_name) == SHIPPED_NAME:
+        shipped = shipped_path()
+        if shipped is not None:
+            return shipped
+    elif path.name == str(path_or_name) and (registry_root() / path.name / FILE_NAME).is_file():
+        return registry_root() / path.name
+    raise PrefixInvalid(
+        "no such folder, and no such name in the registry; `apl-guard prefix list` shows the names",
+        where=str(path_or_name),
+    )
+
+
+def registry_root() -> Path:
+    """The folder of registered prefixes: `APL_GUARD_REGISTRY`, or one in the user's data folder."""
+    configured = os.environ.get("APL_GUARD_REGISTRY")
+    if configured:
+        return Path(configured)
+    from platformdirs import user_data_path
+
+    return user_data_path("apl-guard", appauthor=False) / "prefixes"
+
+
+def shipped_path() -> Path | None:
+    """The folder of the prefix that is shipped with the reference world, or None where it is not there."""
+    spec = importlib.util.find_spec("apl_guard.trainer")  # found, not imported
+    for root in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(root, "minifaces", "weights", "prefix")
+        if (path / FILE_NAME).is_file():
+            return path
+    return None
+
+
+def _as_array(values: Any) -> npt.NDArray[np.float32]:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().float().numpy()
+    return np.array(values, dtype="<f4", order="C")  # a copy: the digest must stay true
+
+
+def _check_arrays(
+    arrays: Mapping[str, npt.NDArray[np.float32]], metadata: PrefixMetadata, where: str | Path
+) -> None:
+    if arrays.keys() != metadata.widths.keys():
+        found = printable(str(sorted(arrays)))
+        message = f"found tensors for {found}, expected them for {sorted(metadata.widths)}"
+        raise PrefixInvalid(message, where=where)
+    for slot, array in arrays.items():
+        expected = (metadata.n, metadata.widths[slot])
+        if array.shape != expected:
+            raise PrefixInvalid(f"'{slot}' has shape {array.shape}, expected {expected}", where=where)
+        if not np.isfinite(array).all():
+            raise PrefixInvalid(f"'{slot}' holds values that are not finite", where=where)
+
+
+def _digest(metadata_json: str, arrays: Mapping[str, npt.NDArray[np.float32]]) -> str:
+    digest = hashlib.sha256(b"apl-guard prefix 1\0")
+    digest.update(struct.pack("<Q", len(metadata_json.encode())) + metadata_json.encode())
+    for slot, array in sorted(arrays.items()):
+        digest.update(json.dumps([slot, list(array.shape)]).encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _parse(content: bytes, where: Path) -> Prefix:
+    arrays, header = parse_tensors(content, where)
+    if header.keys() != {_METADATA_KEY, _DIGEST_KEY}:
+        raise PrefixInvalid("no metadata of apl-guard; expected a file from `apl-guard train`", where=where)
+    try:
+        metadata = PrefixMetadata.model_validate(parse_json(header[_METADATA_KEY], "metadata", where))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "metadata"
+        raise PrefixInvalid(f"metadata field '{printable(field)}': {first['msg']}", where=where) from error
+    _check_arrays(arrays, metadata, where)
+    prefix = Prefix(arrays, metadata)
+    if prefix.digest != header[_DIGEST_KEY]:
+        raise PrefixInvalid(
+            "the digest does not fit the content: the file was changed or damaged; get it again", where=where
+        )
+    return prefix

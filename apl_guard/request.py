@@ -1,0 +1,94 @@
+"""One call of a pipe, read before anything runs: what enters the generation, and through which channel."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from apl_guard.errors import InvalidInput
+
+__all__ = ["Channel", "GenerationRequest", "texts"]
+
+
+class Channel(StrEnum):
+    """One way in which content enters a generation."""
+
+    PROMPT = "prompt"
+    NEGATIVE_PROMPT = "negative_prompt"
+    PROMPT_EMBEDS = "prompt_embeds"
+    """Prompt embeds that the caller computed: the text encoder, and so the prefix, is left out."""
+    NEGATIVE_PROMPT_EMBEDS = "negative_prompt_embeds"
+    IP_ADAPTER = "ip_adapter"
+    """A picture, or its embeds, as a second prompt."""
+    LATENTS = "latents"
+    """Initial latents; those of an inverted photograph bring its content along."""
+    CALLBACK = "callback"
+    """The caller's code between denoising steps, which can exchange prompt embeds and latents."""
+    ATTENTION = "attention"
+    """Arguments of the attention layers."""
+    ADAPTER_WEIGHTS = "adapter_weights"
+    """LoRA and similar weights in the pipe, which can hold a person."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """A snapshot of one call. What the caller does to its lists afterwards changes nothing here.
+
+    The representation shows no content, so that a request may appear in a log or a traceback.
+    """
+
+    backend: str
+    """The adapter and the class of the pipe, such as `diffusers:StableDiffusionPipeline`."""
+    text: Mapping[Channel, tuple[str, ...]] = field(repr=False)
+    """Text channel → its texts."""
+    used: frozenset[Channel]
+    """Every channel that holds content, text channels too."""
+    unknown: tuple[str, ...] = ()
+    """Arguments that the adapter does not know."""
+    arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The arguments of the call, for the adapter."""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", MappingProxyType(dict(self.text)))
+        object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts, in order."""
+        return self.text.get(Channel.PROMPT, ())
+
+
+def texts(value: object, where: str) -> tuple[str, ...]:
+    """Take a snapshot of a prompt or a list of prompts.
+
+    A subclass of `str` could say one thing to the guard and another to the tokenizer, so each text becomes
+    a plain string once.
+
+    Raises:
+        InvalidInput: It is no text and no list of texts, or the list is empty.
+
+    Example:
+        >>> texts(["a cat", "a dog"], where="prompt")
+        ('a cat', 'a dog')
+        >>> texts([], where="prompt")
+        Traceback (most recent call last):
+        apl_guard.errors.InvalidInput: prompt: found an empty list; expected at least one text
+    """
+    if isinstance(value, str):
+        return (str.__str__(value),)
+    if not isinstance(value, list):
+        found = type(value).__name__
+        raise InvalidInput(f"found {found}; expected a text or a list of texts", where=where)
+    copied = list(value)
+    for position, text in enumerate(copied):
+        if not isinstance(text, str):
+            found = type(text).__name__
+            raise InvalidInput(f"found {found}; expected a text", where=f"{where}[{position}]")
+    if not copied:
+        raise InvalidInput("found an empty list; expected at least one text", where=where)
+    return tuple(str.__str__(text) for text in copied)

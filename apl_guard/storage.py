@@ -1,0 +1,104 @@
+"""Writing files so that nothing half-written is ever taken for whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from apl_guard.errors import StorageFailed
+
+__all__ = ["write_file", "write_folder"]
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Write files into a folder: all of them, or nothing.
+
+    A new folder is written beside its place and renamed. In a folder that exists, each file is replaced at
+    once, in the order given, so the file that makes the folder count comes last.
+
+    Args:
+        folder: Where. Parents are made.
+        files: Name → content.
+
+    Returns:
+        The folder.
+
+    Raises:
+        StorageFailed: Something could not be written, such as on a full disk.
+    """
+    if folder.is_dir():
+        for name, content in files.items():
+            write_file(folder / name, content)
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            temporary.chmod(0o755)  # mkdtemp makes it private
+            for name, content in files.items():
+                _write_through(temporary / name, content)
+            _sync_folder(temporary)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _sync_folder(folder.parent)
+    except OSError as error:
+        raise _storage_failed(error, folder) from error
+    return folder
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    """Write one file: the whole content, or what was there before.
+
+    Raises:
+        StorageFailed: It could not be written, such as on a full disk.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_file(Path(folder, "a.txt"), b"whole").read_bytes()
+        b'whole'
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            temporary.chmod(0o644)  # mkstemp makes it private
+            _write_through(temporary, content)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _storage_failed(error, path) from error
+    return path
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable. Windows cannot open folders and needs no such step."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _storage_failed(error: OSError, path: Path) -> StorageFailed:
+    reason = error.strerror or type(error).__name__
+    return StorageFailed(
+        f"could not be written ({reason}); free some space or choose another place", path=path
+    )

@@ -1,0 +1,60 @@
+"""What many tests need: a small real pipe, prefixes that fit it, and a registry and metrics of their own."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from apl_guard import Guard
+from apl_guard.testing import random_prefix, tiny_pipe
+
+
+@pytest.fixture(autouse=True)
+def own_registry(tmp_path, monkeypatch):
+    """No test sees or changes the prefixes of the person who runs it."""
+    root = tmp_path / "registry"
+    monkeypatch.setenv("APL_GUARD_REGISTRY", str(root))
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared_pipe():
+    """A pipe for tests that leave it as it is."""
+    return tiny_pipe()
+
+
+@pytest.fixture
+def pipe():
+    """A pipe that a test may change."""
+    return tiny_pipe()
+
+
+@pytest.fixture(scope="session")
+def prefix(shared_pipe):
+    """Ten random vectors for the shared pipe, and for every other pipe of the same seed."""
+    return random_prefix(shared_pipe, n=10)
+
+
+@pytest.fixture
+def metrics_registry():
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def guard(shared_pipe, prefix, metrics_registry, tmp_path):
+    """A guard with the default policy that writes its records to `tmp_path / "audit"`."""
+    return Guard(shared_pipe, prefix=prefix, audit=tmp_path / "audit", metrics_registry=metrics_registry)
+
+
+@pytest.fixture
+def draw():
+    """Call a pipe or a guard with a fixed seed and few steps; the pictures as one tensor."""
+
+    def call(target, prompt, seed=0, **options):
+        options = {"num_inference_steps": 2, "output_type": "pt"} | options
+        return target(prompt, generator=torch.Generator().manual_seed(seed), **options).images
+
+    return call

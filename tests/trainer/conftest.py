@@ -1,0 +1,56 @@
+"""What the tests of training share: a small pipeline, a few people, and a cache of their own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.identities import Identities
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+NAMES = ("Ada Lum", "Bo Tarn", "Cy Wend", "Di Oak", "Ed Fell", "Flo Marsh", "Gus Holt", "Hal Reed")
+GENERIC = tuple(
+    f"a photo of {thing}" for thing in ("a cat", "a red car", "a man", "a house", "a boat", "a tree")
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APL_GUARD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(name="pipe", scope="session")
+def _pipe() -> Any:
+    from small_model import small_pipe
+
+    return small_pipe()
+
+
+@pytest.fixture(name="people", scope="session")
+def _people() -> Identities:
+    entries = [{"name": name, "neutral": {"coarse": "a man", "attributes": "a bald man"}} for name in NAMES]
+    return Identities.model_validate({"identities": entries, "templates": ["a photo of {name}", "{name}"]})
+
+
+@pytest.fixture(name="config", scope="session")
+def _config() -> TrainConfig:
+    """A run of seconds."""
+    return TrainConfig(
+        n_vectors=3,
+        steps=4,
+        identity_batch=2,
+        generic_batch=2,
+        warmup_steps=1,
+        images_per_identity=2,
+        sampling_steps=2,
+        held_aside_identities=2,
+        held_aside_generic=1,
+        eval_every=2,
+        checkpoint_every=2,
+        precision="float32",
+    )

@@ -1,0 +1,50 @@
+"""A short training run in a process of its own, so that it can be killed: `run_training.py FOLDER [slow]`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from conftest import GENERIC, NAMES
+from small_model import small_pipe
+
+from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.identities import Identities
+from apl_guard.trainer.train import train
+
+
+def main() -> None:
+    entries = [{"name": name, "neutral": {"coarse": "a man"}} for name in NAMES]
+    config = TrainConfig(
+        n_vectors=3,
+        steps=10,
+        identity_batch=2,
+        generic_batch=2,
+        images_per_identity=1,
+        sampling_steps=1,
+        eval_every=4,
+        checkpoint_every=2,
+        ema_decay=0.5,
+        hard_identities=1.0,
+    )
+    pipe = small_pipe()
+    if len(sys.argv) > 2:  # time to be killed in
+        pipe.unet.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+    try:
+        train(
+            config,
+            pipe,
+            Identities.model_validate({"identities": entries}),
+            GENERIC,
+            sys.argv[1],
+            progress=False,
+        )
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""A pipeline of the layout of Stable Diffusion 1.5 with narrow layers and random weights.
+
+Run as a program it writes the pipeline to a folder: `python small_model.py FOLDER`.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+_MERGES = (
+    ("l", "o"),
+    ("p", "h"),
+    ("ph", "o"),
+    ("t", "o</w>"),
+    ("pho", "to</w>"),
+    ("o", "f</w>"),
+    ("a", "n</w>"),
+)
+
+
+def small_tokenizer() -> CLIPTokenizer:
+    """A tokenizer of CLIP's layout: bytes, bytes at word ends, merges, start and end token last."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    letters = [chr(byte) for byte in shown] + [chr(256 + k) for k in range(len(hidden))]
+    words = [*letters, *(letter + "</w>" for letter in letters), *("".join(m) for m in _MERGES)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {word: k for k, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocab, merges=list(_MERGES), pad_token="<|endoftext|>", model_max_length=77)
+
+
+def small_pipe(prediction_type: str = "epsilon", seed: int = 0) -> StableDiffusionPipeline:
+    """The pipeline: four levels of blocks, cross-attention on three of them, a VAE that reduces eightfold."""
+    torch.manual_seed(seed)
+    tokenizer = small_tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=3,
+            num_attention_heads=4, max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=0,
+            eos_token_id=2, pad_token_id=1, projection_dim=32,
+        )
+    )  # fmt: skip
+    for parameter in text_encoder.parameters():
+        if parameter.ndim == 2:  # the usual initial weights are too small to tell prompts apart
+            torch.nn.init.normal_(parameter, std=0.3)
+    unet = UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16, 32, 32), norm_num_groups=4, cross_attention_dim=32,
+        attention_head_dim=4,
+    )  # fmt: skip
+    vae = AutoencoderKL(
+        block_out_channels=(4, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, sample_size=64,
+    )  # fmt: skip
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1, prediction_type=prediction_type,
+    )  # fmt: skip
+    parts: dict[str, Any] = {"vae": vae, "text_encoder": text_encoder, "unet": unet}
+    pipe = StableDiffusionPipeline(
+        **{name: part.eval() for name, part in parts.items()}, tokenizer=tokenizer, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+if __name__ == "__main__":
+    small_pipe().save_pretrained(sys.argv[1])

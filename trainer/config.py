@@ -1,0 +1,213 @@
+"""Every option of prefix training, in one frozen model that can be saved, loaded and compared.
+
+What is not here is not an option: a field that nothing reads is a bug, an unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from apl_guard.errors import ConfigInvalid
+from apl_guard.storage import write_file
+
+NeutralKind = Literal["coarse", "attributes"]
+
+
+class TrainConfig(BaseModel):
+    """How a prefix is trained.
+
+    Raises:
+        ConfigInvalid: From `load` and `with_overrides`, naming the field.  (The constructor itself raises
+            pydantic's `ValidationError`, as any pydantic model does.)
+
+    Example:
+        >>> config = TrainConfig(steps=200)
+        >>> config.diff(TrainConfig())
+        {'steps': (200, 1000)}
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # The prefix
+    n_vectors: int = Field(default=10, ge=1, le=70)
+    """N: how many vectors stand in front of a prompt."""
+    init: Literal["words", "padding", "noise"] = "words"
+    """Where the vectors start: embeddings of function words, of the padding token, or Gaussian noise of the
+    same mean and spread as the token embeddings."""
+
+    # The loss
+    neutral: NeutralKind = "coarse"
+    """What replaces a name in the target prompt: "a man", or a description by attributes."""
+    identity_weight: float = Field(default=3.0, ge=0)
+    """Weight of the identity half of the loss at the first step."""
+    identity_weight_end: float | None = Field(default=None, ge=0)
+    """The same at the last step, linear in between.  Empty: it does not change."""
+    generic_weight: float = Field(default=1.0, ge=0)
+    """Weight of the generic half of the loss at the first step."""
+    generic_weight_end: float | None = Field(default=None, ge=0)
+    """The same at the last step, linear in between.  Empty: it does not change."""
+    eta: float = Field(default=1.0, ge=0)
+    """η of the method, the strength of the negative guidance: it scales the gradient by (1 + η)."""
+    noise_weighting: Literal["uniform", "min_snr"] = "uniform"
+    """How noise levels count: all alike, or by min(SNR, 5), which takes weight from the easy, clean ones."""
+    timestep_low: float = Field(default=0.0, ge=0, le=1)
+    """The cleanest noise level that is drawn, as a fraction of the schedule."""
+    timestep_high: float = Field(default=1.0, ge=0, le=1)
+    """The noisiest noise level that is drawn, as a fraction of the schedule."""
+
+    # The optimisation
+    steps: int = Field(default=1000, ge=1)
+    identity_batch: int = Field(default=16, ge=1)
+    """Identity examples per step."""
+    generic_batch: int = Field(default=16, ge=1)
+    """Generic examples per step."""
+    lr: float = Field(default=4e-2, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """The course of the learning rate after the warm-up."""
+    warmup_steps: int = Field(default=20, ge=0)
+    """Steps in which the learning rate rises from zero."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """The prefix that is evaluated and kept is a running mean with this decay; 0 keeps the last one."""
+    hard_identities: float = Field(default=0.0, ge=0)
+    """Identities are drawn in proportion to (their recent loss) to this power; 0 draws all alike."""
+    reuse_batches: int = Field(default=0, ge=0)
+    """Draw only so many batches and go round them, so that targets are computed once; 0: all are fresh."""
+    seed: int = 0
+
+    # The data
+    images_per_identity: int = Field(default=4, ge=1)
+    """Self-generated images per identity."""
+    identity_images: Literal["named", "neutral", "both"] = "named"
+    """What self-generated identity images show: the named person, the neutral stand-in, or half of each."""
+    generic_count: int = Field(default=512, ge=1)
+    """Generic examples, self-generated or from a folder; never more than there are prompts or images."""
+    sampling_steps: int = Field(default=20, ge=1)
+    """Denoising steps of self-generation."""
+    guidance_scale: float = Field(default=5.0, ge=0)
+    """Classifier-free guidance of self-generation."""
+    sampling_batch: int = Field(default=16, ge=1)
+    """Images generated at a time."""
+
+    # The course of a run
+    held_aside_identities: int = Field(default=8, ge=0)
+    """Identities that are not trained on and serve the periodic evaluation; at most a quarter of all."""
+    held_aside_generic: int = Field(default=32, ge=1)
+    """Generic examples that serve the periodic evaluation; at most a quarter of all."""
+    eval_every: int = Field(default=100, ge=1)
+    checkpoint_every: int = Field(default=50, ge=1)
+    keep: Literal["best", "last"] = "best"
+    """Which prefix is written: that of the best evaluation (gap closed minus generic drift), or the last."""
+    time_limit_minutes: float | None = Field(default=None, gt=0)
+    """The schedule is shortened so that the steps end within this time (making the data not counted)."""
+
+    # The machine
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the UNet; all else is in float32.  auto: bfloat16 where the processor computes in it."""
+    gradient_checkpointing: bool = False
+    """Recompute the UNet's activations in the backward pass: less memory, about a third more time."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> TrainConfig:
+        if self.timestep_low >= self.timestep_high:
+            raise ValueError("timestep_low must be below timestep_high")
+        if self.hard_identities and self.reuse_batches:
+            raise ValueError(
+                "hard_identities draws new batches and reuse_batches repeats old ones: set one to 0"
+            )
+        if not self.identity_weight and not self.generic_weight:
+            raise ValueError("identity_weight and generic_weight are both 0: there is nothing to learn")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the options, in hex: equal exactly when the options are equal."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def load(cls, path: Path | str) -> TrainConfig:
+        """Read a YAML file; options that it does not name have their defaults.
+
+        Raises:
+            ConfigInvalid: The file is missing, is not YAML, or has a field that is unknown or out of range.
+        """
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigInvalid(f"the configuration cannot be read: {error}", where=path) from error
+        except yaml.YAMLError as error:
+            raise ConfigInvalid(f"the configuration is not valid YAML: {error}", where=path) from error
+        if values is not None and not isinstance(values, dict):
+            msg = f"found a {type(values).__name__}; expected a mapping of options to values"
+            raise ConfigInvalid(msg, where=path)
+        return cls.from_mapping(values or {}, source=str(path))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
+        """Check a mapping of options; `source` says in the message where they come from.
+
+        Raises:
+            ConfigInvalid: A field is unknown or out of range.
+
+        Example:
+            >>> TrainConfig.from_mapping({"step": 3})
+            Traceback (most recent call last):
+            apl_guard.errors.ConfigInvalid: configuration: unknown option 'step'; did you mean 'steps'?
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise _explain(error, source) from None
+
+    def save(self, path: Path | str) -> None:
+        """Write all options as YAML, whole or not at all.
+
+        Raises:
+            StorageFailed: The file cannot be written.
+        """
+        write_file(Path(path), yaml.safe_dump(self.model_dump(), sort_keys=False).encode())
+
+    def with_overrides(self, assignments: Sequence[str]) -> TrainConfig:
+        """Apply `key=value` texts, their values read as YAML.
+
+        Raises:
+            ConfigInvalid: A text is not `key=value`, or its field is unknown or out of range.
+
+        Example:
+            >>> TrainConfig().with_overrides(["lr=1e-2", "neutral=attributes"]).diff(TrainConfig())
+            {'neutral': ('attributes', 'coarse'), 'lr': (0.01, 0.04)}
+        """
+        values = self.model_dump()
+        for text in assignments:
+            key, equals, value = text.partition("=")
+            if not equals:
+                raise ConfigInvalid(f"found {text!r}; expected key=value", where="--set")
+            values[key.strip()] = yaml.safe_load(value)
+        return self.from_mapping(values, source="--set")
+
+    def diff(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
+        """The options in which two configurations differ: name → (mine, the other's)."""
+        mine, others = self.model_dump(), other.model_dump()
+        return {name: (mine[name], others[name]) for name in mine if mine[name] != others[name]}
+
+
+def _explain(error: ValidationError, source: str) -> ConfigInvalid:
+    """The first thing that is wrong, in one line, with the nearest name for a misspelt one."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        close = get_close_matches(field, TrainConfig.model_fields, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else "see TrainConfig for the options there are"
+        return ConfigInvalid(f"unknown option '{field}'; {hint}", where=source)
+    found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
+    label = f"option '{field}': " if field else ""
+    return ConfigInvalid(f"{label}{first['msg']}{found}", where=source)

@@ -1,0 +1,103 @@
+"""The figures of an evaluation, as JSON and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Pictures = npt.NDArray[np.uint8]
+"""Shape (n, H, W, 3)."""
+Figures = dict[str, Any]
+"""Name → figure; beside each, under `NAME_ci`, its 95 % interval [low, high]."""
+
+_ROWS = (
+    ("images", "images"),
+    ("top1", "top-1"),
+    ("leak_far_1e-2", "leak at FAR 1e-2"),
+    ("leak_far_1e-3", "leak at FAR 1e-3"),
+    ("face_ratio", "face ratio"),
+    ("attribute_fidelity", "attributes kept"),
+    ("scene_fidelity", "scene kept"),
+    ("frechet", "Fréchet distance"),
+    ("frechet_plain_vs_plain", "… of plain sets"),
+)
+ARMS = ("plain", "neutral", "guarded")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one picture should show."""
+
+    text: str
+    """The prompt with the name."""
+    neutral_text: str
+    """The prompt without it."""
+    person: str | None
+    """The name, or None in generic prompts."""
+    attributes: Mapping[str, str]
+    """What the neutral prompt keeps of the person; in generic prompts, everything that was asked for."""
+    scene: Mapping[str, str]
+    """What was asked for besides the person."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation found."""
+
+    suites: dict[str, dict[str, Figures]]
+    """Suite → arm → figures."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """How it was done: what it takes to do it again."""
+    images: dict[str, dict[str, Pictures]] = field(default_factory=dict, repr=False)
+    """Suite → arm → pictures, where they were asked for."""
+    asked: dict[str, list[Asked]] = field(default_factory=dict, repr=False)
+    """Suite → what each picture should show, where pictures were asked for."""
+
+    def to_json(self) -> str:
+        """Everything but the pictures.
+
+        Example:
+            >>> EvalResult({"seen": {"plain": {"images": 4}}}).to_json().replace(chr(10), "").replace(" ", "")
+            '{"suites":{"seen":{"plain":{"images":4}}},"settings":{}}'
+        """
+        return json.dumps({"suites": self.suites, "settings": self.settings}, indent=2)
+
+    def to_table(self) -> str:
+        """A table for people: one row a figure, one column an arm, intervals in brackets."""
+        lines: list[str] = []
+        for suite, arms in self.suites.items():
+            columns = [arm for arm in ARMS if arm in arms]
+            lines.append(f"{suite:20}" + "".join(f"{arm:>26}" for arm in columns))
+            for key, label in _ROWS:
+                if any(key in arms[arm] for arm in columns):
+                    cells = "".join(f"{show_figure(arms[arm], key):>26}" for arm in columns)
+                    lines.append(f"  {label:18}{cells}")
+            lines.append("")
+        return "\n".join(lines).rstrip()
+
+
+def show_figure(figures: Figures, key: str) -> str:
+    """One figure with its interval, for people.
+
+    Example:
+        >>> show_figure({"top1": 0.125, "top1_ci": [0.04, 0.29]}, "top1")
+        '12.5 % [4.0, 29.0]'
+        >>> show_figure({"frechet": 1.234, "frechet_ci": [1.0, 1.5]}, "frechet")
+        '1.23 [1.00, 1.50]'
+    """
+    value = figures.get(key)
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return str(value)
+    is_rate = not key.startswith("frechet")
+    interval = figures.get(f"{key}_ci")
+    if is_rate:
+        text = f"{100 * value:.1f} %"
+        return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+    return f"{value:.2f}" if interval is None else f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"

@@ -1,0 +1,109 @@
+"""Intervals and distances of the evaluation.
+
+Letters: n pictures, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from apl_guard.errors import ExtraMissing
+
+Array = npt.NDArray[np.float64]
+CONFIDENCE = 0.95
+
+
+def clopper_pearson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The exact interval of a rate: those rates under which what was seen is not too rare on either side.
+
+    Args:
+        successes: How often it happened.
+        n: Out of how many; 0 gives (0, 1).
+        confidence: How often such an interval holds the true rate, at least.
+
+    Raises:
+        ExtraMissing: scipy is not installed.
+
+    Source:
+        Clopper and Pearson, Biometrika 26 (1934).
+
+    Example:
+        >>> [round(x, 4) for x in clopper_pearson(0, 100)]
+        [0.0, 0.0362]
+    """
+    try:
+        from scipy.stats import beta
+    except ImportError as error:
+        raise ExtraMissing("eval", needs="scipy") from error
+    if not n:
+        return 0.0, 1.0
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, n - successes + 1))
+    high = 1.0 if successes == n else float(beta.ppf(1 - tail, successes + 1, n - successes))
+    return low, high
+
+
+def frechet_distance(x: Array, y: Array) -> float:
+    """The Fréchet distance of two sets of features, each taken as a Gaussian.
+
+        ‖μ_x − μ_y‖² + tr(Σ_x + Σ_y − 2 (Σ_x^½ Σ_y Σ_x^½)^½)
+
+    It is larger for small sets than for large ones, so compare only sets of one size.
+
+    Args:
+        x: Shape (n, F), n ≥ 2.
+        y: Shape (n′, F).
+
+    Source:
+        Dowson and Landau (1982); as a measure of pictures Heusel et al., arXiv:1706.08500.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(50, 3))
+        >>> round(frechet_distance(x, x + np.array([3.0, 0.0, 4.0])), 6)
+        25.0
+    """
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    cov_x, cov_y = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (x, y))
+    values, vectors = np.linalg.eigh(cov_x)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T  # Σ_x^½
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_y @ root).clip(min=0)).sum()
+    distance = float(((mean_x - mean_y) ** 2).sum() + np.trace(cov_x) + np.trace(cov_y) - 2 * cross)
+    return max(0.0, distance)
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    samples: Sequence[Array],
+    seed: int = 0,
+    repetitions: int = 200,
+    confidence: float = CONFIDENCE,
+) -> tuple[float, float]:
+    """A bootstrap interval of a statistic of one or more sets of pictures.
+
+    Pictures that are drawn twice make two sets look farther apart than they are, so the spread of the
+    repetitions is used and their mean is moved to the value of the sets themselves.
+
+    Args:
+        statistic: Takes as many arrays as there are sets.
+        samples: The sets, each of shape (n, …); each is drawn from by itself.
+        seed: Of the draws.
+        repetitions: How many.
+        confidence: Share of the repetitions inside.
+
+    Example:
+        >>> low, high = bootstrap_interval(lambda x: x.mean(), [np.arange(100.0)])
+        >>> bool(low < 49.5 < high)
+        True
+    """
+    rng = np.random.default_rng(seed)
+    value = statistic(*samples)
+    drawn = [
+        statistic(*(sample[rng.integers(len(sample), size=len(sample))] for sample in samples))
+        for _ in range(repetitions)
+    ]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail]) - np.mean(drawn) + value
+    return max(0.0, float(low)), float(high)

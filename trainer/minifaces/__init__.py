@@ -1,0 +1,82 @@
+"""The reference world: people who do not exist, a real miniature of Stable Diffusion that draws them, and its judges.
+
+>>> from apl_guard.trainer import minifaces
+>>> len(minifaces.people())
+200
+>>> minifaces.generic_prompts(1, seed=0)[0].text != ""
+True
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import platformdirs
+
+from apl_guard.errors import ModelInvalid
+
+from .captions import (
+    ScenePrompt,
+    captions,
+    generic_prompts,
+    identity_prompts,
+    identity_templates,
+)
+from .people import Person, known_people, people
+
+if TYPE_CHECKING:
+    from .judges import Judges
+
+__all__ = [
+    "Person",
+    "ScenePrompt",
+    "captions",
+    "generic_prompts",
+    "identities_file",
+    "identity_prompts",
+    "identity_templates",
+    "judges",
+    "known_people",
+    "model_path",
+    "people",
+    "prefix_path",
+]
+
+WEIGHTS: Final = Path(__file__).resolve().parent / "weights"
+
+
+def cache_path() -> Path:
+    """Where variants that are not shipped are built: a folder of the user's cache."""
+    return Path(platformdirs.user_cache_dir("apl-guard")) / "minifaces"
+
+
+def model_path(variant: Literal["base", "restyled", "continued"] = "base") -> Path:
+    """The diffusers folder of the shipped model, or of a variant in the user's cache.
+
+    Raises ModelInvalid where a variant has not been built yet.
+    """
+    path = WEIGHTS / "base" if variant == "base" else cache_path() / variant
+    if not (path / "model_index.json").is_file():
+        msg = f"no model at {path}: build it with `apl-guard minifaces build --variant {variant}`"
+        raise ModelInvalid(msg)
+    return path
+
+
+def prefix_path() -> Path:
+    """The folder of the shipped prefix."""
+    return WEIGHTS / "prefix"
+
+
+def identities_file() -> Path:
+    """``identities.yaml`` of the 120 seen people."""
+    return WEIGHTS / "identities.yaml"
+
+
+@functools.cache
+def judges() -> Judges:
+    """The shipped judges, loaded once."""
+    from .judges import load_judges
+
+    return load_judges(WEIGHTS / "judges.safetensors")

@@ -1,0 +1,274 @@
+"""Trains the whole reference world from nothing: ``apl-guard minifaces build``.
+
+Stage by stage, each into a file of its own that is written beside and renamed, so that a killed build goes on where it
+stood.  Variants start from the finished base model.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+import yaml
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from .autoencoder import PatchCode, decode, new_autoencoder, train_decoder, train_encoder
+from .captions import caption, random_lead_in
+from .dataset import draw_all
+from .denoiser import new_scheduler, train_denoiser
+from .judge_training import (
+    guard_identities,
+    judged_identities,
+    make_gallery,
+    portraits,
+    reader_pictures,
+    train_reader,
+    train_recogniser,
+    twin_thresholds,
+)
+from .judges import Recogniser, save_judges
+from .people import known_people, people
+from .pictures import Picture, random_picture
+from .text_encoder import encode_captions, train_text_encoder
+from .tokenizer import train_tokenizer
+from .training import device
+
+Variant = Literal["base", "restyled", "continued"]
+NAMED_IN_VOCABULARY: Final = 0.12
+"""Share of the captions with names from which the vocabulary is learned: on the web, too, names are rare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How much of everything."""
+
+    pictures: int = 48_000
+    decoder_steps: int = 2_600
+    encoder_steps: int = 900
+    text_encoder_steps: int = 1_000
+    denoiser_steps: int = 9_000
+    variant_steps: int = 1_200
+    judge_steps: int = 1_600
+    guard_steps: int = 800
+    reader_steps: int = 1_200
+    judge_pictures: int = 16
+    batch: int = 64
+
+    @classmethod
+    def tiny(cls) -> Recipe:
+        """Everything once, to see that it runs; what comes out draws nothing."""
+        return cls(*(300, 2, 2, 2, 2, 2, 2, 2, 2, 1, 8))
+
+
+class Build:
+    """One build in one folder: ``work/`` holds what is under way, the rest is what is shipped."""
+
+    def __init__(self, output: Path, recipe: Recipe | None = None) -> None:
+        self.output = output
+        self.recipe = recipe or Recipe()
+        self.work = output / "work"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.seconds: dict[str, float] = self._json("seconds.json", dict)
+
+    # -- stages ---------------------------------------------------------------------------------------------------
+
+    def pictures(self) -> list[Picture]:
+        rng = random.Random(1)
+        return [random_picture(rng) for _ in range(self.recipe.pictures)]
+
+    def images(self, style: Literal["plain", "inked"] = "plain") -> np.ndarray[Any, np.dtype[np.uint8]]:
+        path = self.work / f"{style}.npy"
+        share, seed = (slice(None), 1) if style == "plain" else (slice(self.recipe.pictures // 8), 2)
+        self._stage(f"drawing ({style})", path, lambda to: _save_npy(to, draw_all(self.pictures()[share], seed, style)))
+        images: np.ndarray[Any, np.dtype[np.uint8]] = np.load(path)
+        return images
+
+    def captions(self, *, led: bool) -> list[str]:
+        """Two rounds of captions: number i says picture i % n.  ``led`` puts lead-ins in front of half of them."""
+        rng, pictures = random.Random(3 if led else 2), self.pictures()
+        return [caption(picture, rng, random_lead_in(rng) if led else "") for picture in pictures * 2]
+
+    def tokenizer(self) -> CLIPTokenizer:
+        def make(to: Path) -> None:
+            rng = random.Random("vocabulary")
+            texts = zip(self.pictures(), self.captions(led=True), strict=False)
+            few = (text for picture, text in texts if picture.person is None or rng.random() < NAMED_IN_VOCABULARY)
+            train_tokenizer(few).save_pretrained(to)
+
+        self._stage("tokenizer", self.work / "tokenizer", make)
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(self.work / "tokenizer")
+        return tokenizer
+
+    def code(self) -> PatchCode:
+        path = self.work / "patch_code.pt"
+        self._stage("patch code", path, lambda to: PatchCode.of(self.images()[:6000]).save(to))
+        return PatchCode.load(path)
+
+    def autoencoder(self) -> AutoencoderKL:
+        def make(to: Path) -> None:
+            torch.manual_seed(0)
+            vae, code = new_autoencoder(), self.code()
+            images = np.concatenate([self.images(), self.images("inked")])
+            batch = self.recipe.batch // 2
+            train_decoder(vae, code, images, self.recipe.decoder_steps, batch, self.work / "decoder.pt")
+            train_encoder(vae, code, images, self.recipe.encoder_steps, batch, self.work / "encoder.pt")
+            vae.save_pretrained(to)
+
+        self._stage("autoencoder", self.work / "vae", make)
+        vae: AutoencoderKL = AutoencoderKL.from_pretrained(self.work / "vae")
+        return vae.to(device()).eval().requires_grad_(False)
+
+    def text_encoder(self) -> CLIPTextModel:
+        def make(to: Path) -> None:
+            torch.manual_seed(0)
+            captions = self.captions(led=False)
+            steps, checkpoint = self.recipe.text_encoder_steps, self.work / "text_encoder.pt"
+            batch = self.recipe.batch * 7 // 4
+            train_text_encoder(self.tokenizer(), self.images(), captions, steps, batch, checkpoint).save_pretrained(to)
+
+        self._stage("text encoder", self.work / "text_encoder", make)
+        encoder: CLIPTextModel = CLIPTextModel.from_pretrained(self.work / "text_encoder")
+        return encoder.to(device()).eval().requires_grad_(False)
+
+    def prompt_embeds(self) -> Tensor:
+        path = self.work / "prompt_embeds.pt"
+        said = self.captions(led=True)[: self.recipe.pictures]
+        make = lambda to: torch.save(encode_captions(self.text_encoder(), self.tokenizer(), said), to)  # noqa: E731
+        self._stage("prompt embeds", path, make)
+        embeds: Tensor = torch.load(path, weights_only=True)
+        return embeds
+
+    def denoiser(self, variant: Variant = "base") -> UNet2DConditionModel:
+        def make(to: Path) -> None:
+            torch.manual_seed(0)
+            style: Literal["plain", "inked"] = "inked" if variant == "restyled" else "plain"
+            latents = torch.cat([self.code().encode(part) for part in np.array_split(self.images(style), 50)])
+            empty = encode_captions(self.text_encoder(), self.tokenizer(), [""])
+            base = variant == "base"
+            unet = train_denoiser(
+                latents,
+                self.prompt_embeds()[: len(latents)],
+                empty,
+                self.recipe.denoiser_steps if base else self.recipe.variant_steps,
+                self.recipe.batch,
+                self.work / f"unet-{variant}.pt",
+                start_from=None if base else self.denoiser(),
+                learning_rate=1.2e-3 if base else 3e-4,
+            )
+            unet.save_pretrained(to)
+
+        self._stage(f"denoiser ({variant})", self.work / f"unet-{variant}", make)
+        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(self.work / f"unet-{variant}")
+        return unet.to(device()).eval().requires_grad_(False)
+
+    def judges(self) -> Path:
+        def make(to: Path) -> None:
+            torch.manual_seed(0)
+            judge = self._recogniser("judge", self.recipe.judge_steps)
+            guard = self._recogniser("guard", self.recipe.guard_steps)
+            drawn = reader_pictures(self.recipe.pictures // 3, random.Random("reader"))
+            images = draw_all(drawn, 31)
+            images = np.concatenate([images, decode(self.autoencoder(), self.code().encode(images))])
+            checkpoint = self.work / "reader.pt"
+            reader = train_reader(images, drawn, self.recipe.reader_steps, 2 * self.recipe.batch, checkpoint)
+            gallery = make_gallery(judge)
+            save_judges(to, judge, guard, reader, gallery, twin_thresholds(judge, gallery, known_people()))
+
+        path = self.output / "judges.safetensors"
+        self._stage("judges", path, make)
+        return path
+
+    def _recogniser(self, kind: Literal["judge", "guard"], steps: int) -> Recogniser:
+        identities = judged_identities() if kind == "judge" else guard_identities()
+        each, rng = self.recipe.judge_pictures, random.Random(f"portraits:{kind}")
+        images = draw_all(portraits(identities, each, rng), 21 if kind == "judge" else 22)
+        who = torch.arange(len(identities)).repeat_interleave(each)
+        blurred = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))[: len(images) // 3].numpy()
+        images[blurred] = decode(self.autoencoder(), self.code().encode(images[blurred]))
+        return train_recogniser(
+            Recogniser(kind), images, who, steps, 2 * self.recipe.batch, self.work / f"recogniser-{kind}.pt"
+        )
+
+    # -- what is shipped ------------------------------------------------------------------------------------------
+
+    def model(self, variant: Variant = "base") -> Path:
+        """The finished diffusers folder, in half precision."""
+
+        def make(to: Path) -> None:
+            pipe = StableDiffusionPipeline(
+                vae=self.autoencoder().half(),
+                text_encoder=self.text_encoder().half(),
+                tokenizer=self.tokenizer(),
+                unet=self.denoiser(variant).half(),
+                scheduler=new_scheduler(),
+                safety_checker=None,
+                feature_extractor=None,
+                requires_safety_checker=False,
+            )
+            pipe.save_pretrained(to)
+
+        self._stage(f"model ({variant})", self.output / variant, make)
+        return self.output / variant
+
+    def facts(self) -> None:
+        """``build.json``: how the world was built, how long it took and on what."""
+        machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+        facts = {
+            "recipe": asdict(self.recipe),
+            "seconds": {stage: round(spent) for stage, spent in self.seconds.items()},
+            "machine": f"{machine}, {platform.machine()}",
+            "torch": torch.__version__,
+        }
+        (self.output / "build.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+    def _stage(self, name: str, path: Path, make: Callable[[Path], None]) -> None:
+        """Run ``make`` unless its result is there; only a whole result ever gets the name ``path``."""
+        if path.exists():
+            return
+        began = time.monotonic()
+        temporary = path.with_name(f".{path.name}.partial{path.suffix}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        make(temporary)
+        temporary.rename(path)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+        (self.work / "seconds.json").write_text(json.dumps(self.seconds))
+
+    def _json(self, name: str, default: Callable[[], Any]) -> Any:
+        path = self.work / name
+        return json.loads(path.read_text()) if path.exists() else default()
+
+
+def _save_npy(path: Path, images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    np.save(path, images)
+
+
+def write_identities(path: Path) -> None:
+    """``identities.yaml``: the 120 seen people, as ``apl-guard train`` takes them."""
+    entries = [
+        {"name": p.name, "neutral": {"coarse": p.neutral("coarse"), "attributes": p.neutral("attributes")}}
+        for p in people()
+        if p.split == "seen"
+    ]
+    path.write_text(yaml.safe_dump({"identities": entries}, sort_keys=False))
+
+
+def build(output: Path, variant: Variant = "base", recipe: Recipe | None = None) -> Path:
+    """Build a model of the reference world, judges included, and return its folder; goes on where it was stopped."""
+    work = Build(output, recipe)
+    folder = work.model(variant)
+    if variant == "base":
+        work.judges()
+        write_identities(output / "identities.yaml")
+    work.facts()
+    return folder

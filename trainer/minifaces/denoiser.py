@@ -1,0 +1,89 @@
+"""The denoiser of the reference world: diffusers' UNet2DConditionModel on 8×8×16 latents, v-prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor
+
+from .autoencoder import LATENT_CHANNELS
+from .text_encoder import WIDTH
+from .training import device, fit
+
+EMPTY_SHARE: Final = 0.1
+"""Captions replaced by the empty one, so that the model can be guided away from it (Ho & Salimans 2022)."""
+
+
+def new_denoiser() -> UNet2DConditionModel:
+    """Untrained.  diffusers reads ``attention_head_dim`` as the number of heads here."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        block_out_channels=(80, 128),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def new_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's noise schedule; DDIM as in the paper's evaluation."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+    )
+
+
+def train_denoiser(
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    empty_embeds: Tensor,
+    steps: int,
+    batch: int,
+    checkpoint: Path,
+    *,
+    start_from: UNet2DConditionModel | None = None,
+    learning_rate: float = 1.2e-3,
+) -> UNet2DConditionModel:
+    """Learn v(z_t, t, c) from scaled ``latents`` (n, 16, 8, 8); ``prompt_embeds`` (m·n, 77, WIDTH) say picture i % n.
+
+    v = √ᾱ ε − √(1−ᾱ) z₀ (Salimans & Ho 2022, eq. 11).
+    """
+    unet = (start_from or new_denoiser()).to(device()).train().requires_grad_(True)
+    # torch's fused attention has a slow backward on the CPU: two thirds of a step
+    unet.set_attn_processor(AttnProcessor())
+    scheduler = new_scheduler()
+    empty = empty_embeds.to(device())
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        picks = torch.randint(len(prompt_embeds), (batch,), generator=generator)
+        z = latents[picks % len(latents)].to(device())
+        c = prompt_embeds[picks].to(device())
+        dropped = torch.rand(batch, 1, 1, generator=generator).to(device()) < EMPTY_SHARE
+        c = torch.where(dropped, empty, c)
+        noise = torch.randn(z.shape, generator=generator).to(z)
+        t = torch.randint(1000, (batch,), generator=generator).to(device())
+        z_t = scheduler.add_noise(z, noise, t)
+        v = scheduler.get_velocity(z, noise, t)
+        with torch.autocast(device().type, torch.bfloat16):
+            predicted = unet(z_t, t, encoder_hidden_states=c).sample
+        return (predicted.float() - v).square().mean(), {}
+
+    fit("denoiser", unet, loss, steps=steps, learning_rate=learning_rate, checkpoint=checkpoint, average=True)
+    unet.set_default_attn_processor()
+    return unet.eval().requires_grad_(False)

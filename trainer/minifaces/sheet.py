@@ -1,0 +1,27 @@
+"""A picture of the world: people, their twins, the inked style, things."""
+
+from __future__ import annotations
+
+import random
+
+from PIL import Image
+
+from .faces import SIZE
+from .people import people
+from .pictures import Picture, of_person, of_things
+from .traits import random_look
+
+
+def draw_sheet(seed: int = 0, columns: int = 14) -> Image.Image:
+    """Rows: the same people twice, twins of theirs twice, inked, one thing, two things."""
+    rng = random.Random(seed)
+    chosen = rng.sample(people(), columns)
+    sheet = Image.new("RGB", (SIZE * columns, SIZE * 7), "white")
+    for column, person in enumerate(chosen):
+        twins = [Picture("described", (look := random_look(rng)).background, t, look) for t in person.twins(2)]
+        cells = [of_person(person, rng).draw(rng) for _ in range(2)]
+        cells += [twin.draw(rng) for twin in twins]
+        cells += [of_person(person, rng).draw(rng, "inked"), of_things(rng, 1).draw(rng), of_things(rng, 2).draw(rng)]
+        for row, cell in enumerate(cells):
+            sheet.paste(cell, (column * SIZE, row * SIZE))
+    return sheet

@@ -1,0 +1,141 @@
+"""The text encoder of the reference world: transformers' CLIPTextModel, trained against an image encoder, then frozen.
+
+Two losses.  *Contrast*: in a batch, each caption finds its picture and each picture its caption (Radford et al. 2021,
+fig. 3).  *Bearing*: with words in front, every token of a caption keeps the hidden state that it has without them, so that
+text in front of a prompt disturbs as little as it does in CLIP, which saw captions of every shape.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from .autoencoder import to_tensor
+from .captions import LEAD_IN_WORDS, lead_in
+from .convnet import Embedder
+from .dataset import Images
+from .tokenizer import WINDOW
+from .training import device, fit
+
+WIDTH: Final = 192
+LAYERS: Final = 6
+BEARING_WEIGHT: Final = 1.0
+PADS: Final = 6
+"""Tokens of padding behind the longest caption of a batch: the denoiser reads their states too."""
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Untrained."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=6,
+            max_position_embeddings=WINDOW,
+            projection_dim=WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            attn_implementation="sdpa",
+        )
+    )
+
+
+class Pair(nn.Module):
+    """Text encoder, image encoder and temperature: what the contrast trains."""
+
+    def __init__(self, text: CLIPTextModel) -> None:
+        super().__init__()
+        self.text = text
+        self.project = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.image = Embedder((32, 48, 96, 128), WIDTH)
+        self.log_scale = nn.Parameter(torch.tensor(2.6))
+
+
+def train_text_encoder(
+    tokenizer: CLIPTokenizer,
+    images: Images,
+    captions: Sequence[str],
+    steps: int,
+    batch: int,
+    checkpoint: Path,
+) -> CLIPTextModel:
+    """``captions[i]`` says ``images[i % len(images)]``; both losses on every batch."""
+    pair = Pair(new_text_encoder(tokenizer)).to(device())
+    rows = [torch.tensor(ids) for ids in tokenizer(list(captions), truncation=True, max_length=WINDOW)["input_ids"]]
+    pixels = torch.from_numpy(images)
+    lengths = torch.tensor([len(row) for row in rows])
+    front = _lead_in_rows(tokenizer, 4000)
+    end = int(tokenizer.eos_token_id)
+
+    def hidden(batch_rows: list[Tensor]) -> Tensor:
+        ids = nn.utils.rnn.pad_sequence(batch_rows, batch_first=True, padding_value=end).to(device())
+        with torch.autocast(device().type, torch.bfloat16):
+            states: Tensor = pair.text(input_ids=ids).last_hidden_state
+        return states.float()  # (b, longest, WIDTH)
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        # captions of about one length, so that little is spent on padding
+        drawn = torch.randint(len(rows), (8 * batch,), generator=generator)
+        drawn = drawn[lengths[drawn].argsort()]
+        first = int(torch.randint(7 * batch + 1, (1,), generator=generator))
+        picks = drawn[first : first + batch]
+        mine = [rows[i] for i in picks]
+        pads = mine[0].new_full((max(map(len, mine)) + PADS,), end)
+        plain = hidden([*mine, pads])[:-1]
+        x = to_tensor(pixels[picks % len(pixels)]).to(device())
+        x = x + 0.03 * torch.randn(x.shape, generator=generator).to(x)
+        with torch.autocast(device().type, torch.bfloat16):
+            seen = pair.image(x).float()
+        said = F.normalize(pair.project(plain[torch.arange(batch), lengths[picks] - 1]), dim=-1)
+        logits = pair.log_scale.clamp(max=4.6).exp() * said @ seen.T
+        target = torch.arange(batch, device=logits.device)
+        contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+        chosen = torch.randint(len(front), (batch // 5,), generator=generator)
+        some = torch.randperm(batch, generator=generator)[: len(chosen)]
+        led = [torch.cat([mine[k][:1], front[j], mine[k][1:]]) for k, j in zip(some, chosen, strict=True)]
+        led = [row[: WINDOW - PADS] for row in led]
+        borne = hidden([*led, led[0].new_full((max(map(len, led)) + PADS,), end)])[:-1]
+        bearing = torch.zeros((), device=logits.device)
+        for row, k, j in zip(borne, some.tolist(), chosen.tolist(), strict=True):
+            there, here = row[1 + len(front[j]) :], plain[k, 1:].detach()
+            n = min(len(there), len(here))  # tokens, end and the padding that both have
+            bearing = bearing + (there[:n] - here[:n]).square().mean() / len(some)
+        accuracy = float((logits.argmax(1) == target).float().mean())
+        return contrast + BEARING_WEIGHT * bearing, {"bearing": float(bearing.detach()), "retrieval": accuracy}
+
+    fit("text encoder", pair, loss, steps=steps, learning_rate=1e-3, checkpoint=checkpoint, average=True)
+    return pair.text.eval().requires_grad_(False)
+
+
+def _lead_in_rows(tokenizer: CLIPTokenizer, count: int) -> list[Tensor]:
+    """Token ids of lead-ins of 1 to 25 words, without start and end."""
+    rng = random.Random("lead-ins")
+    texts = [lead_in(rng, rng.randint(1, LEAD_IN_WORDS)) for _ in range(count)]
+    return [torch.tensor(ids[1:-1]) for ids in tokenizer(texts)["input_ids"]]
+
+
+@torch.no_grad()
+def encode_captions(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Sequence[str], batch: int = 256
+) -> Tensor:
+    """Prompt embeds (n, 77, WIDTH) in bfloat16, as the pipeline would compute them; many are computed in half precision."""
+    parts = []
+    for i in range(0, len(captions), batch):
+        ids = tokenizer(
+            list(captions[i : i + batch]), padding="max_length", truncation=True, max_length=WINDOW, return_tensors="pt"
+        )["input_ids"]
+        with torch.autocast(device().type, torch.bfloat16, enabled=len(captions) > batch):
+            states = encoder(input_ids=ids.to(device())).last_hidden_state
+        parts.append(states.bfloat16().cpu())
+    return torch.cat(parts)
