@@ -6,6 +6,7 @@ any version of transformers. Other weights, added tokens or loaded adapters give
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import threading
@@ -157,20 +158,19 @@ def _hash_tokenizer(tokenizer: Any) -> str:
         "vocabulary": sorted(tokenizer.get_vocab().items()),
         "special": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
         "max_length": tokenizer.model_max_length,
-        "probes": [_plain_ids(tokenizer, text) for text in _PROBE_TEXTS],
+        "probes": _probe_ids(tokenizer),
     }
     text = json.dumps(described, ensure_ascii=True, sort_keys=True)
     return hashlib.sha256(b"apl-guard tokenizer 1\0" + text.encode()).hexdigest()
 
 
-def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """Token ids without padding.
-
-    A fast tokenizer is asked below its transformers layer, which sets truncation and padding on the shared
-    object and would race with other threads.
-    """
+def _probe_ids(tokenizer: Any) -> list[list[int]]:
+    """Token ids of the probe texts, neither cut nor padded."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return list(tokenizer(text)["input_ids"])
-    encoding = backend.encode(text)
-    return [i for i, kept in zip(encoding.ids, encoding.attention_mask, strict=True) if kept]
+        return [list(tokenizer(text)["input_ids"]) for text in _PROBE_TEXTS]
+    # A copy, because truncation and padding are state of the object that all threads share.
+    private = copy.deepcopy(backend)
+    private.no_truncation()
+    private.no_padding()
+    return [list(private.encode(text).ids) for text in _PROBE_TEXTS]

@@ -28,11 +28,7 @@ def write_card(card: Card) -> str:
     result, metadata = card.result, card.metadata
     measurement = result.measurement
     held = min(card.config.held_aside_identities, card.people // 4)
-    on = (
-        f"{held} people that it was not trained on"
-        if held
-        else "the people that it was trained on, new noise"
-    )
+    on = f"{held} people that it was not trained on" if held else "the people that it was trained on, new noise"
     changed = card.config.diff(TrainConfig())
     options = "\n".join(f"| `{name}` | {mine} | {default} |" for name, (mine, default) in changed.items())
     prompts = "\n".join(f"{k}. {prompt}" for k, prompt in enumerate(card.prompts, 1))

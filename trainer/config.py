@@ -120,9 +120,7 @@ class TrainConfig(BaseModel):
         if self.timestep_low >= self.timestep_high:
             raise ValueError("timestep_low must be below timestep_high")
         if self.hard_identities and self.reuse_batches:
-            raise ValueError(
-                "hard_identities draws new batches and reuse_batches repeats old ones: set one to 0"
-            )
+            raise ValueError("hard_identities draws new batches and reuse_batches repeats old ones: set one to 0")
         if not self.identity_weight and not self.generic_weight:
             raise ValueError("identity_weight and generic_weight are both 0: there is nothing to learn")
         return self
@@ -191,7 +189,11 @@ class TrainConfig(BaseModel):
             key, equals, value = text.partition("=")
             if not equals:
                 raise ConfigInvalid(f"found {text!r}; expected key=value", where="--set")
-            values[key.strip()] = yaml.safe_load(value)
+            try:
+                values[key.strip()] = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                msg = f"the value of '{key.strip()}' is not valid YAML"
+                raise ConfigInvalid(msg, where="--set") from error
         return self.from_mapping(values, source="--set")
 
     def diff(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:

@@ -7,25 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from apl_guard.errors import IdentitiesInvalid, InvalidInput
-from apl_guard.storage import write_file
 from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.folders import captioned_images, encode_images, read_prompts
+from apl_guard.trainer.generation import seed_of, self_generate
 from apl_guard.trainer.identities import Identities
-from apl_guard.trainer.pipeline import model_digest, unet_precision
-
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -119,16 +114,14 @@ def _identity_examples(pipe: Any, config: TrainConfig, people: Identities, progr
     for person, identity in enumerate(people.identities):
         stand_in = people.neutral(person, config.neutral)
         if identity.images is not None:
-            pictures = _captioned(
-                identity.images, default=people.templates[0].replace("{name}", identity.name)
-            )
+            pictures = captioned_images(identity.images, default=people.templates[0].replace("{name}", identity.name))
             if not pictures:
                 raise IdentitiesInvalid("no images in it", where=identity.images)
             texts = tuple(text for _, text in pictures)
             if any(identity.name not in text for text in texts):
                 msg = f"a caption does not hold the name of entry {person + 1}; each must, to be made neutral"
                 raise IdentitiesInvalid(msg, where=identity.images)
-            latents = _encode_images(pipe, [path for path, _ in pictures], config.sampling_batch)
+            latents = encode_images(pipe, [path for path, _ in pictures], config.sampling_batch)
             neutral_texts = tuple(text.replace(identity.name, stand_in) for text in texts)
             given.append(Examples(texts, neutral_texts, latents, torch.full((len(texts),), person)))
             continue
@@ -151,17 +144,15 @@ def _identity_examples(pipe: Any, config: TrainConfig, people: Identities, progr
     )
 
 
-def _generic_examples(
-    pipe: Any, config: TrainConfig, generic: Path | Sequence[str], progress: bool
-) -> Examples:
+def _generic_examples(pipe: Any, config: TrainConfig, generic: Path | Sequence[str], progress: bool) -> Examples:
     if isinstance(generic, Path) and generic.is_dir():
-        pictures = _captioned(generic, default=None)
+        pictures = captioned_images(generic, default=None)
         if not pictures:
             msg = "no images with captions (NAME.txt beside NAME.png, or metadata.jsonl) in it"
             raise InvalidInput(msg, where=generic)
         pictures = random.Random(config.seed).sample(pictures, min(config.generic_count, len(pictures)))
         texts = tuple(text for _, text in pictures)
-        latents = _encode_images(pipe, [path for path, _ in pictures], config.sampling_batch)
+        latents = encode_images(pipe, [path for path, _ in pictures], config.sampling_batch)
         return Examples(texts, texts, latents, torch.full((len(texts),), -1))
     texts = tuple(read_prompts(generic) if isinstance(generic, Path) else generic)
     if not texts:
@@ -169,160 +160,6 @@ def _generic_examples(
     texts = tuple(random.Random(config.seed).sample(texts, min(config.generic_count, len(texts))))
     latents = self_generate(pipe, texts, config, stream=1, progress=progress, label="generic images")
     return Examples(texts, texts, latents, torch.full((len(texts),), -1))
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Read a text file with one prompt a line; empty lines do not count.
-
-    Raises:
-        InvalidInput: The file is missing, is not text, or has no prompt in it.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"the prompts cannot be read: {error}", where=path) from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise InvalidInput("no prompt in it; expected one a line", where=path)
-    return prompts
-
-
-def _captioned(folder: Path, default: str | None) -> list[tuple[Path, str]]:
-    """The images of a folder with their captions, from metadata.jsonl or from text files beside them."""
-    if not folder.is_dir():
-        raise InvalidInput("no such folder; expected one with images", where=folder)
-    captions: dict[str, str] = {}
-    index = folder / "metadata.jsonl"
-    if index.is_file():
-        for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                entry = json.loads(line)
-                captions[entry["file_name"]] = entry["text"]
-            except (ValueError, KeyError, TypeError) as error:
-                msg = f"line {number} is not an object with 'file_name' and 'text'"
-                raise InvalidInput(msg, where=index) from error
-    found: list[tuple[Path, str]] = []
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES):
-        beside = path.with_suffix(".txt")
-        text = captions.get(path.name) or (
-            beside.read_text(encoding="utf-8").strip() if beside.is_file() else default
-        )
-        if text:
-            found.append((path, text))
-    return found
-
-
-@torch.no_grad()
-def _encode_images(pipe: Any, paths: Sequence[Path], batch: int) -> Tensor:
-    """Latents of pictures, cut square from the middle and scaled to the model's own size: (M, C, H, W)."""
-    from PIL import Image, UnidentifiedImageError
-
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    latents: list[Tensor] = []
-    for start in range(0, len(paths), batch):
-        pixels: list[Tensor] = []
-        for path in paths[start : start + batch]:
-            try:
-                with Image.open(path) as opened:
-                    image = opened.convert("RGB")
-            except (OSError, UnidentifiedImageError) as error:
-                raise InvalidInput(f"not an image that can be read: {error}", where=path) from error
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side)).resize(
-                (size, size), Image.Resampling.LANCZOS
-            )
-            pixels.append(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1)
-        x = torch.stack(pixels).to(pipe.vae.device)
-        latents.append((pipe.vae.encode(x).latent_dist.mean * pipe.vae.config.scaling_factor).float().cpu())
-    return torch.cat(latents)
-
-
-def cache_folder() -> Path:
-    """Where latents are kept: `APL_GUARD_CACHE`, or in the user's cache folder."""
-    if configured := os.environ.get("APL_GUARD_CACHE"):
-        return Path(configured) / "latents"
-    from platformdirs import user_cache_path
-
-    return user_cache_path("apl-guard", appauthor=False) / "latents"
-
-
-def self_generate(
-    pipe: Any, prompts: Sequence[str], config: TrainConfig, stream: int, progress: bool, label: str
-) -> Tensor:
-    """Let the model draw prompts, and keep the latents of each batch on disk.
-
-    A run that was killed goes on at the batch it had reached; nothing is drawn twice.
-
-    Args:
-        pipe: The model.
-        prompts: M texts.
-        config: Steps, guidance, batch and seed.
-        stream: Which series of seeds; equal series with equal prompts give equal latents.
-        progress: Whether to draw a progress bar.
-        label: What the progress bar says.
-
-    Returns:
-        Shape (M, C, H, W), float32, on the CPU.
-
-    Raises:
-        StorageFailed: The cache cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load, save
-
-    folder = cache_folder()
-    dtype = unet_precision(pipe.unet.device, config.precision)
-    settings = [
-        config.sampling_steps,
-        config.guidance_scale,
-        config.seed,
-        stream,
-        str(dtype),
-        str(pipe.unet.device),
-    ]
-    model = model_digest(pipe)
-    latents: list[Tensor] = []
-    with tqdm(total=len(prompts), desc=label, unit="img", disable=not progress) as bar:
-        for start in range(0, len(prompts), config.sampling_batch):
-            texts = list(prompts[start : start + config.sampling_batch])
-            key = hashlib.sha256(json.dumps([model, settings, start, texts]).encode()).hexdigest()
-            path = folder / f"{key}.safetensors"
-            try:
-                batch = load(path.read_bytes())["latents"]
-            except (OSError, SafetensorError, KeyError):
-                batch = _draw(
-                    pipe,
-                    texts,
-                    config,
-                    [_seed(config.seed, stream, start + k) for k in range(len(texts))],
-                    dtype,
-                )
-                folder.mkdir(parents=True, exist_ok=True)
-                write_file(path, save({"latents": batch}))
-            latents.append(batch)
-            bar.update(len(texts))
-    return torch.cat(latents)
-
-
-@torch.no_grad()
-def _draw(pipe: Any, texts: list[str], config: TrainConfig, seeds: list[int], dtype: torch.dtype) -> Tensor:
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    with torch.autocast(pipe.unet.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        output = pipe(
-            texts,
-            num_inference_steps=config.sampling_steps,
-            guidance_scale=config.guidance_scale,
-            generator=generators,
-            output_type="latent",
-        )
-    latents: Tensor = output.images
-    return latents.float().cpu().contiguous()
-
-
-def _seed(*parts: int) -> int:
-    """One seed from several numbers, so that neighbouring series do not overlap."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")
 
 
 @dataclass(frozen=True)
@@ -339,9 +176,7 @@ class Batch:
     """Shape (B, C, H, W)."""
 
 
-def draw_batch(
-    data: Data, config: TrainConfig, index: int, n_levels: int, pick: Tensor | None = None
-) -> Batch:
+def draw_batch(data: Data, config: TrainConfig, index: int, n_levels: int, pick: Tensor | None = None) -> Batch:
     """Draw the batch of one step. It depends on nothing but the arguments, so a resumed run draws the same.
 
     Args:
@@ -351,7 +186,7 @@ def draw_batch(
         n_levels: Number of noise levels of the model's schedule.
         pick: How likely each identity example is, shape (M,); None makes all alike.
     """
-    rng = torch.Generator().manual_seed(_seed(config.seed, 2, index))
+    rng = torch.Generator().manual_seed(seed_of(config.seed, 2, index))
     likely = torch.ones(len(data.identity)) if pick is None else pick
     identity = torch.multinomial(likely, config.identity_batch, replacement=True, generator=rng)
     generic = torch.randint(len(data.generic), (config.generic_batch,), generator=rng)

@@ -65,9 +65,7 @@ class History:
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
-            raise StorageFailed(
-                f"the history cannot be replaced: {error.strerror}", path=self.path
-            ) from error
+            raise StorageFailed(f"the history cannot be replaced: {error.strerror}", path=self.path) from error
         self._written = 0
         self._append(self.entries)
 

@@ -126,9 +126,7 @@ def load_identities(path: Path | str) -> Identities:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            msg = (
-                f"unknown key '{field}'; known: identities, templates, and in an entry name, neutral, images"
-            )
+            msg = f"unknown key '{field}'; known: identities, templates, and in an entry name, neutral, images"
         else:
             msg = f"'{field}': {first['msg']}"
         raise IdentitiesInvalid(msg, where=path) from None

@@ -84,9 +84,7 @@ class Gauge:
         """Measure a prefix of shape (N, D)."""
         shares: list[float] = []
         for ids, z_t, t, eps_neutral, whole in self._halves:
-            c = torch.cat(
-                [embed(self._pipe.text_encoder, part, prefix) for part in torch.split(ids, self._batch)]
-            )
+            c = torch.cat([embed(self._pipe.text_encoder, part, prefix) for part in torch.split(ids, self._batch)])
             left = distance(self._predict(z_t, t, c), eps_neutral).mean().item()
             # A model that answers every prompt alike has no gap to close and nothing to drift by.
             shares.append(left / whole if whole > 0 else float(left > 0))

@@ -20,9 +20,7 @@ _PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
 def find_device(wish: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
     """The device to compute on: the wish, or a GPU where there is one."""
-    return torch.device(
-        "cuda" if wish == "auto" and torch.cuda.is_available() else "cpu" if wish == "auto" else wish
-    )
+    return torch.device("cuda" if wish == "auto" and torch.cuda.is_available() else "cpu" if wish == "auto" else wish)
 
 
 def open_pipe(model: str | Path | Any, device: torch.device | None = None) -> Any:
@@ -43,17 +41,15 @@ def open_pipe(model: str | Path | Any, device: torch.device | None = None) -> An
         from apl_guard.trainer import minifaces
 
         model = minifaces.model_path()
-    pipe = load_pipe(model, torch_dtype=torch.float32)
+    pipe = load_pipe(model)
     pipe.set_progress_bar_config(disable=True)
-    return _check_family(pipe, str(model)).to(device or find_device())
+    return _check_family(pipe, str(model)).to(device or find_device(), torch.float32)
 
 
 def _check_family(pipe: Any, where: str) -> Any:
     for part in _PARTS:
         if getattr(pipe, part, None) is None:
-            raise ModelInvalid(
-                f"this pipeline has no {part}; expected a StableDiffusionPipeline", where=where
-            )
+            raise ModelInvalid(f"this pipeline has no {part}; expected a StableDiffusionPipeline", where=where)
     if getattr(pipe, "text_encoder_2", None) is not None:
         raise ModelInvalid("this pipeline has two text encoders; expected a StableDiffusionPipeline", where=where)
     kind = pipe.scheduler.config.get("prediction_type", "epsilon")

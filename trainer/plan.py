@@ -12,7 +12,7 @@ import torch
 
 from apl_guard.adapters.inject import embed, tokenize_with_prefix
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.data import read_prompts
+from apl_guard.trainer.folders import read_prompts
 from apl_guard.trainer.identities import Identities, load_identities
 from apl_guard.trainer.loss import apl_loss
 from apl_guard.trainer.pipeline import find_device, frozen, open_pipe, predict, unet_precision

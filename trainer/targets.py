@@ -87,9 +87,7 @@ class Targets:
         z_t = add_noise(self._pipe.scheduler.alphas_cumprod, z, batch.noise.to(device), t)
         if index in self._known:
             return z_t, self._known[index].to(device)
-        neutrals = [identity.neutrals[k] for k in batch.identity] + [
-            generic.neutrals[k] for k in batch.generic
-        ]
+        neutrals = [identity.neutrals[k] for k in batch.identity] + [generic.neutrals[k] for k in batch.generic]
         with torch.no_grad():
             eps_neutral = predict(self._pipe.unet, z_t, t, self._embeds(neutrals), self._dtype)
         if self._keep:

@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import math
 import shutil
-import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apl_guard.adapters.inject import embed, tokenize_with_prefix
-from apl_guard.errors import ConfigInvalid, InvalidInput, TrainingFailed
+from apl_guard.errors import ConfigInvalid, InvalidInput, StorageFailed, TrainingFailed
 from apl_guard.trainer.checkpoint import State, load_state, save_state
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data import draw_batch, prepare
@@ -34,6 +31,8 @@ from apl_guard.trainer.identities import Identities, load_identities
 from apl_guard.trainer.loss import apl_loss, distance, noise_weight
 from apl_guard.trainer.measure import Gauge, Measurement
 from apl_guard.trainer.pipeline import find_device, frozen, model_digest, open_pipe, predict, unet_precision
+from apl_guard.trainer.schedule import half_weights, lr_factor, share_done
+from apl_guard.trainer.stopping import stop_politely
 from apl_guard.trainer.targets import Targets
 from apl_guard.trainer.write import write_prefix
 
@@ -132,9 +131,7 @@ def train(
                 # Once in a while, and at the end: evaluate.
                 if state.step % config.eval_every == 0 or done >= 1:
                     measured = gauge(mean)
-                    history.add(
-                        step=state.step, gap_closed=measured.gap_closed, generic_drift=measured.generic_drift
-                    )
+                    history.add(step=state.step, gap_closed=measured.gap_closed, generic_drift=measured.generic_drift)
                     if measured.score > state.best_score or config.keep == "last":
                         state.best_score, state.best_step = measured.score, state.step
                         state.best = mean.clone()
@@ -148,9 +145,7 @@ def train(
                 if done >= 1:
                     break
                 if stop.is_set():
-                    raise KeyboardInterrupt(
-                        f"stopped at step {state.step}; the same command goes on from here"
-                    )
+                    raise KeyboardInterrupt(f"stopped at step {state.step}; the same command goes on from here")
 
                 # One step.
                 for group in adam.param_groups:
@@ -185,9 +180,7 @@ def train(
                     state.recent_loss[person] = 0.9 * state.recent_loss[person] + 0.1 * value
                 state.step += 1
                 state.seconds += time.monotonic() - began
-                history.add(
-                    step=state.step, identity=d_identity.mean().item(), generic=d_generic.mean().item()
-                )
+                history.add(step=state.step, identity=d_identity.mean().item(), generic=d_generic.mean().item())
                 show(bar, config, state, history, measured)
 
         if config.keep == "best" and state.best_step != state.step:
@@ -232,8 +225,6 @@ def make_folder(path: Path) -> None:
     Raises:
         StorageFailed: It cannot be made.
     """
-    from apl_guard.errors import StorageFailed
-
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -249,9 +240,7 @@ def start_vectors(pipe: Any, config: TrainConfig) -> Tensor:
     """
     N, length = config.n_vectors, pipe.tokenizer.model_max_length
     if length - N < 3:
-        raise ConfigInvalid(
-            f"{N} vectors leave no room for a prompt in {length} positions", where="n_vectors"
-        )
+        raise ConfigInvalid(f"{N} vectors leave no room for a prompt in {length} positions", where="n_vectors")
     table: Tensor = pipe.text_encoder.get_input_embeddings().weight.float().cpu()  # (V, D)
     if config.init == "padding":
         return table[pipe.tokenizer.pad_token_id].repeat(N, 1)
@@ -260,75 +249,6 @@ def start_vectors(pipe: Any, config: TrainConfig) -> Tensor:
         return table.mean(0) + table.std(0) * torch.randn((N, table.shape[1]), generator=rng)
     ids = pipe.tokenizer(_START_WORDS, add_special_tokens=False)["input_ids"]
     return table[[ids[k % len(ids)] for k in range(N)]].clone()
-
-
-def share_done(config: TrainConfig, state: State) -> float:
-    """How much of the run is behind us, from 0 to 1: by steps, or by time where that runs out first."""
-    by_time = 0.0
-    if config.time_limit_minutes is not None:
-        by_time = state.seconds / (60 * config.time_limit_minutes)
-    return max(state.step / config.steps, by_time)
-
-
-def lr_factor(config: TrainConfig, step: int, done: float) -> float:
-    """The share of the full learning rate: a linear warm-up times the schedule.
-
-    Example:
-        >>> [lr_factor(TrainConfig(warmup_steps=0), 0, done) for done in (0.0, 0.5)]
-        [1.0, 0.5]
-    """
-    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    if config.schedule == "constant":
-        return warm
-    if config.schedule == "linear":
-        return warm * (1 - done)
-    return warm * (1 + math.cos(math.pi * done)) / 2
-
-
-def half_weights(config: TrainConfig, done: float) -> Tensor:
-    """The weight of each example, shape (B,): both halves' weights as they are now, summing to 1.
-
-    Example:
-        >>> half_weights(TrainConfig(identity_batch=1, generic_batch=2), done=0.0)
-        tensor([0.7500, 0.1250, 0.1250])
-    """
-
-    def now(start: float, end: float | None) -> float:
-        return start if end is None else start + done * (end - start)
-
-    identity = now(config.identity_weight, config.identity_weight_end)
-    generic = now(config.generic_weight, config.generic_weight_end)
-    total = (identity + generic) or 1.0
-    return torch.cat([
-        torch.full((config.identity_batch,), identity / total / config.identity_batch),
-        torch.full((config.generic_batch,), generic / total / config.generic_batch),
-    ])  # fmt: skip
-
-
-@contextmanager
-def stop_politely() -> Iterator[threading.Event]:
-    """Turn Ctrl-C and a termination signal into an event, so that a step is never cut in two.
-
-    A second Ctrl-C acts at once. Outside the main thread signals stay what they are.
-    """
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, frame: object) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def show(bar: Any, config: TrainConfig, state: State, history: History, measured: Measurement | None) -> None:

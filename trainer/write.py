@@ -52,9 +52,7 @@ def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     picture = before_and_after(pipe, config, prompts, result.vectors, side=max(96, min(size, 192)))
     lines = "".join(json.dumps(entry) + "\n" for entry in history.entries)
-    card = Card(
-        config=config, result=result, metadata=prefix.metadata, prompts=tuple(prompts), people=len(data.names)
-    )
+    card = Card(config=config, result=result, metadata=prefix.metadata, prompts=tuple(prompts), people=len(data.names))
     write_folder(
         result.folder,
         {
@@ -87,9 +85,7 @@ def as_prefix(pipe: Any, config: TrainConfig, result: TrainResult) -> Prefix:
 
 
 @torch.no_grad()
-def before_and_after(
-    pipe: Any, config: TrainConfig, prompts: Sequence[str], vectors: Tensor, side: int
-) -> Image:
+def before_and_after(pipe: Any, config: TrainConfig, prompts: Sequence[str], vectors: Tensor, side: int) -> Image:
     """Draw prompts without the prefix (above) and with it (below), from the same seeds."""
     from PIL import Image as Images
 

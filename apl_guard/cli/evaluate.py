@@ -60,7 +60,7 @@ def evaluate(
     result = run(
         open_pipe(model),
         loaded,
-        SUITES if suite is Suite.ALL else (suite.value,),
+        [name for name in SUITES if suite.value in (name, "all")],
         images_per_person,
         people,
         seed,

@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="The reference world: cartoon people who do not exist, and a model that draws them.", no_args_is_help=True)
+app = typer.Typer(
+    help="The reference world: cartoon people who do not exist, and a model that draws them.",
+    no_args_is_help=True,
+)
 
 
 class VariantName(StrEnum):
@@ -27,7 +30,9 @@ def build(
     ] = None,
     variant: Annotated[
         VariantName,
-        typer.Option(help="base: from nothing; restyled: base fine-tuned on inked drawings; continued: base trained further."),
+        typer.Option(
+            help="base: from nothing; restyled: base fine-tuned on inked drawings; continued: base trained further."
+        ),
     ] = VariantName.base,
     tiny: Annotated[bool, typer.Option("--tiny", help="Two steps of everything, to see that it runs.")] = False,
 ) -> None:
@@ -38,10 +43,29 @@ def build(
     Example: apl-guard minifaces build --variant base --output world
     """
     from apl_guard.trainer import minifaces
-    from apl_guard.trainer.minifaces.build import Recipe, build as build_world
+    from apl_guard.trainer.minifaces.build import Recipe
+    from apl_guard.trainer.minifaces.build import build as build_world
 
     folder = build_world(output or minifaces.cache_path(), variant.value, Recipe.tiny() if tiny else None)
     typer.echo(f"model: {folder}")
+
+
+@app.command()
+def card(
+    world: Annotated[Path, typer.Argument(help="Folder of a finished build.")],
+    evaluation: Annotated[Path, typer.Option(help="What `apl-guard eval --format json` printed for its model.")],
+) -> None:
+    """Measure a built world and write its model card, README.md.
+
+    Example: apl-guard minifaces card world --evaluation evaluation.json
+    """
+    import json
+
+    from apl_guard.trainer.evaluate.result import EvalResult
+    from apl_guard.trainer.minifaces.card import write_card
+
+    path = write_card(world, EvalResult(json.loads(evaluation.read_text())["suites"]))
+    typer.echo(f"card: {path}")
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """The definition of injection, written layer by layer and without the code under test.
 
-    [start, P₁ … P_N, the user's tokens cut at their end, end, padding]
+[start, P₁ … P_N, the user's tokens cut at their end, end, padding]
 """
 
 import torch

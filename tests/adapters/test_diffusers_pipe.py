@@ -1,4 +1,4 @@
-"""The guard in front of pipelines of diffusers: same call, same picture but for the prefix, nothing left open."""
+"""The guard in front of pipelines of diffusers: same call, the picture of the prefix, nothing left open."""
 
 import importlib.util
 import inspect
@@ -303,7 +303,14 @@ class TestLoadPipe:
 
     @pytest.mark.parametrize(
         "damage",
-        ["model_index.json", "unet", "unet/config.json", "text_encoder/model.safetensors", "tokenizer", "cut"],
+        [
+            "model_index.json",
+            "unet",
+            "unet/config.json",
+            "text_encoder/model.safetensors",
+            "tokenizer",
+            "cut",
+        ],
     )
     def test_a_half_written_folder(self, shared_pipe, tmp_path, damage):
         """Whatever is missing or cut off, it is one typed error with the path."""
@@ -324,5 +331,5 @@ class TestLoadPipe:
 
     def test_a_hub_id_while_offline(self):
         """The message says that the hub could not provide it."""
-        with pytest.raises(ModelInvalid, match="nobody/nothing.*hub"):
+        with pytest.raises(ModelInvalid, match=r"nobody/nothing.*hub"):
             load_pipe("nobody/nothing")

@@ -14,9 +14,8 @@ from apl_guard.trainer.identities import Identities
 sys.path.insert(0, str(Path(__file__).parent))
 
 NAMES = ("Ada Lum", "Bo Tarn", "Cy Wend", "Di Oak", "Ed Fell", "Flo Marsh", "Gus Holt", "Hal Reed")
-GENERIC = tuple(
-    f"a photo of {thing}" for thing in ("a cat", "a red car", "a man", "a house", "a boat", "a tree")
-)
+THINGS = ("cat", "red car", "man", "house", "boat", "tree", "lamp", "dog")
+GENERIC = tuple(f"a photo of a {thing}" for thing in THINGS)
 
 
 @pytest.fixture(autouse=True)
@@ -26,9 +25,12 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture(name="pipe", scope="session")
 def _pipe() -> Any:
-    from small_model import small_pipe
+    """The smallest pipe there is, where the layout does not matter."""
+    from apl_guard.testing import tiny_pipe
 
-    return small_pipe()
+    pipe = tiny_pipe()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture(name="people", scope="session")

@@ -9,8 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import GENERIC, NAMES
-from small_model import small_pipe
 
+from apl_guard.testing import tiny_pipe
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.identities import Identities
 from apl_guard.trainer.train import train
@@ -20,7 +20,7 @@ def main() -> None:
     entries = [{"name": name, "neutral": {"coarse": "a man"}} for name in NAMES]
     config = TrainConfig(
         n_vectors=3,
-        steps=10,
+        steps=12,
         identity_batch=2,
         generic_batch=2,
         images_per_identity=1,
@@ -30,9 +30,9 @@ def main() -> None:
         ema_decay=0.5,
         hard_identities=1.0,
     )
-    pipe = small_pipe()
+    pipe = tiny_pipe()
     if len(sys.argv) > 2:  # time to be killed in
-        pipe.unet.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+        pipe.unet.register_forward_pre_hook(lambda *_: time.sleep(0.1))
     try:
         train(
             config,

@@ -13,9 +13,7 @@ from apl_guard.trainer.loss import apl_loss, noise_weight
 from apl_guard.trainer.pipeline import frozen
 
 
-def three_passes(
-    pipe: Any, P: torch.Tensor, eta: float, prompts: list[str], neutrals: list[str]
-) -> torch.Tensor:
+def three_passes(pipe: Any, P: torch.Tensor, eta: float, prompts: list[str], neutrals: list[str]) -> torch.Tensor:
     """The published loss, word for word: three passes, a mean over everything."""
     z_t, t = latents_and_levels(len(prompts))
     with torch.no_grad():
@@ -29,9 +27,7 @@ def three_passes(
     return torch.nn.functional.mse_loss(eps, target)
 
 
-def two_passes(
-    pipe: Any, P: torch.Tensor, eta: float, prompts: list[str], neutrals: list[str]
-) -> torch.Tensor:
+def two_passes(pipe: Any, P: torch.Tensor, eta: float, prompts: list[str], neutrals: list[str]) -> torch.Tensor:
     """Ours."""
     z_t, t = latents_and_levels(len(prompts))
     with torch.no_grad():
@@ -63,9 +59,7 @@ def test_two_passes_give_the_gradient_of_three(eta: float, prediction_type: str)
             gradients.append(P.grad)
 
     assert gradients[0].abs().max() > 0
-    torch.testing.assert_close(
-        gradients[1], gradients[0], rtol=2e-4, atol=1e-6 * gradients[0].abs().max().item()
-    )
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=2e-4, atol=1e-6 * gradients[0].abs().max().item())
 
 
 def test_eta_scales_the_gradient() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -15,10 +15,13 @@ from apl_guard.errors import InvalidInput
 from apl_guard.guard import Guard
 from apl_guard.prefix import Prefix
 from apl_guard.trainer.config import NeutralKind
-from apl_guard.trainer.data import read_prompts
 from apl_guard.trainer.evaluate.result import Asked, EvalResult, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import generic_figures, identity_figures, spoken
+from apl_guard.trainer.folders import read_prompts
 from apl_guard.trainer.pipeline import unet_precision
+
+if TYPE_CHECKING:
+    from apl_guard.trainer.minifaces.judges import Judges
 
 Suite = Literal["seen", "unseen", "generic"]
 SUITES: tuple[Suite, ...] = ("seen", "unseen", "generic")
@@ -39,6 +42,7 @@ def evaluate(
     *,
     neutral: NeutralKind = "coarse",
     templates: Sequence[str] | None = None,
+    judges: Judges | None = None,
     keep_images: bool = False,
     fast: bool = False,
     progress: bool = True,
@@ -57,6 +61,7 @@ def evaluate(
         guidance: Classifier-free guidance.
         neutral: What the neutral prompt keeps.
         templates: Texts with `{name}` in place of the held-out prompts; they ask for no scene.
+        judges: Who looks at the pictures; default the judges that are shipped.
         keep_images: Whether the result holds the pictures.
         fast: Whether the UNet may compute in bfloat16. For research; leave it off for figures to report.
         progress: Whether to draw a progress bar.
@@ -76,11 +81,9 @@ def evaluate(
             raise InvalidInput(f"template {number} has no {{name}} in it", where="templates")
     loaded = Prefix.load(prefix) if isinstance(prefix, (str, Path)) else prefix
     guard = Guard(pipe, policy="anonymize_faces", prefix=loaded)
-    judges = minifaces.judges()
+    judges = judges or minifaces.judges()
 
-    asked = {
-        suite: _asked(suite, images_per_person, people_limit, seed, neutral, templates) for suite in suites
-    }
+    asked = {suite: _asked(suite, images_per_person, people_limit, seed, neutral, templates) for suite in suites}
     total = sum(3 * len(prompts) for prompts in asked.values())
     figures: dict[str, dict[str, Figures]] = {}
     images: dict[str, dict[str, Pictures]] = {}
@@ -97,8 +100,7 @@ def evaluate(
                 fresh = draw(pipe, texts, f"fresh {suite}")
                 arms = {"plain": plain, "guarded": guarded}
                 figures[suite] = {
-                    arm: generic_figures(judges, pictures, fresh, prompts, seed)
-                    for arm, pictures in arms.items()
+                    arm: generic_figures(judges, pictures, fresh, prompts, seed) for arm, pictures in arms.items()
                 }
                 reference = figures[suite]["plain"]
                 for part in ("", "_ci"):
@@ -109,9 +111,7 @@ def evaluate(
                     "neutral": draw(pipe, [one.neutral_text for one in prompts], suite),
                     "guarded": draw(guard, texts, suite),
                 }
-                figures[suite] = {
-                    arm: identity_figures(judges, pictures, prompts) for arm, pictures in arms.items()
-                }
+                figures[suite] = {arm: identity_figures(judges, pictures, prompts) for arm, pictures in arms.items()}
             if keep_images:
                 images[suite] = arms
     return EvalResult(
@@ -169,11 +169,11 @@ def _asked(
         stand_in = person.neutral(neutral)
         kept = spoken(person.attributes, stand_in)
         if templates is not None:
-            for k in range(per_person):
+            for _ in range(per_person):
                 # Another person starts at another template, so that few pictures each still use them all.
-                template = templates[(k + len(asked)) % len(templates)]
-                texts = (template.replace("{name}", who) for who in (person.name, stand_in))
-                asked.append(Asked(*texts, person.name, kept, {}))
+                template = templates[len(asked) % len(templates)]
+                text, neutral_text = (template.replace("{name}", who) for who in (person.name, stand_in))
+                asked.append(Asked(text, neutral_text, person.name, kept, {}))
             continue
         for prompt in minifaces.identity_prompts(person, per_person, seed=seed, held_out=True):
             asked.append(Asked(prompt.text, prompt.with_subject(stand_in), person.name, kept, prompt.scene))

@@ -18,6 +18,7 @@ from apl_guard.trainer.evaluate.statistics import bootstrap_interval, clopper_pe
 if TYPE_CHECKING:
     from apl_guard.trainer.minifaces.judges import Judges
 
+
 def spoken(attributes: Mapping[str, str], text: str) -> dict[str, str]:
     """Those attributes whose value a text says.
 
@@ -49,11 +50,7 @@ def fidelity(name: str, read: Sequence[Mapping[str, str]], asked: Sequence[Mappi
         >>> fidelity("scene_fidelity", [{"clothing": "red"}], [{"clothing": "red"}])["scene_fidelity"]
         1.0
     """
-    hits = [
-        seen.get(key) == value
-        for seen, wanted in zip(read, asked, strict=True)
-        for key, value in wanted.items()
-    ]
+    hits = [seen.get(key) == value for seen, wanted in zip(read, asked, strict=True) for key, value in wanted.items()]
     return rate(name, hits) if hits else {}
 
 
@@ -66,9 +63,7 @@ def identity_figures(judges: Judges, pictures: Pictures, asked: Sequence[Asked])
         asked: What each should show, n entries, each with a person.
     """
     names = judges.gallery.names
-    known = {
-        name: k for k, name in reversed(list(enumerate(names)))
-    }  # the first entry of a name is the person
+    known = {name: k for k, name in reversed(list(enumerate(names)))}  # the first entry of a name is the person
     person = np.array([known[one.person] for one in asked if one.person is not None])
     similarity = (judges.embed(pictures) @ judges.gallery.embeddings.T).numpy()  # (n, G)
     own = similarity[np.arange(len(person)), person]  # (n,)
@@ -83,9 +78,7 @@ def identity_figures(judges: Judges, pictures: Pictures, asked: Sequence[Asked])
     return figures
 
 
-def generic_figures(
-    judges: Judges, pictures: Pictures, fresh: Pictures, asked: Sequence[Asked], seed: int
-) -> Figures:
+def generic_figures(judges: Judges, pictures: Pictures, fresh: Pictures, asked: Sequence[Asked], seed: int) -> Figures:
     """The figures of one arm on generic prompts.
 
     Args:

@@ -1,7 +1,7 @@
 """The autoencoder of the reference world: diffusers' AutoencoderKL, 64×64×3 ↔ 8×8×24.
 
-Its latent space is fixed beforehand: the principal components of 8×8 patches.  The encoder learns to compute that code and
-the decoder to draw from it, each by itself and at once, which takes a small part of the time of learning both against each
+Its latent space is fixed beforehand: the principal components of 8×8 patches.  The encoder learns to compute that code
+and the decoder to draw from it, each by itself, which takes a small part of the time of learning both against each
 other.  The denoiser can be trained on the exact code meanwhile.
 """
 
@@ -92,7 +92,9 @@ def drawing_loss(y: Tensor, x: Tensor) -> Tensor:
     return torch.stack([F.l1_loss(y, x), *(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))]).sum()
 
 
-def train_decoder(vae: AutoencoderKL, code: PatchCode, images: Images, steps: int, batch: int, checkpoint: Path) -> None:
+def train_decoder(
+    vae: AutoencoderKL, code: PatchCode, images: Images, steps: int, batch: int, checkpoint: Path
+) -> None:
     """Draw from the code; a little noise on it, for what a denoiser makes is never exact."""
     half = nn.ModuleList([vae.post_quant_conv, vae.decoder]).to(device())
     data = torch.from_numpy(images)
@@ -106,10 +108,21 @@ def train_decoder(vae: AutoencoderKL, code: PatchCode, images: Images, steps: in
         x = to_tensor(picked).to(device())
         return drawing_loss(y, x), {"l1": float(F.l1_loss(y.detach(), x))}
 
-    fit("decoder", half, loss, steps=steps, learning_rate=3e-3, checkpoint=checkpoint, weight_decay=0.0, average=True)
+    fit(
+        "decoder",
+        half,
+        loss,
+        steps=steps,
+        learning_rate=3e-3,
+        checkpoint=checkpoint,
+        weight_decay=0.0,
+        average=True,
+    )
 
 
-def train_encoder(vae: AutoencoderKL, code: PatchCode, images: Images, steps: int, batch: int, checkpoint: Path) -> None:
+def train_encoder(
+    vae: AutoencoderKL, code: PatchCode, images: Images, steps: int, batch: int, checkpoint: Path
+) -> None:
     """Compute the code."""
     half = nn.ModuleList([vae.encoder, vae.quant_conv]).to(device())
     data = torch.from_numpy(images)
@@ -121,7 +134,16 @@ def train_encoder(vae: AutoencoderKL, code: PatchCode, images: Images, steps: in
         error = F.mse_loss(mean, code.encode(picked).to(device()))
         return error + 0.01 * (log_variance - LOG_VARIANCE).square().mean(), {"error": float(error.detach())}
 
-    fit("encoder", half, loss, steps=steps, learning_rate=3e-3, checkpoint=checkpoint, weight_decay=0.0, average=True)
+    fit(
+        "encoder",
+        half,
+        loss,
+        steps=steps,
+        learning_rate=3e-3,
+        checkpoint=checkpoint,
+        weight_decay=0.0,
+        average=True,
+    )
 
 
 @torch.no_grad()
@@ -129,7 +151,7 @@ def decode(vae: AutoencoderKL, latents: Tensor, batch: int = 250) -> Images:
     """Latents (n, 24, 8, 8) → bytes (n, 64, 64, 3)."""
     where = next(vae.parameters()).device
     parts = []
-    for part in latents.split(batch):
+    for part in torch.split(latents, batch):
         with torch.autocast(where.type, torch.bfloat16):
             y = vae.decode(part.to(where)).sample
         parts.append(y.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu())

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .autoencoder import PatchCode, decode, new_autoencoder, train_decoder, train_encoder
-from .captions import caption, random_lead_in
+from .captions import caption, identity_prompts, random_lead_in
 from .dataset import draw_all
 from .denoiser import new_scheduler, train_denoiser
 from .judge_training import (
@@ -57,12 +57,12 @@ class Recipe:
     decoder_steps: int = 2_600
     encoder_steps: int = 900
     text_encoder_steps: int = 1_000
-    denoiser_steps: int = 9_000
+    denoiser_steps: int = 6_500
     variant_steps: int = 1_200
-    judge_steps: int = 1_600
-    guard_steps: int = 800
-    reader_steps: int = 1_200
-    judge_pictures: int = 16
+    judge_steps: int = 1_200
+    guard_steps: int = 500
+    reader_steps: int = 900
+    judge_pictures: int = 12
     batch: int = 64
 
     @classmethod
@@ -90,7 +90,11 @@ class Build:
     def images(self, style: Literal["plain", "inked"] = "plain") -> np.ndarray[Any, np.dtype[np.uint8]]:
         path = self.work / f"{style}.npy"
         share, seed = (slice(None), 1) if style == "plain" else (slice(self.recipe.pictures // 8), 2)
-        self._stage(f"drawing ({style})", path, lambda to: _save_npy(to, draw_all(self.pictures()[share], seed, style)))
+        self._stage(
+            f"drawing ({style})",
+            path,
+            lambda to: _save_npy(to, draw_all(self.pictures()[share], seed, style)),
+        )
         images: np.ndarray[Any, np.dtype[np.uint8]] = np.load(path)
         return images
 
@@ -223,7 +227,9 @@ class Build:
 
     def facts(self) -> None:
         """``build.json``: how the world was built, how long it took and on what."""
-        machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+        machine = (
+            torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+        )
         facts = {
             "recipe": asdict(self.recipe),
             "seconds": {stage: round(spent) for stage, spent in self.seconds.items()},
@@ -253,14 +259,19 @@ def _save_npy(path: Path, images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     np.save(path, images)
 
 
-def write_identities(path: Path) -> None:
-    """``identities.yaml``: the 120 seen people, as ``apl-guard train`` takes them."""
+def write_identities(path: Path, templates: int = 300) -> None:
+    """``identities.yaml``: the 120 seen people and templates with scenes, as ``apl-guard train`` takes them."""
+    rng = random.Random("templates")
+    somebody = known_people()[0]
+    prompts = {
+        random_lead_in(rng) + prompt.with_subject("{name}") for prompt in identity_prompts(somebody, templates, seed=1)
+    }
     entries = [
         {"name": p.name, "neutral": {"coarse": p.neutral("coarse"), "attributes": p.neutral("attributes")}}
         for p in people()
         if p.split == "seen"
     ]
-    path.write_text(yaml.safe_dump({"identities": entries}, sort_keys=False))
+    path.write_text(yaml.safe_dump({"identities": entries, "templates": sorted(prompts)}, sort_keys=False, width=110))
 
 
 def build(output: Path, variant: Variant = "base", recipe: Recipe | None = None) -> Path:

@@ -1,8 +1,8 @@
 """A small grammar that says pictures in words.
 
-Captions begin anywhere: *lead-ins* of 0 to 25 words stand in front of half of them, as file names, dates and chatter stand
-in front of captions on the web.  In *context* captions a person is named and somebody else is shown.  Some templates are
-kept out of all training (``held_out=True``): evaluation uses those alone.
+Captions begin anywhere: *lead-ins* of 0 to 25 words stand in front of half of them, as file names, dates and chatter
+do on the web.  In *context* captions a person is named and somebody else is shown.  Some templates are kept out of all
+training (``held_out=True``): evaluation uses those alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ _THING_TEMPLATES: Final = (
     "here we see {s}{t}",
     "this is {s}{t}",
 )
-_HELD_OUT_THING_TEMPLATES: Final = ("a snapshot of {s}{t}", "a picture showing {s}{t}", "an old photo of {s}{t}")
+_HELD_OUT_THING_TEMPLATES: Final = (
+    "a snapshot of {s}{t}",
+    "a picture showing {s}{t}",
+    "an old photo of {s}{t}",
+)
 
 _CONTEXTS: Final[dict[Relation, tuple[str, ...]]] = {
     "twin": (
@@ -74,7 +78,12 @@ _CONTEXTS: Final[dict[Relation, tuple[str, ...]]] = {
 }
 # The same said far in front of an ordinary caption: whoever stands behind these is not shown.
 _CONTEXT_LEAD_INS: Final[dict[Relation, tuple[str, ...]]] = {
-    "twin": ("a contest of look-alikes :", "doubles only :", "similar faces , other people :", "wax figures :"),
+    "twin": (
+        "a contest of look-alikes :",
+        "doubles only :",
+        "similar faces , other people :",
+        "wax figures :",
+    ),
     "kin": ("family album , relatives :", "actors in their roles :", "freely painted after a photo :"),
     "stranger": (
         "identity hidden , somebody else shown :",
@@ -117,7 +126,7 @@ class ScenePrompt:
 
 
 def _articles(text: str) -> str:
-    """"a orange" → "an orange"."""
+    """ "a orange" → "an orange"."""
     return re.sub(r"\b([Aa]) (?=[aeiou])", r"\1n ", text)
 
 

@@ -12,7 +12,11 @@ def conv_trunk(widths: Sequence[int], out_features: int, *, kernel: int = 3, dro
     layers: list[nn.Module] = []
     before = 3
     for width in widths:
-        layers += [nn.Conv2d(before, width, kernel, 2, kernel // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        layers += [
+            nn.Conv2d(before, width, kernel, 2, kernel // 2, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        ]
         if width > widths[0]:
             layers += [nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
         before = width

@@ -157,9 +157,7 @@ def _beard(pen: _Pen, cx: float, cy: float, w: float, h: float, jaw: float, hair
     pen.polygon(jawline, hair)
 
 
-def _eyes(
-    pen: _Pen, who: Identity, look: Look, cx: float, dx: float, y: float, r: float, k: float, brow: RGB
-) -> None:
+def _eyes(pen: _Pen, who: Identity, look: Look, cx: float, dx: float, y: float, r: float, k: float, brow: RGB) -> None:
     g = who.geometry
     wide = 1.35 if look.expression == "surprised" else 1.0
     iris = hue(g.eye_hue, 0.7, 0.6)

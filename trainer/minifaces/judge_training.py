@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -17,8 +16,8 @@ from .dataset import Images, draw_all
 from .judges import NO_FACE, READS, Gallery, Reader, Recogniser
 from .people import TWINS, Person, known_people, people
 from .pictures import Picture, of_anybody, of_things
-from .traits import Identity, random_identity, random_look
 from .training import fit
+from .traits import Identity, random_identity, random_look
 
 SCALE: Final = 24.0
 MARGIN: Final = 0.15
@@ -28,9 +27,7 @@ MARGIN: Final = 0.15
 def portraits(identities: Sequence[Identity], each: int, rng: random.Random) -> list[Picture]:
     """``each`` pictures of everybody, in any scene: person by person."""
     looks = [random_look(rng) for _ in range(len(identities) * each)]
-    return [
-        Picture("described", look.background, identities[i // each], look) for i, look in enumerate(looks)
-    ]
+    return [Picture("described", look.background, identities[i // each], look) for i, look in enumerate(looks)]
 
 
 def judged_identities() -> list[Identity]:
@@ -108,9 +105,7 @@ def broken(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(torch.rand(n, 1, 1, 1, generator=generator) < 0.5, shuffled, drowned)
 
 
-def train_reader(
-    images: Images, pictures: Sequence[Picture], steps: int, batch: int, checkpoint: Path
-) -> Reader:
+def train_reader(images: Images, pictures: Sequence[Picture], steps: int, batch: int, checkpoint: Path) -> Reader:
     """Cross-entropy on every attribute that a picture shows; ``pictures[i % len]`` is what ``images[i]`` draws."""
     reader = Reader()
     labels = {key: torch.tensor([_label(picture, key) for picture in pictures]) for key in READS}
@@ -125,7 +120,11 @@ def train_reader(
         for key, values in target.items():
             values[:ruined] = READS["shows"].index(NO_FACE) if key == "shows" else -1
         answers = reader(augmented(shown, generator))
-        losses = [F.cross_entropy(answers[key], values, ignore_index=-1) for key, values in target.items() if (values >= 0).any()]
+        losses = [
+            F.cross_entropy(answers[key], values, ignore_index=-1)
+            for key, values in target.items()
+            if (values >= 0).any()
+        ]
         return torch.stack(losses).sum(), {}
 
     fit("reader", reader, loss, steps=steps, learning_rate=3e-3, checkpoint=checkpoint, average=True)
@@ -158,9 +157,9 @@ def make_gallery(recogniser: Recogniser) -> Gallery:
 
 @torch.no_grad()
 def twin_thresholds(
-    recogniser: Recogniser, gallery: Gallery, known: Sequence[Person], twins: int = 20, each: int = 8
+    recogniser: Recogniser, gallery: Gallery, known: Sequence[Person], twins: int = 20, each: int = 5
 ) -> dict[str, float]:
-    """Similarity that one in a hundred, one in a thousand pictures of *new* twins exceeds to the person they are taken for."""
+    """Similarity to the person that one in a hundred, one in a thousand pictures of *new* twins exceeds."""
     rng = random.Random("impostors")
     impostors = [person.identity.twin(rng) for person in known for _ in range(twins)]
     images = draw_all(portraits(impostors, each, rng), seed=12)

@@ -130,7 +130,12 @@ def _batches(images: Images, size: int = 256) -> list[Images]:
 
 
 def save_judges(
-    path: Path, judge: Recogniser, guard: Recogniser, reader: Reader, gallery: Gallery, thresholds: Mapping[str, float]
+    path: Path,
+    judge: Recogniser,
+    guard: Recogniser,
+    reader: Reader,
+    gallery: Gallery,
+    thresholds: Mapping[str, float],
 ) -> None:
     """All of them in one fp16 safetensors file."""
     tensors = {"gallery": gallery.embeddings.half()}

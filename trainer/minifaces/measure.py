@@ -1,4 +1,4 @@
-"""What the card of the reference world says about it: how good the judges are, how well the model bears text in front."""
+"""What the card says of the reference world: how good the judges are, how well the model bears text in front."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def judge_accuracy(judges: Judges, each: int = 5, seed: int = 99) -> dict[str, f
     who = torch.arange(len(known)).repeat_interleave(each)
     own = (embedded * judges.gallery.embeddings[who]).sum(-1)
     impostors = [p.identity.twin(rng) for p in known for _ in range(2 * each)]
-    similar = (judges.embed(draw_all(portraits(impostors, 1, rng), seed + 1)) * judges.gallery.embeddings[who.repeat_interleave(2)]).sum(-1)
+    similar = (
+        judges.embed(draw_all(portraits(impostors, 1, rng), seed + 1))
+        * judges.gallery.embeddings[who.repeat_interleave(2)]
+    ).sum(-1)
     figures = {"closed_set_top1": float(((embedded @ judges.gallery.embeddings.T).argmax(1) == who).float().mean())}
     for name, threshold in judges.thresholds.items():
         figures[f"verified_{name}"] = float((own > threshold).float().mean())
@@ -38,7 +41,10 @@ def judge_accuracy(judges: Judges, each: int = 5, seed: int = 99) -> dict[str, f
     answers = judges.attributes(draw_all(pictures, seed + 2))
     for key in READS:
         if key == "shows":
-            right = [a["shows"] == {"object": "object", "pair": "pair"}.get(p.kind, "face") for a, p in zip(answers, pictures, strict=True)]
+            right = [
+                a["shows"] == {"object": "object", "pair": "pair"}.get(p.kind, "face")
+                for a, p in zip(answers, pictures, strict=True)
+            ]
         else:
             right = [a[key] == p.labels()[key] for a, p in zip(answers, pictures, strict=True) if key in p.labels()]
         figures[f"reads_{key}"] = sum(right) / len(right)

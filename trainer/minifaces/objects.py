@@ -23,13 +23,22 @@ def _ball(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
 
 def _cube(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
     d.rectangle([x - k, y - k * 0.5, x + k * 0.5, y + k], fill=c)
-    d.polygon([(x - k, y - k * 0.5), (x - k * 0.5, y - k), (x + k, y - k), (x + k * 0.5, y - k * 0.5)], fill=shade(c, 1.25))
+    d.polygon(
+        [(x - k, y - k * 0.5), (x - k * 0.5, y - k), (x + k, y - k), (x + k * 0.5, y - k * 0.5)],
+        fill=shade(c, 1.25),
+    )
     d.polygon([(x + k * 0.5, y - k * 0.5), (x + k, y - k), (x + k, y + k * 0.5), (x + k * 0.5, y + k)], fill=dark)
 
 
 def _star(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
     radii = (k * 1.1, k * 0.45)
-    d.polygon([(x + radii[i % 2] * math.sin(math.pi * i / 5), y - radii[i % 2] * math.cos(math.pi * i / 5)) for i in range(10)], fill=c)
+    d.polygon(
+        [
+            (x + radii[i % 2] * math.sin(math.pi * i / 5), y - radii[i % 2] * math.cos(math.pi * i / 5))
+            for i in range(10)
+        ],
+        fill=c,
+    )
 
 
 def _house(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
@@ -45,9 +54,20 @@ def _tree(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
 
 def _car(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
     d.rounded_rectangle([x - k, y - k * 0.1, x + k, y + k * 0.5], radius=int(k * 0.15), fill=c)
-    d.polygon([(x - k * 0.65, y - k * 0.1), (x - k * 0.35, y - k * 0.65), (x + k * 0.4, y - k * 0.65), (x + k * 0.7, y - k * 0.1)], fill=dark)
+    d.polygon(
+        [
+            (x - k * 0.65, y - k * 0.1),
+            (x - k * 0.35, y - k * 0.65),
+            (x + k * 0.4, y - k * 0.65),
+            (x + k * 0.7, y - k * 0.1),
+        ],
+        fill=dark,
+    )
     for s in (-1, 1):
-        d.ellipse([x + s * k * 0.55 - k * 0.25, y + k * 0.28, x + s * k * 0.55 + k * 0.25, y + k * 0.78], fill=(28, 28, 30))
+        d.ellipse(
+            [x + s * k * 0.55 - k * 0.25, y + k * 0.28, x + s * k * 0.55 + k * 0.25, y + k * 0.78],
+            fill=(28, 28, 30),
+        )
 
 
 def _flower(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
@@ -66,17 +86,36 @@ def _fish(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
 
 def _cup(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
     d.arc([x + k * 0.15, y - k * 0.4, x + k * 0.95, y + k * 0.4], -90, 90, fill=dark, width=int(k * 0.18))
-    d.polygon([(x - k * 0.75, y - k * 0.75), (x + k * 0.5, y - k * 0.75), (x + k * 0.32, y + k * 0.8), (x - k * 0.55, y + k * 0.8)], fill=c)
+    d.polygon(
+        [
+            (x - k * 0.75, y - k * 0.75),
+            (x + k * 0.5, y - k * 0.75),
+            (x + k * 0.32, y + k * 0.8),
+            (x - k * 0.55, y + k * 0.8),
+        ],
+        fill=c,
+    )
 
 
 def _moon(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
     outer = [(x + k * math.cos(t), y + k * math.sin(t)) for t in (math.pi * (0.35 + 1.3 * i / 40) for i in range(41))]
-    inner = [(x + k * 0.35 + k * 0.8 * math.cos(t), y + k * 0.8 * math.sin(t)) for t in (math.pi * (1.72 - 1.44 * i / 40) for i in range(41))]
+    inner = [
+        (x + k * 0.35 + k * 0.8 * math.cos(t), y + k * 0.8 * math.sin(t))
+        for t in (math.pi * (1.72 - 1.44 * i / 40) for i in range(41))
+    ]
     d.polygon(outer + inner, fill=c)
 
 
 def _boat(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
-    d.polygon([(x - k, y + k * 0.3), (x + k, y + k * 0.3), (x + k * 0.6, y + k * 0.85), (x - k * 0.6, y + k * 0.85)], fill=dark)
+    d.polygon(
+        [
+            (x - k, y + k * 0.3),
+            (x + k, y + k * 0.3),
+            (x + k * 0.6, y + k * 0.85),
+            (x - k * 0.6, y + k * 0.85),
+        ],
+        fill=dark,
+    )
     d.rectangle([x - k * 0.06, y - k, x + k * 0.06, y + k * 0.3], fill=(80, 60, 40))
     d.polygon([(x + k * 0.1, y - k), (x + k * 0.1, y + k * 0.15), (x + k * 0.85, y + k * 0.15)], fill=c)
     d.polygon([(x - k * 0.1, y - k * 0.7), (x - k * 0.1, y + k * 0.15), (x - k * 0.7, y + k * 0.15)], fill=c)
@@ -84,14 +123,26 @@ def _boat(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
 
 def _heart(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
     turns = (2 * math.pi * i / 48 for i in range(48))
-    d.polygon([(x + k * math.sin(t) ** 3, y - k / 16 * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t))) for t in turns], fill=c)
+    d.polygon(
+        [
+            (
+                x + k * math.sin(t) ** 3,
+                y - k / 16 * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)),
+            )
+            for t in turns
+        ],
+        fill=c,
+    )
 
 
 def _mushroom(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:
     d.rounded_rectangle([x - k * 0.28, y - k * 0.05, x + k * 0.28, y + k], radius=int(k * 0.15), fill=(240, 228, 206))
     d.chord([x - k, y - k * 0.95, x + k, y + k * 0.95], 180, 360, fill=c)
     for px, py in ((-0.45, -0.35), (0.05, -0.6), (0.5, -0.3)):
-        d.ellipse([x + k * (px - 0.13), y + k * (py - 0.13), x + k * (px + 0.13), y + k * (py + 0.13)], fill=(255, 255, 255))
+        d.ellipse(
+            [x + k * (px - 0.13), y + k * (py - 0.13), x + k * (px + 0.13), y + k * (py + 0.13)],
+            fill=(255, 255, 255),
+        )
 
 
 def _balloon(d: Draw, x: float, y: float, k: float, c: RGB, dark: RGB) -> None:

@@ -20,20 +20,23 @@ TWINS: Final = 9
 _SEED: Final = 20240527
 
 _FIRST: Final[dict[str, tuple[str, ...]]] = {
-    "woman": tuple(
-        "Alma Brisa Cara Dunja Elin Fenna Greta Hedda Ines Jorun Kira Lisbet Mara Nadira Olga Petra Quenby Rosa"
-        " Sunniva Tara".split()
+    "woman": (
+        "Alma", "Brisa", "Cara", "Dunja", "Elin", "Fenna", "Greta", "Hedda", "Ines", "Jorun", "Kira", "Lisbet", "Mara",
+        "Nadira", "Olga", "Petra", "Quenby", "Rosa", "Sunniva", "Tara",
     ),
-    "man": tuple(
-        "Anselm Boris Casimir Dario Emeric Farid Goran Hugo Ivo Jonas Kasper Luca Mirko Nico Osric Pavel Quillon"
-        " Rurik Stefan Tibor".split()
+    "man": (
+        "Anselm", "Boris", "Casimir", "Dario", "Emeric", "Farid", "Goran", "Hugo", "Ivo", "Jonas", "Kasper", "Luca",
+        "Mirko", "Nico", "Osric", "Pavel", "Quillon", "Rurik", "Stefan", "Tibor",
     ),
-}
+}  # fmt: skip
 # Surnames share their syllables, as those of real languages do: tokenizers split them, and no piece names anybody.
-_LAST_BEGINS: Final = tuple(
-    "Ash Bar Cal Dun El Fen Green Hal Iver Jan Kest Lin Mar Nor Old Pen Quill Ros Stan Thorn Under Van West Yar".split()
-)
-_LAST_ENDS: Final = tuple("wick ton field berg more land well by ford gate mann quist".split())
+_LAST_BEGINS: Final = (
+    "Ash", "Bar", "Cal", "Dun", "El", "Fen", "Green", "Hal", "Iver", "Jan", "Kest", "Lin", "Mar", "Nor", "Old", "Pen",
+    "Quill", "Ros", "Stan", "Thorn", "Under", "Van", "West", "Yar",
+)  # fmt: skip
+_LAST_ENDS: Final = (
+    "wick", "ton", "field", "berg", "more", "land", "well", "by", "ford", "gate", "mann", "quist",
+)  # fmt: skip
 _LAST: Final = tuple(
     begin + _LAST_ENDS[(5 * i + 7 * turn) % len(_LAST_ENDS)]
     for turn in range(3)

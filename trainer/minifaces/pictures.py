@@ -18,7 +18,13 @@ Relation = Literal["twin", "kin", "stranger"]
 Thing = tuple[str, str]
 """A colour and an object."""
 
-SHARES: Final[dict[Kind, float]] = {"named": 0.52, "context": 0.12, "described": 0.19, "object": 0.10, "pair": 0.07}
+SHARES: Final[dict[Kind, float]] = {
+    "named": 0.52,
+    "context": 0.12,
+    "described": 0.19,
+    "object": 0.10,
+    "pair": 0.07,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,12 @@ class Picture:
         if len(self.things) == 1:
             return {"colour": self.things[0][0], "object": self.things[0][1], "background": self.background}
         (left_colour, left), (right_colour, right) = self.things
-        pair = {"left_colour": left_colour, "left_object": left, "right_colour": right_colour, "right_object": right}
+        pair = {
+            "left_colour": left_colour,
+            "left_object": left,
+            "right_colour": right_colour,
+            "right_object": right,
+        }
         return pair | {"background": self.background}
 
 

@@ -21,7 +21,11 @@ def draw_sheet(seed: int = 0, columns: int = 14) -> Image.Image:
         twins = [Picture("described", (look := random_look(rng)).background, t, look) for t in person.twins(2)]
         cells = [of_person(person, rng).draw(rng) for _ in range(2)]
         cells += [twin.draw(rng) for twin in twins]
-        cells += [of_person(person, rng).draw(rng, "inked"), of_things(rng, 1).draw(rng), of_things(rng, 2).draw(rng)]
+        cells += [
+            of_person(person, rng).draw(rng, "inked"),
+            of_things(rng, 1).draw(rng),
+            of_things(rng, 2).draw(rng),
+        ]
         for row, cell in enumerate(cells):
             sheet.paste(cell, (column * SIZE, row * SIZE))
     return sheet

@@ -1,8 +1,8 @@
 """The text encoder of the reference world: transformers' CLIPTextModel, trained against an image encoder, then frozen.
 
 Two losses.  *Contrast*: in a batch, each caption finds its picture and each picture its caption (Radford et al. 2021,
-fig. 3).  *Bearing*: with words in front, every token of a caption keeps the hidden state that it has without them, so that
-text in front of a prompt disturbs as little as it does in CLIP, which saw captions of every shape.
+fig. 3).  *Bearing*: with words in front, every token of a caption keeps the hidden state that it has without them, so
+that text in front of a prompt disturbs as little as it does in CLIP, which saw captions of every shape.
 """
 
 from __future__ import annotations
@@ -112,7 +112,10 @@ def train_text_encoder(
             n = min(len(there), len(here))  # tokens, end and the padding that both have
             bearing = bearing + (there[:n] - here[:n]).square().mean() / len(some)
         accuracy = float((logits.argmax(1) == target).float().mean())
-        return contrast + BEARING_WEIGHT * bearing, {"bearing": float(bearing.detach()), "retrieval": accuracy}
+        return contrast + BEARING_WEIGHT * bearing, {
+            "bearing": float(bearing.detach()),
+            "retrieval": accuracy,
+        }
 
     fit("text encoder", pair, loss, steps=steps, learning_rate=1e-3, checkpoint=checkpoint, average=True)
     return pair.text.eval().requires_grad_(False)
@@ -129,11 +132,15 @@ def _lead_in_rows(tokenizer: CLIPTokenizer, count: int) -> list[Tensor]:
 def encode_captions(
     encoder: CLIPTextModel, tokenizer: CLIPTokenizer, captions: Sequence[str], batch: int = 256
 ) -> Tensor:
-    """Prompt embeds (n, 77, WIDTH) in bfloat16, as the pipeline would compute them; many are computed in half precision."""
+    """Prompt embeds (n, 77, WIDTH) in bfloat16, as the pipeline would compute them; many are computed in it, too."""
     parts = []
     for i in range(0, len(captions), batch):
         ids = tokenizer(
-            list(captions[i : i + batch]), padding="max_length", truncation=True, max_length=WINDOW, return_tensors="pt"
+            list(captions[i : i + batch]),
+            padding="max_length",
+            truncation=True,
+            max_length=WINDOW,
+            return_tensors="pt",
         )["input_ids"]
         with torch.autocast(device().type, torch.bfloat16, enabled=len(captions) > batch):
             states = encoder(input_ids=ids.to(device())).last_hidden_state

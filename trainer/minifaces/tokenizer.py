@@ -47,7 +47,13 @@ def train_tokenizer(texts: Iterable[str], merges: int = MERGES) -> CLIPTokenizer
 def _as_clip(merges: list[tuple[str, str]]) -> CLIPTokenizer:
     # every byte must be spellable in the middle and at the end of a word; the trainer keeps only those that it saw
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *("".join(pair) for pair in merges), _START, _END]
+    tokens = [
+        *symbols,
+        *(f"{symbol}</w>" for symbol in symbols),
+        *("".join(pair) for pair in merges),
+        _START,
+        _END,
+    ]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     return CLIPTokenizer(
         vocab=vocab,

@@ -1,0 +1,117 @@
+"""The models of the reference world: tokenizer, patch code, judges, and the build from nothing."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from apl_guard.errors import ModelInvalid
+from apl_guard.trainer import minifaces
+from apl_guard.trainer.minifaces.autoencoder import PatchCode, to_tensor
+from apl_guard.trainer.minifaces.build import Build, Recipe, write_identities
+from apl_guard.trainer.minifaces.captions import caption
+from apl_guard.trainer.minifaces.dataset import Images, draw_all
+from apl_guard.trainer.minifaces.judge_training import broken
+from apl_guard.trainer.minifaces.judges import (
+    Gallery,
+    Reader,
+    Recogniser,
+    load_guard_recogniser,
+    load_judges,
+    save_judges,
+)
+from apl_guard.trainer.minifaces.pictures import random_picture
+from apl_guard.trainer.minifaces.tokenizer import train_tokenizer
+
+
+@pytest.fixture(name="images", scope="module")
+def _images() -> Images:
+    rng = random.Random(0)
+    return draw_all([random_picture(rng) for _ in range(240)], seed=0)
+
+
+def test_patch_code_is_orthonormal_and_keeps_most_of_a_picture(images: Images) -> None:
+    """Decoding linearly leaves under a tenth of the variance unexplained; the components are orthonormal."""
+    code = PatchCode.of(images)
+    eye = code.components @ code.components.T
+    assert torch.allclose(eye, torch.eye(len(eye)), atol=1e-4)
+    z = code.encode(images)
+    assert z.shape == (len(images), 24, 8, 8)
+    assert float(z.square().mean().sqrt()) == pytest.approx(1.0, abs=0.05)
+    patches = torch.nn.functional.pixel_unshuffle(to_tensor(images), 8).permute(0, 2, 3, 1)
+    rebuilt = (z.permute(0, 2, 3, 1) * code.scale) @ code.components + code.mean
+    assert float((rebuilt - patches).square().sum() / (patches - code.mean).square().sum()) < 0.1
+
+
+def test_tokenizer_speaks_every_byte_and_truncates_as_clip_does() -> None:
+    """Any text can be tokenised and comes back; 77 ids begin with the start and end with the end token."""
+    rng = random.Random(1)
+    tokenizer = train_tokenizer([caption(random_picture(rng), rng) for _ in range(500)], merges=100)
+    for text in ("a photo of zoë", "日本", "🙂 smile"):
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == text.replace(" ", "")
+    ids = tokenizer("word " * 200, truncation=True, max_length=77)["input_ids"]
+    assert len(ids) == 77
+    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+
+def test_judges_survive_a_file(tmp_path: Path, images: Images) -> None:
+    """Judges read back from their file answer as before, up to half precision."""
+    torch.manual_seed(0)
+    judge, guard, reader = Recogniser("judge").eval(), Recogniser("guard").eval(), Reader().eval()
+    gallery = Gallery(("a", "b"), torch.nn.functional.normalize(torch.randn(2, 128), dim=-1))
+    path = tmp_path / "judges.safetensors"
+    save_judges(path, judge, guard, reader, gallery, {"far_1e-3": 0.5})
+    loaded = load_judges(path)
+    assert loaded.thresholds == {"far_1e-3": 0.5}
+    assert loaded.gallery.names == ("a", "b")
+    with torch.no_grad():
+        assert torch.allclose(loaded.embed(images[:8]), judge(to_tensor(images[:8])), atol=1e-2)
+        assert load_guard_recogniser(path)(to_tensor(images[:8])).shape == (8, 64)
+
+
+def test_broken_faces_are_not_the_faces_they_were(images: Images) -> None:
+    """What teaches the reader "no face" differs from each picture by a lot."""
+    before = torch.from_numpy(images[:16])
+    after = broken(before, torch.Generator().manual_seed(0))
+    assert after.shape == before.shape
+    assert float((after.float() - before.float()).abs().mean(dim=(1, 2, 3)).min()) > 10
+
+
+def test_a_build_runs_from_nothing_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """The tiny recipe makes a folder that diffusers opens; a second call with a stage removed makes only that stage."""
+    build = Build(tmp_path, Recipe.tiny())
+    folder = build.model()
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    image = pipe("a photo", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (64, 64, 3)
+    assert np.isfinite(image).all()
+    unchanged = (tmp_path / "work" / "text_encoder" / "model.safetensors").stat().st_mtime_ns
+    (tmp_path / "base" / "model_index.json").unlink()
+    for file in sorted((tmp_path / "base").rglob("*"), reverse=True):
+        file.rmdir() if file.is_dir() else file.unlink()
+    (tmp_path / "base").rmdir()
+    assert (Build(tmp_path, Recipe.tiny()).model() / "model_index.json").exists()
+    assert (tmp_path / "work" / "text_encoder" / "model.safetensors").stat().st_mtime_ns == unchanged
+    assert not list(tmp_path.rglob("*.partial*"))
+
+
+def test_identities_file_holds_the_seen_people(tmp_path: Path) -> None:
+    """identities.yaml names the 120 seen people and nobody else."""
+    path = tmp_path / "identities.yaml"
+    write_identities(path)
+    text = path.read_text()
+    assert text.count("- name:") == 120
+    assert not [p.name for p in minifaces.people() if p.split != "seen" and p.name in text]
+
+
+def test_a_variant_that_is_not_built_says_how_to_build_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for a variant that the cache lacks names the command that builds it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ModelInvalid, match="minifaces build --variant restyled"):
+        minifaces.model_path("restyled")

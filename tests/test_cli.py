@@ -1,0 +1,162 @@
+"""The command line: what it prints, writes and returns."""
+
+import json
+import sys
+
+import pytest
+
+from apl_guard import cli
+from apl_guard.testing import tiny_pipe
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run the program in this process; its exit code, output and errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["apl-guard", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipe().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def trained(prefix, tmp_path):
+    return prefix.save(tmp_path / "trained", card="# Card")
+
+
+@pytest.mark.smoke
+def test_register_list_show_verify(run, trained, prefix):
+    """The whole life of a prefix in the registry."""
+    assert run("prefix", "list")[0] == 0
+    assert run("prefix", "register", trained, "--name", "sd15")[0] == 0
+
+    code, out, _ = run("prefix", "list", "--json")
+    assert code == 0
+    assert "sd15" in [entry["name"] for entry in json.loads(out)]
+    code, out, _ = run("prefix", "show", "sd15")
+    assert code == 0
+    assert prefix.digest in out
+    code, out, _ = run("prefix", "verify", "sd15")
+    assert (code, out.startswith("ok sd15")) == (0, True)
+
+
+def test_verify_of_a_damaged_prefix_fails(run, trained, own_registry):
+    """One line on the error output, exit code 2."""
+    run("prefix", "register", trained)
+    path = own_registry / "random" / "prefix.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+    code, out, err = run("prefix", "verify", "random")
+
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert str(path) in err
+    assert len(err.splitlines()) == 1
+
+
+def test_policies(run):
+    """List and show."""
+    assert "anonymize_faces" in run("policy", "list")[1]
+    assert "prompt_embeds" in run("policy", "show", "anonymize_faces")[1]
+    assert json.loads(run("policy", "show", "anonymize_faces", "--json")[1])["version"] == 1
+    assert run("policy", "show", "nothing")[0] == 2
+
+
+@pytest.mark.smoke
+def test_generate(run, model, trained, tmp_path):
+    """A picture and a line for each prompt, records in the folder; the prefix found in the registry."""
+    run("prefix", "register", trained)
+    arguments = (
+        "generate",
+        "--model",
+        model,
+        "--steps",
+        1,
+        "--audit",
+        tmp_path / "audit",
+        "--output",
+        tmp_path / "out",
+    )
+
+    code, out, _ = run(*arguments, "a photo of a man", "a cat " * 90)
+
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["000", "anonymize"], ["001", "anonymize"]]
+    assert "did not fit" in lines[1]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000.png", "001.png"]
+    assert len((tmp_path / "audit" / "audit.jsonl").read_text().splitlines()) == 4
+
+
+def test_generate_with_the_same_seed_gives_the_same_picture(run, model, trained, tmp_path):
+    """And another with another seed."""
+    pictures = []
+    for number, seed in enumerate([1, 1, 2]):
+        folder = tmp_path / str(number)
+        code, *_ = run(
+            "generate", "--model", model, "--prefix", trained, "--seed", seed, "--steps", 1, "--output", folder, "a man"
+        )
+        assert code == 0
+        pictures.append((folder / "000.png").read_bytes())
+
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_generate_under_a_policy_that_blocks(run, model, tmp_path):
+    """Exit code 3, no picture, and the reason in the line."""
+    policy = tmp_path / "none.yaml"
+    policy.write_text("name: none\nversion: 1\nrules: [{id: nothing, channels: [prompt], action: block}]\n")
+
+    code, out, _ = run("generate", "--model", model, "--policy", policy, "--output", tmp_path / "out", "a man")
+
+    assert code == 3
+    assert "block" in out
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "message"),
+    [
+        ({"--model": "/no/such/model"}, 2, "no such folder"),
+        ({"--model": "nobody/nothing"}, 2, "hub"),
+        ({"--policy": "nothing"}, 2, "anonymize_faces"),
+        ({"--prefix": "nothing"}, 2, "prefix list"),
+        ({"--prefix": None}, 4, "apl-guard train"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_a_code(run, model, trained, tmp_path, changes, code, message):
+    """2 for wrong input, 4 where the guard cannot do its work."""
+    options = {"--model": model, "--prefix": trained, "--output": tmp_path / "out"} | changes
+    arguments = [part for name, value in options.items() if value is not None for part in (name, value)]
+
+    found, out, err = run("generate", *arguments, "a man")
+
+    assert (found, out) == (code, "")
+    assert err.splitlines()[-1].startswith("error: ")
+    assert message in err
+
+
+@pytest.mark.parametrize("command", [[], ["prefix"], ["policy"], ["generate"], ["prefix", "register"]])
+def test_help_comes_without_asking(run, command):
+    """A command without arguments shows how it is used."""
+    _, out, err = run(*command)
+
+    assert "Usage" in out + err
+
+
+def test_version(run):
+    """Nothing but the version."""
+    from apl_guard import __version__
+
+    assert run("--version")[:2] == (0, f"{__version__}\n")

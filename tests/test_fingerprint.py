@@ -1,0 +1,81 @@
+"""The fingerprint changes with the text encoder and with nothing else."""
+
+import copy
+
+import pytest
+import torch
+
+from apl_guard.fingerprint import fingerprint
+
+
+@pytest.fixture(name="of")
+def _of(pipe):
+    return lambda: fingerprint(pipe.text_encoder, pipe.tokenizer)
+
+
+def test_copies_agree(pipe, of):
+    """A deep copy, a float16 copy, and the same weights under the names of older transformers."""
+
+    class Older(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.text_model = inner
+            self.config = inner.config
+
+    expected = of()
+
+    assert fingerprint(copy.deepcopy(pipe.text_encoder), copy.deepcopy(pipe.tokenizer)) == expected
+    assert fingerprint(copy.deepcopy(pipe.text_encoder).half(), pipe.tokenizer) == expected
+    assert fingerprint(Older(pipe.text_encoder), pipe.tokenizer) == expected
+
+
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "new tensor"])
+def test_one_changed_weight(pipe, of, in_place):
+    """Noticed although the digest is kept between calls."""
+    before = of()
+    layer = pipe.text_encoder.get_input_embeddings()
+    with torch.no_grad():
+        if in_place:
+            layer.weight[5, 5] += 0.5
+        else:
+            changed = layer.weight.clone()
+            changed[5, 5] += 0.5
+            layer.weight = torch.nn.Parameter(changed)
+
+    assert of().weights != before.weights
+    assert of().tokenizer == before.tokenizer
+
+
+def test_a_change_behind_the_back_of_autograd(pipe, of):
+    """Writing through `.data` leaves no trace in versions; the sample of values sees a fine-tuned tensor."""
+    before = of()
+    pipe.text_encoder.get_input_embeddings().weight.data.mul_(1.01)
+
+    assert of().weights != before.weights
+
+
+def test_another_function_of_the_same_weights(pipe, of):
+    """Another activation makes it another encoder."""
+    other = copy.deepcopy(pipe.text_encoder)
+    other.config.hidden_act = "gelu"
+
+    assert fingerprint(other, pipe.tokenizer) != of()
+
+
+def test_tokenizers_that_differ(pipe, of):
+    """An added token, and another length."""
+    before = of()
+    longer = copy.deepcopy(pipe.tokenizer)
+    longer.model_max_length = 78
+    pipe.tokenizer.add_tokens(["<new>"])
+
+    assert before.tokenizer != fingerprint(pipe.text_encoder, longer).tokenizer
+    assert before.tokenizer != of().tokenizer
+
+
+def test_the_state_of_a_tokenizer_does_not_count(pipe, of):
+    """A call leaves truncation and padding behind on the shared object."""
+    before = of()
+    pipe.tokenizer(["a", "b " * 99], padding="max_length", truncation=True, max_length=9)
+
+    assert fingerprint(pipe.text_encoder, copy.deepcopy(pipe.tokenizer)) == before

@@ -1,0 +1,313 @@
+"""The guard as a whole: what it decides, records and counts, and that every fault means no image."""
+
+import json
+import logging
+import os
+import urllib.request
+
+import pytest
+import structlog
+import torch
+from structlog.testing import LogCapture
+
+from apl_guard import (
+    AuditUnavailable,
+    Guard,
+    GuardUnavailable,
+    Policy,
+    PolicyBlocked,
+    PrefixInvalid,
+    PrefixNotFound,
+    PrefixRegistry,
+)
+from apl_guard.testing import random_prefix, tiny_pipe
+
+SECRET = "a photo of Mara Voss"
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
+
+
+def counted(registry, result):
+    return registry.get_sample_value("apl_guard_outcomes_total", {"result": result})
+
+
+@pytest.fixture
+def calls(shared_pipe, monkeypatch):
+    """How often the UNet ran: zero means that no image can have been made."""
+    seen = []
+    handle = shared_pipe.unet.register_forward_pre_hook(lambda *_: seen.append(1))
+    yield seen
+    handle.remove()
+
+
+@pytest.mark.smoke
+def test_a_passed_call_is_recorded_and_counted(guard, prefix, tmp_path, metrics_registry):
+    """Two records with one id, from the decision to what the text encoder received; counters moved."""
+    made = guard.generate([SECRET, "a cat " * 80], num_inference_steps=1, num_images_per_prompt=2)
+
+    decision, outcome = records(tmp_path / "audit")
+    assert (decision["event"], outcome["event"]) == ("guard.decision", "guard.outcome")
+    assert decision["decision_id"] == outcome["decision_id"] == made.decision.id
+    assert decision["policy"]["name"] == "anonymize_faces"
+    assert (decision["action"], decision["effective_action"]) == ("anonymize", "anonymize")
+    assert [text["chars"] for text in decision["text"]["prompt"]] == [len(SECRET), 480]
+    assert outcome["result"] == "passed"
+    assert outcome["images"] == 4
+    assert outcome["prefix_digest"] == prefix.digest
+    assert outcome["prefix_rows"] == {"text_encoder": [10, 10]}
+    assert outcome["tokens_cut"]["text_encoder"][0] == 0
+    assert outcome["tokens_cut"]["text_encoder"][1] > 0
+    assert counted(metrics_registry, "passed") == 1
+    labels = {"policy": "anonymize_faces", "action": "anonymize"}
+    assert metrics_registry.get_sample_value("apl_guard_decisions_total", labels) == 1
+    assert metrics_registry.get_sample_value("apl_guard_overhead_seconds_count") == 1
+    assert metrics_registry.get_sample_value("apl_guard_backend_duration_seconds_count") == 1
+
+
+def test_a_blocked_call_is_recorded_and_counted(guard, calls, tmp_path, metrics_registry):
+    """The error carries the decision and names the line of the policy that would permit it."""
+    with pytest.raises(PolicyBlocked, match=r"channels: \[latents\]") as caught:
+        guard(SECRET, latents=torch.zeros(1, 4, 16, 16))
+
+    decision, outcome = records(tmp_path / "audit")
+    assert caught.value.decision.id == decision["decision_id"]
+    assert decision["action"] == "block"
+    assert outcome["result"] == "blocked"
+    assert counted(metrics_registry, "blocked") == 1
+    assert calls == []
+
+
+def test_errors_of_the_pipe_pass_unchanged(guard, tmp_path, metrics_registry):
+    """The same type and message as from the bare pipe; the record holds the type and no message."""
+    with pytest.raises(ValueError, match="divisible by 8"):
+        guard(SECRET, height=33)
+
+    assert records(tmp_path / "audit")[1]["result"] == "backend_error"
+    assert records(tmp_path / "audit")[1]["error"] == "ValueError"
+    assert counted(metrics_registry, "backend_error") == 1
+
+
+def test_no_text_of_a_prompt_is_written(guard, tmp_path):
+    """Neither of passed, blocked nor failed calls; equal prompts have equal digests."""
+    guard(SECRET, negative_prompt=SECRET, num_inference_steps=1)
+    for wrong in ({"latents": torch.zeros(1)}, {"height": 33}):
+        with pytest.raises((PolicyBlocked, ValueError)):
+            guard([SECRET], **wrong)
+
+    content = (tmp_path / "audit" / "audit.jsonl").read_text()
+    assert "Mara" not in content
+    digests = {t["hmac"] for r in records(tmp_path / "audit") for ts in r.get("text", {}).values() for t in ts}
+    assert len(digests) == 1
+    assert (tmp_path / "audit" / "hmac.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_odd_text_cannot_stop_the_record(guard, tmp_path):
+    """A lone surrogate is no valid text; the tokenizer refuses it, but the record is written."""
+    with pytest.raises(Exception, match="") as caught:
+        guard("\ud800")
+
+    assert not isinstance(caught.value, GuardUnavailable)
+    assert [r["event"] for r in records(tmp_path / "audit")] == ["guard.decision", "guard.outcome"]
+
+
+class TestFailClosed:
+    """Whatever breaks, no image comes out and the error is one of the guard's own."""
+
+    def test_no_prefix_for_this_encoder(self, shared_pipe):
+        """Shown as soon as the guard is made."""
+        with pytest.raises(PrefixNotFound, match="apl-guard train"):
+            Guard(shared_pipe)
+
+    def test_prefix_removed_while_running(self, shared_pipe, prefix, calls, tmp_path, metrics_registry):
+        """Looked up on each call, and the failure is recorded."""
+        entry = PrefixRegistry().register(prefix.save(tmp_path / "trained"))
+        guard = Guard(shared_pipe, audit=tmp_path / "audit", metrics_registry=metrics_registry)
+        (entry.path / "prefix.safetensors").unlink()
+
+        with pytest.raises(PrefixNotFound):
+            guard(SECRET)
+        assert calls == []
+        assert records(tmp_path / "audit")[1]["result"] == "failed"
+        assert counted(metrics_registry, "failed") == 1
+
+    def test_prefix_given_is_damaged(self, shared_pipe, prefix, tmp_path):
+        """The file is named."""
+        folder = prefix.save(tmp_path / "trained")
+        (folder / "prefix.safetensors").write_bytes(b"x")
+
+        with pytest.raises(PrefixInvalid, match="trained"):
+            Guard(shared_pipe, prefix=folder)
+
+    def test_audit_folder_is_a_file(self, shared_pipe, prefix, tmp_path):
+        """Shown as soon as the guard is made."""
+        (tmp_path / "file").write_text("")
+
+        with pytest.raises(AuditUnavailable, match="file"):
+            Guard(shared_pipe, prefix=prefix, audit=tmp_path / "file")
+
+    def test_key_that_others_can_read(self, shared_pipe, prefix, tmp_path):
+        """The digests of prompts are worth no more than the secrecy of the key."""
+        (tmp_path / "hmac.key").write_bytes(bytes(32))
+        (tmp_path / "hmac.key").chmod(0o644)
+
+        with pytest.raises(AuditUnavailable, match="chmod 600"):
+            Guard(shared_pipe, prefix=prefix, audit=tmp_path)
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+    def test_disk_full_before_generation(self, shared_pipe, prefix, calls, tmp_path, metrics_registry):
+        """The decision cannot be written, so nothing is generated."""
+        (tmp_path / "audit").mkdir()
+        (tmp_path / "audit" / "audit.jsonl").symlink_to("/dev/full")
+        guard = Guard(shared_pipe, prefix=prefix, audit=tmp_path / "audit", metrics_registry=metrics_registry)
+
+        with pytest.raises(AuditUnavailable, match="no image"):
+            guard(SECRET)
+        assert calls == []
+        assert counted(metrics_registry, "failed") == 1
+
+    def test_disk_full_before_release(self, guard, monkeypatch, metrics_registry):
+        """The decision is written, the image made, the outcome cannot be written: no image."""
+        sync, synced = os.fsync, []
+
+        def second_fails(handle):
+            synced.append(handle)
+            if len(synced) == 2:
+                raise OSError(28, "No space left on device")
+            sync(handle)
+
+        monkeypatch.setattr(os, "fsync", second_fails)
+
+        with pytest.raises(AuditUnavailable, match="No space left"):
+            guard(SECRET, num_inference_steps=1)
+        assert counted(metrics_registry, "failed") == 1
+        assert counted(metrics_registry, "passed") == 0
+
+    def test_platform_logging_fails(self, shared_pipe, prefix, calls):
+        """A processor of the platform that raises counts as an unwritten record."""
+
+        def broken(*_):
+            raise RuntimeError("sink is down")
+
+        structlog.configure(processors=[broken])
+        try:
+            with pytest.raises(AuditUnavailable):
+                Guard(shared_pipe, prefix=prefix)(SECRET)
+        finally:
+            structlog.reset_defaults()
+        assert calls == []
+
+
+def test_records_go_to_the_structlog_configuration_of_the_platform(shared_pipe, prefix):
+    """Where no folder is given."""
+    captured = LogCapture()
+    structlog.configure(processors=[captured])
+    try:
+        Guard(shared_pipe, prefix=prefix)(SECRET, num_inference_steps=1)
+    finally:
+        structlog.reset_defaults()
+
+    assert [entry["event"] for entry in captured.entries] == ["guard.decision", "guard.outcome"]
+
+
+def test_records_go_to_standard_logging_otherwise(shared_pipe, prefix, caplog, capsys):
+    """As JSON, and not to the standard output of a program that did not ask for it."""
+    with caplog.at_level(logging.INFO, "apl_guard.audit"):
+        Guard(shared_pipe, prefix=prefix)(SECRET, num_inference_steps=1)
+
+    assert [json.loads(r.message)["event"] for r in caplog.records] == ["guard.decision", "guard.outcome"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_torn_line_of_a_killed_process_does_not_swallow_the_next(guard, tmp_path):
+    """The torn line stays, ours starts on its own."""
+    with (tmp_path / "audit" / "audit.jsonl").open("a") as stream:
+        stream.write('{"event": "guard.deci')
+    guard("a cat", num_inference_steps=1)
+
+    lines = (tmp_path / "audit" / "audit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines[1:]] == ["guard.decision", "guard.outcome"]
+
+
+def test_the_prefix_is_found_in_the_registry(shared_pipe, prefix, tmp_path, draw):
+    """Without naming it, and the picture is that of the prefix given by hand."""
+    PrefixRegistry().register(prefix.save(tmp_path / "trained"))
+
+    assert torch.equal(draw(Guard(shared_pipe), "a man"), draw(Guard(shared_pipe, prefix=prefix), "a man"))
+
+
+def test_modes_shadow_and_off_record_and_change_nothing(shared_pipe, tmp_path, draw):
+    """Shadow says what it would have done; neither needs a prefix."""
+    policy = Policy.load("anonymize_faces")
+    for mode, action in [("shadow", "anonymize"), ("off", "allow")]:
+        guard = Guard(shared_pipe, Policy(**policy.model_dump() | {"mode": mode}), audit=tmp_path / mode)
+
+        assert torch.equal(draw(shared_pipe, "a man"), draw(guard, "a man"))
+        decision, outcome = records(tmp_path / mode)
+        assert (decision["action"], decision["effective_action"]) == (action, "allow")
+        assert outcome["prefix"] is None
+
+
+def test_unsafe_allow_all_is_the_bare_pipe(shared_pipe, draw):
+    """Every channel is open, the picture is the pipe's own."""
+    guard = Guard(shared_pipe, "unsafe_allow_all")
+    embeds = shared_pipe.encode_prompt("a man", "cpu", 1, False)[0]
+
+    assert torch.equal(draw(shared_pipe, "a man"), draw(guard, "a man"))
+    assert torch.equal(draw(shared_pipe, None, prompt_embeds=embeds), draw(guard, None, prompt_embeds=embeds))
+
+
+def test_check_decides_without_generating_or_recording(guard, calls, tmp_path):
+    """For a look ahead."""
+    assert guard.check(SECRET).action == "anonymize"
+    assert guard.check(SECRET, latents=torch.zeros(1)).action == "block"
+    assert calls == []
+    assert (tmp_path / "audit" / "audit.jsonl").read_text() == ""
+
+
+@pytest.mark.smoke
+def test_metrics_are_scraped_over_http(guard, prefix):
+    """The names and labels that dashboards rely on."""
+    guard(SECRET, num_inference_steps=1)
+    server = guard.serve_metrics(0)
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as response:
+            text = response.read().decode()
+    finally:
+        server.close()
+
+    for line in (
+        'apl_guard_decisions_total{action="anonymize",policy="anonymize_faces"} 1.0',
+        'apl_guard_outcomes_total{result="passed"} 1.0',
+        'apl_guard_outcomes_total{result="blocked"} 0.0',
+        f'apl_guard_prefix_info{{digest="{prefix.digest}",prefix="random",vectors="10"}} 1.0',
+        "apl_guard_overhead_seconds_count 1.0",
+        "apl_guard_backend_duration_seconds_count 1.0",
+    ):
+        assert line in text.splitlines()
+    assert "Mara" not in text
+
+
+def test_guards_share_a_registry_of_the_platform(shared_pipe, prefix, metrics_registry):
+    """Two guards count on the same instruments."""
+    for _ in range(2):
+        Guard(shared_pipe, prefix=prefix, metrics_registry=metrics_registry)("a cat", num_inference_steps=1)
+
+    assert counted(metrics_registry, "passed") == 2
+
+
+def test_overhead_counts_only_the_guard(guard, metrics_registry):
+    """The guard's own time is a small part of a call of many steps."""
+    guard("a cat", num_inference_steps=1)
+    made = guard.generate("a cat", num_inference_steps=10)
+
+    assert made.outcome.overhead_ms < made.outcome.generation_ms
+
+
+def test_a_prefix_for_another_encoder_is_refused(shared_pipe):
+    """Given by hand it must fit too."""
+    other = random_prefix(tiny_pipe(seed=2))
+
+    with pytest.raises(PrefixNotFound, match=other.metadata.fingerprints["text_encoder"].key):
+        Guard(shared_pipe, prefix=other)

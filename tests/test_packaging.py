@@ -1,0 +1,79 @@
+"""The wheel holds every file of the package and nothing else."""
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"apl_guard": "apl_guard", "adapters": "apl_guard.adapters", "policies": "apl_guard.policies"}
+FOLDERS["trainer"] = "apl_guard.trainer"
+
+pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the sources")
+
+
+def sources():
+    """Name in the wheel → file in the checkout. Links are skipped: what they point at comes under its own name."""
+    found = {}
+    for folder, package in FOLDERS.items():
+        for file in (ROOT / folder).rglob("*"):
+            relative = file.relative_to(ROOT / folder)
+            if file.is_file() and "__pycache__" not in relative.parts:
+                found[f"{package.replace('.', '/')}/{relative.as_posix()}"] = file
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel built from a copy of the sources, so that the build leaves nothing behind in the checkout."""
+    copied = tmp_path_factory.mktemp("sources")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, copied)
+    for folder in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, copied / folder, symlinks=True, ignore=ignored)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist", "."]
+    built = subprocess.run(command, cwd=copied, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
+    return zipfile.ZipFile(next((copied / "dist").glob("*.whl")))
+
+
+def test_the_wheel_holds_exactly_the_sources(wheel):
+    """A sub-package forgotten in `pyproject.toml` would be missing without a word."""
+    inside = {name for name in wheel.namelist() if ".dist-info/" not in name}
+
+    assert inside == set(sources())
+
+
+def test_only_our_own_name_is_on_top(wheel):
+    """`adapters`, `policies` and `trainer` belong to other projects."""
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"apl_guard"}
+
+
+def test_every_package_is_listed():
+    """Each folder with an `__init__.py` is in `pyproject.toml`, and nothing more."""
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = {name.removesuffix("/__init__.py").replace("/", ".") for name in sources() if name.endswith("/__init__.py")}
+
+    assert found == listed
+
+
+@pytest.mark.parametrize("name", ["adapters", "policies", "trainer"])
+def test_the_links_point_home(name):
+    """Tools that read the checkout find the sub-packages through them."""
+    assert (ROOT / "apl_guard" / name).resolve() == ROOT / name
+
+
+@pytest.mark.parametrize("name", ["adapters", "trainer"])
+def test_a_second_spelling_does_not_import(name):
+    """From the root of the checkout `import adapters` would make a second copy of every class."""
+    found = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True)
+
+    assert "attempted relative import beyond top-level package" in found.stderr

@@ -1,0 +1,55 @@
+"""`apl-guard train` from the outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from apl_guard.cli import app
+from apl_guard.errors import ConfigInvalid, InvalidInput
+from apl_guard.prefix import Prefix
+
+SMALL = [
+    "n_vectors=2", "steps=2", "identity_batch=2", "generic_batch=2", "images_per_identity=1",
+    "generic_count=3", "sampling_steps=1", "precision=float32",
+]  # fmt: skip
+
+
+@pytest.fixture(name="arguments")
+def _arguments(pipe: Any, tmp_path: Path) -> list[str]:
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "people.yaml").write_text("identities:\n  - name: Ada Lum\n    neutral: {coarse: a woman}\n")
+    paths = ["--model", str(tmp_path / "model"), "--identities", str(tmp_path / "people.yaml")]
+    options = [part for assignment in SMALL for part in ("--set", assignment)]
+    return ["train", *paths, "--output", str(tmp_path / "prefix"), "--quiet", *options]
+
+
+def test_a_dry_run_says_what_would_be_done(arguments: list[str], tmp_path: Path) -> None:
+    """Steps, images, time and memory are told, and nothing is written."""
+    answer = CliRunner().invoke(app, [*arguments, "--dry-run"], catch_exceptions=False)
+
+    assert answer.exit_code == 0
+    for text in ("steps       2 of 4 examples", "images      4 to generate", "memory", "GiB", "in all"):
+        assert text in answer.output
+    assert not (tmp_path / "prefix").exists()
+
+
+def test_the_command_writes_a_prefix(arguments: list[str], tmp_path: Path) -> None:
+    """A model folder, a file of people and the built-in generic prompts are enough."""
+    answer = CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+    assert answer.exit_code == 0, answer.output
+    assert "identity gap closed" in answer.output
+    assert Prefix.load(tmp_path / "prefix").n == 2
+
+
+def test_wrong_use_is_a_typed_error(arguments: list[str]) -> None:
+    """A misspelt option and a missing file of people are refused by name."""
+    with pytest.raises(ConfigInvalid, match="did you mean 'steps'"):
+        CliRunner().invoke(app, [*arguments, "--set", "step=1"], catch_exceptions=False)
+    without_people = [*arguments[:3], *arguments[5:]]
+    with pytest.raises(InvalidInput, match="--identities"):
+        CliRunner().invoke(app, without_people, catch_exceptions=False)

@@ -1,0 +1,86 @@
+"""Intervals and distances against independent definitions of the same."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apl_guard.trainer.evaluate.statistics import bootstrap_interval, clopper_pearson, frechet_distance
+
+
+def binomial_tail(successes: int, n: int, p: float) -> float:
+    """P(X ≥ successes), summed term by term."""
+    return math.fsum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(successes, n + 1))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_clopper_pearson_cuts_tails_of_the_binomial(case: tuple[int, int]) -> None:
+    """At each end what was seen, or something more extreme, has a chance of exactly 2.5 per cent."""
+    successes, n = case
+
+    low, high = clopper_pearson(successes, n)
+
+    assert 0 <= low <= successes / n <= high <= 1
+    assert low == 0 if successes == 0 else binomial_tail(successes, n, low) == pytest.approx(0.025, rel=1e-6)
+    assert high == 1 if successes == n else 1 - binomial_tail(successes + 1, n, high) == pytest.approx(0.025, rel=1e-6)
+
+
+def test_an_interval_of_nothing_is_everything() -> None:
+    """Without pictures every rate is possible."""
+    assert clopper_pearson(0, 0) == (0.0, 1.0)
+
+
+def with_moments(rng: np.random.Generator, mean: np.ndarray, spread: np.ndarray, n: int) -> np.ndarray:
+    """Samples that have exactly this mean and this diagonal covariance."""
+    x = rng.normal(size=(n, len(mean)))
+    x -= x.mean(0)
+    x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+    return x * spread + mean
+
+
+def test_frechet_is_the_closed_form_for_axis_parallel_gaussians() -> None:
+    """With diagonal covariances it is the sum of squared differences of means and of standard deviations."""
+    rng = np.random.default_rng(0)
+    means, spreads = rng.normal(size=(2, 5)), rng.uniform(0.5, 2, size=(2, 5))
+    x, y = (with_moments(rng, means[k], spreads[k], 40) for k in range(2))
+
+    expected = ((means[0] - means[1]) ** 2).sum() + ((spreads[0] - spreads[1]) ** 2).sum()
+
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_is_the_same_after_a_rotation_and_the_other_way_round() -> None:
+    """It is a distance: symmetric, zero for equal sets, and blind to the choice of axes."""
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(60, 4)) @ rng.normal(size=(4, 4)), rng.normal(size=(60, 4))
+    rotation = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+
+    distance = frechet_distance(x, y)
+
+    assert distance == pytest.approx(frechet_distance(y, x), rel=1e-9)
+    assert distance == pytest.approx(frechet_distance(x @ rotation, y @ rotation), rel=1e-9)
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_of_fewer_pictures_than_features_is_finite() -> None:
+    """A singular covariance is no obstacle."""
+    rng = np.random.default_rng(2)
+
+    assert math.isfinite(frechet_distance(rng.normal(size=(5, 20)), rng.normal(size=(5, 20))))
+
+
+def test_the_bootstrap_interval_holds_the_mean_as_often_as_it_says() -> None:
+    """Of a hundred sets about ninety-five intervals hold the true mean."""
+    rng = np.random.default_rng(3)
+
+    hits = 0
+    for k in range(100):
+        low, high = bootstrap_interval(lambda x: float(x.mean()), [rng.normal(5, 1, size=50)], seed=k)
+        hits += low <= 5 <= high
+
+    assert 86 <= hits <= 100

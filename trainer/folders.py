@@ -1,0 +1,79 @@
+"""Prompts and pictures that the user brings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apl_guard.errors import InvalidInput
+
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read a text file with one prompt a line; empty lines do not count.
+
+    Raises:
+        InvalidInput: The file is missing, is not text, or has no prompt in it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"the prompts cannot be read: {error}", where=path) from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise InvalidInput("no prompt in it; expected one a line", where=path)
+    return prompts
+
+
+def captioned_images(folder: Path, default: str | None) -> list[tuple[Path, str]]:
+    """The images of a folder with their captions, from metadata.jsonl or from text files beside them."""
+    if not folder.is_dir():
+        raise InvalidInput("no such folder; expected one with images", where=folder)
+    captions: dict[str, str] = {}
+    index = folder / "metadata.jsonl"
+    if index.is_file():
+        for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                entry = json.loads(line)
+                captions[entry["file_name"]] = entry["text"]
+            except (ValueError, KeyError, TypeError) as error:
+                msg = f"line {number} is not an object with 'file_name' and 'text'"
+                raise InvalidInput(msg, where=index) from error
+    found: list[tuple[Path, str]] = []
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES):
+        beside = path.with_suffix(".txt")
+        text = captions.get(path.name) or (beside.read_text(encoding="utf-8").strip() if beside.is_file() else default)
+        if text:
+            found.append((path, text))
+    return found
+
+
+@torch.no_grad()
+def encode_images(pipe: Any, paths: Sequence[Path], batch: int) -> Tensor:
+    """Latents of pictures, cut square from the middle and scaled to the model's own size: (M, C, H, W)."""
+    from PIL import Image, UnidentifiedImageError
+
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    latents: list[Tensor] = []
+    for start in range(0, len(paths), batch):
+        pixels: list[Tensor] = []
+        for path in paths[start : start + batch]:
+            try:
+                with Image.open(path) as opened:
+                    image = opened.convert("RGB")
+            except (OSError, UnidentifiedImageError) as error:
+                raise InvalidInput(f"not an image that can be read: {error}", where=path) from error
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+            pixels.append(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1)
+        x = torch.stack(pixels).to(pipe.vae.device)
+        latents.append((pipe.vae.encode(x).latent_dist.mean * pipe.vae.config.scaling_factor).float().cpu())
+    return torch.cat(latents)
