@@ -58,15 +58,11 @@ def _check_folder(path: Path) -> None:
     try:
         index = json.loads((path / _INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelInvalid(
-            f"no readable {_INDEX}; expected a model in the diffusers format", where=path
-        ) from error
+        raise ModelInvalid(f"no readable {_INDEX}; expected a model in the diffusers format", where=path) from error
     for name, kind in index.items():
         is_component = isinstance(kind, list) and len(kind) == 2 and all(kind)
         if is_component and not any((path / name).glob("*.json")):
-            raise ModelInvalid(
-                f"component '{name}' is missing; the folder is half-written, get it again", where=path
-            )
+            raise ModelInvalid(f"component '{name}' is missing; the folder is half-written, get it again", where=path)
 
 
 def _first_line(error: Exception) -> str:

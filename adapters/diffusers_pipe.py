@@ -135,9 +135,7 @@ class DiffusersAdapter:
         if self._has_adapter_weights():
             used.add(Channel.ADAPTER_WEIGHTS)
         # Names may come from a request that a service passes on, so they are made safe for messages.
-        unknown = tuple(
-            re.sub(r"\W", "?", name)[:60] for name in arguments.keys() - _CHANNELS.keys() - _HARMLESS
-        )
+        unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in arguments.keys() - _CHANNELS.keys() - _HARMLESS)
         return GenerationRequest(self.name, text, frozenset(used), unknown, arguments)
 
     def fingerprints(self) -> Mapping[str, Fingerprint]:
@@ -183,9 +181,7 @@ class DiffusersAdapter:
         """
         if name not in _READABLE | _METHODS:
             reachable = ", ".join(sorted(_READABLE | _METHODS))
-            raise AttributeError(
-                f"'{name}' is not reachable through the guard; these are: {reachable}", name=name
-            )
+            raise AttributeError(f"'{name}' is not reachable through the guard; these are: {reachable}", name=name)
         return getattr(self._pipe, name)
 
     def set_setting(self, name: str, value: Any) -> None:
@@ -212,8 +208,7 @@ class DiffusersAdapter:
     def _has_adapter_weights(self) -> bool:
         models = [model for model in self._pipe.components.values() if isinstance(model, nn.Module)]
         return any(
-            getattr(model, "peft_config", None)
-            or any("lora_" in name for name, _ in model.named_parameters())
+            getattr(model, "peft_config", None) or any("lora_" in name for name, _ in model.named_parameters())
             for model in models
         )
 

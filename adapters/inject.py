@@ -95,9 +95,7 @@ def embed(text_encoder: nn.Module, input_ids: Tensor, vectors: Tensor | None = N
     """
     encoder: Any = text_encoder
     if getattr(encoder.config, "use_attention_mask", False):
-        raise InvalidInput(
-            "expected one that reads all of its rows; this one wants a mask", where="text_encoder"
-        )
+        raise InvalidInput("expected one that reads all of its rows; this one wants a mask", where="text_encoder")
     input_ids = input_ids.to(encoder.get_input_embeddings().weight.device)
     if vectors is None:
         return _hidden(encoder(input_ids))

@@ -66,18 +66,14 @@ class PrefixTokenizer:
     ) -> Any:
         """Tokenize as the pipe's own tokenizer would, with room for the prefix where the mark is."""
         texts = [text] if isinstance(text, str) else text
-        marked = (
-            [isinstance(t, str) and self._mark in t for t in texts] if isinstance(texts, list) else [False]
-        )
+        marked = [isinstance(t, str) and self._mark in t for t in texts] if isinstance(texts, list) else [False]
         asked: dict[str, Any] = {"padding": padding, "truncation": truncation}
         asked |= {"max_length": max_length, "return_tensors": return_tensors}
         with self._lock:
             if not any(marked):
                 return self._private(text, **asked, **options)
             if not all(marked) or options or (isinstance(text, str) and return_tensors is None):
-                raise PrefixNotApplied(
-                    "the pipeline calls its tokenizer in a way that the guard does not know"
-                )
+                raise PrefixNotApplied("the pipeline calls its tokenizer in a way that the guard does not know")
             return self._with_prefix(texts, **asked)
 
     def _with_prefix(

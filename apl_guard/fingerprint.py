@@ -118,9 +118,7 @@ def _stamp(text_encoder: nn.Module) -> object:
             flat = tensor.detach().reshape(-1)
             samples.append(flat[:: max(1, flat.numel() // _SAMPLES_PER_TENSOR)].float())
         # Joined before it leaves the device: one transfer instead of one for each tensor.
-        sample = (
-            torch.cat([s.to(samples[0].device) for s in samples]).cpu().numpy().tobytes() if samples else b""
-        )
+        sample = torch.cat([s.to(samples[0].device) for s in samples]).cpu().numpy().tobytes() if samples else b""
     return tuple(places), hashlib.sha256(sample).digest()
 
 

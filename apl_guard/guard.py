@@ -11,37 +11,26 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 
-from apl_guard.audit import AuditLog, Outcome
-from apl_guard.backend import Backend, Generation, adapter_for
+from apl_guard.audit import AuditLog
+from apl_guard.backend import adapter_for
+from apl_guard.call import Call, Guarded
 from apl_guard.decision import Decision, decide
-from apl_guard.errors import AplGuardError, GuardUnavailable, PolicyBlocked, PrefixNotApplied, PrefixNotFound
+from apl_guard.errors import PrefixNotFound
 from apl_guard.metrics import Metrics
 from apl_guard.policy import Action, Policy
 from apl_guard.prefix import Prefix
 from apl_guard.registry import PrefixRegistry
-from apl_guard.request import Channel, GenerationRequest
 
 if TYPE_CHECKING:
     from apl_guard.fingerprint import Fingerprint
 
 __all__ = ["Guard", "Guarded", "MetricsServer"]
-
-
-@dataclass(frozen=True)
-class Guarded:
-    """What a guarded call gave, with its records."""
-
-    output: Any
-    """What the pipe returned, in the pipe's own type."""
-    decision: Decision
-    outcome: Outcome
 
 
 class Guard:
@@ -93,9 +82,7 @@ class Guard:
         }
         own["_metrics"] = Metrics.on(own["_metrics_registry"])
         self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
-        if self._policy.mode == "enforce" and any(
-            rule.action == Action.ANONYMIZE for rule in self._policy.rules
-        ):
+        if self._policy.mode == "enforce" and any(rule.action == Action.ANONYMIZE for rule in self._policy.rules):
             self._find_prefix()  # so that a missing prefix shows when the service starts
 
     @property
@@ -136,7 +123,8 @@ class Guard:
         """
         started = perf_counter()
         request = self._backend.read(args, kwargs)
-        return _Call(self, request, started).run()
+        call = Call(request, self._backend, self.policy, self._audit, self._metrics, self._find_prefix, started)
+        return call.run()
 
     def serve_metrics(self, port: int, address: str = "127.0.0.1") -> MetricsServer:
         """Serve the metrics for Prometheus over HTTP, in a thread of this process.
@@ -192,101 +180,6 @@ class Guard:
         return given
 
 
-class _Call:
-    """One call on its way through the guard."""
-
-    def __init__(self, guard: Guard, request: GenerationRequest, started: float) -> None:
-        self._guard = guard
-        self._request = request
-        self._started = started
-        self._generation_seconds: float | None = None
-        self._prefix: Prefix | None = None
-        self._generation: Generation | None = None
-
-    def run(self) -> Guarded:
-        """Decide, act, record."""
-        try:
-            self._decision = decide(self._guard.policy, self._request)
-            self._guard._audit.decision(self._decision, self._request)
-            self._guard._metrics.decided(self._decision)
-        except Exception as error:
-            self._count("failed")
-            raise _unavailable(error) from error
-        if self._decision.effective == Action.BLOCK:
-            self._end("blocked")
-            raise PolicyBlocked(_explain(self._decision), decision=self._decision)
-        try:
-            if self._decision.effective == Action.ANONYMIZE:
-                self._prefix = self._guard._find_prefix()
-        except Exception as error:
-            self._end("failed", error)
-            raise _unavailable(error) from error
-        self._generation = generation = self._generate()
-        if self._prefix is not None:
-            self._check_receipt(self._prefix, generation)
-            self._guard._metrics.used(self._prefix)
-        return Guarded(generation.output, self._decision, self._end("passed"))
-
-    def _generate(self) -> Generation:
-        vectors = None if self._prefix is None else self._prefix.vectors
-        began = perf_counter()
-        result = "backend_error"
-        try:
-            backend: Backend = self._guard._backend
-            return backend.generate(self._request, vectors)
-        except BaseException as error:
-            self._generation_seconds = perf_counter() - began
-            if isinstance(error, AplGuardError):
-                result = "failed"
-            self._end(result, error)
-            raise
-        finally:
-            self._generation_seconds = perf_counter() - began
-
-    def _check_receipt(self, prefix: Prefix, generation: Generation) -> None:
-        """Believe that the prefix was in front of every prompt only where every text encoder saw it."""
-        expected = (prefix.n,) * len(self._request.prompts)
-        for slot in prefix.metadata.widths:
-            received = generation.receipt.prefix_rows.get(slot, ())
-            if received != expected:
-                error = PrefixNotApplied(
-                    f"{slot} received {list(received)} prefix vectors, expected {list(expected)}, one number "
-                    "for each prompt; something replaced the text encoder or its tokenizer during the call"
-                )
-                self._end("failed", error)
-                raise error
-
-    def _end(self, result: str, error: BaseException | None = None) -> Outcome:
-        """Record how the call ended. Nothing is released if that fails."""
-        now = perf_counter()
-        generation, prefix = self._generation, self._prefix
-        outcome = Outcome(
-            id=self._decision.id,
-            result=result,
-            effective=self._decision.effective.value,
-            images=generation.images if generation is not None and result == "passed" else 0,
-            prefix=prefix.metadata.name if prefix is not None else None,
-            prefix_digest=prefix.digest if prefix is not None else None,
-            prefix_rows=dict(generation.receipt.prefix_rows) if generation is not None else {},
-            tokens_cut=dict(generation.receipt.tokens_cut) if generation is not None else {},
-            error=type(error).__name__ if error is not None else None,
-            overhead_ms=round(1000 * (now - self._started - (self._generation_seconds or 0)), 3),
-            generation_ms=_milliseconds(self._generation_seconds),
-        )
-        try:
-            self._guard._audit.outcome(outcome)
-        except Exception as unwritten:
-            self._count("failed")
-            raise _unavailable(unwritten) from (error or unwritten)
-        self._count(result)
-        return outcome
-
-    def _count(self, result: str) -> None:
-        generation = self._generation_seconds
-        overhead = perf_counter() - self._started - (generation or 0)
-        self._guard._metrics.ended(result, overhead=overhead, generation=generation)
-
-
 class MetricsServer:
     """A running HTTP server for metrics."""
 
@@ -305,31 +198,3 @@ class MetricsServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-
-def _unavailable(error: Exception) -> AplGuardError:
-    """An error of the guard's own work, as one that says there is no image."""
-    if isinstance(error, AplGuardError):
-        return error
-    return GuardUnavailable(f"the guard failed ({type(error).__name__}), so there is no image")
-
-
-def _explain(decision: Decision) -> str:
-    """Say what was blocked, and which line of the policy would permit it."""
-    parts = []
-    for reason in decision.reasons:
-        if reason.action != Action.BLOCK:
-            continue
-        if reason.channel not in list(Channel):
-            parts.append(f"argument '{reason.channel}' is unknown to this version of apl-guard")
-        else:
-            by = f"blocked by rule '{reason.rule}'" if reason.rule else "named by no rule"
-            parts.append(
-                f"channel '{reason.channel}' is {by}; a prefix cannot protect it, a rule with "
-                f"`channels: [{reason.channel}]` and `action: allow` would permit it"
-            )
-    return f"policy '{decision.policy}' blocks this request: {'; '.join(parts)}"
-
-
-def _milliseconds(seconds: float | None) -> float | None:
-    return None if seconds is None else round(1000 * seconds, 3)

@@ -63,9 +63,7 @@ class Rule(BaseModel):
     def _prefix_needs_a_prompt(self) -> Rule:
         others = [channel.value for channel in self.channels if channel != Channel.PROMPT]
         if self.action == Action.ANONYMIZE and others:
-            raise ValueError(
-                f"a prefix protects the channel 'prompt' only; {others} can be allowed or blocked"
-            )
+            raise ValueError(f"a prefix protects the channel 'prompt' only; {others} can be allowed or blocked")
         return self
 
 

@@ -73,16 +73,12 @@ class PrefixMetadata(BaseModel):
         if not self.widths:
             raise ValueError("widths: expected at least one text encoder, found none")
         if self.widths.keys() != self.fingerprints.keys():
-            raise ValueError(
-                f"widths are for {sorted(self.widths)}, fingerprints for {sorted(self.fingerprints)}"
-            )
+            raise ValueError(f"widths are for {sorted(self.widths)}, fingerprints for {sorted(self.fingerprints)}")
         return self
 
     def canonical_json(self) -> str:
         """The one text that stands for these values in the file and in the digest."""
-        return json.dumps(
-            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
-        )
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 class Prefix:
@@ -144,9 +140,7 @@ class Prefix:
             with file.open("rb") as stream:
                 content = stream.read(MAX_FILE_BYTES + 1)
         except OSError as error:
-            raise PrefixInvalid(
-                f"cannot be read ({error.strerror}); expected a prefix", where=file
-            ) from error
+            raise PrefixInvalid(f"cannot be read ({error.strerror}); expected a prefix", where=file) from error
         return _parse(content, where=file)
 
     def save(self, folder: str | os.PathLike[str], card: str | None = None) -> Path:
@@ -218,9 +212,7 @@ def _as_array(values: Any) -> npt.NDArray[np.float32]:
     return np.array(values, dtype="<f4", order="C")  # a copy: the digest must stay true
 
 
-def _check_arrays(
-    arrays: Mapping[str, npt.NDArray[np.float32]], metadata: PrefixMetadata, where: str | Path
-) -> None:
+def _check_arrays(arrays: Mapping[str, npt.NDArray[np.float32]], metadata: PrefixMetadata, where: str | Path) -> None:
     if arrays.keys() != metadata.widths.keys():
         found = printable(str(sorted(arrays)))
         message = f"found tensors for {found}, expected them for {sorted(metadata.widths)}"

@@ -41,9 +41,7 @@ class PrefixRegistry:
         self._lock = threading.Lock()
         self._read: dict[Path, tuple[tuple[int, int, int], RegistryEntry]] = {}
 
-    def register(
-        self, folder: str | Path, name: str | None = None, *, replace: bool = False
-    ) -> RegistryEntry:
+    def register(self, folder: str | Path, name: str | None = None, *, replace: bool = False) -> RegistryEntry:
         """Check a prefix and copy it into the registry.
 
         Args:
@@ -79,9 +77,7 @@ class PrefixRegistry:
 
     def list(self) -> tuple[RegistryEntry, ...]:
         """Every registered prefix by name, damaged ones with their problem; the shipped one last."""
-        folders = (
-            sorted(p for p in self.root.iterdir() if not p.name.startswith(".")) if self.root.is_dir() else []
-        )
+        folders = sorted(p for p in self.root.iterdir() if not p.name.startswith(".")) if self.root.is_dir() else []
         entries = [self._entry(folder) for folder in folders if (folder / FILE_NAME).is_file()]
         shipped = shipped_path()
         if shipped is not None:

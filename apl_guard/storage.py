@@ -10,7 +10,7 @@ from pathlib import Path
 
 from apl_guard.errors import StorageFailed
 
-__all__ = ["write_file", "write_folder"]
+__all__ = ["sync_folder", "write_file", "write_folder"]
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
@@ -40,12 +40,12 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
             temporary.chmod(0o755)  # mkdtemp makes it private
             for name, content in files.items():
                 _write_through(temporary / name, content)
-            _sync_folder(temporary)
+            sync_folder(temporary)
             temporary.rename(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise _storage_failed(error, folder) from error
     return folder
@@ -73,7 +73,7 @@ def write_file(path: Path, content: bytes) -> Path:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise _storage_failed(error, path) from error
     return path
@@ -86,7 +86,7 @@ def _write_through(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable. Windows cannot open folders and needs no such step."""
     if os.name == "nt":
         return
@@ -99,6 +99,4 @@ def _sync_folder(folder: Path) -> None:
 
 def _storage_failed(error: OSError, path: Path) -> StorageFailed:
     reason = error.strerror or type(error).__name__
-    return StorageFailed(
-        f"could not be written ({reason}); free some space or choose another place", path=path
-    )
+    return StorageFailed(f"could not be written ({reason}); free some space or choose another place", path=path)

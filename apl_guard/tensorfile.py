@@ -87,11 +87,7 @@ def _parse_entry(entry: object, what: str, where: Path) -> tuple[np.dtype[Any], 
 
 
 def _are_sizes(found: object) -> bool:
-    return (
-        isinstance(found, list)
-        and len(found) == 2
-        and all(type(i) is int and 0 <= i < 1 << 40 for i in found)
-    )
+    return isinstance(found, list) and len(found) == 2 and all(type(i) is int and 0 <= i < 1 << 40 for i in found)
 
 
 def parse_json(text: bytes | str, what: str, where: Path) -> dict[str, Any]:

@@ -6,10 +6,19 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from prometheus_client import CollectorRegistry
 
 from apl_guard import Guard
 from apl_guard.testing import random_prefix, tiny_pipe
+
+# Whether a property holds does not depend on how busy the machine is.
+settings.register_profile(
+    "apl_guard",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("apl_guard")
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ from structlog.testing import LogCapture
 from apl_guard import (
     AuditUnavailable,
     Guard,
-    GuardUnavailable,
     Policy,
     PolicyBlocked,
     PrefixInvalid,
@@ -82,7 +81,7 @@ def test_a_blocked_call_is_recorded_and_counted(guard, calls, tmp_path, metrics_
 def test_errors_of_the_pipe_pass_unchanged(guard, tmp_path, metrics_registry):
     """The same type and message as from the bare pipe; the record holds the type and no message."""
     with pytest.raises(ValueError, match="divisible by 8"):
-        guard(SECRET, height=33)
+        guard(SECRET, height=33, width=33)
 
     assert records(tmp_path / "audit")[1]["result"] == "backend_error"
     assert records(tmp_path / "audit")[1]["error"] == "ValueError"
@@ -92,7 +91,7 @@ def test_errors_of_the_pipe_pass_unchanged(guard, tmp_path, metrics_registry):
 def test_no_text_of_a_prompt_is_written(guard, tmp_path):
     """Neither of passed, blocked nor failed calls; equal prompts have equal digests."""
     guard(SECRET, negative_prompt=SECRET, num_inference_steps=1)
-    for wrong in ({"latents": torch.zeros(1)}, {"height": 33}):
+    for wrong in ({"latents": torch.zeros(1)}, {"height": 33, "width": 33}):
         with pytest.raises((PolicyBlocked, ValueError)):
             guard([SECRET], **wrong)
 
@@ -105,10 +104,9 @@ def test_no_text_of_a_prompt_is_written(guard, tmp_path):
 
 def test_odd_text_cannot_stop_the_record(guard, tmp_path):
     """A lone surrogate is no valid text; the tokenizer refuses it, but the record is written."""
-    with pytest.raises(Exception, match="") as caught:
+    with pytest.raises((TypeError, UnicodeEncodeError)):
         guard("\ud800")
 
-    assert not isinstance(caught.value, GuardUnavailable)
     assert [r["event"] for r in records(tmp_path / "audit")] == ["guard.decision", "guard.outcome"]
 
 

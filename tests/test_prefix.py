@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.torch import load_file
@@ -57,7 +57,7 @@ json_values = st.recursive(
 
 
 @pytest.mark.smoke
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(
     st.tuples(st.integers(1, 12), st.integers(1, 20)).flatmap(
         lambda shape: arrays(np.float32, shape, elements=numbers)
@@ -122,7 +122,7 @@ def test_any_changed_byte_is_noticed(saved, position):
         Prefix.load(saved)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(st.binary(max_size=400))
 def test_random_bytes_are_no_prefix(tmp_path, content):
     """Whatever the bytes, the error is the typed one."""

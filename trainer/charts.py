@@ -25,10 +25,10 @@ def line_chart(
         dots: Whether to mark each point.
 
     Returns:
-        An `svg` element; text uses `currentColor`, lines the classes `line0`, `line1`, …
+        A `figure` with an `svg` in it; text uses `currentColor`, lines the classes `line0`, `line1`, …
 
     Example:
-        >>> line_chart({"a": [(0, 0), (1, 2)]}, "step", "loss").startswith("<svg")
+        >>> line_chart({"a": [(0, 0), (1, 2)]}, "step", "loss").startswith("<figure")
         True
     """
     points = [point for line in series.values() for point in line if all(map(math.isfinite, point))]

@@ -90,7 +90,7 @@ def load_state(folder: Path, binding: dict[str, Any]) -> State | None:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         found = json.loads(header["binding"])
         state = State(**tensors, **json.loads(header["numbers"]))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

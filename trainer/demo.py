@@ -21,7 +21,7 @@ from apl_guard.trainer.report import draw_grid, pick_pairs, read_tradeoff, write
 from apl_guard.trainer.train import make_folder, train
 
 if TYPE_CHECKING:
-    from apl_guard.trainer.minifaces.judges import Judges
+    from apl_guard.trainer.minifaces.judge import Judges
 
 _LEAST_MINUTES = 1.0
 

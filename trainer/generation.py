@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from apl_guard.storage import write_file
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.pipeline import model_digest, unet_precision
+from apl_guard.trainer.pipeline import frozen, model_digest, unet_precision
 
 
 def cache_folder() -> Path:
@@ -87,8 +87,9 @@ def self_generate(
 
 @torch.no_grad()
 def _draw(pipe: Any, texts: list[str], config: TrainConfig, seeds: list[int], dtype: torch.dtype) -> Tensor:
+    # Frozen, because other attention code gives other bits.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    with torch.autocast(pipe.unet.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+    with frozen(pipe), torch.autocast(pipe.unet.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         output = pipe(
             texts,
             num_inference_steps=config.sampling_steps,

@@ -10,11 +10,11 @@ PAGE = """\
 <style>
 :root { color-scheme: light dark; --ground: #fbfaf8; --sheet: #fff; --ink: #1d2126; --soft: #66707a;
   --rule: #e3e1dc;
-  --c0: #c2410c; --c1: #1d6fb8; --good: #15803d; --bad: #b91c1c; --wait: #a16207; }
+  --c0: #c2410c; --c1: #1d6fb8; --good: #15803d; --bad: #b91c1c; }
 @media (prefers-color-scheme: dark) { :root {
   --ground: #14171a; --sheet: #1c2024; --ink: #e8e6e1;
   --soft: #9aa3ac;
-  --rule: #31373d; --c0: #fb923c; --c1: #60a5fa; --good: #4ade80; --bad: #f87171; --wait: #facc15; } }
+  --rule: #31373d; --c0: #fb923c; --c1: #60a5fa; --good: #4ade80; --bad: #f87171; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 16px/1.55 system-ui, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 48px 24px 80px; }
@@ -42,7 +42,7 @@ th { text-align: left; font-weight: 500; }
 thead th { text-align: right; color: var(--soft); }
 thead th:first-child { text-align: left; }
 .suite th { padding-top: 20px; font-weight: 700; }
-.met { color: var(--good); } .missed { color: var(--bad); } .open { color: var(--wait); }
+.met { color: var(--good); } .missed { color: var(--bad); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 20px; }
 .charts figure, main > figure { margin: 12px 0; }
 figcaption .key { margin-left: 14px; font-size: .85rem; color: var(--soft); }
@@ -73,11 +73,10 @@ which the guard has never seen, says who is recognised.</p>
 $pictures
 
 <h2>Figures</h2>
-<p>In brackets are 95&nbsp;% intervals. <em>Neutral</em> is the plain model given the prompt with
-the name replaced
-by words such as “a woman”: the best that can be reached. <em>Leak</em> is the share of pictures in which the
-recogniser finds the named person, at a threshold that lets through one of a thousand people with the same
-attributes. <em>Open</em> means that these are too few pictures to tell.</p>
+<p>In brackets are 95&nbsp;% intervals. <em>Neutral</em> is the plain model given the prompt with the
+name replaced by words such as “a woman”: the best that can be reached. <em>Leak</em> is the share of pictures
+in which the recogniser finds the named person, at a threshold that lets through one of a thousand people with the same
+attributes. <em>Likely</em> means that these are too few pictures to be sure.</p>
 <div class="scroll"><table>
 <thead><tr><th></th><th>plain</th><th>neutral</th><th>guarded</th><th>goal</th><th></th></tr></thead>
 <tbody>$table</tbody>
@@ -85,8 +84,8 @@ attributes. <em>Open</em> means that these are too few pictures to tell.</p>
 
 <h2>Training</h2>
 <p>The gap closed is how much nearer the model's answer to a name has come to its answer to the
-neutral prompt; the
-drift is how far its answers to other prompts have moved, as a share of what deleting the prompt would do.</p>
+neutral prompt; the drift is how far its answers to other prompts have moved, as a
+share of what deleting the prompt would do.</p>
 <div class="charts">$curves</div>
 $tradeoff
 

@@ -148,7 +148,7 @@ def _gallery(title: str, pairs: Sequence[Pair]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    marks = {"met": "✓ met", "open": "? open", "missed": "✗ missed"}
+    marks = {"met": "✓ met", "likely met": "✓ likely", "likely missed": "✗ likely", "missed": "✗ missed"}
     lines: list[str] = []
     suite = ""
     for row in rows:
@@ -162,7 +162,7 @@ def _table(rows: Sequence[Row]) -> str:
         shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         lines.append(
             f"<tr><th>{escape(row.goal.label)}</th>{shown}<td>{row.target}</td>"
-            f'<td class="{row.verdict}">{marks[row.verdict]}</td></tr>'
+            f'<td class="{row.verdict.split()[-1]}">{marks[row.verdict]}</td></tr>'
         )
     return "".join(lines)
 

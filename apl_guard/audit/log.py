@@ -18,12 +18,14 @@ from apl_guard.audit.records import Outcome, decision_record, outcome_record
 from apl_guard.decision import Decision
 from apl_guard.errors import AuditUnavailable
 from apl_guard.request import GenerationRequest
+from apl_guard.storage import sync_folder
 
 __all__ = ["AuditLog"]
 
 FILE_NAME = "audit.jsonl"
 KEY_NAME = "hmac.key"
 _KEY_BYTES = 32
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
 
 
 class AuditLog:
@@ -78,9 +80,7 @@ class AuditLog:
 
     def _logger(self) -> Any:
         if self._file is not None:
-            return structlog.wrap_logger(
-                self._file, processors=_JSON_LINES, wrapper_class=structlog.BoundLogger
-            )
+            return structlog.wrap_logger(self._file, processors=_JSON_LINES, wrapper_class=structlog.BoundLogger)
         if structlog.is_configured():
             return structlog.get_logger("apl_guard.audit")
         standard = logging.getLogger("apl_guard.audit")
@@ -116,11 +116,7 @@ class _DurableFile:
             try:
                 handle = self._open()
                 # A torn line of a writer that died stays as it is; ours starts on a line of its own.
-                torn = (
-                    os.fstat(handle).st_size > 0
-                    and os.pread(handle, 1, os.fstat(handle).st_size - 1) != b"\n"
-                )
-                content = (b"\n" if torn else b"") + line.encode() + b"\n"
+                content = (b"\n" if _ends_torn(handle) else b"") + line.encode() + b"\n"
                 if os.write(handle, content) != len(content):
                     raise OSError("only a part of the record was written")
                 os.fsync(handle)
@@ -132,9 +128,9 @@ class _DurableFile:
     def _open(self) -> int:
         if self._handle is None:
             is_new = not self._path.exists()
-            self._handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._handle = os.open(self._path, _FLAGS, 0o600)
             if is_new:
-                _sync_folder(self._path.parent)
+                sync_folder(self._path.parent)
         return self._handle
 
     def _close(self) -> None:
@@ -142,6 +138,13 @@ class _DurableFile:
             with contextlib.suppress(OSError):
                 os.close(self._handle)
             self._handle = None
+
+
+def _ends_torn(handle: int) -> bool:
+    if os.lseek(handle, 0, os.SEEK_END) == 0:
+        return False
+    os.lseek(handle, -1, os.SEEK_END)
+    return os.read(handle, 1) != b"\n"
 
 
 def _read_or_make_key(path: Path) -> bytes:
@@ -157,23 +160,13 @@ def _read_or_make_key(path: Path) -> bytes:
                 os.link(temporary, path)
         finally:
             os.unlink(temporary)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     if os.name != "nt" and path.stat().st_mode & 0o077:
         raise AuditUnavailable(f"{path}: others can read the key; make it private with: chmod 600 {path}")
     key = path.read_bytes()
     if len(key) != _KEY_BYTES:
-        raise AuditUnavailable(
-            f"{path}: {len(key)} bytes, expected {_KEY_BYTES}; restore the key or move it away"
-        )
+        raise AuditUnavailable(f"{path}: {len(key)} bytes, expected {_KEY_BYTES}; restore the key or move it away")
     return key
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _unavailable(error: Exception, where: str | Path) -> AuditUnavailable:

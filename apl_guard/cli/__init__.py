@@ -6,15 +6,16 @@ stopped by Ctrl-C.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import sys
 
 import typer
 
 from apl_guard._version import __version__
-from apl_guard.cli import policy, prefix
+from apl_guard.cli import minifaces, policy, prefix
+from apl_guard.cli.demo import demo
+from apl_guard.cli.evaluate import evaluate
 from apl_guard.cli.generate import generate
+from apl_guard.cli.train import train
 from apl_guard.errors import AplGuardError, GuardUnavailable, InvalidInput, PolicyBlocked
 
 __all__ = ["app", "main"]
@@ -38,9 +39,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(
-        False, "--version", callback=_show_version, is_eager=True, help="Show the version."
-    ),
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
 ) -> None:
     pass
 
@@ -48,14 +47,10 @@ def _options(
 app.command(no_args_is_help=True)(generate)
 app.add_typer(prefix.app, name="prefix")
 app.add_typer(policy.app, name="policy")
-for _module, _name in [("train", "train"), ("evaluate", "eval"), ("demo", "demo")]:
-    try:
-        _command = getattr(importlib.import_module(f"apl_guard.cli.{_module}"), _module)
-    except ModuleNotFoundError:
-        continue
-    app.command(name=_name)(_command)
-with contextlib.suppress(ModuleNotFoundError):
-    app.add_typer(importlib.import_module("apl_guard.cli.minifaces").app, name="minifaces")
+app.command(no_args_is_help=True)(train)
+app.command("eval", no_args_is_help=True)(evaluate)
+app.command()(demo)
+app.add_typer(minifaces.app, name="minifaces")
 
 
 def main() -> None:

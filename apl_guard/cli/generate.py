@@ -18,27 +18,17 @@ __all__ = ["generate", "open_model"]
 
 
 def generate(
-    prompts: Annotated[
-        list[str], typer.Argument(help="One or more prompts, each in quotes.", metavar="PROMPT...")
-    ],
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.", metavar="PROMPT...")],
     model: Annotated[str, typer.Option(help="Model folder, hub id, or 'minifaces' for the shipped model.")],
     output: Annotated[Path, typer.Option(help="Folder for the pictures: 000.png, 001.png, …")],
-    policy: Annotated[
-        str, typer.Option(help="Name of a built-in policy, or a policy file.")
-    ] = "anonymize_faces",
+    policy: Annotated[str, typer.Option(help="Name of a built-in policy, or a policy file.")] = "anonymize_faces",
     prefix: Annotated[
         str | None, typer.Option(help="Prefix folder or name.", show_default="the registered one that fits")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every picture.")] = 0,
-    audit: Annotated[
-        Path | None, typer.Option(help="Folder for the records of decisions and outcomes.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale.", show_default="the model's")
-    ] = None,
+    audit: Annotated[Path | None, typer.Option(help="Folder for the records of decisions and outcomes.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")] = None,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda.", show_default="a GPU if there is one")
     ] = None,
@@ -107,6 +97,4 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageFailed(
-            f"cannot be made ({error.strerror}); choose another folder", path=folder
-        ) from error
+        raise StorageFailed(f"cannot be made ({error.strerror}); choose another folder", path=folder) from error

@@ -17,9 +17,7 @@ app = typer.Typer(help="Register prefixes and look at them.", no_args_is_help=Tr
 
 _Registry = Annotated[
     Path | None,
-    typer.Option(
-        help="The registry folder.", envvar="APL_GUARD_REGISTRY", show_default="in the user's data folder"
-    ),
+    typer.Option(help="The registry folder.", envvar="APL_GUARD_REGISTRY", show_default="in the user's data folder"),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -28,9 +26,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def register(
     folder: Annotated[Path, typer.Argument(help="The prefix folder that `apl-guard train` wrote.")],
     name: Annotated[str | None, typer.Option(help="What to call it.", show_default="its own name")] = None,
-    replace: Annotated[
-        bool, typer.Option("--replace", help="Take the place of another of this name.")
-    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of another of this name.")] = False,
     registry: _Registry = None,
 ) -> None:
     """Check a prefix and copy it to where the guard finds it.
@@ -54,9 +50,7 @@ def list_prefixes(registry: _Registry = None, as_json: _Json = False) -> None:
     for entry in entries:
         typer.echo(_line(entry))
     if not entries:
-        typer.echo(
-            f"none in {PrefixRegistry(registry).root}; register one with: apl-guard prefix register PREFIX"
-        )
+        typer.echo(f"none in {PrefixRegistry(registry).root}; register one with: apl-guard prefix register PREFIX")
 
 
 @app.command(no_args_is_help=True)
@@ -71,20 +65,12 @@ def show(
     path = find_path(prefix)
     loaded = Prefix.load(path)
     if as_json:
-        typer.echo(
-            json.dumps(
-                {"path": str(path), "digest": loaded.digest, **loaded.metadata.model_dump(mode="json")}
-            )
-        )
+        typer.echo(json.dumps({"path": str(path), "digest": loaded.digest, **loaded.metadata.model_dump(mode="json")}))
         return
     metadata = loaded.metadata
-    typer.echo(
-        f"{metadata.name}\n  path     {path}\n  digest   {loaded.digest}\n  created  {metadata.created}"
-    )
+    typer.echo(f"{metadata.name}\n  path     {path}\n  digest   {loaded.digest}\n  created  {metadata.created}")
     for slot, width in metadata.widths.items():
-        typer.echo(
-            f"  {slot}: {loaded.n} vectors of width {width}, for encoder {metadata.fingerprints[slot].key}"
-        )
+        typer.echo(f"  {slot}: {loaded.n} vectors of width {width}, for encoder {metadata.fingerprints[slot].key}")
     for key, value in metadata.evaluation.items():
         typer.echo(f"  {key}: {json.dumps(value)}")
 

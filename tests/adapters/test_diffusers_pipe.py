@@ -1,9 +1,8 @@
 """The guard in front of pipelines of diffusers: same call, the picture of the prefix, nothing left open."""
 
-import importlib.util
 import inspect
+import shutil
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,21 +12,20 @@ from apl_guard import Guard, InvalidInput, ModelInvalid, PolicyBlocked, PrefixNo
 from apl_guard.adapters.diffusers_pipe import _CHANNELS, _HARMLESS, load_pipe
 from apl_guard.testing import random_prefix, tiny_pipe
 
-_spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
-
 LONG = "a photo of a man in a red shirt, " * 12
 
 
-def by_hand(pipe, prefix, prompts, **options):
+@pytest.fixture
+def by_hand(shared_pipe, prefix, prompt_embeds_by_hand):
     """The picture of the bare pipe from prompt embeds that were computed by hand."""
-    embeds = reference.reference_prompt_embeds(
-        pipe.text_encoder, pipe.tokenizer, prompts, prefix.vectors["text_encoder"]
-    )
-    generator = torch.Generator().manual_seed(0)
-    options = {"num_inference_steps": 2, "output_type": "pt"} | options
-    return pipe(prompt_embeds=embeds, generator=generator, **options).images
+
+    def call(prompts, **options):
+        vectors = prefix.vectors["text_encoder"]
+        embeds = prompt_embeds_by_hand(shared_pipe.text_encoder, shared_pipe.tokenizer, prompts, vectors)
+        options = {"num_inference_steps": 2, "output_type": "pt"} | options
+        return shared_pipe(prompt_embeds=embeds, generator=torch.Generator().manual_seed(0), **options).images
+
+    return call
 
 
 @pytest.mark.smoke
@@ -45,11 +43,11 @@ def by_hand(pipe, prefix, prompts, **options):
         ("a cat", {"output_type": "latent"}),
     ],
 )
-def test_the_picture_is_that_of_the_sequence_by_hand(guard, shared_pipe, prefix, draw, prompt, options):
+def test_the_picture_is_that_of_the_sequence_by_hand(guard, by_hand, draw, prompt, options):
     """Bit for bit, for single and batched prompts, several images, negative prompts, without guidance."""
     prompts = [prompt] if isinstance(prompt, str) else prompt
 
-    expected = by_hand(shared_pipe, prefix, prompts, **options)
+    expected = by_hand(prompts, **options)
 
     assert torch.equal(expected, draw(guard, prompt, **options))
 
@@ -132,7 +130,7 @@ def test_a_prompt_that_is_no_text_is_an_error(guard, prompt):
         guard(prompt)
 
 
-def test_a_string_that_lies_is_read_once(guard, shared_pipe, prefix, draw):
+def test_a_string_that_lies_is_read_once(guard, by_hand, draw):
     """A subclass of `str` counts as its plain content, whatever its methods say."""
 
     class Liar(str):
@@ -142,7 +140,7 @@ def test_a_string_that_lies_is_read_once(guard, shared_pipe, prefix, draw):
         def __format__(self, spec):
             return "a harmless tree"
 
-    assert torch.equal(by_hand(shared_pipe, prefix, ["a man"]), draw(guard, Liar("a man")))
+    assert torch.equal(by_hand(["a man"]), draw(guard, Liar("a man")))
 
 
 @pytest.mark.parametrize("name", ["encode_prompt", "unet", "text_encoder", "components", "vae", "_pipe", "__call"])
@@ -227,7 +225,6 @@ def test_added_tokens_are_noticed(pipe, prefix):
 def test_adapter_weights_are_blocked(pipe, prefix):
     """LoRA layers in the UNet may hold a person."""
     guard = Guard(pipe, prefix=prefix)
-    pipe.unet.lora_A = torch.nn.Linear(2, 2)
     pipe.unet.register_parameter("lora_A_default", torch.nn.Parameter(torch.zeros(1)))
 
     with pytest.raises(PolicyBlocked, match="adapter_weights"):
@@ -314,8 +311,6 @@ class TestLoadPipe:
     )
     def test_a_half_written_folder(self, shared_pipe, tmp_path, damage):
         """Whatever is missing or cut off, it is one typed error with the path."""
-        import shutil
-
         folder = tmp_path / "model"
         shared_pipe.save_pretrained(folder)
         target = folder / ("unet/diffusion_pytorch_model.safetensors" if damage == "cut" else damage)

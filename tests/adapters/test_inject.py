@@ -1,11 +1,9 @@
 """The prefix enters the text encoder exactly, for one call only."""
 
 import copy
-import importlib.util
 import pickle
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +13,6 @@ from hypothesis import strategies as st
 from apl_guard import InvalidInput, PrefixInvalid
 from apl_guard.adapters.inject import embed, encode_prompts, injected, tokenize_with_prefix
 from apl_guard.testing import tiny_pipe, tiny_tokenizer
-
-_spec = importlib.util.spec_from_file_location("reference", Path(__file__).with_name("reference.py"))
-reference = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(reference)
 
 PROMPTS = ["a photo of a man", "", "a photo " * 60, "Mara Voss, <|endoftext|> 北京 😀"]
 TOKENIZER = tiny_tokenizer()
@@ -30,14 +24,14 @@ def vectors():
 
 
 @pytest.mark.smoke
-def test_prompt_embeds_equal_the_definition_bit_for_bit(shared_pipe, vectors):
+def test_prompt_embeds_equal_the_definition_bit_for_bit(shared_pipe, vectors, prompt_embeds_by_hand):
     """Short, empty, over-long and odd prompts give exactly what the sequence by hand gives."""
     encoder, tokenizer = shared_pipe.text_encoder, shared_pipe.tokenizer
 
     with torch.no_grad():
         found = encode_prompts(encoder, tokenizer, PROMPTS, vectors)
 
-    assert torch.equal(reference.reference_prompt_embeds(encoder, tokenizer, PROMPTS, vectors), found)
+    assert torch.equal(prompt_embeds_by_hand(encoder, tokenizer, PROMPTS, vectors), found)
 
 
 def test_without_a_prefix_it_is_what_the_pipeline_computes(shared_pipe):
@@ -69,7 +63,7 @@ def test_gradients_flow_to_the_vectors(shared_pipe, vectors):
     assert (vectors.grad.abs().sum(1) > 0).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=120), st.integers(0, 30))
 def test_the_row_is_always_start_prefix_text_end_padding(text, n):
     """Whatever the text, the prefix stands in places 1 to N, and an end token follows the user's tokens."""
@@ -144,7 +138,7 @@ def test_the_count_is_of_rows_that_really_arrived(shared_pipe, vectors):
     assert received.rows == (10, 10)
 
 
-def test_threads_with_different_prefixes_on_one_encoder(shared_pipe):
+def test_threads_with_different_prefixes_on_one_encoder(shared_pipe, prompt_embeds_by_hand):
     """Eight threads, each with vectors of its own or none, always get their own exact result."""
     encoder, tokenizer = shared_pipe.text_encoder, shared_pipe.tokenizer
     ids = tokenize_with_prefix(tokenizer, PROMPTS[:2], 4)
@@ -159,7 +153,7 @@ def test_threads_with_different_prefixes_on_one_encoder(shared_pipe):
                 if not torch.equal(first, embed(encoder, ids if seed % 2 else plain, own)):
                     wrong.append(seed)
         if own is not None:
-            expected = reference.reference_prompt_embeds(encoder, TOKENIZER, PROMPTS[:2], own)
+            expected = prompt_embeds_by_hand(encoder, TOKENIZER, PROMPTS[:2], own)
             if not torch.equal(first, expected):
                 wrong.append(seed)
 

@@ -17,7 +17,7 @@ from apl_guard.trainer.minifaces.build import Build, Recipe, write_identities
 from apl_guard.trainer.minifaces.captions import caption
 from apl_guard.trainer.minifaces.dataset import Images, draw_all
 from apl_guard.trainer.minifaces.judge_training import broken
-from apl_guard.trainer.minifaces.judges import (
+from apl_guard.trainer.minifaces.judge import (
     Gallery,
     Reader,
     Recogniser,

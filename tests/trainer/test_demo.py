@@ -15,14 +15,14 @@ from apl_guard.prefix import Prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.demo import run_demo
-from apl_guard.trainer.minifaces.judges import Gallery, Judges, Reader, Recogniser
+from apl_guard.trainer.minifaces.judge import Gallery, Judges, Reader, Recogniser
 
 
 @pytest.fixture(name="weights")
 def _weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model, people and a recipe, laid out as the shipped one is."""
     folder = tmp_path / "weights"
-    small_pipe().save_pretrained(folder / "base")
+    small_pipe(shallow=True).save_pretrained(folder / "base")
     people = minifaces.known_people()[:6]
     entries = [{"name": p.name, "neutral": {"coarse": p.neutral("coarse")}} for p in people]
     (folder / "identities.yaml").write_text(yaml.safe_dump({"identities": entries}))

@@ -19,7 +19,7 @@ from apl_guard.trainer.evaluate import EvalResult, evaluate
 from apl_guard.trainer.evaluate.goals import compare
 from apl_guard.trainer.evaluate.run import read_templates
 from apl_guard.trainer.evaluate.scores import Asked, fidelity, identity_figures
-from apl_guard.trainer.minifaces.judges import READS, Gallery, Judges, Reader, Recogniser
+from apl_guard.trainer.minifaces.judge import READS, Gallery, Judges, Reader, Recogniser
 from apl_guard.trainer.report import draw_grid, pick_pairs, read_tradeoff, write_html
 
 KNOWN = [person.name for person in minifaces.known_people()]
@@ -35,7 +35,7 @@ def _judges() -> Judges:
 
 @pytest.fixture(name="world", scope="module")
 def _world() -> Any:
-    return small_pipe()
+    return small_pipe(shallow=True)
 
 
 @pytest.fixture(name="result", scope="module")
@@ -153,10 +153,15 @@ def test_fidelity_counts_attributes_and_not_pictures() -> None:
 
 @pytest.mark.parametrize(
     ("guarded", "interval", "verdict"),
-    [(0.01, (0.0, 0.03), "met"), (0.03, (0.01, 0.06), "open"), (0.2, (0.15, 0.25), "missed")],
+    [
+        (0.001, (0.0, 0.01), "met"),
+        (0.01, (0.0, 0.03), "likely met"),
+        (0.03, (0.01, 0.06), "likely missed"),
+        (0.2, (0.15, 0.25), "missed"),
+    ],
 )
-def test_a_goal_is_met_missed_or_open(guarded: float, interval: tuple[float, float], verdict: str) -> None:
-    """A figure beyond its goal whose interval still holds the goal is open."""
+def test_a_goal_is_met_or_missed(guarded: float, interval: tuple[float, float], verdict: str) -> None:
+    """Where the goal lies within the interval, there are too few pictures to be sure."""
     figures = {"leak_far_1e-3": guarded, "leak_far_1e-3_ci": list(interval)}
 
     (row,) = compare(EvalResult({"seen": {"guarded": figures}}))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from apl_guard.trainer.evaluate.result import EvalResult, Figures
 
-Verdict = Literal["met", "open", "missed"]
+Verdict = Literal["met", "likely met", "likely missed", "missed"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Row:
     target: str
     """The goal of the guarded arm in words, its reference filled in."""
     verdict: Verdict
-    """open: too few pictures to tell, the goal lies within the interval."""
+    """likely: these are too few pictures to be sure, the goal lies within the interval."""
 
 
 def compare(result: EvalResult) -> list[Row]:
@@ -90,7 +90,8 @@ def compare(result: EvalResult) -> list[Row]:
         limit, is_ceiling = bound
         low, high = guarded.get(f"{goal.figure}_ci", (value, value))
         holds = value <= limit if is_ceiling else value >= limit
-        verdict: Verdict = "met" if holds else "open" if low <= limit <= high else "missed"
+        sure = high <= limit or low > limit if is_ceiling else low >= limit or high < limit
+        verdict: Verdict = ("met" if holds else "missed") if sure else "likely met" if holds else "likely missed"
         shown = f"{limit:.2f}" if goal.figure == "frechet" else f"{100 * limit:.1f} %"
         rows.append(Row(goal, arms, f"{'≤' if is_ceiling else '≥'} {shown}", verdict))
     return rows

@@ -21,7 +21,7 @@ from apl_guard.trainer.folders import read_prompts
 from apl_guard.trainer.pipeline import unet_precision
 
 if TYPE_CHECKING:
-    from apl_guard.trainer.minifaces.judges import Judges
+    from apl_guard.trainer.minifaces.judge import Judges
 
 Suite = Literal["seen", "unseen", "generic"]
 SUITES: tuple[Suite, ...] = ("seen", "unseen", "generic")

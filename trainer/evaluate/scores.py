@@ -16,7 +16,7 @@ from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.statistics import bootstrap_interval, clopper_pearson, frechet_distance
 
 if TYPE_CHECKING:
-    from apl_guard.trainer.minifaces.judges import Judges
+    from apl_guard.trainer.minifaces.judge import Judges
 
 
 def spoken(attributes: Mapping[str, str], text: str) -> dict[str, str]:

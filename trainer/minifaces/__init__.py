@@ -27,7 +27,7 @@ from .captions import (
 from .people import Person, known_people, people
 
 if TYPE_CHECKING:
-    from .judges import Judges
+    from .judge import Judges
 
 __all__ = [
     "Person",
@@ -77,6 +77,6 @@ def identities_file() -> Path:
 @functools.cache
 def judges() -> Judges:
     """The shipped judges, loaded once."""
-    from .judges import load_judges
+    from .judge import load_judges
 
     return load_judges(WEIGHTS / "judges.safetensors")

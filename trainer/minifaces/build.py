@@ -37,7 +37,7 @@ from .judge_training import (
     train_recogniser,
     twin_thresholds,
 )
-from .judges import Recogniser, save_judges
+from .judge import Recogniser, save_judges
 from .people import known_people, people
 from .pictures import Picture, random_picture
 from .text_encoder import encode_captions, train_text_encoder
@@ -57,11 +57,11 @@ class Recipe:
     decoder_steps: int = 2_600
     encoder_steps: int = 900
     text_encoder_steps: int = 1_000
-    denoiser_steps: int = 6_500
+    denoiser_steps: int = 9_000
     variant_steps: int = 1_200
     judge_steps: int = 1_200
     guard_steps: int = 500
-    reader_steps: int = 900
+    reader_steps: int = 2_200
     judge_pictures: int = 12
     batch: int = 64
 

@@ -9,7 +9,7 @@ from typing import Any
 from apl_guard.trainer.evaluate.result import EvalResult, show_figure
 
 from .captions import identity_templates
-from .judges import READS, load_judges
+from .judge import READS, load_judges
 from .measure import judge_accuracy, model_bytes, read_facts, words_in_front
 from .people import SPLIT_SIZES, TWINS
 

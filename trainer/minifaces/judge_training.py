@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .autoencoder import to_tensor
 from .dataset import Images, draw_all
-from .judges import NO_FACE, READS, Gallery, Reader, Recogniser
+from .judge import NO_FACE, READS, Gallery, Reader, Recogniser
 from .people import TWINS, Person, known_people, people
 from .pictures import Picture, of_anybody, of_things
 from .training import fit

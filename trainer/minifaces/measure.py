@@ -14,7 +14,7 @@ from .autoencoder import to_tensor
 from .captions import identity_prompts, lead_in
 from .dataset import draw_all
 from .judge_training import portraits, reader_pictures
-from .judges import READS, Judges
+from .judge import READS, Judges
 from .people import known_people
 from .pictures import of_person
 from .text_encoder import encode_captions

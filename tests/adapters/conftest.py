@@ -1,15 +1,21 @@
-"""The definition of injection, written layer by layer and without the code under test.
+"""The definition of injection, for all adapters."""
 
-[start, P₁ … P_N, the user's tokens cut at their end, end, padding]
-"""
-
+import pytest
 import torch
 from transformers.masking_utils import create_causal_mask
 
 
+@pytest.fixture(scope="session")
+def prompt_embeds_by_hand():
+    """Prompt embeds of shape (B, L, D), computed layer by layer and without the code under test, of
+
+    [start, P₁ … P_N, the user's tokens cut at their end, end, padding]
+    """
+    return _prompt_embeds_by_hand
+
+
 @torch.no_grad()
-def reference_prompt_embeds(text_encoder, tokenizer, prompts, vectors, length=77):
-    """Prompt embeds of shape (B, L, D) for a CLIP text model."""
+def _prompt_embeds_by_hand(text_encoder, tokenizer, prompts, vectors, length=77):
     inner = getattr(text_encoder, "text_model", text_encoder)
     table = inner.embeddings.token_embedding.weight
     rows = []

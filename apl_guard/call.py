@@ -1,0 +1,180 @@
+"""One call on its way through the guard: decided, recorded, carried out, checked, recorded again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from apl_guard.audit import AuditLog, Outcome
+from apl_guard.backend import Backend, Generation
+from apl_guard.decision import Decision, decide
+from apl_guard.errors import AplGuardError, GuardUnavailable, PolicyBlocked, PrefixNotApplied
+from apl_guard.metrics import Metrics
+from apl_guard.policy import Action, Policy
+from apl_guard.prefix import Prefix
+from apl_guard.request import Channel, GenerationRequest
+
+__all__ = ["Call", "Guarded"]
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """What a guarded call gave, with its records."""
+
+    output: Any
+    """What the pipe returned, in the pipe's own type."""
+    decision: Decision
+    outcome: Outcome
+
+
+class Call:
+    """One call on its way through the guard.
+
+    Args:
+        request: What was asked.
+        backend: The adapter that read it.
+        policy: What decides about it.
+        audit: Where decision and outcome are recorded.
+        metrics: Where they are counted.
+        find_prefix: Finds the prefix for the text encoders that are in the pipe now.
+        started: Reading of `perf_counter` when the call began.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        backend: Backend,
+        policy: Policy,
+        audit: AuditLog,
+        metrics: Metrics,
+        find_prefix: Callable[[], Prefix],
+        started: float,
+    ) -> None:
+        self._request = request
+        self._backend = backend
+        self._policy = policy
+        self._audit = audit
+        self._metrics = metrics
+        self._find_prefix = find_prefix
+        self._started = started
+        self._generation_seconds: float | None = None
+        self._prefix: Prefix | None = None
+        self._generation: Generation | None = None
+
+    def run(self) -> Guarded:
+        """Decide, act, record.
+
+        Raises:
+            PolicyBlocked: The policy decided against the request.
+            GuardUnavailable: The guard could not do its work.
+            Exception: Whatever the pipe raises, unchanged.
+        """
+        try:
+            self._decision = decide(self._policy, self._request)
+            self._audit.decision(self._decision, self._request)
+            self._metrics.decided(self._decision)
+        except Exception as error:
+            self._count("failed")
+            raise _unavailable(error) from error
+        if self._decision.effective == Action.BLOCK:
+            self._end("blocked")
+            raise PolicyBlocked(_explain(self._decision), decision=self._decision)
+        try:
+            if self._decision.effective == Action.ANONYMIZE:
+                self._prefix = self._find_prefix()
+        except Exception as error:
+            self._end("failed", error)
+            raise _unavailable(error) from error
+        self._generation = generation = self._generate()
+        if self._prefix is not None:
+            self._check_receipt(self._prefix, generation)
+            self._metrics.used(self._prefix)
+        return Guarded(generation.output, self._decision, self._end("passed"))
+
+    def _generate(self) -> Generation:
+        vectors = None if self._prefix is None else self._prefix.vectors
+        began = perf_counter()
+        result = "backend_error"
+        try:
+            return self._backend.generate(self._request, vectors)
+        except BaseException as error:
+            self._generation_seconds = perf_counter() - began
+            if isinstance(error, AplGuardError):
+                result = "failed"
+            self._end(result, error)
+            raise
+        finally:
+            self._generation_seconds = perf_counter() - began
+
+    def _check_receipt(self, prefix: Prefix, generation: Generation) -> None:
+        """Believe that the prefix was in front of every prompt only where every text encoder saw it."""
+        expected = (prefix.n,) * len(self._request.prompts)
+        for slot in prefix.metadata.widths:
+            received = generation.receipt.prefix_rows.get(slot, ())
+            if received != expected:
+                error = PrefixNotApplied(
+                    f"{slot} received {list(received)} prefix vectors, expected {list(expected)}, one number "
+                    "for each prompt; something replaced the text encoder or its tokenizer during the call"
+                )
+                self._end("failed", error)
+                raise error
+
+    def _end(self, result: str, error: BaseException | None = None) -> Outcome:
+        """Record how the call ended. Nothing is released if that fails."""
+        now = perf_counter()
+        generation, prefix = self._generation, self._prefix
+        outcome = Outcome(
+            id=self._decision.id,
+            result=result,
+            effective=self._decision.effective.value,
+            images=generation.images if generation is not None and result == "passed" else 0,
+            prefix=prefix.metadata.name if prefix is not None else None,
+            prefix_digest=prefix.digest if prefix is not None else None,
+            prefix_rows=dict(generation.receipt.prefix_rows) if generation is not None else {},
+            tokens_cut=dict(generation.receipt.tokens_cut) if generation is not None else {},
+            error=type(error).__name__ if error is not None else None,
+            overhead_ms=round(1000 * (now - self._started - (self._generation_seconds or 0)), 3),
+            generation_ms=_milliseconds(self._generation_seconds),
+        )
+        try:
+            self._audit.outcome(outcome)
+        except Exception as unwritten:
+            self._count("failed")
+            raise _unavailable(unwritten) from (error or unwritten)
+        self._count(result)
+        return outcome
+
+    def _count(self, result: str) -> None:
+        generation = self._generation_seconds
+        overhead = perf_counter() - self._started - (generation or 0)
+        self._metrics.ended(result, overhead=overhead, generation=generation)
+
+
+def _unavailable(error: Exception) -> AplGuardError:
+    """An error of the guard's own work, as one that says there is no image."""
+    if isinstance(error, AplGuardError):
+        return error
+    return GuardUnavailable(f"the guard failed ({type(error).__name__}), so there is no image")
+
+
+def _explain(decision: Decision) -> str:
+    """Say what was blocked, and which line of the policy would permit it."""
+    parts = []
+    for reason in decision.reasons:
+        if reason.action != Action.BLOCK:
+            continue
+        if reason.channel not in list(Channel):
+            parts.append(f"argument '{reason.channel}' is unknown to this version of apl-guard")
+        else:
+            by = f"blocked by rule '{reason.rule}'" if reason.rule else "named by no rule"
+            parts.append(
+                f"channel '{reason.channel}' is {by}; a prefix cannot protect it, a rule with "
+                f"`channels: [{reason.channel}]` and `action: allow` would permit it"
+            )
+    return f"policy '{decision.policy}' blocks this request: {'; '.join(parts)}"
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1000 * seconds, 3)
