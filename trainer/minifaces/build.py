@@ -57,7 +57,7 @@ class Recipe:
     decoder_steps: int = 2_600
     encoder_steps: int = 900
     text_encoder_steps: int = 1_000
-    denoiser_steps: int = 9_000
+    denoiser_steps: int = 7_600
     variant_steps: int = 1_200
     judge_steps: int = 1_200
     guard_steps: int = 500
