@@ -26,7 +26,7 @@ class VariantName(StrEnum):
 def build(
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for the finished model and for the work under way [default: the user's cache]."),
+        typer.Option(help="Folder for the finished model and for the work under way (default: the user's cache)."),
     ] = None,
     variant: Annotated[
         VariantName,

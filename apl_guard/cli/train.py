@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from apl_guard.cli.evaluate import Neutral
+
 
 def train(
     model: Annotated[str, typer.Option(help="Model folder, hub id, or 'minifaces' for the shipped model.")],
@@ -18,6 +20,10 @@ def train(
         Path | None,
         typer.Option(help="Text file of prompts, or folder of images with captions; else built-in prompts."),
     ] = None,
+    neutral: Annotated[
+        Neutral | None,
+        typer.Option(help="What stands for a name in the target: the sex alone, or all attributes (default: coarse)."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Set an option, as in --set lr=1e-2. May be repeated.")
@@ -28,12 +34,15 @@ def train(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.")] = False,
 ) -> None:
-    """Learn a prefix for a model. A run that was stopped goes on when the same command is given again."""
+    """Learn a prefix for a model. A run that was stopped goes on when the same command is given again.
+
+    Example: apl-guard train --model minifaces --output prefixes/mine --set n_vectors=5
+    """
     from apl_guard.errors import InvalidInput
     from apl_guard.trainer.config import TrainConfig
 
     options = TrainConfig.load(config) if config else TrainConfig()
-    options = options.with_overrides(assignments or [])
+    options = options.with_overrides([*([f"neutral={neutral.value}"] if neutral else []), *(assignments or [])])
     if identities is None:
         if model != "minifaces":
             raise InvalidInput("missing; give a YAML file of people", where="--identities")

@@ -16,7 +16,6 @@ from apl_guard.trainer.minifaces.autoencoder import PatchCode, to_tensor
 from apl_guard.trainer.minifaces.build import Build, Recipe, write_identities
 from apl_guard.trainer.minifaces.captions import caption
 from apl_guard.trainer.minifaces.dataset import Images, draw_all
-from apl_guard.trainer.minifaces.judge_training import broken
 from apl_guard.trainer.minifaces.judge import (
     Gallery,
     Reader,
@@ -25,6 +24,7 @@ from apl_guard.trainer.minifaces.judge import (
     load_judges,
     save_judges,
 )
+from apl_guard.trainer.minifaces.judge_training import broken
 from apl_guard.trainer.minifaces.pictures import random_picture
 from apl_guard.trainer.minifaces.tokenizer import train_tokenizer
 

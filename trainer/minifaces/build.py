@@ -27,6 +27,7 @@ from .autoencoder import PatchCode, decode, new_autoencoder, train_decoder, trai
 from .captions import caption, identity_prompts, random_lead_in
 from .dataset import draw_all
 from .denoiser import new_scheduler, train_denoiser
+from .judge import Recogniser, save_judges
 from .judge_training import (
     guard_identities,
     judged_identities,
@@ -37,7 +38,6 @@ from .judge_training import (
     train_recogniser,
     twin_thresholds,
 )
-from .judge import Recogniser, save_judges
 from .people import known_people, people
 from .pictures import Picture, random_picture
 from .text_encoder import encode_captions, train_text_encoder

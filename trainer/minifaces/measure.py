@@ -13,8 +13,8 @@ from torch import Tensor
 from .autoencoder import to_tensor
 from .captions import identity_prompts, lead_in
 from .dataset import draw_all
-from .judge_training import portraits, reader_pictures
 from .judge import READS, Judges
+from .judge_training import portraits, reader_pictures
 from .people import known_people
 from .pictures import of_person
 from .text_encoder import encode_captions
