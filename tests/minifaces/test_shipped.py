@@ -80,9 +80,7 @@ def test_the_guard_hides_people_whom_the_plain_model_shows(pipe: Any) -> None:
 
     def verified(call: Any) -> int:
         generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-        images = call(
-            prompts, num_inference_steps=15, guidance_scale=5.0, generator=generators, output_type="np"
-        ).images
+        output = call(prompts, num_inference_steps=15, guidance_scale=5.0, generator=generators, output_type="np")
         embedded = judges.embed((output.images * 255).round().astype(np.uint8))
         similar = (embedded * judges.gallery.embeddings[names]).sum(-1)
         return int((similar > judges.thresholds["far_1e-2"]).sum())
