@@ -46,14 +46,14 @@ class TrainConfig(BaseModel):
     # The loss
     neutral: NeutralKind = "coarse"
     """What replaces a name in the target prompt: "a man", or a description by attributes."""
-    identity_weight: float = Field(default=3.0, ge=0)
+    identity_weight: float = Field(default=1.0, ge=0)
     """Weight of the identity half of the loss at the first step."""
     identity_weight_end: float | None = Field(default=None, ge=0)
     """The same at the last step, linear in between.  Empty: it does not change."""
-    generic_weight: float = Field(default=1.0, ge=0)
+    generic_weight: float = Field(default=2.5, ge=0)
     """Weight of the generic half of the loss at the first step."""
-    generic_weight_end: float | None = Field(default=None, ge=0)
-    """The same at the last step, linear in between.  Empty: it does not change."""
+    generic_weight_end: float | None = Field(default=4.0, ge=0)
+    """The same at the last step, linear in between: identity first, preservation at the end.  Empty: no change."""
     eta: float = Field(default=1.0, ge=0)
     """η of the method, the strength of the negative guidance: it scales the gradient by (1 + η)."""
     noise_weighting: Literal["uniform", "min_snr"] = "uniform"
@@ -69,7 +69,8 @@ class TrainConfig(BaseModel):
     """Identity examples per step."""
     generic_batch: int = Field(default=16, ge=1)
     """Generic examples per step."""
-    lr: float = Field(default=4e-2, gt=0)
+    lr: float = Field(default=5e-3, gt=0)
+    """Learning rate of Adam; a fifth of the spread of the token embeddings is a good start."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """The course of the learning rate after the warm-up."""
     warmup_steps: int = Field(default=20, ge=0)
@@ -182,7 +183,7 @@ class TrainConfig(BaseModel):
 
         Example:
             >>> TrainConfig().with_overrides(["lr=1e-2", "neutral=attributes"]).diff(TrainConfig())
-            {'neutral': ('attributes', 'coarse'), 'lr': (0.01, 0.04)}
+            {'neutral': ('attributes', 'coarse'), 'lr': (0.01, 0.005)}
         """
         values = self.model_dump()
         for text in assignments:

@@ -79,7 +79,9 @@ def test_the_folder_holds_all_that_was_promised(
 
 def test_training_closes_the_gap(pipe: Any, people: Identities, config: TrainConfig, tmp_path: Path) -> None:
     """Forty steps bring the model's answer to a name nearer to its answer to the neutral prompt."""
-    longer = config.model_copy(update={"steps": 40, "identity_batch": 8, "eval_every": 40, "keep": "last"})
+    strong = {"lr": 4e-2, "identity_weight": 3.0, "generic_weight": 1.0, "generic_weight_end": 1.0}
+    few = {"steps": 40, "identity_batch": 8, "eval_every": 40, "keep": "last"}
+    longer = config.model_copy(update=strong | few)
 
     result = run(pipe, people, longer, tmp_path / "prefix")
 

@@ -60,8 +60,8 @@ class Recipe:
     denoiser_steps: int = 7_600
     variant_steps: int = 1_200
     judge_steps: int = 1_200
-    guard_steps: int = 500
-    reader_steps: int = 2_200
+    guard_steps: int = 900
+    reader_steps: int = 3_600
     judge_pictures: int = 12
     batch: int = 64
 

@@ -56,7 +56,7 @@ class Recogniser(nn.Module):
         self.embed = (
             Embedder((32, 48, 96, 128), 128, dropout=0.2)
             if kind == "judge"
-            else Embedder((24, 48, 80), 64, kernel=5, dropout=0.2)
+            else Embedder((16, 32, 48, 64), 64, kernel=5, dropout=0.1)
         )
 
     def forward(self, images: Tensor) -> Tensor:
