@@ -1,6 +1,7 @@
 """What many tests need: a small real pipe, prefixes that fit it, and a registry and metrics of their own."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -9,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from prometheus_client import CollectorRegistry
 
+import apl_guard
 from apl_guard import Guard
 from apl_guard.testing import random_prefix, tiny_pipe
 
@@ -19,6 +21,13 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("apl_guard")
+
+
+def pytest_sessionstart():
+    """Where the wheel is to be tested, the checkout must not be what is imported."""
+    found = Path(apl_guard.__file__).resolve()
+    if os.environ.get("APL_GUARD_TEST_WHEEL") and Path(__file__).resolve().parents[1] / "apl_guard" in found.parents:
+        pytest.exit(f"expected the installed wheel, imported {found}", returncode=4)
 
 
 @pytest.fixture(autouse=True)
