@@ -87,8 +87,8 @@ def _model(evaluation: EvalResult, front: Mapping[str, float]) -> list[str]:
         f"Ten words in front of a prompt change the denoiser's output by {front['ratio']:.1%} of what deleting the"
         f" prompt changes (mean squared difference {front['words_in_front']:.2e} against {front['deleted']:.2e}).",
         "",
-        f"    apl-guard eval --model minifaces --prefix minifaces --images-per-person {images[0] // SPLIT_SIZES['seen']}"
-        " --steps 20",
+        "    apl-guard eval --model minifaces --prefix minifaces"
+        f" --images-per-person {images[0] // SPLIT_SIZES['seen']} --steps 20",
         "",
     ]
     return lines
