@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from apl_guard import Guard, Prefix
 from apl_guard.fingerprint import fingerprint
@@ -88,3 +89,11 @@ def test_the_guard_hides_people_whom_the_plain_model_shows(pipe: Any) -> None:
     plain, guarded = verified(pipe), verified(guard)
     assert guarded <= 2
     assert plain >= guarded + 4
+
+
+def test_diffusers_opens_the_shipped_folder_and_draws() -> None:
+    """Nothing but `from_pretrained` is needed: all parts open in one dtype."""
+    pipe = StableDiffusionPipeline.from_pretrained(minifaces.model_path())
+    image = pipe("a red ball", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (64, 64, 3)
+    assert np.isfinite(image).all()

@@ -221,6 +221,9 @@ class Build:
                 requires_safety_checker=False,
             )
             pipe.save_pretrained(to)
+            # transformers opens in the dtype that is stated here, diffusers in float32: they must agree
+            config = to / "text_encoder" / "config.json"
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
 
         self._stage(f"model ({variant})", self.output / variant, make)
         return self.output / variant
