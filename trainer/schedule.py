@@ -39,7 +39,7 @@ def half_weights(config: TrainConfig, done: float) -> Tensor:
 
     Example:
         >>> half_weights(TrainConfig(identity_batch=1, generic_batch=2), done=0.0)
-        tensor([0.7500, 0.1250, 0.1250])
+        tensor([0.2857, 0.3571, 0.3571])
     """
 
     def now(start: float, end: float | None) -> float:
