@@ -99,6 +99,8 @@ def test_a_build_runs_from_nothing_and_goes_on_where_it_stopped(tmp_path: Path) 
     assert (Build(tmp_path, Recipe.tiny()).model() / "model_index.json").exists()
     assert (tmp_path / "work" / "text_encoder" / "model.safetensors").stat().st_mtime_ns == unchanged
     assert not list(tmp_path.rglob("*.partial*"))
+    for variant in ("restyled", "continued"):
+        assert (Build(tmp_path, Recipe.tiny()).model(variant) / "model_index.json").exists()
 
 
 def test_identities_file_holds_the_seen_people(tmp_path: Path) -> None:

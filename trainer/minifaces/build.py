@@ -157,7 +157,8 @@ class Build:
         def make(to: Path) -> None:
             torch.manual_seed(0)
             style: Literal["plain", "inked"] = "inked" if variant == "restyled" else "plain"
-            latents = torch.cat([self.code().encode(part) for part in np.array_split(self.images(style), 50)])
+            images, code = self.images(style), self.code()
+            latents = torch.cat([code.encode(images[i : i + 1000]) for i in range(0, len(images), 1000)])
             empty = encode_captions(self.text_encoder(), self.tokenizer(), [""])
             base = variant == "base"
             unet = train_denoiser(
