@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import nn
 
 from apl_guard.backend import Generation, Receipt
 from apl_guard.errors import GuardUnavailable, InvalidInput
 from apl_guard.fingerprint import Fingerprint, fingerprint
+from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest, texts
 
 from .diffusers_load import load_pipe
@@ -91,6 +92,8 @@ class DiffusersAdapter:
         InvalidInput: The pipeline's class has arguments or text encoders that this adapter does not know.
     """
 
+    carries_prefix = True
+
     def __init__(self, pipe: DiffusionPipeline) -> None:
         self._pipe = pipe
         self._call: Callable[..., Any] = type(pipe).__call__
@@ -149,7 +152,10 @@ class DiffusersAdapter:
             raise GuardUnavailable("the pipe has no text encoder or no tokenizer; a prefix needs both")
         return {_SLOT: fingerprint(text_encoder, self._pipe.tokenizer)}
 
-    def generate(self, request: GenerationRequest, prefix: Mapping[str, Tensor] | None) -> Generation:
+    def check_prefix(self, prefix: Prefix) -> None:
+        """Nothing to ask beforehand: each call checks what the text encoder received."""
+
+    def generate(self, request: GenerationRequest, prefix: Prefix | None) -> Generation:
         """Generate, with the prefix in front of every prompt of this call only.
 
         Raises:
@@ -161,7 +167,7 @@ class DiffusersAdapter:
             output = self._call(view, **request.arguments)
             return Generation(output, _count_images(output))
 
-        vectors = prefix[_SLOT]
+        vectors = prefix.vectors[_SLOT]
         mark = new_mark()
         tokenizer = PrefixTokenizer(self._pipe.tokenizer, mark, len(vectors))
         view.__dict__["tokenizer"] = tokenizer

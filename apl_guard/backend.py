@@ -1,8 +1,8 @@
 """The seam between the guard and a foreign system, and where the adapter for a pipe is found.
 
-An adapter fulfils `Backend`. The guard asks for it by the top-level package that the class of the pipe comes
+An adapter fulfils `Backend`. The guard asks for it by the package or module that the class of the pipe comes
 from, so neither the guard nor `import apl_guard` loads a foreign system that is not there.
-Third parties add theirs under the entry-point group `apl_guard.adapters`, named as that package is.
+Third parties add theirs under the entry-point group `apl_guard.adapters`, named as that package or module is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from apl_guard.fingerprint import Fingerprint
 from apl_guard.request import GenerationRequest
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from apl_guard.prefix import Prefix
 
 __all__ = ["Backend", "Generation", "Receipt", "adapter_for"]
 
@@ -49,6 +49,11 @@ class Generation:
 class Backend(Protocol):
     """What the guard asks of an adapter. An adapter is made with the pipe as its only argument."""
 
+    name: str
+    """The adapter and what it wraps, such as `diffusers:StableDiffusionPipeline`."""
+    carries_prefix: bool
+    """Whether a prefix can reach the text encoder. Where it cannot, the policy decides what happens instead."""
+
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GenerationRequest:
         """Sort the arguments of a call into channels and take a snapshot of them.
 
@@ -57,15 +62,25 @@ class Backend(Protocol):
             TypeError: The arguments do not fit the pipe's signature.
         """
 
-    def fingerprints(self) -> Mapping[str, Fingerprint]:
-        """Slot → fingerprint of the text encoder that is in the pipe now."""
+    def fingerprints(self) -> Mapping[str, Fingerprint] | None:
+        """Slot → fingerprint of the text encoder that is in the pipe now.
 
-    def generate(self, request: GenerationRequest, prefix: Mapping[str, Tensor] | None) -> Generation:
+        None where its weights are out of reach, so that the prefix has to be named by the platform.
+        """
+
+    def check_prefix(self, prefix: Prefix) -> None:
+        """Make sure that this prefix can be put in front, before the first call.
+
+        Raises:
+            PrefixNotApplied: It cannot.
+        """
+
+    def generate(self, request: GenerationRequest, prefix: Prefix | None) -> Generation:
         """Generate, with the prefix in front of every prompt of this call only.
 
         Args:
             request: What `read` returned.
-            prefix: Slot → tensor of shape (N, D), or None to generate as the bare pipe does.
+            prefix: The prefix, or None to generate as the bare pipe does.
 
         The guard checks the receipt; what it lacks counts as not applied.
 
@@ -98,10 +113,17 @@ def adapter_for(pipe: Any) -> Backend:
     found = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
     known = {**found, **_BUILT_IN}  # a third party cannot take the place of a built-in adapter
     for cls in type(pipe).__mro__:
-        target = known.get(cls.__module__.partition(".")[0])
+        target = _longest(known, cls.__module__)
         if target is not None:
             module, _, name = target.partition(":")
             adapter: Backend = getattr(importlib.import_module(module), name)(pipe)
             return adapter
     found_class = f"{type(pipe).__module__}.{type(pipe).__qualname__}"
     raise InvalidInput(f"no adapter for {found_class}; there are for: {', '.join(known)}", where="pipe")
+
+
+def _longest(known: Mapping[str, str], module: str) -> str | None:
+    """The entry for a module, or else for the nearest package around it."""
+    while module and module not in known:
+        module = module.rpartition(".")[0]
+    return known.get(module)

@@ -80,7 +80,7 @@ class Call:
             raise _unavailable(error) from error
         if self._decision.effective == Action.BLOCK:
             self._end("blocked")
-            raise PolicyBlocked(_explain(self._decision), decision=self._decision)
+            raise PolicyBlocked(_explain(self._decision, self._request), decision=self._decision)
         try:
             if self._decision.effective == Action.ANONYMIZE:
                 self._prefix = self._find_prefix()
@@ -94,11 +94,10 @@ class Call:
         return Guarded(generation.output, self._decision, self._end("passed"))
 
     def _generate(self) -> Generation:
-        vectors = None if self._prefix is None else self._prefix.vectors
         began = perf_counter()
         result = "backend_error"
         try:
-            return self._backend.generate(self._request, vectors)
+            return self._backend.generate(self._request, self._prefix)
         except BaseException as error:
             self._generation_seconds = perf_counter() - began
             if isinstance(error, AplGuardError):
@@ -159,7 +158,7 @@ def _unavailable(error: Exception) -> AplGuardError:
     return GuardUnavailable(f"the guard failed ({type(error).__name__}), so there is no image")
 
 
-def _explain(decision: Decision) -> str:
+def _explain(decision: Decision, request: GenerationRequest) -> str:
     """Say what was blocked, and which line of the policy would permit it."""
     parts = []
     for reason in decision.reasons:
@@ -167,6 +166,8 @@ def _explain(decision: Decision) -> str:
             continue
         if reason.channel not in list(Channel):
             parts.append(f"argument '{reason.channel}' is unknown to this version of apl-guard")
+        elif reason.channel == Channel.PROMPT and not request.carries_prefix and reason.rule:
+            parts.append(f"rule '{reason.rule}' wants a prefix in front of the prompt, and none can reach this backend")
         else:
             by = f"blocked by rule '{reason.rule}'" if reason.rule else "named by no rule"
             parts.append(

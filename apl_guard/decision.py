@@ -60,7 +60,7 @@ def decide(policy: Policy, request: GenerationRequest) -> Decision:
         >>> decide(Policy.load("anonymize_faces"), request).action.value
         'anonymize'
     """
-    reasons = [_channel(policy, channel) for channel in sorted(request.used)]
+    reasons = [_channel(policy, channel, request) for channel in sorted(request.used)]
     reasons += [Reason(channel=name, rule=None, action=Action.BLOCK) for name in sorted(request.unknown)]
     if policy.mode == Mode.OFF:
         reasons = []
@@ -77,9 +77,12 @@ def decide(policy: Policy, request: GenerationRequest) -> Decision:
     )
 
 
-def _channel(policy: Policy, channel: Channel) -> Reason:
+def _channel(policy: Policy, channel: Channel, request: GenerationRequest) -> Reason:
     naming = [rule for rule in policy.rules if channel in rule.channels]
     if not naming:
         return Reason(channel=channel.value, rule=None, action=Action.BLOCK)
     strictest = max(naming, key=lambda rule: rule.action.strictness)
-    return Reason(channel=channel.value, rule=strictest.id, action=strictest.action)
+    action = strictest.action
+    if action == Action.ANONYMIZE and not request.carries_prefix:
+        action = Action.BLOCK  # what was to be anonymized would pass as it is
+    return Reason(channel=channel.value, rule=strictest.id, action=action)

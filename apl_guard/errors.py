@@ -69,7 +69,7 @@ class GuardUnavailable(AplGuardError):
 class PrefixNotFound(GuardUnavailable):
     """No prefix belongs to the text encoder of this pipe."""
 
-    def __init__(self, message: str, *, fingerprint: Fingerprint) -> None:
+    def __init__(self, message: str, *, fingerprint: Fingerprint | None) -> None:
         super().__init__(message)
         self.fingerprint = fingerprint
 

@@ -82,8 +82,10 @@ class Guard:
         }
         own["_metrics"] = Metrics.on(own["_metrics_registry"])
         self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
-        if self._policy.mode == "enforce" and any(rule.action == Action.ANONYMIZE for rule in self._policy.rules):
-            self._find_prefix()  # so that a missing prefix shows when the service starts
+        anonymizes = any(rule.action == Action.ANONYMIZE for rule in self._policy.rules)
+        if self._policy.mode == "enforce" and anonymizes and self._backend.carries_prefix:
+            # So that a missing prefix shows when the service starts.
+            self._backend.check_prefix(self._find_prefix())
 
     @property
     def policy(self) -> Policy:
@@ -162,7 +164,16 @@ class Guard:
 
     def _find_prefix(self) -> Prefix:
         """The prefix for the text encoders that are in the pipe now."""
-        fingerprints: Mapping[str, Fingerprint] = self._backend.fingerprints()
+        fingerprints: Mapping[str, Fingerprint] | None = self._backend.fingerprints()
+        if fingerprints is None:
+            if self._prefix is None:
+                raise PrefixNotFound(
+                    f"the text encoder behind {self._backend.name} cannot be read, so no prefix can be found for it; "
+                    "name the one that was trained for it: Guard(pipe, prefix=NAME)",
+                    fingerprint=None,
+                )
+            named: Prefix = self._prefix
+            return named
         if self._prefix is None:
             found: Prefix = self._registry.find(fingerprints)
             return found

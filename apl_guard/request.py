@@ -30,8 +30,16 @@ class Channel(StrEnum):
     """The caller's code between denoising steps, which can exchange prompt embeds and latents."""
     ATTENTION = "attention"
     """Arguments of the attention layers."""
+    IMAGE = "image"
+    """Pictures that generation starts from or is steered by; who is in them stays in them."""
     ADAPTER_WEIGHTS = "adapter_weights"
     """LoRA and similar weights in the pipe, which can hold a person."""
+    TEXTUAL_INVERSION = "textual_inversion"
+    """Learned words of other people, which can hold a person."""
+    PROMPT_SYNTAX = "prompt_syntax"
+    """What a server does to a prompt before it is encoded and that could weaken the prefix."""
+    EXTENSION = "extension"
+    """Scripts, settings and parts of a server that the guard does not know."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,8 @@ class GenerationRequest:
     """Arguments that the adapter does not know."""
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The arguments of the call, for the adapter."""
+    carries_prefix: bool = True
+    """Whether a prefix can reach the text encoder. Into a hosted service no embedding can travel."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:

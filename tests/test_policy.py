@@ -151,3 +151,15 @@ def test_a_request_shows_no_content():
     asked = GenerationRequest("test:Pipe", {Channel.PROMPT: ("Mara Voss",)}, frozenset(), (), {"prompt": "Mara Voss"})
 
     assert "Mara" not in repr(asked)
+
+
+def test_what_no_prefix_can_reach_is_blocked():
+    """Where a rule wants the prompt anonymized and the backend cannot take a prefix, the prompt does not pass."""
+    asked = GenerationRequest(
+        "test:Service", {Channel.PROMPT: ("a cat",)}, frozenset({Channel.PROMPT}), carries_prefix=False
+    )
+
+    decision = decide(Policy.load("anonymize_faces"), asked)
+
+    assert decision.effective == Action.BLOCK
+    assert decision.reasons[0].rule == "prefix-on-every-prompt"

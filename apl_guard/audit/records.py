@@ -56,6 +56,7 @@ def decision_record(decision: Decision, request: GenerationRequest, key: bytes) 
         "apl_guard_version": __version__,
         "decision_id": decision.id,
         "backend": request.backend,
+        "carries_prefix": request.carries_prefix,
         "policy": {
             "name": decision.policy,
             "version": decision.policy_version,
