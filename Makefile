@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WHEEL_BIN := .venv-wheel/bin
 
-.PHONY: demo test install lint types imports suite wheel wheel-suite clean
+.PHONY: demo test install lint types imports suite wheel wheel-suite fuzz clean
 
 demo: install
 	$(BIN)/apl-guard demo --output demo
@@ -45,6 +45,12 @@ wheel-suite: wheel
 		> "$$($(WHEEL_BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth"
 	$(WHEEL_BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps dist/*.whl
 	APL_GUARD_TEST_WHEEL=1 $(WHEEL_BIN)/python -P -m pytest -m smoke -o pythonpath= -o testpaths=tests
+
+# On demand: coverage-guided fuzzing of what reads files from strangers.
+FUZZ_SECONDS ?= 60
+fuzz: install
+	-$(PIP) install --constraint constraints.txt --editable ".[fuzz]"
+	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_prefix.py -max_total_time=$(FUZZ_SECONDS) build/fuzz/prefix
 
 clean:
 	rm -rf .venv .venv-wheel build dist *.egg-info demo

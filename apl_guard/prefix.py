@@ -28,7 +28,15 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 from apl_guard.errors import PrefixInvalid
 from apl_guard.fingerprint import Fingerprint
 from apl_guard.storage import write_folder
-from apl_guard.tensorfile import MAX_FILE_BYTES, parse_json, parse_tensors, printable
+from apl_guard.tensorfile import (
+    MAX_FILE_BYTES,
+    MAX_VECTORS,
+    MAX_WIDTH,
+    parse_json,
+    parse_tensors,
+    printable,
+    read_file,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -42,8 +50,7 @@ SHIPPED_NAME = "minifaces"
 
 _METADATA_KEY = "apl_guard"
 _DIGEST_KEY = "apl_guard_digest"
-_MAX_VECTORS = 1024
-_MAX_WIDTH = 65536
+_MAX_METADATA_BYTES = 24 << 10  # each quote in it takes two bytes in the header
 
 Slot = Annotated[str, Field(pattern=r"^text_encoder(_[2-9])?$")]
 
@@ -56,9 +63,9 @@ class PrefixMetadata(BaseModel):
     format: Literal["apl-guard/1"] = "apl-guard/1"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     """What people call it; the name in the registry unless another is given there."""
-    n: Annotated[int, Field(ge=1, le=_MAX_VECTORS)]
+    n: Annotated[int, Field(ge=1, le=MAX_VECTORS)]
     """Number of vectors, the same in every slot."""
-    widths: dict[Slot, Annotated[int, Field(ge=1, le=_MAX_WIDTH)]]
+    widths: dict[Slot, Annotated[int, Field(ge=1, le=MAX_WIDTH)]]
     """Slot → width of its vectors."""
     fingerprints: dict[Slot, Fingerprint]
     """Slot → the text encoder and tokenizer that the vectors were trained with."""
@@ -74,6 +81,13 @@ class PrefixMetadata(BaseModel):
             raise ValueError("widths: expected at least one text encoder, found none")
         if self.widths.keys() != self.fingerprints.keys():
             raise ValueError(f"widths are for {sorted(self.widths)}, fingerprints for {sorted(self.fingerprints)}")
+        # So that nothing is ever written that could not be read again. The rest of a header is small.
+        try:
+            size = len(self.canonical_json())
+        except (ValueError, RecursionError) as error:
+            raise ValueError("evaluation: expected finite numbers and little nesting") from error
+        if size > _MAX_METADATA_BYTES:
+            raise ValueError(f"evaluation: makes the metadata {size} bytes long, expected ≤ {_MAX_METADATA_BYTES}")
         return self
 
     def canonical_json(self) -> str:
@@ -136,12 +150,20 @@ class Prefix:
         """
         path = find_path(path_or_name)
         file = path / FILE_NAME if path.is_dir() else path
-        try:
-            with file.open("rb") as stream:
-                content = stream.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise PrefixInvalid(f"cannot be read ({error.strerror}); expected a prefix", where=file) from error
-        return _parse(content, where=file)
+        return cls.parse(read_file(file), where=file)
+
+    @classmethod
+    def parse(cls, content: bytes, where: str | os.PathLike[str]) -> Prefix:
+        """Read a prefix from the bytes of its file.
+
+        Args:
+            content: The bytes.
+            where: Where they come from, for messages.
+
+        Raises:
+            PrefixInvalid: They are not exactly what `save` writes.
+        """
+        return _parse(content, where=Path(where))
 
     def save(self, folder: str | os.PathLike[str], card: str | None = None) -> Path:
         """Write the prefix folder. It appears whole or not at all.
@@ -154,15 +176,26 @@ class Prefix:
             The folder.
 
         Raises:
+            PrefixInvalid: It is larger than a prefix file may be.
             StorageFailed: The folder could not be written, such as on a full disk.
+        """
+        files = {} if card is None else {CARD_NAME: card.encode()}
+        # Last, because a folder counts as a prefix as soon as this file is there.
+        files[FILE_NAME] = self.to_bytes()
+        return write_folder(Path(folder), files)
+
+    def to_bytes(self) -> bytes:
+        """The content of its file, which `parse` reads.
+
+        Raises:
+            PrefixInvalid: It is larger than a prefix file may be.
         """
         from safetensors.numpy import save
 
-        metadata = {_METADATA_KEY: self.metadata.canonical_json(), _DIGEST_KEY: self.digest}
-        files = {} if card is None else {CARD_NAME: card.encode()}
-        # Last, because a folder counts as a prefix as soon as this file is there.
-        files[FILE_NAME] = save(self._arrays, metadata)
-        return write_folder(Path(folder), files)
+        content = save(self._arrays, {_METADATA_KEY: self.metadata.canonical_json(), _DIGEST_KEY: self.digest})
+        if len(content) > MAX_FILE_BYTES:
+            raise PrefixInvalid(f"{len(content)} bytes, expected ≤ {MAX_FILE_BYTES}: fewer vectors", where="vectors")
+        return content
 
 
 def find_path(path_or_name: str | os.PathLike[str]) -> Path:
@@ -172,17 +205,17 @@ def find_path(path_or_name: str | os.PathLike[str]) -> Path:
         PrefixInvalid: It stands for nothing.
     """
     path = Path(path_or_name)
-    if path.exists():
+    if os.path.exists(path):  # unlike Path.exists, False for a path that cannot be
         return path
     if str(path_or_name) == SHIPPED_NAME:
         shipped = shipped_path()
         if shipped is not None:
             return shipped
-    elif path.name == str(path_or_name) and (registry_root() / path.name / FILE_NAME).is_file():
+    elif path.name == str(path_or_name) and os.path.isfile(registry_root() / path.name / FILE_NAME):
         return registry_root() / path.name
     raise PrefixInvalid(
         "no such folder, and no such name in the registry; `apl-guard prefix list` shows the names",
-        where=str(path_or_name),
+        where=printable(str(path_or_name)),
     )
 
 
@@ -243,6 +276,9 @@ def _parse(content: bytes, where: Path) -> Prefix:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "metadata"
         raise PrefixInvalid(f"metadata field '{printable(field)}': {first['msg']}", where=where) from error
+    # One text for one content, or two files with one digest would differ.
+    if metadata.canonical_json() != header[_METADATA_KEY]:
+        raise PrefixInvalid("the metadata is not in its canonical form", where=where)
     _check_arrays(arrays, metadata, where)
     prefix = Prefix(arrays, metadata)
     if prefix.digest != header[_DIGEST_KEY]:

@@ -1,14 +1,17 @@
 """A reader of safetensors files that trusts nothing in them.
 
 The format itself allows much that a prefix must not hold: keys twice, huge headers, tensors that overlap or
-leave gaps, integer types, values that are not finite, names with control characters.
+leave gaps, integer types, values that are not finite, names with control characters. Every limit is checked
+before the work that it limits, so that no file costs more than a few milliseconds and megabytes.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import stat
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,12 +23,43 @@ from apl_guard.errors import PrefixInvalid
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["parse_json", "parse_tensors", "printable"]
+__all__ = ["parse_json", "parse_tensors", "printable", "read_file"]
 
-MAX_FILE_BYTES = 64 << 20
-MAX_HEADER_BYTES = 1 << 20
-_MAX_TENSORS = 16
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+MAX_FILE_BYTES = 4 << 20
+MAX_HEADER_BYTES = 64 << 10
+MAX_TENSORS = 8
+MAX_VECTORS = 64
+MAX_WIDTH = 8192
+_MAX_JSON_DEPTH = 16
+# NumPy has no bfloat16: it is the upper half of a float32.
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+
+def read_file(path: Path, *, limit: int = MAX_FILE_BYTES, follow_links: bool = True) -> bytes:
+    """Read a regular file of a bounded size. Pipes and devices, which could block or never end, are refused.
+
+    Args:
+        path: The file.
+        limit: The most bytes that it may have.
+        follow_links: Whether the file may be a symbolic link.
+
+    Raises:
+        PrefixInvalid: There is none, it is no regular file, or it is too large.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    if not follow_links:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    try:
+        with os.fdopen(os.open(path, flags), "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise PrefixInvalid("not a regular file; expected a prefix", where=path)
+            content = stream.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        reason = getattr(error, "strerror", None) or "impossible path"
+        raise PrefixInvalid(f"cannot be read ({reason}); expected a prefix", where=path) from error
+    if len(content) > limit:
+        raise PrefixInvalid(f"larger than {limit} bytes; not a prefix", where=path)
+    return content
 
 
 def parse_tensors(content: bytes, where: Path) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:
@@ -36,7 +70,7 @@ def parse_tensors(content: bytes, where: Path) -> tuple[dict[str, npt.NDArray[np
         where: Its path, for messages.
 
     Returns:
-        Name → matrix as float32, and the metadata of the header.
+        Name → matrix as float32, every value finite, and the metadata of the header.
 
     Raises:
         PrefixInvalid: Anything about the file is out of order.
@@ -48,11 +82,13 @@ def parse_tensors(content: bytes, where: Path) -> tuple[dict[str, npt.NDArray[np
     (length,) = struct.unpack("<Q", content[:8])
     if length > MAX_HEADER_BYTES or 8 + length > len(content):
         raise PrefixInvalid(f"header of {length} bytes; the file is cut off or is no prefix", where=where)
+    if not content.startswith(b"{", 8):
+        raise PrefixInvalid("the header is no JSON object; not a safetensors file", where=where)
     header = parse_json(content[8 : 8 + length], "header", where)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise PrefixInvalid("the metadata of the header is not made of texts", where=where)
-    if len(header) > _MAX_TENSORS:
+    if len(header) > MAX_TENSORS:
         raise PrefixInvalid(f"{len(header)} tensors; a prefix has one for each text encoder", where=where)
     body = content[8 + length :]
     tensors: dict[str, npt.NDArray[np.float32]] = {}
@@ -62,7 +98,9 @@ def parse_tensors(content: bytes, where: Path) -> tuple[dict[str, npt.NDArray[np
         if end > len(body):
             raise PrefixInvalid(f"tensor '{printable(name)}' lies outside the file", where=where)
         places.append((begin, end))
-        tensors[name] = np.frombuffer(body[begin:end], dtype).reshape(shape).astype("<f4")
+        tensors[name] = _as_float32(np.frombuffer(body[begin:end], dtype)).reshape(shape)
+        if not np.isfinite(tensors[name]).all():
+            raise PrefixInvalid(f"tensor '{printable(name)}' holds values that are not finite", where=where)
     # Nothing may hide between, under or behind the tensors.
     places.sort()
     if [begin for begin, _ in places] != [0, *(end for _, end in places)][:-1] or (
@@ -70,6 +108,12 @@ def parse_tensors(content: bytes, where: Path) -> tuple[dict[str, npt.NDArray[np
     ):
         raise PrefixInvalid("the tensors do not fill the file exactly", where=where)
     return tensors, metadata
+
+
+def _as_float32(stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    if stored.dtype == _DTYPES["BF16"]:
+        return (stored.astype("<u4") << 16).view("<f4")
+    return stored.astype("<f4")
 
 
 def _parse_entry(entry: object, what: str, where: Path) -> tuple[np.dtype[Any], list[int], int, int]:
@@ -81,6 +125,10 @@ def _parse_entry(entry: object, what: str, where: Path) -> tuple[np.dtype[Any], 
         raise PrefixInvalid(f"{what} has dtype '{found}', expected one of {sorted(_DTYPES)}", where=where)
     if not _are_sizes(shape) or not _are_sizes(offsets) or offsets[0] > offsets[1]:
         raise PrefixInvalid(f"{what} has no valid shape or place", where=where)
+    if not (1 <= shape[0] <= MAX_VECTORS and 1 <= shape[1] <= MAX_WIDTH):
+        raise PrefixInvalid(
+            f"{what} has shape {tuple(shape)}, expected (1 … {MAX_VECTORS}, 1 … {MAX_WIDTH})", where=where
+        )
     if offsets[1] - offsets[0] != math.prod(shape) * _DTYPES[dtype].itemsize:
         raise PrefixInvalid(f"{what} has another size than its shape", where=where)
     return _DTYPES[dtype], shape, offsets[0], offsets[1]
@@ -91,7 +139,7 @@ def _are_sizes(found: object) -> bool:
 
 
 def parse_json(text: bytes | str, what: str, where: Path) -> dict[str, Any]:
-    """Parse an object strictly: no key twice, no NaN, no deep nesting.
+    """Parse an object strictly: UTF-8, no key twice, no number beyond 64 bits, no deep nesting.
 
     Raises:
         PrefixInvalid: It is not such an object.
@@ -111,13 +159,43 @@ def parse_json(text: bytes | str, what: str, where: Path) -> dict[str, Any]:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(f"{constant} is not a number")
 
+    def whole(digits: str) -> int:
+        if len(digits) > 19:
+            raise ValueError("a number of more than 19 digits")
+        return int(digits)
+
+    def fraction(digits: str) -> float:
+        number = float(digits)
+        if not math.isfinite(number):
+            raise ValueError("a number beyond 64 bits")
+        return number
+
     try:
-        found = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        # Decoded here, because the library would also take UTF-16 and UTF-32.
+        decoded = text if isinstance(text, str) else text.decode("utf-8")
+        found = json.loads(
+            decoded, object_pairs_hook=unique, parse_constant=refuse, parse_int=whole, parse_float=fraction
+        )
     except (ValueError, RecursionError) as error:
         raise PrefixInvalid(f"the {what} is not valid JSON", where=where) from error
     if not isinstance(found, dict):
         raise PrefixInvalid(f"the {what} is not a JSON object", where=where)
+    if _depth(found) > _MAX_JSON_DEPTH:
+        raise PrefixInvalid(f"the {what} is nested deeper than {_MAX_JSON_DEPTH}", where=where)
     return found
+
+
+def _depth(value: object) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return depth
 
 
 def printable(text: str) -> str:

@@ -37,7 +37,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # The prefix
-    n_vectors: int = Field(default=10, ge=1, le=70)
+    n_vectors: int = Field(default=10, ge=1, le=64)
     """N: how many vectors stand in front of a prompt."""
     init: Literal["words", "padding", "noise"] = "words"
     """Where the vectors start: embeddings of function words, of the padding token, or Gaussian noise of the
