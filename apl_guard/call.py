@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -9,14 +10,17 @@ from typing import Any
 
 from apl_guard.audit import AuditLog, Outcome
 from apl_guard.backend import Backend, Generation
-from apl_guard.decision import Decision, decide
+from apl_guard.context import current_context
+from apl_guard.decision import Decision, Reason, decide
 from apl_guard.errors import AplGuardError, GuardUnavailable, PolicyBlocked, PrefixNotApplied
 from apl_guard.metrics import Metrics
 from apl_guard.policy import Action, Policy
 from apl_guard.prefix import Prefix
-from apl_guard.request import Channel, GenerationRequest
+from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
 
 __all__ = ["Call", "Guarded"]
+
+_log = logging.getLogger("apl_guard")
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Call:
         policy: What decides about it.
         audit: Where decision and outcome are recorded.
         metrics: Where they are counted.
-        find_prefix: Finds the prefix for the text encoders that are in the pipe now.
+        find_prefix: Finds the prefix for the text encoders that are in the pipe now, by name or None.
         started: Reading of `perf_counter` when the call began.
     """
 
@@ -49,7 +53,7 @@ class Call:
         policy: Policy,
         audit: AuditLog,
         metrics: Metrics,
-        find_prefix: Callable[[], Prefix],
+        find_prefix: Callable[[str | None], Prefix],
         started: float,
     ) -> None:
         self._request = request
@@ -61,6 +65,8 @@ class Call:
         self._started = started
         self._generation_seconds: float | None = None
         self._prefix: Prefix | None = None
+        self._in_front: Prefix | None = None
+        """As much of the prefix as the policy asks for."""
         self._generation: Generation | None = None
 
     def run(self) -> Guarded:
@@ -72,32 +78,43 @@ class Call:
             Exception: Whatever the pipe raises, unchanged.
         """
         try:
-            self._decision = decide(self._policy, self._request)
+            self._decision = decide(self._policy, self._request, current_context())
             self._audit.decision(self._decision, self._request)
             self._metrics.decided(self._decision)
+            for permission in self._decision.unsafe:
+                _log.warning(
+                    "policy '%s' switches protection off for %s: %s", self._policy.name, self._decision.id, permission
+                )
         except Exception as error:
             self._count("failed")
             raise _unavailable(error) from error
         if self._decision.effective == Action.BLOCK:
             self._end("blocked")
-            raise PolicyBlocked(_explain(self._decision, self._request), decision=self._decision)
+            raise PolicyBlocked(_explain(self._decision), decision=self._decision)
         try:
-            if self._decision.effective == Action.ANONYMIZE:
-                self._prefix = self._find_prefix()
+            if self._decision.prefixed:
+                self._prefix = self._find_prefix(self._decision.prefix)
+                self._in_front = self._prefix.first(self._decision.rows(self._prefix.n))
+            self._request = self._request.saying(self._decision.texts)
         except Exception as error:
             self._end("failed", error)
             raise _unavailable(error) from error
         self._generation = generation = self._generate()
-        if self._prefix is not None:
-            self._check_receipt(self._prefix, generation)
+        if self._prefix is not None and self._in_front is not None:
+            self._check_receipt(self._in_front, generation)
             self._metrics.used(self._prefix)
         return Guarded(generation.output, self._decision, self._end("passed"))
+
+    def _warn(self, decision: Decision) -> None:
+        """Say each time that protection was switched off."""
+        for what in decision.unsafe:
+            _log.warning("policy '%s' switches protection off: %s (decision %s)", decision.policy, what, decision.id)
 
     def _generate(self) -> Generation:
         began = perf_counter()
         result = "backend_error"
         try:
-            return self._backend.generate(self._request, self._prefix)
+            return self._backend.generate(self._request, self._in_front)
         except BaseException as error:
             self._generation_seconds = perf_counter() - began
             if isinstance(error, AplGuardError):
@@ -158,23 +175,29 @@ def _unavailable(error: Exception) -> AplGuardError:
     return GuardUnavailable(f"the guard failed ({type(error).__name__}), so there is no image")
 
 
-def _explain(decision: Decision, request: GenerationRequest) -> str:
+def _explain(decision: Decision) -> str:
     """Say what was blocked, and which line of the policy would permit it."""
-    parts = []
-    for reason in decision.reasons:
-        if reason.action != Action.BLOCK:
-            continue
-        if reason.channel not in list(Channel):
-            parts.append(f"argument '{reason.channel}' is unknown to this version of apl-guard")
-        elif reason.channel == Channel.PROMPT and not request.carries_prefix and reason.rule:
-            parts.append(f"rule '{reason.rule}' wants a prefix in front of the prompt, and none can reach this backend")
-        else:
-            by = f"blocked by rule '{reason.rule}'" if reason.rule else "named by no rule"
-            parts.append(
-                f"channel '{reason.channel}' is {by}; a prefix cannot protect it, a rule with "
-                f"`channels: [{reason.channel}]` and `action: allow` would permit it"
-            )
+    parts = [_explain_reason(reason) for reason in decision.reasons if reason.action == Action.BLOCK]
     return f"policy '{decision.policy}' blocks this request: {'; '.join(parts)}"
+
+
+def _explain_reason(reason: Reason) -> str:
+    channel = reason.channel
+    if channel not in list(Channel):
+        return f"argument '{channel}' is unknown to this version of apl-guard"
+    by = f"rule '{reason.rule}'" if reason.rule is not None else ""
+    if reason.why and by:
+        return f"channel '{channel}': {by} asks for what cannot be done: {reason.why}"
+    category = f" (category {reason.category})" if reason.category else ""
+    text = (
+        f"channel '{channel}' is blocked{f' by {by}' if by else ''}{category}{f': {reason.why}' if reason.why else ''}"
+    )
+    if channel in TEXT_CHANNELS:
+        return text
+    return (
+        f"{text}; a prefix cannot protect it, a rule with `when: {{channels: [{channel}]}}` and "
+        "`then: {action: unsafe_allow}` would permit it"
+    )
 
 
 def _milliseconds(seconds: float | None) -> float | None:

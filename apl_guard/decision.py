@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import math
+from collections.abc import Mapping
 
-from apl_guard.policy import Action, Mode, Policy
+from pydantic import BaseModel, ConfigDict, Field
+
+from apl_guard.context import Context
+from apl_guard.findings import Finding, Findings
+from apl_guard.policy import Action, Mode, Policy, Share, ShareKey
 from apl_guard.request import Channel, GenerationRequest
+from apl_guard.rules import Demand, belongs, demands, judge
 
 __all__ = ["Decision", "Reason", "decide"]
 
@@ -17,13 +23,17 @@ class Reason(BaseModel):
 
     channel: str
     rule: str | None
-    """The id of the rule; None where no rule names the channel, so it is blocked."""
+    """The id of the rule; None where something else than a rule decided."""
     action: Action
+    why: str = ""
+    """What decided where no rule did, or not the rule alone."""
+    category: str | None = None
+    """What the rule calls what it blocks."""
 
     def __str__(self) -> str:
-        if self.rule is not None:
-            return f"rule '{self.rule}': {self.action.value} {self.channel}"
-        return f"no rule: {self.action.value} {self.channel}"
+        by = [f"rule '{self.rule}'"] if self.rule is not None else []
+        by += [self.why] if self.why else []
+        return f"{', '.join(by)}: {self.action.value} {self.channel}"
 
 
 class Decision(BaseModel):
@@ -37,19 +47,49 @@ class Decision(BaseModel):
     policy_version: int
     policy_digest: str
     mode: Mode
+    in_rollout: bool = True
+    """Whether the request belongs to the part for which decisions are carried out."""
+    tenant: str | None = None
+    route: str | None = None
     action: Action
     """What the rules say."""
     effective: Action
-    """What is done: the same in mode `enforce`, else `allow`."""
+    """What is done: the same in mode `enforce` within the rollout, else `allow`."""
+    prefixed: bool
+    """Whether the prefix goes in front of the prompts. True with `rewrite` too, where a rule asks for both."""
+    prefix: str | None = None
+    """Name of the registered prefix; None for the one that fits."""
+    strength: float = 1.0
+    """How much of the prefix, in (0, 1]."""
+    category: str | None = None
+    """What the rule that blocks calls it."""
     reasons: tuple[Reason, ...]
+    findings: tuple[Finding, ...] = ()
+    looked: tuple[str, ...] = ()
+    """The sources that looked at the texts."""
+    failed: Mapping[str, str] = {}
+    """Source → type of the error, of those that could not."""
+    unsafe: tuple[str, ...] = ()
+    """What switched protection off for this request, as the policy spells it."""
+    texts: Mapping[Channel, tuple[str, ...]] = Field(default={}, repr=False, exclude=True)
+    """Text channel → the texts that shall run in place of the request's. Those of other channels run as they are."""
+
+    def rows(self, n: int) -> int:
+        """How many of N prefix vectors go in front of each prompt."""
+        return max(1, math.ceil(self.strength * n - 1e-9))
 
 
-def decide(policy: Policy, request: GenerationRequest) -> Decision:
+def decide(
+    policy: Policy, request: GenerationRequest, context: Context | None = None, findings: Findings | None = None
+) -> Decision:
     """Apply a policy to a request. The strictest of the channels' actions is the request's.
 
     Args:
         policy: The policy.
         request: The request, as an adapter read it.
+        context: For whom and on which way it came in.
+        findings: What was seen in its texts. A source that a rule asks about and that did not look counts as
+            one that failed.
 
     Returns:
         The decision. An argument that the adapter does not know is blocked whatever the policy says.
@@ -60,29 +100,111 @@ def decide(policy: Policy, request: GenerationRequest) -> Decision:
         >>> decide(Policy.load("anonymize_faces"), request).action.value
         'anonymize'
     """
-    reasons = [_channel(policy, channel, request) for channel in sorted(request.used)]
-    reasons += [Reason(channel=name, rule=None, action=Action.BLOCK) for name in sorted(request.unknown)]
-    if policy.mode == Mode.OFF:
-        reasons = []
+    context = context or Context()
+    findings = findings or Findings()
+    asked: dict[str, list[Demand]] = {}
+    if policy.mode != Mode.OFF:
+        asked = demands(policy, request, findings, judge(policy, request, context, findings))
+    reasons = tuple(_strictest(channel, found) for channel, found in sorted(asked.items()))
     action = max((reason.action for reason in reasons), key=lambda a: a.strictness, default=Action.ALLOW)
+    rollout = policy.spec.rollout
+    in_rollout = rollout is None or _is_in(rollout, request, context)
+    is_done = policy.mode == Mode.ENFORCE and in_rollout
+    runs = is_done and action != Action.BLOCK
+    prefixes = [d for found in asked.values() for d in found if d.action == Action.ANONYMIZE] if runs else []
+    prefix, strength = _which(prefixes)
     return Decision(
         id=request.id,
         policy=policy.name,
         policy_version=policy.version,
         policy_digest=policy.digest,
         mode=policy.mode,
+        in_rollout=in_rollout,
+        tenant=context.tenant,
+        route=context.route,
         action=action,
-        effective=action if policy.mode == Mode.ENFORCE else Action.ALLOW,
-        reasons=tuple(reasons),
+        effective=action if is_done else Action.ALLOW,
+        prefixed=bool(prefixes),
+        prefix=prefix,
+        strength=strength,
+        category=next((r.category for r in reasons if r.action == Action.BLOCK and r.category), None),
+        reasons=reasons,
+        findings=findings.found,
+        looked=tuple(sorted(findings.looked)),
+        failed=dict(findings.failed),
+        unsafe=_unsafe(policy, reasons, asked),
+        texts=_texts(findings, asked) if runs else {},
     )
 
 
-def _channel(policy: Policy, channel: Channel, request: GenerationRequest) -> Reason:
-    naming = [rule for rule in policy.rules if channel in rule.channels]
-    if not naming:
-        return Reason(channel=channel.value, rule=None, action=Action.BLOCK)
-    strictest = max(naming, key=lambda rule: rule.action.strictness)
-    action = strictest.action
-    if action == Action.ANONYMIZE and not request.carries_prefix:
-        action = Action.BLOCK  # what was to be anonymized would pass as it is
-    return Reason(channel=channel.value, rule=strictest.id, action=action)
+def _is_in(rollout: Share, request: GenerationRequest, context: Context) -> bool:
+    # A caller that does not say for whom it calls cannot get out of a rollout by tenants that way.
+    return (rollout.key == ShareKey.TENANT and context.tenant is None) or belongs(rollout, request, context)
+
+
+def _strictest(channel: str, found: list[Demand]) -> Reason:
+    demand = max(found, key=lambda d: d.order)
+    rule = demand.rule
+    return Reason(
+        channel=channel,
+        rule=None if rule is None else rule.id,
+        action=demand.action,
+        why=demand.why,
+        category=None if rule is None else rule.then.category,
+    )
+
+
+def _which(found: list[Demand]) -> tuple[str | None, float]:
+    """Which prefix, and how much of it: the greatest strength asked for; of equals, that of the first rule by id."""
+    asked: list[tuple[str | None, float]] = [(None, 1.0)] if not found else []
+    for demand in sorted(found, key=lambda d: d.order):
+        then = demand.rule.then if demand.rule is not None else None
+        strength = 1.0 if then is None or then.strength is None else then.strength
+        asked.append((then.prefix if then is not None else None, strength))
+    return max(asked, key=lambda each: each[1])
+
+
+def _unsafe(policy: Policy, reasons: tuple[Reason, ...], asked: Mapping[str, list[Demand]]) -> tuple[str, ...]:
+    """What switched protection off, as the policy spells it."""
+    if policy.mode == Mode.OFF:
+        return (f"mode: {Mode.OFF.value}",)
+    strictest = {reason.channel: reason.action for reason in reasons}
+    return tuple(
+        sorted(
+            {
+                demand.unsafe
+                for channel, found in asked.items()
+                for demand in found
+                # Beside a stricter rule, a permission does nothing.
+                if demand.unsafe and (demand.rule is None or strictest[channel] == Action.ALLOW)
+            }
+        )
+    )
+
+
+def _texts(findings: Findings, asked: Mapping[str, list[Demand]]) -> dict[Channel, tuple[str, ...]]:
+    """The texts that shall run: those that were looked at, with what shall be rewritten replaced."""
+    texts = {channel: list(found) for channel, found in findings.texts.items()}
+    replaced = {
+        finding
+        for found in asked.values()
+        for demand in found
+        if demand.action == Action.REWRITE
+        for finding in demand.found
+    }
+    for channel, found_texts in texts.items():
+        for number, text in enumerate(found_texts):
+            here = [f for f in replaced if f.channel == channel and f.text == number]
+            found_texts[number] = _rewritten(text, here)
+    return {channel: tuple(found) for channel, found in texts.items()}
+
+
+def _rewritten(text: str, found: list[Finding]) -> str:
+    """Replace what was found. Where findings overlap, one description stands for all of them."""
+    parts = []
+    done = 0
+    for finding in sorted(found, key=lambda f: (f.start, -f.end, f.source)):
+        if finding.start >= done:
+            parts += [text[done : finding.start], finding.neutral]
+        done = max(done, finding.end)
+    return "".join([*parts, text[done:]])

@@ -11,6 +11,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,11 @@ from prometheus_client import CollectorRegistry, start_http_server
 from apl_guard.audit import AuditLog
 from apl_guard.backend import adapter_for
 from apl_guard.call import Call, Guarded
+from apl_guard.context import Context, calling_for, current_context
 from apl_guard.decision import Decision, decide
 from apl_guard.errors import PrefixNotFound
 from apl_guard.metrics import Metrics
-from apl_guard.policy import Action, Policy
+from apl_guard.policy import Mode, Policy
 from apl_guard.prefix import Prefix
 from apl_guard.registry import PrefixRegistry
 
@@ -82,10 +84,10 @@ class Guard:
         }
         own["_metrics"] = Metrics.on(own["_metrics_registry"])
         self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
-        anonymizes = any(rule.action == Action.ANONYMIZE for rule in self._policy.rules)
-        if self._policy.mode == "enforce" and anonymizes and self._backend.carries_prefix:
+        if self._policy.mode == Mode.ENFORCE and self._backend.carries_prefix:
             # So that a missing prefix shows when the service starts.
-            self._backend.check_prefix(self._find_prefix())
+            for name in self._policy.prefixes:
+                self._backend.check_prefix(self._find_prefix(name))
 
     @property
     def policy(self) -> Policy:
@@ -110,9 +112,21 @@ class Guard:
         """
         return self.generate(*args, **kwargs).output
 
+    def context(self, *, tenant: str | None = None, route: str | None = None) -> AbstractContextManager[Context]:
+        """Make calls for a tenant, on a route, so that rules can ask for them. For this thread or task.
+
+        Args:
+            tenant: The customer, team or application for which calls are made.
+            route: The way on which they came in, such as `generate` or `edit`.
+
+        Raises:
+            InvalidInput: A value is no text of at most 200 printable characters.
+        """
+        return calling_for(tenant=tenant, route=route)
+
     def check(self, *args: Any, **kwargs: Any) -> Decision:
         """Decide about a call without generating or recording anything."""
-        return decide(self.policy, self._backend.read(args, kwargs))
+        return decide(self.policy, self._backend.read(args, kwargs), current_context())
 
     def generate(self, *args: Any, **kwargs: Any) -> Guarded:
         """Generate as `__call__` does, and return the decision and the outcome with the output.
@@ -162,22 +176,21 @@ class Guard:
 
         return call
 
-    def _find_prefix(self) -> Prefix:
-        """The prefix for the text encoders that are in the pipe now."""
+    def _find_prefix(self, name: str | None) -> Prefix:
+        """The prefix for the text encoders that are in the pipe now: of this name, or the one that fits."""
+        given: Prefix | None = self._prefix if name is None else self._named_prefix(name)
         fingerprints: Mapping[str, Fingerprint] | None = self._backend.fingerprints()
         if fingerprints is None:
-            if self._prefix is None:
+            if given is None:
                 raise PrefixNotFound(
                     f"the text encoder behind {self._backend.name} cannot be read, so no prefix can be found for it; "
                     "name the one that was trained for it: Guard(pipe, prefix=NAME)",
                     fingerprint=None,
                 )
-            named: Prefix = self._prefix
-            return named
-        if self._prefix is None:
+            return given
+        if given is None:
             found: Prefix = self._registry.find(fingerprints)
             return found
-        given: Prefix = self._prefix
         made_for = given.metadata.fingerprints
         for slot, fingerprint in fingerprints.items():
             if made_for.get(slot) != fingerprint:
@@ -189,6 +202,18 @@ class Guard:
                     fingerprint=fingerprint,
                 )
         return given
+
+    def _named_prefix(self, name: str) -> Prefix:
+        """A registered prefix, which the registry reads once as long as its file stays the same."""
+        for entry in self._registry.list():
+            if entry.name == name and entry.prefix is not None:
+                found: Prefix = entry.prefix
+                return found
+        raise PrefixNotFound(
+            f"the policy asks for prefix '{name}', and the registry has none of this name that is whole; "
+            "see: apl-guard prefix list",
+            fingerprint=None,
+        )
 
 
 class MetricsServer:

@@ -137,6 +137,22 @@ class Prefix:
 
         return MappingProxyType({slot: torch.from_numpy(a.copy()) for slot, a in self._arrays.items()})
 
+    def first(self, n: int) -> Prefix:
+        """The first n vectors, as a prefix of its own.
+
+        Args:
+            n: How many, 1 to N.
+
+        Raises:
+            ValueError: There are not as many.
+        """
+        if not 1 <= n <= self.n:
+            raise ValueError(f"found n = {n}; expected 1 to {self.n}")
+        if n == self.n:
+            return self
+        metadata = self.metadata.model_copy(update={"n": n})
+        return Prefix({slot: values[:n] for slot, values in self._arrays.items()}, metadata)
+
     @classmethod
     def load(cls, path_or_name: str | os.PathLike[str]) -> Prefix:
         """Read a prefix.

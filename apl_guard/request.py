@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from apl_guard.errors import InvalidInput
+from apl_guard.errors import GuardUnavailable, InvalidInput
 
-__all__ = ["Channel", "GenerationRequest", "texts"]
+__all__ = ["PROMPT_CHANNELS", "TEXT_CHANNELS", "Channel", "GenerationRequest", "texts"]
 
 
 class Channel(StrEnum):
@@ -42,6 +42,12 @@ class Channel(StrEnum):
     """Scripts, settings and parts of a server that the guard does not know."""
 
 
+PROMPT_CHANNELS = (Channel.PROMPT,)
+"""The channels that a prefix protects."""
+TEXT_CHANNELS = (*PROMPT_CHANNELS, Channel.NEGATIVE_PROMPT)
+"""The channels whose content is text, which can be looked at and rewritten."""
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """A snapshot of one call. What the caller does to its lists afterwards changes nothing here.
@@ -52,7 +58,7 @@ class GenerationRequest:
     backend: str
     """The adapter and the class of the pipe, such as `diffusers:StableDiffusionPipeline`."""
     text: Mapping[Channel, tuple[str, ...]] = field(repr=False)
-    """Text channel → its texts."""
+    """Text channel → its texts. An adapter generates from these, whatever else `arguments` hold."""
     used: frozenset[Channel]
     """Every channel that holds content, text channels too."""
     unknown: tuple[str, ...] = ()
@@ -71,6 +77,31 @@ class GenerationRequest:
     def prompts(self) -> tuple[str, ...]:
         """The prompts, in order."""
         return self.text.get(Channel.PROMPT, ())
+
+    def saying(self, text: Mapping[Channel, tuple[str, ...]]) -> GenerationRequest:
+        """The same request with other texts, in `text` and in the arguments of the same names.
+
+        Args:
+            text: Text channel → its texts, as many as before. Channels that are not named keep theirs.
+
+        Raises:
+            GuardUnavailable: An argument does not hold the texts that were read from it.
+
+        Example:
+            >>> prompt = Channel.PROMPT
+            >>> asked = GenerationRequest("demo:Pipe", {prompt: ("a",)}, frozenset({prompt}), (), {"prompt": "a"})
+            >>> dict(asked.saying({prompt: ("b",)}).arguments)
+            {'prompt': 'b'}
+        """
+        arguments = dict(self.arguments)
+        for channel, new in text.items():
+            old = self.text.get(channel, ())
+            held = arguments.get(channel.value)
+            if len(new) != len(old) or held not in (None, list(old), *old[: len(old) == 1]):
+                raise GuardUnavailable(f"'{channel.value}' does not hold the {len(new)} texts that were read from it")
+            if held is not None:
+                arguments[channel.value] = new[0] if isinstance(held, str) else list(new)
+        return replace(self, text={**self.text, **text}, arguments=arguments)
 
 
 def texts(value: object, where: str) -> tuple[str, ...]:

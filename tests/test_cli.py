@@ -69,7 +69,7 @@ def test_policies(run):
     """List and show."""
     assert "anonymize_faces" in run("policy", "list")[1]
     assert "prompt_embeds" in run("policy", "show", "anonymize_faces")[1]
-    assert json.loads(run("policy", "show", "anonymize_faces", "--json")[1])["version"] == 1
+    assert json.loads(run("policy", "show", "anonymize_faces", "--json")[1])["kind"] == "Policy"
     assert run("policy", "show", "nothing")[0] == 2
 
 
@@ -116,7 +116,10 @@ def test_generate_with_the_same_seed_gives_the_same_picture(run, model, trained,
 def test_generate_under_a_policy_that_blocks(run, model, tmp_path):
     """Exit code 3, no picture, and the reason in the line."""
     policy = tmp_path / "none.yaml"
-    policy.write_text("name: none\nversion: 1\nrules: [{id: nothing, channels: [prompt], action: block}]\n")
+    policy.write_text(
+        "apiVersion: apl-guard/v1\nkind: Policy\nmetadata: {name: none, version: 1}\n"
+        "spec: {rules: [{id: nothing, when: {channels: [prompt]}, then: {action: block}}]}\n"
+    )
 
     code, out, _ = run("generate", "--model", model, "--policy", policy, "--output", tmp_path / "out", "a man")
 

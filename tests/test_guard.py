@@ -19,6 +19,7 @@ from apl_guard import (
     PrefixNotFound,
     PrefixRegistry,
 )
+from apl_guard.policy import Mode
 from apl_guard.testing import random_prefix, tiny_pipe
 
 SECRET = "a photo of Mara Voss"
@@ -102,10 +103,12 @@ def test_no_text_of_a_prompt_is_written(guard, tmp_path):
     assert (tmp_path / "audit" / "hmac.key").stat().st_mode & 0o777 == 0o600
 
 
-def test_odd_text_cannot_stop_the_record(guard, tmp_path):
-    """A lone surrogate is no valid text; the tokenizer refuses it, but the record is written."""
-    with pytest.raises((TypeError, UnicodeEncodeError)):
-        guard("\ud800")
+@pytest.mark.parametrize("text", ["\ud800", "a" * 10_000_000])
+def test_odd_text_is_refused_on_record(guard, calls, tmp_path, text):
+    """A lone surrogate is no text, and ten megabytes are too much."""
+    with pytest.raises(PolicyBlocked, match=r"surrogate|characters"):
+        guard(text)
+    assert calls == []
 
     assert [r["event"] for r in records(tmp_path / "audit")] == ["guard.decision", "guard.outcome"]
 
@@ -238,11 +241,11 @@ def test_the_prefix_is_found_in_the_registry(shared_pipe, prefix, tmp_path, draw
 def test_modes_shadow_and_off_record_and_change_nothing(shared_pipe, tmp_path, draw):
     """Shadow says what it would have done; neither needs a prefix."""
     policy = Policy.load("anonymize_faces")
-    for mode, action in [("shadow", "anonymize"), ("off", "allow")]:
-        guard = Guard(shared_pipe, Policy(**policy.model_dump() | {"mode": mode}), audit=tmp_path / mode)
+    for mode, action in [(Mode.SHADOW, "anonymize"), (Mode.OFF, "allow")]:
+        guard = Guard(shared_pipe, policy.in_mode(mode), audit=tmp_path / mode.value)
 
         assert torch.equal(draw(shared_pipe, "a man"), draw(guard, "a man"))
-        decision, outcome = records(tmp_path / mode)
+        decision, outcome = records(tmp_path / mode.value)
         assert (decision["action"], decision["effective_action"]) == (action, "allow")
         assert outcome["prefix"] is None
 

@@ -1,21 +1,32 @@
-"""Policies: what is read, what is refused, what is decided."""
+"""Policies: what is read, what is refused, and that nothing in a file can do harm."""
+
+import json
+import os
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from apl_guard import Action, Policy, PolicyInvalid, decide
-from apl_guard.policy import Mode, Rule
-from apl_guard.request import Channel, GenerationRequest
+from apl_guard import Action, Policy, PolicyInvalid
+from apl_guard.decision import decide
+from apl_guard.policy import Mode, Verb, built_in_policies
+from apl_guard.policy.yaml_tree import MAX_BYTES, MAX_DEPTH, read_tree
+from apl_guard.request import PROMPT_CHANNELS, TEXT_CHANNELS, Channel, GenerationRequest
 
-GOOD = """
-api: apl-guard/v1
-name: mine
-version: 2
-rules:
-  - id: prompts
-    channels: [prompt, negative_prompt]
-    action: allow
+GOOD = """\
+apiVersion: apl-guard/v1
+kind: Policy
+metadata:
+  name: mine
+  version: 2
+spec:
+  rules:
+    - id: prompts
+      when: {channels: [prompt]}
+      then: {action: anonymize}
+    - id: negative
+      when: {channels: [negative_prompt]}
+      then: {action: allow}
 """
 
 
@@ -25,7 +36,7 @@ def request(*used, unknown=()):
 
 def load(tmp_path, text):
     path = tmp_path / "policy.yaml"
-    path.write_text(text)
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
     return Policy.load(path)
 
 
@@ -34,46 +45,130 @@ def test_a_file_is_read(tmp_path):
     policy = load(tmp_path, GOOD)
 
     assert (policy.name, policy.version, policy.mode) == ("mine", 2, Mode.ENFORCE)
-    assert policy.rules[0].channels == (Channel.PROMPT, Channel.NEGATIVE_PROMPT)
+    assert policy.rules[0].when.channels == (Channel.PROMPT,)
+    assert policy.rules[0].then.action == Verb.ANONYMIZE
 
 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("version: 2", "version: 2\nsurprise: 1", "surprise"),
-        ("version: 2", "version: 0", "version"),
-        ("version: 2", "mode: enforced\nversion: 2", "mode"),
-        ("name: mine", "name: mine\nname: other", "twice"),
-        ("name: mine", "name: ../mine", "name"),
-        ("apl-guard/v1", "apl-guard/v2", "api"),
-        ("action: allow", "action: alow", "rules.0.action"),
-        ("action: allow", "action: anonymize", "negative_prompt"),
-        ("[prompt, negative_prompt]", "[promt]", "rules.0.channels"),
-        ("[prompt, negative_prompt]", "[]", "rules.0.channels"),
-        ("rules:", "rules: []\nothers:", "rules"),
-        ("rules:", "rules: [", "YAML in line"),
-        ("name: mine", "name: !!python/object/apply:os.system [ls]", "YAML"),
-        ("  - id: prompts", "  - {id: prompts, channels: [prompt], action: allow}\n  - id: prompts", "same id"),
+        ("  version: 2", "  version: 2\n  ownr: x", r"line 6: unknown key 'metadata.ownr'; did you mean 'owner'\?"),
+        ("{action: allow}", "{action: allow, zzz: 1}", r"unknown key 'spec.rules.1.then.zzz'; expected action, cat"),
+        ("when: {channels: [prompt]}", "when: {chanels: [prompt]}", r"'spec.rules.0.when.channels' is missing"),
+        ("  version: 2", "  version: 0", "line 5: 'metadata.version'"),
+        ("spec:", "spec:\n  mode: shadov", r"line 7: 'spec.mode' is 'shadov'; .*did you mean 'shadow'\?"),
+        ("spec:", "spec:\n  mode: off", r"did you mean 'unsafe_off'\?"),
+        ("spec:", "spec:\n  on_error: passthrough", r"did you mean 'unsafe_passthrough'\?"),
+        ("  name: mine", "  name: mine\n  name: other", "line 5: a key appears twice"),
+        ("name: mine", "name: ../mine", "metadata.name"),
+        ("apl-guard/v1", "apl-guard/v2", "'apiVersion' is 'apl-guard/v2'; expected 'apl-guard/v1'"),
+        ("action: allow", "action: alow", r"line 13: 'spec.rules.1.then.action' is 'alow'; .*did you mean 'allow'"),
+        ("[prompt]", "[prompt, negative_prompt]", r"a prefix protects \['prompt'\] only; \['negative_prompt'\]"),
+        ("[negative_prompt]", "[latents]", r"no prefix protects \['latents'\]; .*'unsafe_allow'"),
+        ("{action: anonymize}", "{action: allow}", "no rule protects prompts; .*'unsafe_allow'"),
+        ("{action: allow}", "{action: allow, category: x}", "'category' belongs to action 'block'"),
+        ("{action: allow}", "{action: allow, strength: 0.5}", "'strength' belongs to action 'anonymize'"),
+        ("{action: anonymize}", "{action: anonymize, strength: 0}", "strength.*greater than 0"),
+        ("{action: anonymize}", "{action: anonymize, strength: nan}", "strength.*finite"),
+        ("spec:", "spec:\n  rollout: {percent: 101}", "spec.rollout.percent.*less than or equal to 100"),
+        ("[prompt]", "[promt]", r"'spec.rules.0.when.channels.0' is 'promt'; .*did you mean 'prompt'\?"),
+        ("[prompt]", "[]", "spec.rules.0.when.channels"),
+        ("  rules:", "  rules: []\n  others:", "rules"),
+        ("  rules:", "  rules: [", "line 8: not valid YAML"),
+        ("name: mine", "name: !!python/object/apply:os.system [ls]", "tags are not allowed"),
+        ("name: mine", "name: &a mine", "anchors and aliases"),
+        ("kind: Policy", "kind: Policy\n<<: *a", "anchors and aliases"),
+        ("id: negative", "id: prompts", "same id"),
+        (GOOD, GOOD + "---\n" + GOOD, "second document"),
+        (GOOD, "", "empty"),
+        (GOOD, "just text", "policy"),
+        (GOOD, "- a list", "policy"),
+        (GOOD, "\x00", "not valid YAML"),
+        ("version: 2", "version: 2\n  description: '" + "x" * MAX_BYTES + "'", "at most 262144"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, old, new, expected):
-    """Path and field, or path and line."""
+    """Path, line and field, and what the author may have meant."""
+    assert old in GOOD
     with pytest.raises(PolicyInvalid, match=expected) as caught:
-        load(tmp_path, GOOD.replace(old, new))
+        load(tmp_path, GOOD.replace(old, new, 1))
     assert "policy.yaml" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "just text", "- a list", "\x00"])
-def test_a_file_that_is_no_policy(tmp_path, text):
-    """An empty policy is an error, not a policy that allows everything."""
+def test_scalars_are_what_stands_in_the_file():
+    """YAML would make False, 8, 45000 and None of these."""
+    assert read_tree(b"[no, 010, 12:30:00, ~, 1e3]", "x").root == ["no", "010", "12:30:00", "~", "1e3"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 10_000,
+        b"- " * 10_000,
+        b"{a: " * 10_000,
+        b"a: " + b"&a [" * 30 + b"]" * 30,
+        b"? " * 5_000,
+        b'"\\UFFFFFFFF"',
+        b'"\\ud800"',
+        b"%YAML 9.9\n---\na",
+        b"a: |\n  \x1b[31m",
+        b"\xff\xfe\x00\xd8",
+        b"\xef\xbb\xbf\xff",
+        b"!<tag:yaml.org,2002:python/name:os.system> x",
+        b"a: *b",
+    ],
+)
+def test_hostile_files_are_refused(content):
+    """With a typed error, in bounded time, and without a letter that a terminal obeys in the message."""
+    with pytest.raises(PolicyInvalid) as caught:
+        Policy.parse(content)
+    assert str(caught.value).isprintable()
+
+
+def test_nesting_is_bounded():
+    """At the bound, not only far beyond it."""
+    assert read_tree(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, "x")
+    with pytest.raises(PolicyInvalid, match="nested deeper"):
+        read_tree(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "x")
+
+
+@given(st.binary(max_size=400))
+def test_no_bytes_break_the_reader(content):
+    """A policy or a typed error."""
     with pytest.raises(PolicyInvalid):
-        load(tmp_path, text)
+        Policy.parse(content)
+
+
+KEYS = ["apiVersion", "kind", "metadata", "spec", "rules", "when", "then", "action", "channels", "name", "version"]
+SIGNS = ["{}", "[]", "{a:", "&x", "*x", "!!int", "-", "?", ":", "|", ">", "'", '"', "#", "%", "@", "1e999", "\u202e"]
+words = st.sampled_from([*KEYS, *SIGNS, "\ud7ff", "\x85"])
+
+
+@given(st.integers(0, len(GOOD) - 1), st.integers(0, 40), words)
+@example(0, len(GOOD), "x")
+def test_no_edit_of_a_good_file_breaks_the_reader(start, length, word):
+    """A policy or a typed error, whose message a terminal can show."""
+    edited = GOOD[:start] + word + GOOD[start + length :]
+    message = ""
+    try:
+        Policy.parse(edited.encode("utf-8", "surrogatepass"))
+    except PolicyInvalid as error:
+        message = str(error)
+    assert message.isprintable()
 
 
 def test_a_policy_that_is_not_there():
     """The built-in names are in the message."""
-    with pytest.raises(PolicyInvalid, match="anonymize_faces"):
-        Policy.load("anonymise_faces")
+    for name in ("anonymise_faces", "no\x00path", "", "."):
+        with pytest.raises(PolicyInvalid, match="anonymize_faces"):
+            Policy.load(name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_file_that_never_ends_is_not_read_to_its_end():
+    """As large as it may be is all that is taken."""
+    with pytest.raises(PolicyInvalid, match="at most"):
+        Policy.load("/dev/zero")
 
 
 def test_the_digest_is_that_of_the_content(tmp_path):
@@ -84,82 +179,55 @@ def test_the_digest_is_that_of_the_content(tmp_path):
     assert load(tmp_path, GOOD.replace("version: 2", "version: 3")).digest != digest
 
 
+def test_a_policy_cannot_be_changed(tmp_path):
+    """Neither as a whole nor in its parts."""
+    policy = load(tmp_path, GOOD)
+    for part, field in ((policy, "spec"), (policy.spec, "mode"), (policy.rules[0].then, "action")):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(part, field, None)
+
+
+def test_a_policy_as_json_is_the_same_policy(tmp_path):
+    """JSON is YAML, so what `policy show --json` prints can be loaded."""
+    policy = load(tmp_path, GOOD)
+
+    dumped = json.dumps(policy.model_dump(mode="json", exclude_none=True))
+
+    assert load(tmp_path, dumped).digest == policy.digest
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("name", sorted(built_in_policies()))
+def test_a_built_in_policy_names_every_channel(name):
+    """A new channel must be thought about in each of them."""
+    policy = Policy.load(name)
+
+    assert policy.name == name
+    assert {channel for rule in policy.rules for channel in rule.when.channels} == set(Channel)
+
+
 @pytest.mark.smoke
 def test_the_default_policy_puts_the_prefix_on_every_prompt_and_blocks_the_rest():
     """Every channel there is has a rule in it."""
     policy = Policy.load("anonymize_faces")
     actions = {channel: decide(policy, request(channel)).action for channel in Channel}
 
-    assert actions.pop(Channel.PROMPT) == Action.ANONYMIZE
-    assert actions.pop(Channel.NEGATIVE_PROMPT) == Action.ALLOW
+    assert {actions.pop(channel) for channel in PROMPT_CHANNELS} == {Action.ANONYMIZE}
+    assert {actions.pop(channel) for channel in set(TEXT_CHANNELS) - set(PROMPT_CHANNELS)} == {Action.ALLOW}
     assert set(actions.values()) == {Action.BLOCK}
 
 
-def test_unsafe_allow_all_names_every_channel():
-    """A new channel must be thought about there too."""
-    policy = Policy.load("unsafe_allow_all")
+def test_shadow_anonymize_faces_says_what_anonymize_faces_says():
+    """But in mode shadow."""
+    shadow, enforced = Policy.load("shadow_anonymize_faces"), Policy.load("anonymize_faces")
 
-    assert decide(policy, request(*Channel)).action == Action.ALLOW
-
-
-def test_what_no_rule_names_is_blocked(tmp_path):
-    """Also an argument that no channel is known for."""
-    policy = load(tmp_path, GOOD)
-
-    assert decide(policy, request(Channel.PROMPT)).action == Action.ALLOW
-    assert decide(policy, request(Channel.PROMPT, Channel.LATENTS)).action == Action.BLOCK
-    decision = decide(policy, request(Channel.PROMPT, unknown=("surprise",)))
-    assert decision.action == Action.BLOCK
-    assert decision.reasons[-1].rule is None
+    assert shadow.rules == enforced.rules
+    assert (shadow.mode, enforced.mode) == (Mode.SHADOW, Mode.ENFORCE)
 
 
-rules = st.builds(
-    lambda number, channels, action: Rule(id=f"r{number}", channels=channels, action=action),
-    st.integers(0, 10**9),
-    st.lists(st.sampled_from(Channel), min_size=1, max_size=4).map(tuple),
-    st.sampled_from([Action.ALLOW, Action.BLOCK]),
-)
-
-
-@given(st.lists(rules, min_size=1, max_size=6, unique_by=lambda r: r.id), st.sets(st.sampled_from(Channel)), rules)
-def test_the_order_of_rules_does_not_count_and_more_rules_are_never_more_lenient(found, used, other):
-    """For channels that are named anyway."""
-    asked = request(*used)
-    extra = Rule(id="extra", channels=found[0].channels, action=other.action)
-    action, reversed_action, action_with_more = (
-        decide(Policy(name="p", version=1, rules=tuple(rules)), asked).action
-        for rules in (found, found[::-1], [*found, extra])
-    )
-
-    assert action == reversed_action
-    assert action_with_more.strictness >= action.strictness
-
-
-@pytest.mark.parametrize("mode", ["shadow", "off"])
-def test_only_enforce_is_carried_out(mode):
-    """In shadow the action is still said, off says nothing."""
-    policy = Policy(**Policy.load("anonymize_faces").model_dump() | {"mode": mode})
-
-    decision = decide(policy, request(Channel.PROMPT, Channel.LATENTS))
+def test_unsafe_allow_all_allows_everything_and_says_so():
+    """Each channel is named among what switches protection off."""
+    decision = decide(Policy.load("unsafe_allow_all"), request(*Channel))
 
     assert decision.effective == Action.ALLOW
-    assert decision.action == (Action.BLOCK if mode == "shadow" else Action.ALLOW)
-
-
-def test_a_request_shows_no_content():
-    """It may appear in a log or a traceback."""
-    asked = GenerationRequest("test:Pipe", {Channel.PROMPT: ("Mara Voss",)}, frozenset(), (), {"prompt": "Mara Voss"})
-
-    assert "Mara" not in repr(asked)
-
-
-def test_what_no_prefix_can_reach_is_blocked():
-    """Where a rule wants the prompt anonymized and the backend cannot take a prefix, the prompt does not pass."""
-    asked = GenerationRequest(
-        "test:Service", {Channel.PROMPT: ("a cat",)}, frozenset({Channel.PROMPT}), carries_prefix=False
-    )
-
-    decision = decide(Policy.load("anonymize_faces"), asked)
-
-    assert decision.effective == Action.BLOCK
-    assert decision.reasons[0].rule == "prefix-on-every-prompt"
+    assert len(decision.unsafe) == len(Channel)

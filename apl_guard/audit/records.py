@@ -62,11 +62,22 @@ def decision_record(decision: Decision, request: GenerationRequest, key: bytes) 
             "version": decision.policy_version,
             "digest": decision.policy_digest,
             "mode": decision.mode.value,
+            "in_rollout": decision.in_rollout,
         },
+        "tenant": decision.tenant,
+        "route": decision.route,
         "action": decision.action.value,
         "effective_action": decision.effective.value,
+        "prefixed": decision.prefixed,
+        "strength": decision.strength,
+        "category": decision.category,
         "reasons": [reason.model_dump(mode="json") for reason in decision.reasons],
+        "findings": [finding.model_dump(mode="json") for finding in decision.findings],
+        "looked": list(decision.looked),
+        "failed": dict(decision.failed),
+        "unsafe": list(decision.unsafe),
         "channels": sorted(channel.value for channel in request.used),
+        "unknown": sorted(request.unknown),
         "text": {
             channel.value: [{"hmac": _digest(key, text), "chars": len(text)} for text in found]
             for channel, found in sorted(request.text.items())

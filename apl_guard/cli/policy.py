@@ -21,7 +21,7 @@ def list_policies() -> None:
     """
     for name in sorted(built_in_policies()):
         policy = Policy.load(name)
-        typer.echo(f"{name}  version {policy.version}  {policy.mode.value}  {policy.description}")
+        typer.echo(f"{name}  version {policy.version}  {policy.mode.value}  {policy.metadata.description}")
 
 
 @app.command("show", no_args_is_help=True)
@@ -38,9 +38,9 @@ def show_policy(
         typer.echo(loaded.model_dump_json(indent=2))
         return
     typer.echo(f"{loaded.name}  version {loaded.version}  {loaded.mode.value}  digest {loaded.digest[:12]}")
-    if loaded.description:
-        typer.echo(loaded.description)
+    if loaded.metadata.description:
+        typer.echo(loaded.metadata.description)
     for rule in loaded.rules:
-        channels = ", ".join(channel.value for channel in rule.channels)
-        typer.echo(f"  {rule.action.value:<10}{channels}  ({rule.id})")
-    typer.echo(f"  {'block':<10}every other channel")
+        channels = ", ".join(channel.value for channel in rule.when.channels)
+        typer.echo(f"  {rule.then.action.value:<14}{channels}  ({rule.id})")
+    typer.echo(f"  {'block':<14}every other channel")

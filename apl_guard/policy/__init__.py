@@ -1,0 +1,34 @@
+"""A policy: which channels a request may use, and what happens to what comes through them.
+
+A policy is a YAML file of rules. Each rule has conditions and an action. Where several rules apply to a channel
+the strictest action counts, and a channel to which no rule applies is blocked.
+"""
+
+from apl_guard.policy.document import Policy, built_in_policies
+from apl_guard.policy.schema import (
+    Action,
+    Mode,
+    OnError,
+    Rule,
+    Share,
+    ShareKey,
+    Then,
+    Verb,
+    When,
+    WithoutPrefix,
+)
+
+__all__ = [
+    "Action",
+    "Mode",
+    "OnError",
+    "Policy",
+    "Rule",
+    "Share",
+    "ShareKey",
+    "Then",
+    "Verb",
+    "When",
+    "WithoutPrefix",
+    "built_in_policies",
+]

@@ -1,0 +1,136 @@
+"""A policy as a whole: the file, its name, its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from apl_guard.errors import PolicyInvalid
+from apl_guard.policy.problems import describe
+from apl_guard.policy.schema import Api, Kind, Metadata, Mode, Rule, Spec, Verb
+from apl_guard.policy.yaml_tree import MAX_BYTES, read_tree
+
+__all__ = ["Policy", "built_in_policies"]
+
+
+class Policy(BaseModel):
+    """What may be generated, and how. See docs/policies.md for the language.
+
+    Example:
+        >>> policy = Policy.load("anonymize_faces")
+        >>> policy.mode.value, policy.rules[0].then.action.value
+        ('enforce', 'anonymize')
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", title="apl-guard policy")
+
+    apiVersion: Api  # noqa: N815 - as Kubernetes spells it
+    kind: Kind
+    metadata: Metadata
+    spec: Spec
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.metadata.name
+
+    @property
+    def version(self) -> int:
+        """Counted up by its owner."""
+        return self.metadata.version
+
+    @property
+    def mode(self) -> Mode:
+        """Whether its decisions are carried out."""
+        return self.spec.mode
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Its rules."""
+        return self.spec.rules
+
+    @property
+    def prefixes(self) -> frozenset[str | None]:
+        """The names of the prefixes that it asks for; None among them for the one that fits the text encoder."""
+        return frozenset(rule.then.prefix for rule in self.rules if rule.then.action == Verb.ANONYMIZE)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the content, in hex. Comments and order of keys do not count."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(b"apl-guard policy 2\0" + content.encode()).hexdigest()
+
+    def in_mode(self, mode: Mode) -> Policy:
+        """The same policy in another mode.
+
+        Example:
+            >>> Policy.load("anonymize_faces").in_mode(Mode.SHADOW).mode.value
+            'shadow'
+        """
+        return self.model_copy(update={"spec": self.spec.model_copy(update={"mode": mode})})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values, and with their digest."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("digest", None)
+        return copied
+
+    @classmethod
+    def load(cls, path_or_name: str | os.PathLike[str]) -> Policy:
+        """Read a policy.
+
+        Args:
+            path_or_name: A YAML file, or the name of a built-in policy.
+
+        Raises:
+            PolicyInvalid: There is none, or it says something impossible. The message holds path, line and field.
+        """
+        built_in = built_in_policies().get(str(path_or_name))
+        try:
+            path = Path(path_or_name) if built_in is None else built_in
+            with path.open("rb") as stream:
+                content = stream.read(MAX_BYTES + 1)
+        except (OSError, ValueError) as error:
+            names = ", ".join(built_in_policies())
+            reason = getattr(error, "strerror", None) or "not a path"
+            raise PolicyInvalid(
+                f"cannot be read ({reason}); expected a file or one of: {names}", where=repr(str(path_or_name))
+            ) from error
+        return cls.parse(content, where=path)
+
+    @classmethod
+    def parse(cls, content: bytes, where: str | Path = "policy") -> Policy:
+        """Make a policy of the bytes of a file, of any origin.
+
+        Args:
+            content: The bytes.
+            where: What to call them in messages.
+
+        Raises:
+            PolicyInvalid: They are no policy. The message holds line and field.
+        """
+        tree = read_tree(content, where)
+        try:
+            return cls.model_validate(tree.root)
+        except ValidationError as error:
+            raise PolicyInvalid(describe(error, cls, tree), where=where) from None
+
+
+def built_in_policies() -> dict[str, Path]:
+    """Name → file of each built-in policy.
+
+    Example:
+        >>> "anonymize_faces" in built_in_policies()
+        True
+    """
+    spec = importlib.util.find_spec("apl_guard.policies")
+    roots = (spec.submodule_search_locations or ()) if spec else ()
+    return {file.stem: file for root in roots for file in sorted(Path(root).glob("*.yaml"))}

@@ -1,0 +1,86 @@
+"""What is wrong with a policy file, said so that its author can mend it: line, field, what is expected."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from apl_guard.policy.yaml_tree import Place, Tree
+
+__all__ = ["describe"]
+
+
+def describe(error: ValidationError, model: type[BaseModel], tree: Tree) -> str:
+    """Say what is wrong, the first fault of a file first.
+
+    Args:
+        error: What pydantic found.
+        model: The model that was to be made.
+        tree: What the file holds.
+    """
+    faults = sorted((_line(tree, fault["loc"]), _describe(fault, model, tree)) for fault in error.errors())
+    return "; ".join(f"line {line}: {text}" for line, text in faults[:5])
+
+
+def _describe(fault: Any, model: type[BaseModel], tree: Tree) -> str:
+    field = ".".join(str(part) for part in fault["loc"]) or "policy"
+    field = _printable(field)
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(fault["loc"][:-1], model)
+        expected = _did_you_mean(str(fault["loc"][-1]), known) or f"; expected {', '.join(known)}"
+        return f"unknown key '{field}'{expected}"
+    if fault["type"] == "missing":
+        return f"'{field}' is missing"
+    if fault["type"] in ("enum", "literal_error"):
+        found = _value_at(tree, fault["loc"])
+        expected = fault["ctx"]["expected"]
+        words = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
+        return f"'{field}' is {_printable(repr(found))}; expected {expected}{_did_you_mean(str(found), words)}"
+    return f"'{field}': {fault['msg'].removeprefix('Value error, ')}"
+
+
+def _did_you_mean(found: str, known: list[str]) -> str:
+    # What switches protection off is spelt longer than one would write it first.
+    meant = [word for word in known if word == f"unsafe_{found}"]
+    meant = meant or difflib.get_close_matches(found, known, n=1)
+    return f"; did you mean '{meant[0]}'?" if meant else ""
+
+
+def _fields_at(place: Place, model: type[BaseModel]) -> list[str]:
+    """The keys that a mapping at this place may have."""
+    found: list[type[BaseModel]] = [model]
+    for part in place:
+        if isinstance(part, str) and any(part in each.model_fields for each in found):
+            annotations = [each.model_fields[part].annotation for each in found if part in each.model_fields]
+            found = [inner for annotation in annotations for inner in _models_in(annotation)]
+    return sorted({name for each in found for name in each.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in getattr(annotation, "__args__", ()) for model in _models_in(inner)]
+
+
+def _line(tree: Tree, place: Place) -> int:
+    """The line of the value, or of the nearest thing around it that is in the file."""
+    while place and place not in tree.lines:
+        place = place[:-1]
+    return tree.lines.get(place, 1)
+
+
+def _value_at(tree: Tree, place: Place) -> Any:
+    node: Any = tree.root
+    for part in place:
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            return node
+    return node
+
+
+def _printable(text: str) -> str:
+    """Short, and without letters that a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:120])

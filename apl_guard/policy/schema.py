@@ -1,0 +1,250 @@
+"""The policy language: what a policy file can say, as types.
+
+Every type is frozen and refuses keys that it does not know. What switches protection off is spelt `unsafe_…`,
+so that it stands out where it is written and can be found in every record.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from apl_guard.request import PROMPT_CHANNELS, TEXT_CHANNELS, Channel
+
+__all__ = [
+    "Action",
+    "Limits",
+    "Metadata",
+    "Mode",
+    "OnError",
+    "Rule",
+    "Share",
+    "ShareKey",
+    "Spec",
+    "Then",
+    "Verb",
+    "When",
+    "WithoutPrefix",
+]
+
+Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+"""How policies, rules, lists and categories are named."""
+
+
+def _a_glob(pattern: str) -> str:
+    if not pattern or len(pattern) > 200:
+        raise ValueError(f"found {len(pattern)} characters; expected 1 to 200")
+    return pattern
+
+
+Glob = Annotated[str, AfterValidator(_a_glob)]
+"""A name, in which `*` stands for any characters."""
+
+
+class Action(StrEnum):
+    """What happens to a request, or to what comes through one channel of it; the strictest last."""
+
+    ALLOW = "allow"
+    ANONYMIZE = "anonymize"
+    """Put the prefix in front."""
+    REWRITE = "rewrite"
+    """Replace each name by its neutral description."""
+    BLOCK = "block"
+
+    @property
+    def strictness(self) -> int:
+        """The place of this action in the order from lenient to strict."""
+        return _STRICTNESS[self]
+
+
+_STRICTNESS = {action: place for place, action in enumerate(Action)}
+
+
+class Verb(StrEnum):
+    """How a rule spells its action."""
+
+    ALLOW = "allow"
+    UNSAFE_ALLOW = "unsafe_allow"
+    """Allow what no prefix protects. Logged on each use."""
+    ANONYMIZE = "anonymize"
+    REWRITE = "rewrite"
+    BLOCK = "block"
+
+    @property
+    def action(self) -> Action:
+        """What it does."""
+        return Action.ALLOW if self == Verb.UNSAFE_ALLOW else Action(self.value)
+
+
+class Mode(StrEnum):
+    """Whether decisions are carried out."""
+
+    ENFORCE = "enforce"
+    SHADOW = "shadow"
+    """Decide and record, but let every request pass unchanged."""
+    OFF = "unsafe_off"
+    """Allow everything. It is still recorded, and logged on each call."""
+
+
+class OnError(StrEnum):
+    """What happens where a detector fails, or the prefix cannot be found."""
+
+    BLOCK = "block"
+    """No image."""
+    FALLBACK = "fallback"
+    """A detector that fails: the prefix in front of every prompt, whatever it says. No prefix: no image."""
+    PASSTHROUGH = "unsafe_passthrough"
+    """Go on as if the detector had found nothing, and without a prefix. Logged on each use."""
+
+
+class WithoutPrefix(StrEnum):
+    """What becomes of `anonymize` where the backend takes text alone, so that no prefix can reach it."""
+
+    BLOCK = "block"
+    REWRITE = "rewrite"
+    """Replace every name found, of all lists, detectors and patterns. A name that is not found stays."""
+
+
+class ShareKey(StrEnum):
+    """What is hashed to say whether a request belongs to a share."""
+
+    REQUEST = "request"
+    """Each request is drawn anew."""
+    TENANT = "tenant"
+    """All requests of a tenant go the same way."""
+    PROMPT = "prompt"
+    """Equal prompts go the same way."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Share(_Part):
+    """A part of all requests. The same key goes the same way each time, and stays in when the part grows."""
+
+    percent: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+    key: ShareKey = ShareKey.REQUEST
+    salt: Annotated[str, Field(max_length=200)] = ""
+    """Another salt draws another part."""
+
+
+class When(_Part):
+    """Conditions, all of which must hold. Of several values of one condition, one is enough."""
+
+    channels: Annotated[tuple[Channel, ...], Field(min_length=1)]
+    """The request uses one of these; the rule is about those that it uses."""
+    models: Annotated[tuple[Glob, ...], Field(min_length=1)] | None = None
+    """The backend is one of these, such as `diffusers:StableDiffusion*`."""
+    tenants: Annotated[tuple[Glob, ...], Field(min_length=1)] | None = None
+    """The call is made for one of these; see `Guard.context`."""
+    routes: Annotated[tuple[Glob, ...], Field(min_length=1)] | None = None
+    """The call came in on one of these; see `Guard.context`."""
+    share: Share | None = None
+    """The request is in this part of all requests."""
+
+    @property
+    def asks(self) -> tuple[tuple[tuple[str, ...], float], ...]:
+        """Sources of which one must have found something, and the least score; for each condition on texts."""
+        return ()
+
+
+class Then(_Part):
+    """What a rule does."""
+
+    action: Verb
+    prefix: Id | None = None
+    """Name of a registered prefix, for `anonymize`. Without it, the one that fits the text encoder."""
+    strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    """How much of the prefix, for `anonymize`: of N vectors the first ⌈strength · N⌉. 1 is what was trained."""
+    category: Id | None = None
+    """What the record and the error say about a `block`, such as `likeness`."""
+
+    @model_validator(mode="after")
+    def _fits_the_action(self) -> Then:
+        for name, action in (("prefix", Verb.ANONYMIZE), ("strength", Verb.ANONYMIZE), ("category", Verb.BLOCK)):
+            if getattr(self, name) is not None and self.action != action:
+                raise ValueError(f"'{name}' belongs to action '{action.value}', found it with '{self.action.value}'")
+        return self
+
+
+class Rule(_Part):
+    """One entry of a policy."""
+
+    id: Id
+    when: When
+    then: Then
+
+    @model_validator(mode="after")
+    def _action_fits_channels(self) -> Rule:
+        verb, channels = self.then.action, set(self.when.channels)
+        if verb == Verb.ANONYMIZE and (others := _names(channels.difference(PROMPT_CHANNELS))):
+            allowed = _names(set(PROMPT_CHANNELS))
+            raise ValueError(f"a prefix protects {allowed} only; {others} can be allowed or blocked")
+        if verb == Verb.REWRITE and (others := _names(channels.difference(TEXT_CHANNELS))):
+            raise ValueError(f"{others} hold no text that could be rewritten; block them")
+        if verb == Verb.ALLOW and (others := _names(channels.difference(TEXT_CHANNELS))):
+            raise ValueError(f"no prefix protects {others}; if they shall be allowed, write 'unsafe_allow'")
+        return self
+
+
+class Limits(_Part):
+    """What is too much. A request beyond it is blocked, whatever the rules say."""
+
+    characters: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    """Of one text."""
+    texts: Annotated[int, Field(ge=1, le=10_000)] = 64
+    """Of one channel in one request."""
+
+
+class Metadata(_Part):
+    """What a policy is called and whose it is."""
+
+    name: Id
+    version: Annotated[int, Field(ge=1)]
+    """Counted up by the owner of the policy on each change."""
+    description: Annotated[str, Field(max_length=1000)] = ""
+    owner: Annotated[str, Field(max_length=200)] = ""
+
+
+class Spec(_Part):
+    """What a policy says."""
+
+    mode: Mode = Mode.ENFORCE
+    rollout: Share | None = None
+    """Decisions are carried out for this part of all requests; for the others as in mode `shadow`."""
+    on_error: OnError = OnError.BLOCK
+    without_prefix: WithoutPrefix = WithoutPrefix.BLOCK
+    limits: Limits = Limits()
+    rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Everything that looks at texts."""
+        return frozenset(source for rule in self.rules for sources, _ in rule.when.asks for source in sources)
+
+    @field_validator("rules")
+    @classmethod
+    def _ids_differ(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+        ids = [rule.id for rule in rules]
+        if len(set(ids)) != len(ids):
+            raise ValueError("two rules have the same id")
+        return rules
+
+    @model_validator(mode="after")
+    def _prompts_are_protected(self) -> Spec:
+        """Leaving prompts without any protection must be said in so many words."""
+        about_prompts = [rule for rule in self.rules if set(PROMPT_CHANNELS) & set(rule.when.channels)]
+        if about_prompts and all(rule.then.action == Verb.ALLOW for rule in about_prompts):
+            raise ValueError("no rule protects prompts; if that is meant, write 'unsafe_allow'")
+        return self
+
+
+Api = Literal["apl-guard/v1"]
+Kind = Literal["Policy"]
+
+
+def _names(channels: set[Channel]) -> list[str]:
+    return sorted(channel.value for channel in channels)

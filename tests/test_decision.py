@@ -1,0 +1,244 @@
+"""Decisions: what follows from the rules for a request."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apl_guard import Action, InvalidInput, Policy, decide
+from apl_guard.context import Context, calling_for, current_context
+from apl_guard.policy import Mode
+from apl_guard.request import Channel, GenerationRequest
+
+ALLOW_NEGATIVE = {"id": "negative", "when": {"channels": ["negative_prompt"]}, "then": {"action": "allow"}}
+PREFIX = {"id": "prefix", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}}
+
+
+def rule(id="r", channels=("prompt",), action="block", then=None, **when):
+    return {"id": id, "when": {"channels": channels, **when}, "then": {"action": action, **(then or {})}}
+
+
+def policy(*rules, **spec):
+    return Policy.model_validate(
+        {
+            "apiVersion": "apl-guard/v1",
+            "kind": "Policy",
+            "metadata": {"name": "p", "version": 1},
+            "spec": {"rules": rules, **spec},
+        }
+    )
+
+
+def request(*used, prompts=("a cat",), **others):
+    used = used or (Channel.PROMPT,)
+    text = {Channel.PROMPT: prompts} if Channel.PROMPT in used else {}
+    return GenerationRequest("test:Pipe", text, frozenset(used), **others)
+
+
+def test_what_no_rule_applies_to_is_blocked():
+    """Also an argument that no channel is known for, and a channel whose only rule is for somebody else."""
+    found = policy(PREFIX, rule("latents", ["latents"], "unsafe_allow", tenants=["lab"]))
+
+    assert decide(found, request()).action == Action.ANONYMIZE
+    assert decide(found, request(Channel.PROMPT, Channel.LATENTS)).action == Action.BLOCK
+    assert decide(found, request(Channel.PROMPT, Channel.LATENTS), Context("lab")).action == Action.ANONYMIZE
+    decision = decide(found, request(unknown=("surprise",)))
+    assert decision.action == Action.BLOCK
+    assert decision.reasons[-1].rule is None
+
+
+def test_the_strictest_rule_counts():
+    """Beside it, a permission does nothing and is not reported as one."""
+    rules = [rule("a", action="unsafe_allow"), PREFIX, rule("b", action="block", then={"category": "likeness"})]
+
+    decision = decide(policy(*rules), request())
+
+    assert (decision.action, decision.category, decision.unsafe) == (Action.BLOCK, "likeness", ())
+    assert decide(policy(*rules[:2]), request()).unsafe == ()
+    assert decide(policy(*rules[:1]), request()).unsafe == ("rule 'a': unsafe_allow prompt",)
+
+
+verbs = {"prompt": ["allow", "anonymize", "unsafe_allow", "block"], "latents": ["unsafe_allow", "block"]}
+some_rules = st.lists(
+    st.sampled_from(sorted(verbs)).flatmap(
+        lambda channel: st.builds(
+            lambda number, verb, tenants: rule(
+                f"r{number}", [channel], verb, **({"tenants": tenants} if tenants else {})
+            ),
+            st.integers(0, 10**9),
+            st.sampled_from(verbs[channel]),
+            st.sampled_from([None, ["a*"], ["b"]]),
+        )
+    ),
+    min_size=1,
+    max_size=6,
+    unique_by=lambda r: r["id"],
+)
+
+
+@given(some_rules, st.sampled_from([None, "a1", "b"]))
+def test_the_order_of_rules_does_not_count_and_more_rules_are_never_more_lenient(rules, tenant):
+    """For channels to which a rule applies anyway. A rule that blocks in any case keeps the policies valid."""
+    rules = [rule("guard", ["prompt"], "block", tenants=["nobody"]), *rules]
+    asked = request(Channel.PROMPT, Channel.LATENTS)
+    context = Context(tenant)
+    decision, other_way, fewer = (
+        decide(policy(*found), asked, context) for found in (rules, rules[::-1], [rules[0], *rules[2:]])
+    )
+
+    assert decision.model_copy(update={"policy_digest": ""}) == other_way.model_copy(update={"policy_digest": ""})
+    for with_rule, without in zip(decision.reasons, fewer.reasons, strict=True):
+        assert with_rule.action.strictness >= without.action.strictness or without.rule is None
+
+
+@pytest.mark.parametrize(
+    ("when", "holds"),
+    [
+        ({"models": ["test:*"]}, True),
+        ({"models": ["diffusers:*", "test:Pipe"]}, True),
+        ({"models": ["test:Pip"]}, False),
+        ({"tenants": ["acme"]}, True),
+        ({"tenants": ["acm"]}, False),
+        ({"routes": ["gen*"]}, True),
+        ({"routes": ["edit"]}, False),
+        ({"share": {"percent": 100}}, True),
+        ({"share": {"percent": 0}}, False),
+        ({"tenants": ["acme"], "routes": ["edit"]}, False),
+        ({"tenants": ["acme"], "routes": ["generate"]}, True),
+    ],
+)
+def test_every_condition_must_hold(when, holds):
+    """Of several values of one, one is enough."""
+    decision = decide(policy(PREFIX, rule(**when)), request(), Context("acme", "generate"))
+
+    assert decision.action == (Action.BLOCK if holds else Action.ANONYMIZE)
+
+
+def test_a_share_is_as_large_as_it_says_and_grows_without_letting_anybody_out():
+    """Of 4,000 requests; 4 standard deviations are 2.8 percent points."""
+    for key, contexts in (("request", [Context()] * 4000), ("tenant", [Context(f"t{i}") for i in range(4000)])):
+        members = []
+        for percent in (20, 30):
+            found = policy(PREFIX, rollout={"percent": percent, "key": key, "salt": "s"})
+            decisions = [decide(found, request(id=str(i)), c) for i, c in enumerate(contexts)]
+            members.append({i for i, decision in enumerate(decisions) if decision.in_rollout})
+            assert abs(len(members[-1]) / 40 - percent) < 2.9
+        assert members[0] < members[1]
+
+
+def test_the_key_of_a_rollout_says_who_goes_the_same_way():
+    """Requests of a tenant, or equal prompts; and another salt draws others."""
+
+    def effective(key, salt="", **asked):
+        tenant, prompts, id = asked.get("tenant", "t"), asked.get("prompts", ("x",)), asked.get("id", "i")
+        found = policy(PREFIX, rollout={"percent": 50, "key": key, "salt": salt})
+        return decide(found, request(prompts=prompts, id=id), Context(tenant)).effective
+
+    many = [str(i) for i in range(40)]
+    assert len({effective("request", id=i) for i in many}) == 2
+    assert len({effective("tenant", id=i) for i in many}) == 1
+    assert len({effective("tenant", tenant=i) for i in many}) == 2
+    assert len({effective("prompt", id=i, tenant=i) for i in many}) == 1
+    assert len({effective("prompt", prompts=(i,)) for i in many}) == 2
+    assert len({effective("tenant", salt=i) for i in many}) == 2
+
+
+def test_nobody_gets_out_of_a_rollout_by_not_saying_who_they_are():
+    """A request without tenant is in."""
+    assert decide(policy(PREFIX, rollout={"percent": 0, "key": "tenant"}), request()).effective == Action.ANONYMIZE
+    assert decide(policy(PREFIX, rollout={"percent": 0, "key": "request"}), request()).effective == Action.ALLOW
+
+
+@pytest.mark.parametrize("mode", ["shadow", "unsafe_off"])
+def test_only_enforce_is_carried_out(mode):
+    """In shadow the action is still said; off says nothing, but that it is off."""
+    decision = decide(policy(PREFIX, mode=mode), request(Channel.PROMPT, Channel.LATENTS))
+
+    assert (decision.effective, decision.prefixed) == (Action.ALLOW, False)
+    assert decision.action == (Action.BLOCK if mode == "shadow" else Action.ALLOW)
+    assert decision.unsafe == (() if mode == "shadow" else ("mode: unsafe_off",))
+    assert decision.mode == Mode(mode)
+
+
+def test_the_strongest_prefix_asked_for_goes_in_front():
+    """Of equals, that of the rule whose id is first; and the strength says how many vectors."""
+    weak = rule("w", action="anonymize", then={"strength": 0.31, "prefix": "weak"})
+    full = [rule(i, action="anonymize", then={"prefix": f"full-{i}"}) for i in "ba"]
+
+    alone, together = decide(policy(weak), request()), decide(policy(weak, *full), request())
+
+    assert (alone.prefix, alone.strength, alone.rows(10), alone.rows(2), alone.rows(1)) == ("weak", 0.31, 4, 1, 1)
+    assert (together.prefix, together.strength, together.rows(10)) == ("full-a", 1.0, 10)
+
+
+@given(st.integers(1, 128), st.integers(1, 128))
+def test_strength_k_of_n_means_k_vectors(n, k):
+    """However a float rounds k / n."""
+    k = min(k, n)
+    found = policy(rule(action="anonymize", then={"strength": k / n}))
+
+    assert decide(found, request()).rows(n) == k
+
+
+def test_what_no_prefix_can_reach_is_blocked():
+    """Where a rule wants the prompt anonymized and the backend cannot take a prefix, the prompt does not pass."""
+    decision = decide(policy(PREFIX), request(carries_prefix=False))
+
+    assert (decision.effective, decision.prefixed) == (Action.BLOCK, False)
+    assert decision.reasons[0].rule == "prefix"
+    assert "no prefix can reach" in decision.reasons[0].why
+
+
+@pytest.mark.parametrize(
+    ("prompts", "why"),
+    [
+        (("a" * 11,), "limits.characters"),
+        (("a",) * 4, "limits.texts"),
+        (("\ud800",), "surrogate"),
+        (("x\udfff",), "surrogate"),
+    ],
+)
+def test_what_is_too_much_or_no_text_is_blocked(prompts, why):
+    """Whatever the rules say; and just below the limit it is not."""
+    found = policy(rule(action="unsafe_allow"), limits={"characters": 10, "texts": 3})
+
+    decision = decide(found, request(prompts=prompts))
+    assert decision.action == Action.BLOCK
+    assert why in decision.reasons[-1].why
+    assert decide(found, request(prompts=("a" * 10,) * 3)).action == Action.ALLOW
+
+
+@given(st.text(st.characters()), st.booleans())
+def test_any_text_gets_a_decision(text, carries_prefix):
+    """Any code points, surrogates among them."""
+    asked = request(prompts=(text,), carries_prefix=carries_prefix)
+
+    assert decide(Policy.load("anonymize_faces"), asked).action in (Action.ANONYMIZE, Action.BLOCK)
+
+
+def test_ten_megabytes_get_a_decision():
+    """Which is no."""
+    assert decide(Policy.load("anonymize_faces"), request(prompts=("a" * 10_000_000,))).action == Action.BLOCK
+
+
+def test_a_request_and_a_decision_show_no_content():
+    """They may appear in a log or a traceback."""
+    asked = GenerationRequest("test:Pipe", {Channel.PROMPT: ("Mara Voss",)}, frozenset(), (), {"prompt": "Mara Voss"})
+    decision = decide(policy(PREFIX), asked)
+
+    assert "Mara" not in repr(asked) + repr(decision) + decision.model_dump_json()
+
+
+def test_the_context_is_that_of_the_innermost_block():
+    """And what it was before, after it."""
+    with calling_for(tenant="a", route="r"):
+        with calling_for(tenant="b"):
+            assert current_context() == Context("b", "r")
+        assert current_context() == Context("a", "r")
+    assert current_context() == Context()
+
+
+@pytest.mark.parametrize("value", ["", "a\nb", "x" * 201, "\ud800", 7, b"acme"])
+def test_a_context_is_short_printable_text(value):
+    """It goes into records."""
+    with pytest.raises(InvalidInput, match="tenant"), calling_for(tenant=value):
+        pass

@@ -1,0 +1,81 @@
+"""What a policy says is what the guard does: tenants, strength, named prefixes, what is unsafe."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from apl_guard import Guard, Policy, PolicyBlocked, PrefixNotFound, PrefixRegistry
+from apl_guard.testing import random_prefix
+
+
+def policy(*rules, **spec):
+    return Policy.model_validate(
+        {
+            "apiVersion": "apl-guard/v1",
+            "kind": "Policy",
+            "metadata": {"name": "p", "version": 1},
+            "spec": {"rules": rules, **spec},
+        }
+    )
+
+
+def prompts(action, when=None, **then):
+    return {"id": "r", "when": {"channels": ["prompt"], **(when or {})}, "then": {"action": action, **then}}
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
+
+
+def test_a_rule_for_a_tenant_holds_for_calls_made_for_it(shared_pipe, prefix, tmp_path):
+    """And the record says for whom the call was made."""
+    guard = Guard(shared_pipe, policy(prompts("anonymize", {"tenants": ["acme"]})), prefix=prefix, audit=tmp_path)
+
+    with guard.context(tenant="acme", route="generate"):
+        guard("a cat", num_inference_steps=1)
+    with pytest.raises(PolicyBlocked, match="no rule applies"):
+        guard("a cat")
+
+    decisions = records(tmp_path)[::2]
+    assert [(d["tenant"], d["route"]) for d in decisions] == [("acme", "generate"), (None, None)]
+
+
+def test_strength_is_the_number_of_vectors_in_front(shared_pipe, prefix, tmp_path, draw):
+    """The picture is that of a prefix of so many vectors; the record names the whole prefix and the number."""
+    guard = Guard(shared_pipe, policy(prompts("anonymize", strength=0.3)), prefix=prefix, audit=tmp_path)
+    three = Guard(shared_pipe, prefix=prefix.first(3))
+
+    drawn = draw(guard, "a cat")
+
+    assert torch.equal(drawn, draw(three, "a cat"))
+    assert not torch.equal(drawn, draw(Guard(shared_pipe, prefix=prefix), "a cat"))
+    outcome = records(tmp_path)[1]
+    assert outcome["prefix_digest"] == prefix.digest
+    assert outcome["prefix_rows"] == {"text_encoder": [3]}
+
+
+def test_a_rule_names_its_prefix(shared_pipe, prefix, tmp_path):
+    """Which is looked up in the registry, whatever prefix the guard was given."""
+    named = policy(prompts("anonymize", prefix="special"))
+    with pytest.raises(PrefixNotFound, match="special"):
+        Guard(shared_pipe, named, prefix=prefix)
+    special = random_prefix(shared_pipe, n=3, seed=1, name="special")
+    PrefixRegistry().register(special.save(tmp_path / "special"))
+
+    made = Guard(shared_pipe, named, prefix=prefix).generate("a cat", num_inference_steps=1)
+
+    assert (made.outcome.prefix, made.outcome.prefix_digest) == ("special", special.digest)
+
+
+def test_what_is_unsafe_is_logged_each_time(shared_pipe, caplog):
+    """With the words of the policy, and no word of the prompt."""
+    guard = Guard(shared_pipe, "unsafe_allow_all")
+
+    with caplog.at_level(logging.WARNING, "apl_guard"):
+        for _ in range(2):
+            guard("Mara Voss", num_inference_steps=1)
+
+    assert [r.message.count("rule 'everything': unsafe_allow prompt") for r in caplog.records] == [1, 1]
+    assert "Mara" not in caplog.text
