@@ -6,7 +6,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WHEEL_BIN := .venv-wheel/bin
 
-.PHONY: demo test install lint types imports suite wheel wheel-suite fuzz clean
+.PHONY: demo test install lint types imports suite wheel wheel-suite fuzz torture clean
 
 demo: install
 	$(BIN)/apl-guard demo --output demo
@@ -51,6 +51,10 @@ FUZZ_SECONDS ?= 60
 fuzz: install
 	-$(PIP) install --constraint constraints.txt --editable ".[fuzz]"
 	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_prefix.py -max_total_time=$(FUZZ_SECONDS) build/fuzz/prefix
+
+# On demand: the tests of the audit log that kill, corrupt and starve it, in full.
+torture: install
+	APL_GUARD_TORTURE=1 $(BIN)/python -m pytest tests/audit
 
 clean:
 	rm -rf .venv .venv-wheel build dist *.egg-info demo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -18,7 +19,7 @@ from apl_guard.policy import Action, Policy
 from apl_guard.prefix import Prefix
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
 
-__all__ = ["Call", "Guarded"]
+__all__ = ["Call", "Guarded", "refuse"]
 
 _log = logging.getLogger("apl_guard")
 
@@ -166,6 +167,31 @@ class Call:
         generation = self._generation_seconds
         overhead = perf_counter() - self._started - (generation or 0)
         self._metrics.ended(result, overhead=overhead, generation=generation)
+
+
+def refuse(
+    error: Exception, backend: Backend, policy: Policy, audit: AuditLog, metrics: Metrics, started: float
+) -> None:
+    """Record and count a call whose arguments the adapter could not read.
+
+    Args:
+        error: What the adapter raised.
+        backend: The adapter.
+        policy: The policy in force.
+        audit: Where it is recorded.
+        metrics: Where it is counted.
+        started: Reading of `perf_counter` when the call began.
+
+    Raises:
+        AuditUnavailable: The record is not durable.
+    """
+    result = "failed" if isinstance(error, GuardUnavailable) else "invalid"
+    try:
+        audit.refusal(uuid.uuid4().hex, backend.name, policy, result, type(error).__name__)
+    except Exception as unwritten:
+        metrics.ended("failed", overhead=perf_counter() - started, generation=None)
+        raise _unavailable(unwritten) from error
+    metrics.ended(result, overhead=perf_counter() - started, generation=None)
 
 
 def _unavailable(error: Exception) -> AplGuardError:

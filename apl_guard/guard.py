@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from time import perf_counter
@@ -20,10 +20,10 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from apl_guard.audit import AuditLog
 from apl_guard.backend import adapter_for
-from apl_guard.call import Call, Guarded
+from apl_guard.call import Call, Guarded, refuse
 from apl_guard.context import Context, calling_for, current_context
 from apl_guard.decision import Decision, decide
-from apl_guard.errors import PrefixNotFound
+from apl_guard.errors import InvalidInput, PrefixNotFound
 from apl_guard.metrics import Metrics
 from apl_guard.policy import Mode, Policy
 from apl_guard.prefix import Prefix
@@ -47,6 +47,7 @@ class Guard:
         prefix: A prefix, its folder, or its name. None finds the one that fits in the registry.
         registry: Where to find it, on each call. None stands for the user's registry.
         audit: Folder for the records, or a log. None sends them to the platform's logging.
+        audit_witness: One or more other folders, best on another machine, that receive the log's checkpoints.
         metrics_registry: The Prometheus registry to count on. None makes one for this guard.
 
     Raises:
@@ -72,14 +73,17 @@ class Guard:
         prefix: str | Path | Prefix | None = None,
         registry: PrefixRegistry | str | Path | None = None,
         audit: str | Path | AuditLog | None = None,
+        audit_witness: str | Path | Iterable[str | Path] = (),
         metrics_registry: CollectorRegistry | None = None,
     ) -> None:
+        if isinstance(audit, AuditLog) and audit_witness:
+            raise InvalidInput("this log has its own witnesses; name them where it is made", where="audit_witness")
         own: dict[str, Any] = {
             "_backend": adapter_for(pipe),
             "_policy": policy if isinstance(policy, Policy) else Policy.load(policy),
             "_prefix": Prefix.load(prefix) if isinstance(prefix, str | Path) else prefix,
             "_registry": registry if isinstance(registry, PrefixRegistry) else PrefixRegistry(registry),
-            "_audit": audit if isinstance(audit, AuditLog) else AuditLog(audit),
+            "_audit": audit if isinstance(audit, AuditLog) else AuditLog(audit, witness=audit_witness),
             "_metrics_registry": metrics_registry or CollectorRegistry(),
         }
         own["_metrics"] = Metrics.on(own["_metrics_registry"])
@@ -138,7 +142,11 @@ class Guard:
             Exception: Whatever the pipe raises, unchanged.
         """
         started = perf_counter()
-        request = self._backend.read(args, kwargs)
+        try:
+            request = self._backend.read(args, kwargs)
+        except Exception as error:
+            refuse(error, self._backend, self.policy, self._audit, self._metrics, started)
+            raise
         call = Call(request, self._backend, self.policy, self._audit, self._metrics, self._find_prefix, started)
         return call.run()
 

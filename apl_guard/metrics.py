@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RESULTS", "Metrics"]
 
-RESULTS = ("passed", "blocked", "failed", "backend_error")
-"""How a call can end: an image was released, the policy blocked it, the guard failed, the backend failed."""
+RESULTS = ("passed", "blocked", "invalid", "failed", "backend_error")
+"""How a call can end: an image was released, the policy blocked it, its arguments could not be read, the guard
+failed, the backend failed."""
 
 _OVERHEAD_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _GENERATION_BUCKETS = (0.01, 0.04, 0.16, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68)

@@ -85,6 +85,8 @@ def test_generate(run, model, trained, tmp_path):
         1,
         "--audit",
         tmp_path / "audit",
+        "--audit-witness",
+        tmp_path / "witness",
         "--output",
         tmp_path / "out",
     )
@@ -96,7 +98,10 @@ def test_generate(run, model, trained, tmp_path):
     assert [line.split()[:2] for line in lines] == [["000", "anonymize"], ["001", "anonymize"]]
     assert "did not fit" in lines[1]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000.png", "001.png"]
-    assert len((tmp_path / "audit" / "audit.jsonl").read_text().splitlines()) == 4
+    code, out, _ = run("audit", "verify", tmp_path / "audit", "--witness", tmp_path / "witness", "--json")
+    assert (code, json.loads(out)["verdict"]) == (0, "valid")
+    segments = (tmp_path / "audit" / "segments").iterdir()
+    assert "".join(path.read_text() for path in segments).count('"event":"guard.') == 4
 
 
 def test_generate_with_the_same_seed_gives_the_same_picture(run, model, trained, tmp_path):

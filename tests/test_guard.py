@@ -13,6 +13,7 @@ from structlog.testing import LogCapture
 from apl_guard import (
     AuditUnavailable,
     Guard,
+    InvalidInput,
     Policy,
     PolicyBlocked,
     PrefixInvalid,
@@ -25,12 +26,32 @@ from apl_guard.testing import random_prefix, tiny_pipe
 SECRET = "a photo of Mara Voss"
 
 
+def text_of(folder):
+    """Everything in the segments of a log."""
+    return "".join(path.read_text() for path in sorted((folder / "segments").iterdir()))
+
+
 def records(folder):
-    return [json.loads(line) for line in (folder / "audit.jsonl").read_text().splitlines()]
+    """What the guard recorded; what the log records about itself is left out."""
+    found = [json.loads(line) for line in text_of(folder).splitlines()]
+    return [record for record in found if record["event"].startswith("guard.")]
 
 
 def counted(registry, result):
     return registry.get_sample_value("apl_guard_outcomes_total", {"result": result})
+
+
+def fails_from(first):
+    """A sync that works until the disk is full."""
+    synced = []
+
+    def sync(handle):
+        synced.append(handle)
+        if len(synced) >= first:
+            raise OSError(28, "No space left on device")
+        os.fsync(handle)
+
+    return sync
 
 
 @pytest.fixture
@@ -96,11 +117,10 @@ def test_no_text_of_a_prompt_is_written(guard, tmp_path):
         with pytest.raises((PolicyBlocked, ValueError)):
             guard([SECRET], **wrong)
 
-    content = (tmp_path / "audit" / "audit.jsonl").read_text()
-    assert "Mara" not in content
+    assert "Mara" not in text_of(tmp_path / "audit")
     digests = {t["hmac"] for r in records(tmp_path / "audit") for ts in r.get("text", {}).values() for t in ts}
     assert len(digests) == 1
-    assert (tmp_path / "audit" / "hmac.key").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "audit" / "keys" / "digest.key").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a" * 10_000_000])
@@ -148,40 +168,31 @@ class TestFailClosed:
         with pytest.raises(AuditUnavailable, match="file"):
             Guard(shared_pipe, prefix=prefix, audit=tmp_path / "file")
 
-    def test_key_that_others_can_read(self, shared_pipe, prefix, tmp_path):
-        """The digests of prompts are worth no more than the secrecy of the key."""
-        (tmp_path / "hmac.key").write_bytes(bytes(32))
-        (tmp_path / "hmac.key").chmod(0o644)
+    @pytest.mark.parametrize("name", ["digest.key", "seal.key"])
+    def test_key_that_others_can_read(self, shared_pipe, prefix, tmp_path, name):
+        """Digests and signatures are worth no more than the secrecy of their keys."""
+        Guard(shared_pipe, prefix=prefix, audit=tmp_path / "audit")
+        (tmp_path / "audit" / "keys" / name).chmod(0o644)
 
         with pytest.raises(AuditUnavailable, match="chmod 600"):
-            Guard(shared_pipe, prefix=prefix, audit=tmp_path)
+            Guard(shared_pipe, prefix=prefix, audit=tmp_path / "audit")
 
-    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-    def test_disk_full_before_generation(self, shared_pipe, prefix, calls, tmp_path, metrics_registry):
+    def test_disk_full_before_generation(self, guard, calls, monkeypatch, metrics_registry):
         """The decision cannot be written, so nothing is generated."""
-        (tmp_path / "audit").mkdir()
-        (tmp_path / "audit" / "audit.jsonl").symlink_to("/dev/full")
-        guard = Guard(shared_pipe, prefix=prefix, audit=tmp_path / "audit", metrics_registry=metrics_registry)
+        monkeypatch.setattr("apl_guard.audit.disk.sync", fails_from(1))
 
-        with pytest.raises(AuditUnavailable, match="no image"):
+        with pytest.raises(AuditUnavailable, match="No space left"):
             guard(SECRET)
         assert calls == []
         assert counted(metrics_registry, "failed") == 1
 
-    def test_disk_full_before_release(self, guard, monkeypatch, metrics_registry):
+    def test_disk_full_before_release(self, guard, calls, monkeypatch, metrics_registry):
         """The decision is written, the image made, the outcome cannot be written: no image."""
-        sync, synced = os.fsync, []
-
-        def second_fails(handle):
-            synced.append(handle)
-            if len(synced) == 2:
-                raise OSError(28, "No space left on device")
-            sync(handle)
-
-        monkeypatch.setattr(os, "fsync", second_fails)
+        monkeypatch.setattr("apl_guard.audit.disk.sync", fails_from(2))
 
         with pytest.raises(AuditUnavailable, match="No space left"):
             guard(SECRET, num_inference_steps=1)
+        assert calls == [1]
         assert counted(metrics_registry, "failed") == 1
         assert counted(metrics_registry, "passed") == 0
 
@@ -221,14 +232,29 @@ def test_records_go_to_standard_logging_otherwise(shared_pipe, prefix, caplog, c
     assert capsys.readouterr().out == ""
 
 
-def test_a_torn_line_of_a_killed_process_does_not_swallow_the_next(guard, tmp_path):
-    """The torn line stays, ours starts on its own."""
-    with (tmp_path / "audit" / "audit.jsonl").open("a") as stream:
-        stream.write('{"event": "guard.deci')
-    guard("a cat", num_inference_steps=1)
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [({"prompt": 7}, InvalidInput), ({"prompt": "a cat", "no_such": 1}, PolicyBlocked), ({"prompt": []}, InvalidInput)],
+)
+def test_a_call_with_wrong_arguments_leaves_a_record(guard, tmp_path, metrics_registry, arguments, error):
+    """It has a record and is counted, whether the guard or the policy refuses it."""
+    with pytest.raises(error):
+        guard(**arguments)
 
-    lines = (tmp_path / "audit" / "audit.jsonl").read_text().splitlines()
-    assert [json.loads(line)["event"] for line in lines[1:]] == ["guard.decision", "guard.outcome"]
+    last = records(tmp_path / "audit")[-1]
+    assert last["result"] == ("blocked" if error is PolicyBlocked else "invalid")
+    assert counted(metrics_registry, last["result"]) == 1
+
+
+def test_a_call_that_does_not_fit_the_signature_leaves_a_record(guard, tmp_path, metrics_registry):
+    """The error is Python's own."""
+    with pytest.raises(TypeError):
+        guard("a cat", prompt="a dog")
+
+    (refusal,) = records(tmp_path / "audit")
+    assert (refusal["event"], refusal["result"], refusal["error"]) == ("guard.refusal", "invalid", "TypeError")
+    assert refusal["policy"]["name"] == "anonymize_faces"
+    assert counted(metrics_registry, "invalid") == 1
 
 
 def test_the_prefix_is_found_in_the_registry(shared_pipe, prefix, tmp_path, draw):
@@ -264,7 +290,7 @@ def test_check_decides_without_generating_or_recording(guard, calls, tmp_path):
     assert guard.check(SECRET).action == "anonymize"
     assert guard.check(SECRET, latents=torch.zeros(1)).action == "block"
     assert calls == []
-    assert (tmp_path / "audit" / "audit.jsonl").read_text() == ""
+    assert records(tmp_path / "audit") == []
 
 
 @pytest.mark.smoke

@@ -1,58 +1,70 @@
-"""Where records go: a file of the guard's own, or the platform's logging."""
+"""Where records go: a log in a folder that proves itself, or the platform's logging, or both."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import secrets
-import tempfile
-import threading
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
 from structlog.typing import Processor
 
-from apl_guard.audit.records import Outcome, decision_record, outcome_record
+from apl_guard.audit.disk import unavailable
+from apl_guard.audit.durable import DurableLog, LogOptions
+from apl_guard.audit.records import Outcome, decision_record, outcome_record, refusal_record
 from apl_guard.decision import Decision
 from apl_guard.errors import AuditUnavailable
+from apl_guard.policy import Policy
 from apl_guard.request import GenerationRequest
-from apl_guard.storage import sync_folder
 
 __all__ = ["AuditLog"]
 
-FILE_NAME = "audit.jsonl"
-KEY_NAME = "hmac.key"
 _KEY_BYTES = 32
-_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT
 
 
 class AuditLog:
-    """Writes decision and outcome records through structlog.
+    """Writes decision and outcome records.
 
     Args:
-        folder: Records are appended to `audit.jsonl` in this folder, one JSON object a line, each on disk
-            before the call goes on. The key of the digests is made there too, readable by the owner only.
-            None sends records to the platform: to its structlog configuration, or where structlog is not
-            configured, to the standard logger `apl_guard.audit`.
+        folder: Each record is on disk here before the call goes on, as one JSON object on a line, chained to
+            the one before and sealed by signed checkpoints. None sends records to the platform: to its
+            structlog configuration, or where structlog is not configured, to the standard logger
+            `apl_guard.audit`.
+        witness: Folders, best on another machine, that receive the checkpoints. The log is held against them.
+        keys: Folder of the log's keys. None stands for `keys` in its folder.
+        logger: A structlog logger that receives each record too, after it is on disk.
+        options: How often the log is sealed.
 
     Raises:
-        AuditUnavailable: The folder or the key cannot be used.
+        AuditUnavailable: The folder, a witness or a key cannot be used.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with AuditLog(folder + "/log", witness=folder + "/witness"):
+        ...         sorted(os.listdir(folder + "/log"))
+        ['.lock', 'checkpoints.jsonl', 'keys', 'keys-000000.pub', 'log.json', 'segments']
     """
 
-    def __init__(self, folder: str | Path | None = None) -> None:
-        self._file: _DurableFile | None = None
-        if folder is None:
-            self._key = secrets.token_bytes(_KEY_BYTES)
-            return
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._key = _read_or_make_key(folder / KEY_NAME)
-            self._file = _DurableFile(folder / FILE_NAME)
-        except OSError as error:
-            raise _unavailable(error, folder) from error
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        *,
+        witness: str | Path | Iterable[str | Path] = (),
+        keys: str | Path | None = None,
+        logger: Any = None,
+        options: LogOptions | None = None,
+    ) -> None:
+        witnesses = [Path(witness)] if isinstance(witness, str | Path) else [Path(each) for each in witness]
+        self._durable: DurableLog | None = None
+        self._logger = logger
+        if folder is not None:
+            self._durable = DurableLog(Path(folder), witnesses, Path(keys) if keys is not None else None, options)
+        elif witnesses or keys is not None:
+            raise AuditUnavailable("a witness and keys belong to a log in a folder; name the folder too")
+        self._key = secrets.token_bytes(_KEY_BYTES)
 
     def decision(self, decision: Decision, request: GenerationRequest) -> None:
         """Write what was decided.
@@ -60,7 +72,8 @@ class AuditLog:
         Raises:
             AuditUnavailable: The record is not durable.
         """
-        self._write("guard.decision", decision_record(decision, request, self._key))
+        fields = decision_record(decision, request, self._digest_key)
+        self._write("guard.decision", fields, decision=decision.id, opens=True)
 
     def outcome(self, outcome: Outcome) -> None:
         """Write what was done.
@@ -68,19 +81,59 @@ class AuditLog:
         Raises:
             AuditUnavailable: The record is not durable.
         """
-        self._write("guard.outcome", outcome_record(outcome))
+        self._write("guard.outcome", outcome_record(outcome), decision=outcome.id, closes=True)
 
-    def _write(self, event: str, fields: dict[str, Any]) -> None:
-        try:
-            self._logger().info(event, **fields)
-        except AuditUnavailable:
-            raise
-        except Exception as error:
-            raise _unavailable(error, "audit") from error
+    def refusal(self, decision_id: str, backend: str, policy: Policy, result: str, error: str) -> None:
+        """Write that the arguments of a call could not be read.
 
-    def _logger(self) -> Any:
-        if self._file is not None:
-            return structlog.wrap_logger(self._file, processors=_JSON_LINES, wrapper_class=structlog.BoundLogger)
+        Args:
+            decision_id: An id of its own, since there is no decision.
+            backend: The adapter that refused.
+            policy: The policy in force.
+            result: How the call ended, one of `apl_guard.metrics.RESULTS`.
+            error: Type of the error.
+
+        Raises:
+            AuditUnavailable: The record is not durable.
+        """
+        self._write("guard.refusal", refusal_record(decision_id, backend, policy, result, error), decision=decision_id)
+
+    def seal(self) -> None:
+        """Make a checkpoint now, rather than within a second.
+
+        Raises:
+            AuditUnavailable: It cannot be made, or not be exported.
+        """
+        if self._durable is not None:
+            self._durable.seal()
+
+    def close(self) -> None:
+        """Write the last checkpoint. It happens by itself when the program ends or the log is let go."""
+        if self._durable is not None:
+            self._durable.close()
+
+    def __enter__(self) -> AuditLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _digest_key(self) -> bytes:
+        return self._key if self._durable is None else self._durable.digest_key
+
+    def _write(self, event: str, fields: Mapping[str, Any], *, decision: str, **place: bool) -> None:
+        if self._durable is not None:
+            self._durable.append(event, fields, decision=decision, **place)
+        if self._durable is None or self._logger is not None:
+            try:
+                self._platform_logger().info(event, **fields)
+            except Exception as error:
+                raise unavailable(error, "audit") from error
+
+    def _platform_logger(self) -> Any:
+        if self._logger is not None:
+            return self._logger
         if structlog.is_configured():
             return structlog.get_logger("apl_guard.audit")
         standard = logging.getLogger("apl_guard.audit")
@@ -92,83 +145,3 @@ _JSON_LINES: list[Processor] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.JSONRenderer(sort_keys=True),
 ]
-
-
-class _DurableFile:
-    """The end of structlog's chain: appends a line to a file and returns when it is on disk.
-
-    A line goes out in one write to a file opened for appending, so several processes can share the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._handle: int | None = None
-        self._open()
-
-    def info(self, line: str) -> None:
-        """Append a line.
-
-        Raises:
-            AuditUnavailable: It is not on disk.
-        """
-        with self._lock:
-            try:
-                handle = self._open()
-                # A torn line of a writer that died stays as it is; ours starts on a line of its own.
-                content = (b"\n" if _ends_torn(handle) else b"") + line.encode() + b"\n"
-                if os.write(handle, content) != len(content):
-                    raise OSError("only a part of the record was written")
-                os.fsync(handle)
-            except OSError as error:
-                # After a failed sync nothing is known about this handle, so it is not used again.
-                self._close()
-                raise _unavailable(error, self._path) from error
-
-    def _open(self) -> int:
-        if self._handle is None:
-            is_new = not self._path.exists()
-            self._handle = os.open(self._path, _FLAGS, 0o600)
-            if is_new:
-                sync_folder(self._path.parent)
-        return self._handle
-
-    def _close(self) -> None:
-        if self._handle is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._handle)
-            self._handle = None
-
-
-def _ends_torn(handle: int) -> bool:
-    if os.lseek(handle, 0, os.SEEK_END) == 0:
-        return False
-    os.lseek(handle, -1, os.SEEK_END)
-    return os.read(handle, 1) != b"\n"
-
-
-def _read_or_make_key(path: Path) -> bytes:
-    if not path.exists():
-        # Linked into place when it is whole: another process may be starting at the same moment.
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(secrets.token_bytes(_KEY_BYTES))
-                stream.flush()
-                os.fsync(stream.fileno())
-            with contextlib.suppress(FileExistsError):
-                os.link(temporary, path)
-        finally:
-            os.unlink(temporary)
-        sync_folder(path.parent)
-    if os.name != "nt" and path.stat().st_mode & 0o077:
-        raise AuditUnavailable(f"{path}: others can read the key; make it private with: chmod 600 {path}")
-    key = path.read_bytes()
-    if len(key) != _KEY_BYTES:
-        raise AuditUnavailable(f"{path}: {len(key)} bytes, expected {_KEY_BYTES}; restore the key or move it away")
-    return key
-
-
-def _unavailable(error: Exception, where: str | Path) -> AuditUnavailable:
-    reason = getattr(error, "strerror", None) or type(error).__name__
-    return AuditUnavailable(f"{where}: the record could not be written ({reason}), so there is no image")

@@ -1,9 +1,10 @@
-"""The fields of the two records."""
+"""The fields of the records: what was decided, what was done, what was refused before anything could be decided."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,11 +12,14 @@ from pydantic import BaseModel, ConfigDict
 
 from apl_guard._version import __version__
 from apl_guard.decision import Decision
+from apl_guard.policy import Policy
 from apl_guard.request import GenerationRequest
 
-__all__ = ["Outcome", "decision_record", "outcome_record"]
+__all__ = ["Outcome", "decision_record", "digest", "outcome_record", "refusal_record"]
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+_MAX_TEXTS = 64
+_MAX_NAME = 64
 
 
 class Outcome(BaseModel):
@@ -71,27 +75,82 @@ def decision_record(decision: Decision, request: GenerationRequest, key: bytes) 
         "prefixed": decision.prefixed,
         "strength": decision.strength,
         "category": decision.category,
-        "reasons": [reason.model_dump(mode="json") for reason in decision.reasons],
+        "reasons": [_short(reason.model_dump(mode="json")) for reason in decision.reasons],
         "findings": [finding.model_dump(mode="json") for finding in decision.findings],
         "looked": list(decision.looked),
         "failed": dict(decision.failed),
         "unsafe": list(decision.unsafe),
         "channels": sorted(channel.value for channel in request.used),
-        "unknown": sorted(request.unknown),
-        "text": {
-            channel.value: [{"hmac": _digest(key, text), "chars": len(text)} for text in found]
-            for channel, found in sorted(request.text.items())
-        },
-        "key_id": hashlib.sha256(key).hexdigest()[:16],
+        "unknown": sorted(name[:_MAX_NAME] for name in request.unknown)[:_MAX_TEXTS],
+        "text": {channel.value: _texts(key, found) for channel, found in sorted(request.text.items())},
+        "key_id": key_id(key),
     }
 
 
 def outcome_record(outcome: Outcome) -> dict[str, Any]:
     """The fields of an outcome record."""
-    fields = outcome.model_dump(mode="json")
+    fields = {**outcome.__dict__}
+    fields["prefix_rows"] = {slot: list(rows) for slot, rows in outcome.prefix_rows.items()}
+    fields["tokens_cut"] = {slot: list(cut) for slot, cut in outcome.tokens_cut.items()}
     return {"schema_version": _SCHEMA_VERSION, "decision_id": fields.pop("id"), **fields}
 
 
-def _digest(key: bytes, text: str) -> str:
+def refusal_record(decision_id: str, backend: str, policy: Policy, result: str, error: str) -> dict[str, Any]:
+    """The fields of the record of a call whose arguments could not be read, so that nothing was decided."""
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "apl_guard_version": __version__,
+        "decision_id": decision_id,
+        "backend": backend,
+        "policy": {
+            "name": policy.name,
+            "version": policy.version,
+            "digest": policy.digest,
+            "mode": policy.mode.value,
+        },
+        "result": result,
+        "error": error,
+    }
+
+
+def digest(key: bytes, text: str) -> str:
+    """The keyed digest of a text, in hex.
+
+    Example:
+        >>> digest(bytes(32), "a cat") == digest(bytes(32), "a cat") != digest(bytes(31) + b"1", "a cat")
+        True
+    """
     # A prompt may hold lone surrogates; it must not be able to stop the record.
-    return hmac.new(key, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
+    return hmac.digest(key, text.encode("utf-8", "surrogatepass"), "sha256").hex()
+
+
+def key_id(key: bytes) -> str:
+    """What tells which key made a digest, and nothing about the key."""
+    return hashlib.sha256(b"apl-guard digest key\0" + key).hexdigest()[:16]
+
+
+def _texts(key: bytes, texts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Two digests of each text: as it came, and of what stays when spelling is evened out.
+
+    The second counts an attack that is tried again and again with small changes. Of a large batch, what goes
+    beyond the first texts is under one digest.
+    """
+    found: list[dict[str, Any]] = [
+        {"hmac": digest(key, text), "norm_hmac": digest(key, _evened(text)), "chars": len(text)}
+        for text in texts[:_MAX_TEXTS]
+    ]
+    if rest := texts[_MAX_TEXTS:]:
+        found.append({"hmac": digest(key, "\0".join(rest)), "chars": sum(map(len, rest)), "texts": len(rest)})
+    return found
+
+
+def _evened(text: str) -> str:
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+        text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+    return " ".join(text.casefold().split())
+
+
+def _short(reason: dict[str, Any]) -> dict[str, Any]:
+    # The name of an unknown argument is chosen by the caller.
+    return {name: value[:_MAX_NAME] if isinstance(value, str) else value for name, value in reason.items()}

@@ -27,6 +27,10 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of every picture.")] = 0,
     audit: Annotated[Path | None, typer.Option(help="Folder for the records of decisions and outcomes.")] = None,
+    audit_witness: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder, best on another machine, for the checkpoints of the records; may be repeated."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")] = None,
     device: Annotated[
@@ -44,7 +48,7 @@ def generate(
     pipe = open_model(model)
     pipe.set_progress_bar_config(leave=False)
     pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    guard = Guard(pipe, policy, prefix=prefix, audit=audit)
+    guard = Guard(pipe, policy, prefix=prefix, audit=audit, audit_witness=audit_witness or ())
     options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
     options = {name: value for name, value in options.items() if value is not None}
     _make_folder(output)

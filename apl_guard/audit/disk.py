@@ -1,0 +1,140 @@
+"""The few things that the log asks of the operating system, each checked for its result."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from apl_guard.errors import AuditUnavailable
+from apl_guard.storage import sync_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    HAS_LOCKS = False
+else:
+    HAS_LOCKS = True
+
+__all__ = [
+    "HAS_LOCKS",
+    "append_through",
+    "create_private",
+    "lock",
+    "read_private",
+    "sync",
+    "try_lock",
+    "unavailable",
+    "write_all",
+]
+
+# macOS has no fdatasync; where there is one it spares the writing of times.
+sync = getattr(os, "fdatasync", os.fsync)
+
+
+def write_all(handle: int, content: bytes) -> None:
+    """Write all of it, or raise.
+
+    Raises:
+        OSError: A part was not written.
+    """
+    view = memoryview(content)
+    while view:
+        written = os.write(handle, view)
+        if written <= 0:
+            raise OSError(5, "nothing was written")
+        view = view[written:]
+
+
+def append_through(path: Path, content: bytes) -> None:
+    """Append to a file, and return when it is on disk.
+
+    Raises:
+        OSError: It is not on disk; a part of it may be.
+    """
+    is_new = not path.exists()
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+    try:
+        write_all(handle, content)
+        sync(handle)
+    finally:
+        os.close(handle)
+    if is_new:
+        sync_folder(path.parent)
+
+
+def create_private(path: Path, content: bytes) -> None:
+    """Make a file that only its owner can read, whole or not at all. One that exists stays as it is.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        try:
+            write_all(handle, content)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)  # unlike a rename, does not replace what another process made meanwhile
+    finally:
+        os.unlink(temporary)
+    sync_folder(path.parent)
+
+
+def read_private(path: Path) -> bytes:
+    """Read a key.
+
+    Raises:
+        AuditUnavailable: It is missing, or others can read it too.
+    """
+    try:
+        if os.name != "nt" and path.stat().st_mode & 0o077:
+            raise AuditUnavailable(f"{path}: others can read the key; make it private with: chmod 600 {path}")
+        return path.read_bytes()
+    except OSError as error:
+        raise AuditUnavailable(
+            f"{path}: the key cannot be read ({error.strerror}); put it back from where its backup is, or start "
+            "a log in a new folder"
+        ) from error
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold a lock between processes. The operating system lets go of it when a process dies.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+    with _no_fork:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+
+# A child of a fork would go on holding the lock of its parent, so no thread forks while one is held.
+_no_fork = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_no_fork.release)
+
+
+def try_lock(handle: int) -> bool:
+    """Take the lock on an open file, if nobody holds it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unavailable(error: BaseException, where: str | Path) -> AuditUnavailable:
+    """The error for a record that could not be written. It holds no text of the record."""
+    reason = getattr(error, "strerror", None) or type(error).__name__
+    return AuditUnavailable(f"{where}: the record could not be written ({reason}), so there is no image")

@@ -1,0 +1,106 @@
+"""A record: one line of ASCII JSON that names its place in the row of its writer and the hash of the one before."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apl_guard.audit.checkpoint import timestamp_of
+
+__all__ = ["MAX_LINE", "NO_PREVIOUS", "Record", "encode_body", "encode_line", "exact"]
+
+MAX_LINE = 1 << 20
+NO_PREVIOUS = "0" * 64
+_HEAD = re.compile(rb'\{"writer":"([0-9a-f]{24})","seq":(0|[1-9][0-9]{0,15}),"prev":"([0-9a-f]{64})",')
+_HEAD_ROOM = 256
+_EXACT = 2**53
+_encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Record:
+    """A line, taken apart."""
+
+    writer: str
+    seq: int
+    """Its place in the row of its writer, from 0."""
+    prev: str
+    """Hash of the line before, in hex."""
+    fields: Mapping[str, Any]
+    """Everything else."""
+
+    @classmethod
+    def parse(cls, line: bytes) -> Record:
+        """Read a line, without its end.
+
+        Raises:
+            ValueError: It is no record. The message says what is wrong, without anything of its content.
+
+        Example:
+            >>> line = encode_line("ab" * 12, 0, NO_PREVIOUS, encode_body("guard.outcome", {"images": 1}))
+            >>> Record.parse(line).fields["images"]
+            1
+        """
+        writer, seq, prev = cls.head(line)
+        try:
+            fields = json.loads(line, parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            raise ValueError("not JSON") from error
+        if (fields.pop("writer"), fields.pop("seq"), fields.pop("prev")) != (writer, seq, prev):
+            raise ValueError("a key stands there twice")
+        for name in ("event", "timestamp"):
+            if not isinstance(fields.get(name), str):
+                raise ValueError(f"'{name}' is missing")
+        return cls(writer, seq, prev, fields)
+
+    @staticmethod
+    def head(line: bytes) -> tuple[str, int, str]:
+        """Writer, place and hash of the line before: what the chain needs, without reading the rest.
+
+        Raises:
+            ValueError: It is no record.
+        """
+        if len(line) > MAX_LINE:
+            raise ValueError(f"longer than {MAX_LINE} bytes")
+        found = _HEAD.match(line)
+        if found is None or not line.endswith(b"}") or not line.isascii():
+            raise ValueError("not a record")
+        return found[1].decode(), int(found[2]), found[3].decode()
+
+
+def encode_body(event: str, fields: Mapping[str, Any]) -> bytes:
+    """The part of a line that does not depend on its place.
+
+    Raises:
+        ValueError: A number is not finite, or the record is too long.
+        TypeError: A field is none that JSON knows.
+    """
+    now = time.time()
+    body = {"event": event, "timestamp": timestamp_of(now), "mono_us": time.monotonic_ns() // 1000, **fields}
+    encoded = _encoder.encode(body)[1:].encode("ascii")
+    if len(encoded) > MAX_LINE - _HEAD_ROOM:
+        raise ValueError(f"a record of {len(encoded)} bytes; a line holds at most {MAX_LINE}")
+    return encoded
+
+
+def encode_line(writer: str, seq: int, prev: str, body: bytes) -> bytes:
+    """The line, without its end."""
+    return b'{"writer":"%b","seq":%d,"prev":"%b",%b' % (writer.encode(), seq, prev.encode(), body)
+
+
+def exact(number: int) -> int | str:
+    """A whole number in a form that every reader of JSON gets right.
+
+    Example:
+        >>> exact(7), exact(2**60)
+        (7, '1152921504606846976')
+    """
+    return number if -_EXACT < number < _EXACT else str(number)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")

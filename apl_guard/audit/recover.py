@@ -1,0 +1,143 @@
+"""What a process left behind that died: read to its last whole record, then sealed and closed by another."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apl_guard.audit import disk
+from apl_guard.audit.merkle import Tree, leaf_hash
+from apl_guard.audit.record import Record
+from apl_guard.audit.writer import segment_name
+
+__all__ = ["Remains", "is_alive", "read_remains", "segments_of", "writers_in"]
+
+_NAME = re.compile(r"([0-9a-f]{24})\.([0-9]{6})\.jsonl")
+
+
+@dataclass
+class Remains:
+    """What is left of a writer."""
+
+    writer: str
+    tree: Tree = field(default_factory=Tree)
+    """Over its whole records."""
+    segment: int = 0
+    length: int = 0
+    """Bytes of the last segment that hold whole records."""
+    orphans: dict[str, None] = field(default_factory=dict)
+    """Decisions without an outcome."""
+    torn: list[dict[str, Any]] = field(default_factory=list)
+    """What follows the last whole record: segment, bytes and SHA-256."""
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of the record about it."""
+        return {
+            "dead_writer": self.writer,
+            "segment": self.segment,
+            "bytes": self.length,
+            "size": self.tree.size,
+            "root": self.tree.root.hex(),
+            "torn": self.torn,
+            "orphans": list(self.orphans),
+            "result": "unknown",
+        }
+
+
+def writers_in(folder: Path) -> dict[str, list[int]]:
+    """Writer → the numbers of its segments, both in order."""
+    found: dict[str, list[int]] = {}
+    for name in sorted(os.listdir(folder)):
+        if match := _NAME.fullmatch(name):
+            found.setdefault(match[1], []).append(int(match[2]))
+    return found
+
+
+def segments_of(folder: Path, writer: str, numbers: list[int]) -> Iterator[tuple[int, Path]]:
+    """Number and path of each segment of a writer."""
+    for number in numbers:
+        yield number, folder / segment_name(writer, number)
+
+
+def is_alive(folder: Path, writer: str, numbers: list[int]) -> bool:
+    """Whether the process of a writer still holds it.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    handle = os.open(folder / segment_name(writer, numbers[0]), os.O_RDONLY)
+    try:
+        return not disk.try_lock(handle)
+    finally:
+        os.close(handle)
+
+
+def read_remains(folder: Path, writer: str, numbers: list[int]) -> Remains:
+    """Read a dead writer to its last whole record.
+
+    Only its last segment is read, which begins with all that is needed of those before.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    remains = Remains(writer)
+    for number, path in reversed(list(segments_of(folder, writer, numbers))):
+        if _read_segment(path, number, remains):
+            break
+        content = path.read_bytes()
+        remains.torn.insert(0, _described(number, content))
+    return remains
+
+
+def _read_segment(path: Path, number: int, remains: Remains) -> bool:
+    """Whether the segment has a first record; if so, what it holds."""
+    last = None
+    with path.open("rb") as stream:
+        for line in stream:
+            if not line.endswith(b"\n"):
+                break
+            line = line[:-1]
+            try:
+                record = Record.parse(line)
+                if last is None:
+                    if record.fields["event"] != "audit.segment" or record.fields["segment"] != number:
+                        return False
+                    remains.tree = Tree(record.fields["size"], map(bytes.fromhex, record.fields["peaks"]))
+                    remains.orphans = dict.fromkeys(record.fields["open"])
+                    last = record.prev
+                if (record.writer, record.seq, record.prev) != (remains.writer, remains.tree.size, last):
+                    break
+            except (ValueError, KeyError, TypeError, AttributeError):
+                break
+            leaf = leaf_hash(line)
+            remains.tree.append(leaf)
+            last = leaf.hex()
+            remains.length += len(line) + 1
+            _note(record, remains)
+        if last is None:
+            return False
+        remains.segment = number
+        stream.seek(remains.length)
+        if rest := stream.read():
+            remains.torn.insert(0, _described(number, rest))
+    return True
+
+
+def _note(record: Record, remains: Remains) -> None:
+    decision = record.fields.get("decision_id")
+    if record.fields["event"] == "guard.decision":
+        remains.orphans[str(decision)] = None
+    elif record.fields["event"] == "guard.outcome":
+        remains.orphans.pop(str(decision), None)
+    elif record.fields["event"] == "audit.gap":
+        for _, named in record.fields.get("records", ()):
+            remains.orphans.pop(named, None)
+
+
+def _described(number: int, content: bytes) -> dict[str, Any]:
+    return {"segment": number, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

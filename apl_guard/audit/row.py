@@ -1,0 +1,149 @@
+"""The records of one writer as a reader sees them: whole lines, each naming the hash of the one before."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apl_guard.audit.merkle import leaf_hash
+from apl_guard.audit.record import MAX_LINE, NO_PREVIOUS, Record
+from apl_guard.audit.writer import segment_name
+
+__all__ = ["Line", "Row"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One record where it stands."""
+
+    content: bytes
+    leaf: bytes
+    seq: int
+    segment: int
+    offset: int
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the log speaks about itself here."""
+        return b'"event":"audit.' in self.content[100:250]
+
+
+@dataclass
+class Row:
+    """Reads the records of a writer in order, up to the first that does not follow.
+
+    Args:
+        folder: The folder of segments.
+        writer: The writer.
+        numbers: Its segments.
+    """
+
+    folder: Path
+    writer: str
+    numbers: Sequence[int]
+    size: int = 0
+    """Records read so far."""
+    problem: str | None = None
+    """What is wrong where reading stopped."""
+    rest: list[dict[str, Any]] = field(default_factory=list)
+    """What follows the last record: segment, bytes and SHA-256, as in the record of a recovery."""
+    is_torn: bool = False
+    """Whether the rest looks like what a crash leaves."""
+    notes: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[Line]:
+        if not self.numbers or self.numbers[0] != 0:
+            self.problem = "its first segment is missing"
+            return
+        last = NO_PREVIOUS
+        position: int | None = 0
+        while position is not None:
+            number = self.numbers[position]
+            following, end, is_suspect = self._successor(position)
+            path = self.folder / segment_name(self.writer, number)
+            offset = 0
+            with path.open("rb") as stream:
+                while end is None or offset < end:
+                    line = stream.readline(MAX_LINE + 2)
+                    if not line:
+                        break
+                    if not line.endswith(b"\n") or (end is not None and offset + len(line) > end):
+                        self._stop(stream, number, offset, following, line)
+                        return
+                    content = line[:-1]
+                    wrong = self._check(content, last)
+                    if wrong is not None:
+                        self._stop(stream, number, offset, following, line, wrong)
+                        return
+                    leaf = leaf_hash(content)
+                    last = leaf.hex()
+                    self.size += 1
+                    yield Line(content, leaf, self.size - 1, number, offset)
+                    offset += len(line)
+                if end is not None and offset < end:
+                    self.problem = f"segment {number} was cut off at byte {offset} of {end}, record {self.size}"
+                    return
+                if end is not None and stream.read(1):
+                    if not is_suspect:
+                        self.problem = f"segment {number} goes on after its end at byte {end}"
+                        return
+                    self.notes.append(f"segment {number}: what follows byte {end} was never acknowledged")
+            if following is None:
+                self._leftover(position + 1)
+            position = following
+
+    def _check(self, content: bytes, last: str) -> str | None:
+        try:
+            writer, seq, prev = Record.head(content)
+        except ValueError as error:
+            return f"record {self.size}: {error}"
+        if writer != self.writer or seq != self.size:
+            return f"record {self.size}: in its place stands record {seq} of {writer}"
+        if prev != last:
+            return f"record {max(self.size - 1, 0)} is not the one that record {self.size} names as the one before"
+        return None
+
+    def _successor(self, position: int) -> tuple[int | None, int | None, bool]:
+        """The segment that goes on after this one, and where it says that this one ends."""
+        for later in range(position + 1, len(self.numbers)):
+            path = self.folder / segment_name(self.writer, self.numbers[later])
+            with path.open("rb") as stream:
+                line = stream.readline(MAX_LINE + 2)
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                previous = Record.parse(line[:-1]).fields["previous"]
+                if previous["segment"] == self.numbers[position]:
+                    return later, int(previous["bytes"]), previous["suspect"] is True
+            except (ValueError, KeyError, TypeError):
+                continue
+        return None, None, False
+
+    def _stop(
+        self, stream: Any, number: int, offset: int, following: int | None, line: bytes, wrong: str | None = None
+    ) -> None:
+        if following is not None:
+            self.problem = wrong or f"record {self.size} is cut off in the middle of the log"
+            return
+        rest = line + stream.read()
+        self.rest.append(_described(number, rest))
+        self.is_torn = wrong is None or b"\0" in rest
+        self.problem = None if self.is_torn else wrong
+        self._leftover(self.numbers.index(number) + 1)
+
+    def _leftover(self, position: int) -> None:
+        """Segments that no other goes on to: begun, and never brought to a first record."""
+        for number in self.numbers[position:]:
+            content = (self.folder / segment_name(self.writer, number)).read_bytes()
+            self.rest.append(_described(number, content))
+            if b"\n" in content and b"\0" not in content:
+                self.problem = self.problem or f"segment {number} does not go on from the one before"
+            else:
+                self.is_torn = True
+
+
+def _described(number: int, content: bytes) -> dict[str, Any]:
+    return {"segment": number, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -1,0 +1,241 @@
+"""Whether a log is what was written: its records, its checkpoints, and the copies that witnesses hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from apl_guard.audit.chain import Chain, read_chain, read_identity, read_keys, read_lines
+from apl_guard.audit.checkpoint import Identity
+from apl_guard.audit.durable import SEGMENTS
+from apl_guard.audit.merkle import Tree
+from apl_guard.audit.record import Record
+from apl_guard.audit.recover import is_alive, writers_in
+from apl_guard.audit.row import Row
+from apl_guard.errors import InvalidInput
+
+__all__ = ["Report", "Verdict", "verify_log"]
+
+
+class Verdict(StrEnum):
+    """What can be said about a log."""
+
+    VALID = "valid"
+    TAMPERED = "tampered"
+    TORN = "torn"
+    """Whole up to where a crash cut it; the next process that opens it records and seals that."""
+    UNVERIFIABLE = "unverifiable"
+    """Nothing speaks against it, but there is nothing to hold it against."""
+
+
+@dataclass
+class Report:
+    """What `verify_log` found."""
+
+    verdict: Verdict = Verdict.VALID
+    findings: list[str] = field(default_factory=list)
+    """What was changed, the first bad record of each writer first."""
+    torn: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    log: str | None = None
+    public_key: str | None = None
+    records: int = 0
+    sealed: int = 0
+    """Records under a checkpoint."""
+    witnessed: int = 0
+    """Records under a checkpoint that a witness holds too."""
+    checkpoints: int = 0
+    writers: int = 0
+    newest_checkpoint: str | None = None
+
+
+def verify_log(folder: Path, witnesses: Sequence[Path] = (), public_key: str | None = None) -> Report:
+    """Check everything about a log that can be checked. It may be in use meanwhile.
+
+    Args:
+        folder: The log.
+        witnesses: Folders that received its checkpoints.
+        public_key: Its public key, in hex, from where nobody could change it.
+
+    Raises:
+        InvalidInput: The folder holds no log.
+        OSError: A file cannot be read.
+    """
+    report = Report()
+    # In this order each of them is ahead of the one read before, even while the log is written.
+    copies = _copies(folder, witnesses, report)
+    identity = _identify(folder, copies, public_key, report)
+    if identity is None:
+        return _judge(report, has_witness=bool(copies))
+    report.log, report.public_key = identity.log, identity.root
+    copies = [copy for copy in copies if copy.name == identity.log]
+    chain, witnessed = _chain(folder, copies, identity, report)
+    report.checkpoints = len(chain.checkpoints)
+    report.newest_checkpoint = chain.checkpoints[-1].timestamp if chain.checkpoints else None
+    _check_rows(folder / SEGMENTS, chain, witnessed, report)
+    return _judge(report, has_witness=bool(copies) and witnessed > 0)
+
+
+def _judge(report: Report, *, has_witness: bool) -> Report:
+    if report.findings:
+        report.verdict = Verdict.TAMPERED
+    elif report.torn:
+        report.verdict = Verdict.TORN
+    elif not has_witness:
+        report.verdict = Verdict.UNVERIFIABLE
+    return report
+
+
+def _copies(folder: Path, witnesses: Sequence[Path], report: Report) -> list[Path]:
+    """The folders in which the witnesses keep what they have received."""
+    if not (folder / SEGMENTS).is_dir() and not (folder / "log.json").exists():
+        raise InvalidInput("holds no audit log; expected log.json and a folder of segments", where=folder)
+    found = []
+    for witness in witnesses:
+        if not witness.is_dir():
+            raise InvalidInput("there is no such folder", where=witness)
+        logs = sorted(entry for entry in witness.iterdir() if (entry / "log.json").exists())
+        if not logs:
+            report.notes.append(f"{witness} holds no checkpoints")
+        found += logs
+    return found
+
+
+def _identify(folder: Path, copies: list[Path], public_key: str | None, report: Report) -> Identity | None:
+    try:
+        identity = read_identity(folder)
+    except (OSError, ValueError) as error:
+        report.findings.append(f"log.json: {error if isinstance(error, ValueError) else error.strerror}")
+        return _known(copies[0], report) if len(copies) == 1 else None
+    if public_key is not None and public_key != identity.root:
+        report.findings.append(f"log.json: its public key is {identity.root}, expected {public_key}")
+    if copies and identity.log not in {copy.name for copy in copies}:
+        report.findings.append(f"log.json: the witness knows no log {identity.log}, so this is another one")
+    for copy in copies:
+        if copy.name == identity.log and (known := _known(copy, report)) not in {identity, None}:
+            report.findings.append("log.json: the witness knows this log by another public key")
+            return known
+    return identity
+
+
+def _known(copy: Path, report: Report) -> Identity | None:
+    try:
+        return read_identity(copy)
+    except ValueError as error:
+        report.findings.append(f"{copy / 'log.json'}: {error}")
+        return None
+
+
+def _chain(folder: Path, copies: list[Path], identity: Identity, report: Report) -> tuple[Chain, int]:
+    """The checkpoints that hold, and how many of them a witness has."""
+
+    def keys_of(generation: int, root: str) -> list[bytes] | None:
+        ours = read_keys([folder], generation, identity.epochs, root)
+        if ours is None:
+            report.findings.append(f"the public keys of generation {generation} are missing or changed")
+            return read_keys(copies, generation, identity.epochs, root)
+        return ours
+
+    kept: list[bytes] = []
+    for copy in copies:
+        lines, _ = read_lines(copy)
+        kept = max(kept, lines, key=len)
+    lines, rest = read_lines(folder)
+    if kept and kept != lines[: len(kept)]:
+        at = next((i for i, (a, b) in enumerate(zip(kept, lines, strict=False)) if a != b), min(len(kept), len(lines)))
+        here = "differs from" if at < len(lines) else "is missing, it is at"
+        report.findings.append(f"checkpoint {at} {here} the witness")
+        lines, rest = kept, b""
+    if rest:
+        report.torn.append(f"checkpoint {len(lines)} is cut off")
+    chain = read_chain(lines, identity, keys_of)
+    if chain.problem is not None:
+        report.findings.append(chain.problem)
+    return chain, len(kept)
+
+
+def _check_rows(segments: Path, chain: Chain, witnessed: int, report: Report) -> None:
+    present = writers_in(segments) if segments.is_dir() else {}
+    sealed: dict[str, dict[int, str]] = {}
+    closed = {checkpoint.writer for checkpoint in chain.checkpoints if checkpoint.closed}
+    newest_witnessed: dict[str, int] = {}
+    for checkpoint in chain.checkpoints:
+        sealed.setdefault(checkpoint.writer, {})[checkpoint.size] = checkpoint.root
+        if checkpoint.number < witnessed:
+            newest_witnessed[checkpoint.writer] = checkpoint.size
+    rows: list[Row] = []
+    recovered: dict[str, list[dict[str, Any]]] = {}
+    for writer in sorted(present.keys() | sealed.keys()):
+        report.writers += 1
+        row = Row(segments, writer, present.get(writer, []))
+        rows.append(row)
+        wrong = _hold_against(row, sealed.get(writer, {}), closed, recovered)
+        size = max(sealed.get(writer, {0: ""}))
+        if wrong is None and row.size < size:
+            # Seen first: what is missing was there when the checkpoint was made.
+            wrong = f"record {row.size} and what follows is missing, {size} are sealed" + (
+                f" ({row.problem})" if row.problem else ""
+            )
+        if wrong is not None:
+            report.findings.append(f"{writer}: {wrong}")
+            row.problem, row.rest = None, []
+        report.records += row.size
+        report.sealed += min(size, row.size)
+        report.witnessed += min(newest_witnessed.get(writer, 0), row.size)
+        report.notes += [f"{writer}: {note}" for note in row.notes]
+    for row in rows:
+        _judge_end(row, recovered.get(row.writer, []), row.writer in closed, report)
+        if row.writer not in sealed and row.writer in present:
+            _judge_unsealed(row, segments, present[row.writer], report)
+
+
+def _hold_against(
+    row: Row, sealed: dict[int, str], closed: set[str], recovered: dict[str, list[dict[str, Any]]]
+) -> str | None:
+    """Read all records of a writer; what is wrong with the first that no checkpoint agrees with."""
+    tree = Tree()
+    good = 0
+    for line in row:
+        tree.append(line.leaf)
+        if line.is_ours:
+            try:
+                fields = Record.parse(line.content).fields
+                if fields["event"] == "audit.recovery":
+                    recovered.setdefault(fields["dead_writer"], []).extend(fields["torn"])
+            except (ValueError, KeyError, TypeError):
+                return f"record {tree.size - 1} is none that a log writes about itself"
+        root = sealed.get(tree.size)
+        if root is not None:
+            if root != tree.root.hex():
+                return f"one of the records {good} to {tree.size - 1} is not the one that was sealed"
+            good = tree.size
+    if row.writer in closed and tree.size > max(sealed):
+        return f"record {max(sealed)} stands there after the writer was closed"
+    return None
+
+
+def _judge_end(row: Row, recovered: list[dict[str, Any]], is_closed: bool, report: Report) -> None:
+    """What stands after the last record is harmless where another process recorded it, else torn or worse."""
+    unexplained = [piece for piece in row.rest if piece not in recovered]
+    if row.rest and not unexplained:
+        report.notes.append(f"{row.writer}: what a crash left behind was recorded and set aside")
+    elif row.problem is not None:
+        report.findings.append(f"{row.writer}: {row.problem}")
+    elif unexplained and is_closed:
+        report.findings.append(f"{row.writer}: bytes were added after the writer was closed")
+    elif unexplained and _lives(row):
+        report.notes.append(f"{row.writer}: a record was being written just now")
+    elif unexplained:
+        report.torn.append(f"{row.writer}: record {row.size} is cut off")
+
+
+def _judge_unsealed(row: Row, segments: Path, numbers: list[int], report: Report) -> None:
+    if not is_alive(segments, row.writer, numbers) and row.size:
+        report.torn.append(f"{row.writer}: its process ended before its first checkpoint")
+
+
+def _lives(row: Row) -> bool:
+    return bool(row.numbers) and is_alive(row.folder, row.writer, list(row.numbers))

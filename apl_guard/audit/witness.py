@@ -1,0 +1,93 @@
+"""Another place that keeps the checkpoints, so that the log cannot be shortened or written anew unnoticed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from apl_guard.audit import disk
+from apl_guard.audit.checkpoint import Identity, key_file, log_file
+from apl_guard.errors import AuditUnavailable
+
+__all__ = ["Witness"]
+
+CHECKPOINTS = "checkpoints.jsonl"
+_CHUNK = 1 << 20
+
+
+class Witness:
+    """A folder, best on another machine, that receives each checkpoint.
+
+    It holds a copy of `checkpoints.jsonl` of each log, in a folder named after the log. Between two calls, the
+    copy is the beginning of the original, byte for byte; anything else means that one of them was changed.
+
+    Args:
+        folder: The folder. It is made if it is not there.
+        log: The folder of the log.
+        identity: The identity of the log.
+    """
+
+    def __init__(self, folder: Path, log: Path, identity: Identity) -> None:
+        self.folder = folder / identity.log
+        self._log = log
+        self._identity = identity
+        self._matched = 0  # the first bytes, of which it is known that they are the same on both sides
+        self._generations = 0
+
+    def update(self) -> None:
+        """Bring the copy up to date.
+
+        Raises:
+            OSError: It cannot be written.
+            AuditUnavailable: It is not the beginning of the original.
+        """
+        self._copy_public()
+        source, target = self._log / CHECKPOINTS, self.folder / CHECKPOINTS
+        there = target.stat().st_size if target.exists() else 0
+        if there < self._matched:
+            raise self._differs(f"has lost checkpoints: {there} bytes, there were {self._matched}")
+        if not source.exists():
+            if there:
+                raise self._differs("holds checkpoints, the log none")
+            return
+        with source.open("rb") as original:
+            if there > self._matched:
+                with target.open("rb") as copy:
+                    self._compare(original, copy, there)
+            original.seek(there)
+            while chunk := original.read(_CHUNK):
+                disk.append_through(target, chunk)
+                self._matched = there = there + len(chunk)
+
+    def _compare(self, original: BinaryIO, copy: BinaryIO, end: int) -> None:
+        at = self._matched
+        original.seek(at)
+        copy.seek(at)
+        while at < end:
+            ours, theirs = original.read(min(_CHUNK, end - at)), copy.read(min(_CHUNK, end - at))
+            if ours != theirs:
+                raise self._differs("holds checkpoints that the log does not: it was cut off, or goes on from a copy")
+            at += len(theirs)
+        self._matched = end
+
+    def _copy_public(self) -> None:
+        """The identity and the public keys, so that the copy can be checked on its own."""
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / log_file()).exists():
+            disk.append_through(self.folder / log_file(), self._identity.to_json())
+        while (source := self._log / key_file(self._generations)).exists():
+            target = self.folder / key_file(self._generations)
+            if not target.exists() or target.stat().st_size != source.stat().st_size:
+                temporary = target.with_name(f".{target.name}.{os.getpid()}")
+                temporary.unlink(missing_ok=True)
+                disk.append_through(temporary, source.read_bytes())
+                temporary.replace(target)
+            self._generations += 1
+
+    def _differs(self, how: str) -> AuditUnavailable:
+        return AuditUnavailable(
+            f"{self.folder}: the witness {how}; nothing is written until somebody has looked: "
+            f"apl-guard audit verify {self._log} --witness {self.folder.parent}"
+        )

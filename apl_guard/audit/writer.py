@@ -1,0 +1,314 @@
+"""One writer: a row of records in files of its own, each on disk before the call that wrote it goes on.
+
+Callers that write at the same moment share one write and one sync. The first of them does it for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apl_guard.audit import disk
+from apl_guard.audit.merkle import Tree, leaf_hash
+from apl_guard.audit.record import NO_PREVIOUS, encode_body, encode_line
+from apl_guard.errors import AuditUnavailable
+from apl_guard.storage import sync_folder
+
+__all__ = ["SEGMENT_BYTES", "Writer", "segment_name"]
+
+SEGMENT_BYTES = 64 << 20
+_MAX_NAMED = 10_000
+
+
+def segment_name(writer: str, number: int) -> str:
+    """Name of a file of records."""
+    return f"{writer}.{number:06d}.jsonl"
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is on disk for certain. Replaced as a whole, so that no interruption leaves half of a change."""
+
+    tree: Tree
+    last: str
+    """Hash of the last line, in hex."""
+    segment: int
+    length: int
+    """Bytes of the segment that count."""
+
+
+@dataclass
+class _Entry:
+    """A record on its way to the disk."""
+
+    body: bytes
+    event: str
+    decision: str | None
+    opens: bool
+    closes: bool
+    done: threading.Lock = field(default_factory=threading.Lock)
+    leads: bool = False
+    error: BaseException | None = None
+
+
+class Writer:
+    """Appends records.
+
+    Args:
+        folder: Where its segments go.
+        about: Fields of the first record of each segment, such as the process.
+        on_commit: Called with the number of records that are new on disk.
+        segment_bytes: A segment that has grown beyond this is followed by another.
+
+    Raises:
+        OSError: The first segment cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        about: Mapping[str, Any],
+        on_commit: Callable[[int], None] = lambda _: None,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        self.id = f"{int(time.time() * 1000) & (1 << 48) - 1:012x}{os.urandom(6).hex()}"
+        self._folder = folder
+        self._about = about
+        self._on_commit = on_commit
+        self._segment_bytes = segment_bytes
+        self._lock = threading.Lock()
+        self._waiting: list[_Entry] = []
+        self._has_leader = False
+        self._is_closed = False
+        self._state = _State(Tree(), NO_PREVIOUS, -1, 0)
+        self._is_suspect = False
+        self._handle: int | None = None
+        self._next_segment = 0
+        self._open: dict[str, None] = {}
+        self._refused: list[tuple[str, str | None]] = []
+        self._refused_count = 0
+        self._alive: int | None = None
+        self._write([])
+
+    @property
+    def durable(self) -> Tree:
+        """The tree over the records that are on disk."""
+        return self._state.tree
+
+    def append(
+        self,
+        event: str,
+        fields: Mapping[str, Any],
+        *,
+        decision: str | None = None,
+        opens: bool = False,
+        closes: bool = False,
+    ) -> None:
+        """Write a record, and return when it is on disk.
+
+        Args:
+            event: What happened.
+            fields: The rest of it.
+            decision: The id of the decision that it is about.
+            opens: Whether another record must follow for this decision.
+            closes: Whether it is that record.
+
+        Raises:
+            AuditUnavailable: It is not on disk for certain. That it is missing is recorded as soon as possible.
+        """
+        try:
+            entry = _Entry(encode_body(event, fields), event, decision, opens, closes)
+        except (ValueError, TypeError) as error:
+            raise AuditUnavailable(
+                f"the record cannot be written down ({type(error).__name__}), so there is no image"
+            ) from error
+        with self._lock:
+            if self._is_closed:
+                raise AuditUnavailable("the audit log is closed, so there is no image")
+            self._waiting.append(entry)
+            entry.leads = not self._has_leader
+            if entry.leads:
+                self._has_leader = True
+            else:
+                entry.done.acquire()
+        if not entry.leads:
+            self._wait(entry)
+        if entry.leads:
+            self._lead()
+        if entry.error is not None:
+            raise disk.unavailable(entry.error, self._folder) from entry.error
+
+    def close(self) -> Tree:
+        """Write the last record, and let go of the files.
+
+        Returns:
+            The tree over all records of this writer.
+        """
+        with contextlib.suppress(AuditUnavailable):  # what is on disk counts
+            self.append("audit.close", {"open": list(self._open)})
+        with self._lock:
+            self._is_closed = True
+        return self._state.tree
+
+    def release(self) -> None:
+        """Close the files, without writing. Other processes take it for dead from now on."""
+        self._is_closed = True
+        for handle in {self._handle, self._alive} - {None}:
+            with contextlib.suppress(OSError):
+                os.close(handle)  # type: ignore[arg-type]
+        self._handle = self._alive = None
+
+    def _wait(self, entry: _Entry) -> None:
+        try:
+            entry.done.acquire()
+        except BaseException:
+            # Such as Ctrl-C. A record that nobody has taken yet is not written; a lead must not be lost.
+            with self._lock:
+                if entry in self._waiting:
+                    self._waiting.remove(entry)
+                if entry.leads:
+                    self._pass_lead()
+            raise
+
+    def _lead(self) -> None:
+        """Write for everybody who waits, then pass the lead on to the first who came meanwhile."""
+        with self._lock:
+            batch, self._waiting = self._waiting, []
+        try:
+            self._commit(batch)
+        except BaseException as error:
+            self._give_up_segment()
+            for entry in batch:
+                entry.error = error
+            self._refuse(batch)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self._on_commit(len(batch))
+        finally:
+            with self._lock:
+                self._pass_lead()
+            for entry in batch:
+                if not entry.leads:
+                    entry.done.release()
+
+    def _pass_lead(self) -> None:
+        if self._waiting:
+            first = self._waiting[0]
+            first.leads = True
+            first.done.release()
+        else:
+            self._has_leader = False
+
+    def _commit(self, batch: list[_Entry]) -> None:
+        try:
+            self._write(batch)
+        except OSError:
+            # After a failed sync nothing is known about that file; what matters goes into a new one, once.
+            self._give_up_segment()
+            self._write(batch)
+
+    def _write(self, batch: list[_Entry]) -> None:
+        state = self._state
+        if self._handle is not None and state.length >= self._segment_bytes:
+            self._end_segment()
+        is_new = self._handle is None
+        tree, last = state.tree.copy(), state.last
+        lines: list[bytes] = []
+        bodies = [entry.body for entry in batch]
+        if is_new:
+            bodies[:0] = self._first_bodies()
+        for body in bodies:
+            line = encode_line(self.id, tree.size, last, body)
+            leaf = leaf_hash(line)
+            tree.append(leaf)
+            last = leaf.hex()
+            lines.append(line)
+        lines.append(b"")
+        content = b"\n".join(lines)
+        if is_new:
+            self._begin_segment(content)
+            self._state = _State(tree, last, self._next_segment - 1, len(content))
+            self._is_suspect = False
+            self._refused, self._refused_count = [], 0
+        else:
+            assert self._handle is not None
+            disk.write_all(self._handle, content)
+            disk.sync(self._handle)
+            self._state = _State(tree, last, state.segment, state.length + len(content))
+        for entry in batch:
+            if entry.decision is not None:
+                if entry.opens:
+                    self._open[entry.decision] = None
+                elif entry.closes:
+                    self._open.pop(entry.decision, None)
+
+    def _first_bodies(self) -> list[bytes]:
+        """The records that open a segment: where the one before ends, and what could not be written."""
+        state = self._state
+        previous = None
+        if state.segment >= 0:
+            previous = {
+                "segment": state.segment,
+                "bytes": state.length,
+                "suspect": self._is_suspect,
+            }
+        fields = {
+            **self._about,
+            "segment": self._next_segment,
+            "previous": previous,
+            "size": state.tree.size,
+            "peaks": [peak.hex() for peak in state.tree.peaks],
+            "open": list(self._open),
+        }
+        bodies = [encode_body("audit.segment", fields)]
+        if self._refused_count:
+            gap = {"refused": self._refused_count, "records": self._refused}
+            bodies.append(encode_body("audit.gap", gap))
+        return bodies
+
+    def _begin_segment(self, content: bytes) -> None:
+        path = self._folder / segment_name(self.id, self._next_segment)
+        self._next_segment += 1
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        handle = os.open(path, flags, 0o640)
+        try:
+            if not disk.try_lock(handle):
+                raise OSError(11, "somebody else holds the lock of a new file")
+            disk.write_all(handle, content)
+            disk.sync(handle)
+            sync_folder(self._folder)
+        except BaseException:
+            os.close(handle)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+        self._handle = handle
+        if self._alive is None:
+            self._alive = handle  # its lock tells others that this writer lives
+
+    def _end_segment(self) -> None:
+        if self._handle is not None and self._handle != self._alive:
+            with contextlib.suppress(OSError):
+                os.close(self._handle)
+        self._handle = None
+
+    def _give_up_segment(self) -> None:
+        if self._handle is not None:
+            self._is_suspect = True
+        self._end_segment()
+
+    def _refuse(self, batch: Iterable[_Entry]) -> None:
+        """Remember what could not be written, to say so in the next record that can."""
+        for entry in batch:
+            self._refused_count += 1
+            if entry.closes and entry.decision is not None:
+                self._open.pop(entry.decision, None)  # the gap record names it
+            if len(self._refused) < _MAX_NAMED:
+                self._refused.append((entry.event, entry.decision))

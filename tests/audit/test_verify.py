@@ -1,0 +1,164 @@
+"""What `verify` says: valid, tampered, torn, or that it cannot tell."""
+
+import json
+import random
+import shutil
+import sys
+
+import mutants
+import pytest
+from logs import TORTURE, call, make_log
+
+from apl_guard import cli
+from apl_guard.audit.durable import DurableLog, LogOptions
+from apl_guard.audit.verify import Verdict, verify_log
+
+MUTANTS = 10_000 if TORTURE else 220
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run the program in this process; its exit code and output."""
+
+    def go(*arguments):
+        monkeypatch.setattr(sys, "argv", ["apl-guard", "audit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code or 0, capsys.readouterr()
+
+    return go
+
+
+class TestExitCodes:
+    """A verifier that says "ok" when it failed is worse than none."""
+
+    def test_0_valid(self, run, copy):
+        """A whole log against its witness; the public key may be given too."""
+        log, witness = copy
+        key = json.loads((log / "log.json").read_text())["root"]
+
+        assert run("verify", log, "--witness", witness)[0] == 0
+        assert run("verify", log, "--witness", witness, "--public-key", key)[0] == 0
+        assert run("verify", log, "--witness", witness, "--public-key", log / "log.json")[0] == 0
+
+    def test_1_tampered_names_the_first_bad_record(self, run, copy):
+        """By writer and number."""
+        log, witness = copy
+        segment = sorted((log / "segments").iterdir())[0]
+        segment.write_bytes(segment.read_bytes().replace(b"anonymize", b"allowance", 1))
+
+        code, captured = run("verify", log, "--witness", witness, "--json")
+
+        assert code == 1
+        (finding,) = json.loads(captured.out)["findings"]
+        assert segment.name.split(".")[0] in finding
+        assert "record 1 " in finding
+
+    def test_1_another_public_key(self, run, copy):
+        """Than the one that the verifier knows."""
+        assert run("verify", copy[0], "--witness", copy[1], "--public-key", "0" * 64)[0] == 1
+
+    def test_2_torn(self, run, folders):
+        """A half record after the last checkpoint, as a crash leaves it."""
+        log, witness = folders
+        make_log(log, witness, calls=3, writers=1)
+        open_log = DurableLog(log, [witness])
+        call(open_log, 0)
+        open_log.leave()  # as if its process had died
+        segment = sorted((log / "segments").iterdir())[-1]
+        with segment.open("ab") as stream:
+            stream.write(b'{"writer":"')
+
+        code, captured = run("verify", log, "--witness", witness)
+
+        assert code == 2
+        assert "torn" in captured.out
+
+    def test_2_ends_with_the_next_start(self, run, folders):
+        """The next process records what was torn and seals the rest."""
+        self.test_2_torn(run, folders)
+        log, witness = folders
+        DurableLog(log, [witness]).close()
+
+        code, captured = run("verify", log, "--witness", witness)
+
+        assert code == 0
+        assert "recorded and set aside" in captured.out
+
+    def test_3_without_a_witness(self, run, copy):
+        """However whole the log looks."""
+        code, captured = run("verify", copy[0])
+
+        assert code == 3
+        assert "written anew" in captured.out
+
+    def test_3_with_an_empty_witness(self, run, copy, tmp_path):
+        """Which has nothing to hold it against."""
+        (tmp_path / "empty").mkdir()
+
+        assert run("verify", copy[0], "--witness", tmp_path / "empty")[0] == 3
+
+    @pytest.mark.parametrize(
+        "arguments", [["verify"], ["verify", "no-such-folder"], ["verify", "--no-such-option"], ["verify", "."]]
+    )
+    def test_4_usage(self, run, arguments, tmp_path, monkeypatch):
+        """No log, no such folder, no such option: nothing that could be mistaken for a verdict."""
+        monkeypatch.chdir(tmp_path)
+
+        assert run(*arguments)[0] == 4
+
+    def test_4_wrong_options(self, run, copy):
+        """A witness that is not there, a key that is none."""
+        assert run("verify", copy[0], "--witness", copy[0] / "nothing")[0] == 4
+        assert run("verify", copy[0], "--public-key", "nothing")[0] == 4
+
+
+def test_every_mutant_is_found(whole, tmp_path):
+    """Edits, deletions, swaps, insertions, truncations, re-forged chains and forks of what is under a checkpoint."""
+    chance = random.Random(20_261_124)
+    missed = []
+    counts = dict.fromkeys(mutants.KINDS, 0)
+    for number in range(MUTANTS):
+        kind = mutants.KINDS[number % len(mutants.KINDS)]
+        shutil.rmtree(tmp_path / "log", ignore_errors=True)
+        shutil.copytree(whole / "log", tmp_path / "log")
+        what = mutants.mutate(tmp_path / "log", kind, chance)
+        counts[kind] += 1
+        if verify_log(tmp_path / "log", [whole / "witness"]).verdict != Verdict.TAMPERED:
+            missed.append((kind, what))
+
+    assert missed == []
+    assert all(counts.values())
+
+
+def test_a_log_in_use_is_valid_at_any_moment(folders):
+    """Verification does not disturb the writer, nor the writer the verification."""
+    import threading
+
+    log, witness = folders
+    options = LogOptions(
+        checkpoint_seconds=0.01, checkpoint_records=8, segment_bytes=3000, epochs=8, epoch_seconds=0.05
+    )
+    durable = DurableLog(log, [witness], options=options)
+    stop = threading.Event()
+
+    def write():
+        number = 0
+        while not stop.is_set():
+            call(durable, number)
+            number += 1
+
+    threads = [threading.Thread(target=write) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(100 if TORTURE else 15):
+            report = verify_log(log, [witness])
+            assert report.verdict == Verdict.VALID, report
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+        durable.close()
+    report = verify_log(log, [witness])
+    assert (report.verdict, report.records) == (Verdict.VALID, report.witnessed)
