@@ -37,6 +37,7 @@ from apl_guard.tensorfile import (
     printable,
     read_file,
 )
+from apl_guard.traits import Traits
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -52,7 +53,8 @@ _METADATA_KEY = "apl_guard"
 _DIGEST_KEY = "apl_guard_digest"
 _MAX_METADATA_BYTES = 24 << 10  # each quote in it takes two bytes in the header
 
-Slot = Annotated[str, Field(pattern=r"^text_encoder(_[2-9])?$")]
+# A pipe inside a pipe puts words in front, such as `prior_text_encoder`.
+Slot = Annotated[str, Field(pattern=r"^([a-z]{1,16}_){0,3}text_encoder(_[2-9])?$")]
 
 
 class PrefixMetadata(BaseModel):
@@ -69,6 +71,8 @@ class PrefixMetadata(BaseModel):
     """Slot → width of its vectors."""
     fingerprints: dict[Slot, Fingerprint]
     """Slot → the text encoder and tokenizer that the vectors were trained with."""
+    traits: dict[Slot, Traits] = Field(default_factory=dict)
+    """Slot → what else that text encoder is known by. Empty where the trainer did not take them."""
     config_digest: str = ""
     """Digest of the training configuration."""
     evaluation: dict[str, JsonValue] = Field(default_factory=dict)
@@ -81,6 +85,8 @@ class PrefixMetadata(BaseModel):
             raise ValueError("widths: expected at least one text encoder, found none")
         if self.widths.keys() != self.fingerprints.keys():
             raise ValueError(f"widths are for {sorted(self.widths)}, fingerprints for {sorted(self.fingerprints)}")
+        if self.traits and self.traits.keys() != self.widths.keys():
+            raise ValueError(f"widths are for {sorted(self.widths)}, traits for {sorted(self.traits)}")
         # So that nothing is ever written that could not be read again. The rest of a header is small.
         try:
             size = len(self.canonical_json())
@@ -92,7 +98,10 @@ class PrefixMetadata(BaseModel):
 
     def canonical_json(self) -> str:
         """The one text that stands for these values in the file and in the digest."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        # Without what a prefix need not have, so that a file from before there was such a thing keeps its digest.
+        absent = set() if self.traits else {"traits"}
+        fields = self.model_dump(mode="json", exclude=absent)
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 class Prefix:

@@ -11,6 +11,7 @@ from typing import Any
 
 from apl_guard.fingerprint import fingerprint
 from apl_guard.prefix import Prefix, PrefixMetadata
+from apl_guard.traits import traits_of
 
 __all__ = ["random_prefix", "tiny_pipe", "tiny_tokenizer"]
 
@@ -123,6 +124,7 @@ def random_prefix(pipe: Any, n: int = 10, seed: int = 0, name: str = "random") -
         n=n,
         widths={"text_encoder": width},
         fingerprints={"text_encoder": fingerprint(pipe.text_encoder, pipe.tokenizer)},
+        traits={"text_encoder": traits_of(pipe.text_encoder, pipe.tokenizer)},
         created=datetime.now(UTC),
     )
     return Prefix({"text_encoder": vectors}, metadata)

@@ -20,6 +20,7 @@ from apl_guard.trainer.card import Card, write_card
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data import Data
 from apl_guard.trainer.history import History
+from apl_guard.traits import traits_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,6 +74,7 @@ def as_prefix(pipe: Any, config: TrainConfig, result: TrainResult) -> Prefix:
         n=config.n_vectors,
         widths={slot: result.vectors.shape[1]},
         fingerprints={slot: fingerprint(pipe.text_encoder, pipe.tokenizer)},
+        traits={slot: traits_of(pipe.text_encoder, pipe.tokenizer)},
         config_digest=config.digest,
         evaluation={
             "gap_closed": result.measurement.gap_closed,

@@ -1,0 +1,92 @@
+"""Whether a prefix fits the text encoders of a pipe, and what to say where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from apl_guard.acceptance import Acceptance, Match
+from apl_guard.errors import PrefixNotFound
+from apl_guard.fingerprint import Fingerprint
+from apl_guard.prefix import Prefix, PrefixMetadata
+from apl_guard.traits import Likeness, Tier
+
+if TYPE_CHECKING:
+    from apl_guard.backend import Backend
+
+__all__ = ["Fit", "fit", "misfit"]
+
+_TRAIN = "train one for it with: apl-guard train --model MODEL --identities people.yaml --output PREFIX"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A prefix that may be put in front, and how well it fits."""
+
+    prefix: Prefix
+    tier: Tier
+    """That of the slot that fits worst."""
+    why: str
+
+
+def misfit(
+    metadata: PrefixMetadata, fingerprints: Mapping[str, Fingerprint], acceptance: Acceptance
+) -> str | None:
+    """What speaks against a prefix, whatever the encoders are: slots that one has and the other lacks."""
+    has, carries = set(metadata.widths), set(fingerprints)
+    if lacking := acceptance.lacking(has, carries):
+        return (
+            f"has no vectors for {_listed(lacking)}, which the prompt goes through as well; if the others suffice, "
+            f"list them in the policy: prefix: {{slots: {_listed(has & carries)}}}"
+        )
+    if extra := has - carries:
+        return f"has vectors for {_listed(extra)}, which this pipe has not"
+    return None
+
+
+def fit(prefix: Prefix, fingerprints: Mapping[str, Fingerprint], backend: Backend, acceptance: Acceptance) -> Fit:
+    """Make sure that a prefix fits the text encoders that are in the pipe now.
+
+    Args:
+        prefix: The prefix.
+        fingerprints: Slot → fingerprint of the text encoder that is in the pipe now.
+        backend: Is asked to compare where fingerprints differ and the policy accepts what is compatible.
+        acceptance: How close is close enough.
+
+    Raises:
+        PrefixNotFound: It does not fit. The message says why, and what would have to change.
+    """
+    metadata = prefix.metadata
+    if problem := misfit(metadata, fingerprints, acceptance):
+        raise PrefixNotFound(f"prefix '{metadata.name}' {problem}", fingerprint=_first(fingerprints))
+    differing = [slot for slot, made_for in metadata.fingerprints.items() if fingerprints[slot] != made_for]
+    if not differing:
+        return Fit(prefix, Tier.EXACT, "equal weights and tokenizer")
+    slot = differing[0]
+    found = (
+        f"prefix '{metadata.name}' was made for {metadata.fingerprints[slot].key}, but {slot} of this pipe is "
+        f"{fingerprints[slot].key}"
+    )
+    likeness: Mapping[str, Likeness] = backend.likeness(prefix) if metadata.traits else {}
+    worst = [(slot, likeness[slot]) for slot in differing if slot in likeness]
+    bad = [(slot, like) for slot, like in worst if like.tier not in (Tier.EXACT, Tier.COMPATIBLE)]
+    if len(worst) < len(differing) or bad:
+        reason = "; ".join(f"{slot}: {like.why}" for slot, like in bad) or "it holds nothing else to compare by"
+        raise PrefixNotFound(f"{found} ({reason}); {_TRAIN}", fingerprint=fingerprints[slot])
+    why = "; ".join(f"{slot}: {like.why}" for slot, like in worst)
+    if acceptance.match != Match.COMPATIBLE:
+        raise PrefixNotFound(
+            f"{found}, which is compatible ({why}); the policy asks for an exact match, and would accept this one "
+            "with the field prefix: {match: compatible}",
+            fingerprint=fingerprints[slot],
+        )
+    return Fit(prefix, Tier.COMPATIBLE, why)
+
+
+def _listed(slots: set[str]) -> str:
+    return "[" + ", ".join(sorted(slots)) + "]"
+
+
+def _first(fingerprints: Mapping[str, Fingerprint]) -> Fingerprint | None:
+    return next(iter(fingerprints.values()), None)

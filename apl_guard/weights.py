@@ -1,0 +1,224 @@
+"""The weights of a text encoder: under which names, whether they have changed, and their digests.
+
+A digest reads every weight, which takes seconds for a large encoder. So what was computed is kept with the
+encoder for as long as `remembered` finds its weights unchanged, which takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from apl_guard.errors import ModelInvalid
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+__all__ = [
+    "Memory",
+    "adapters_in",
+    "digest_of",
+    "largest_norm",
+    "projection_of",
+    "remembered",
+    "table_name",
+    "weights_of",
+]
+
+_SAMPLES_PER_TENSOR = 256
+_ADAPTER = ("lora_", "adapter_", "hada_", "lokr_", "oft_", "ia3_")
+
+T = TypeVar("T")
+
+
+def weights_of(text_encoder: nn.Module) -> dict[str, Tensor]:
+    """The tensors that make up a text encoder, by names that every version of transformers agrees on, sorted.
+
+    Left out are the projection, which not every pipeline uses, and what loaded adapters added.
+
+    Raises:
+        ModelInvalid: Some are not in memory.
+    """
+    return {name: tensor for name, tensor in _named(text_encoder) if not _is_aside(name)}
+
+
+def adapters_in(text_encoder: nn.Module) -> dict[str, Tensor]:
+    """The tensors that adapters such as LoRA put into a text encoder, by name, sorted.
+
+    Example:
+        >>> from torch import nn
+        >>> adapters_in(nn.Embedding(3, 2))
+        {}
+    """
+    return {name: tensor for name, tensor in _named(text_encoder) if _is_adapter(name)}
+
+
+def projection_of(text_encoder: nn.Module) -> dict[str, Tensor]:
+    """The tensors of the projection that some pipelines use and others do not, by name."""
+    return {name: tensor for name, tensor in _named(text_encoder) if name.startswith("text_projection")}
+
+
+def _is_adapter(name: str) -> bool:
+    return any(part.startswith(_ADAPTER) for part in name.split("."))
+
+
+def _is_aside(name: str) -> bool:
+    return _is_adapter(name) or name.startswith("text_projection")
+
+
+def _named(text_encoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    found: dict[str, Tensor] = {}
+    offloaded = _offloaded(text_encoder)
+    for name, tensor in text_encoder.state_dict(keep_vars=True).items():
+        tensor = offloaded.get(name, tensor)
+        if tensor.is_meta:
+            raise ModelInvalid(
+                f"weight '{name}' of the text encoder is not in memory, so nobody can tell which encoder it is; "
+                "load it, or offload it with accelerate",
+            )
+        # position_ids is a constant that some versions save.
+        if not name.endswith("position_ids"):
+            found[canonical_name(name)] = tensor
+    # One table under two names, which some versions save once and others twice: the last name counts.
+    last = {id(found[name]): name for name in sorted(found)}
+    for name in sorted(found):
+        if last[id(found[name])] == name:
+            yield name, found[name]
+
+
+def canonical_name(name: str) -> str:
+    """The name of a weight without what compilers, adapters and older formats put around it.
+
+    Example:
+        >>> canonical_name("_orig_mod.text_model.encoder.layers.0.mlp.fc1.base_layer.weight")
+        'encoder.layers.0.mlp.fc1.weight'
+    """
+    name = name.replace("_orig_mod.", "").replace(".base_layer.", ".")
+    name = name.removeprefix("cond_stage_model.").removeprefix("transformer.text_model.")
+    return name.removeprefix("text_model.")
+
+
+def _offloaded(text_encoder: nn.Module) -> dict[str, Tensor]:
+    """Where accelerate keeps the weights of layers that it loads for one moment each."""
+    found: dict[str, Tensor] = {}
+    for name, module in text_encoder.named_modules():
+        hook: Any = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            kept = getattr(one, "weights_map", None)
+            if kept is None or not getattr(one, "offload", False):
+                continue
+            for own in [key for key, _ in module.named_parameters(recurse=False)]:
+                found[f"{name}.{own}" if name else own] = kept[own]
+    return found
+
+
+def table_name(text_encoder: nn.Module) -> str:
+    """The canonical name of the token embedding's table.
+
+    Raises:
+        ModelInvalid: There is none.
+    """
+    encoder: Any = text_encoder
+    table = encoder.get_input_embeddings()
+    for name, module in text_encoder.named_modules():
+        if module is table:
+            # Under the name that `weights_of` gives it, where the table has two.
+            weight = _offloaded(text_encoder).get(f"{name}.weight", table.weight)
+            named = {id(tensor): key for key, tensor in weights_of(text_encoder).items()}
+            return named.get(id(weight), canonical_name(f"{name}.weight"))
+    raise ModelInvalid("the text encoder has no token embedding", where=type(text_encoder).__name__)
+
+
+def digest_of(
+    weights: dict[str, Tensor], rounded: torch.dtype, *, start: str, rows: dict[str, int] | None = None
+) -> str:
+    """SHA-256 over names, shapes and values, in hex.
+
+    Args:
+        weights: From `weights_of`.
+        rounded: float16, in which copies in float32 and float16 agree; or bfloat16, in which copies in bfloat16
+            agree with both.
+        start: What the digest is of, and whatever else shall count.
+        rows: Name → how many rows of that tensor count; all unless given.
+    """
+    import torch
+
+    digest = hashlib.sha256(start.encode())
+    with torch.no_grad():
+        for name in sorted(weights):
+            tensor = weights[name].detach()
+            tensor = tensor[: rows[name]] if rows and name in rows else tensor
+            tensor = tensor.to("cpu", rounded).contiguous()
+            digest.update(json.dumps([name, list(tensor.shape)]).encode())
+            digest.update(tensor.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What was computed of weights that have not changed since."""
+
+    stamp: object
+    tensors: tuple[weakref.ref[Tensor], ...]
+    values: dict[Hashable, Any] = field(default_factory=dict)
+
+    def get(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """What is kept under a key; computed the first time."""
+        if key not in self.values:
+            self.values[key] = compute()
+        value: T = self.values[key]
+        return value
+
+
+_lock = threading.Lock()
+_memories: weakref.WeakKeyDictionary[nn.Module, Memory] = weakref.WeakKeyDictionary()
+
+
+def remembered(text_encoder: nn.Module) -> Memory:
+    """What is known about a text encoder; nothing, if its weights or adapters changed since the last time.
+
+    A change is noticed by the tensor objects, their versions, and a sample of 256 values of each. Moving the
+    encoder to another device, as offloading does in every call, is no change.
+
+    Raises:
+        ModelInvalid: Weights are not in memory.
+    """
+    import torch
+
+    places: list[tuple[object, ...]] = []
+    samples: list[Tensor] = []
+    tensors: list[Tensor] = []
+    with torch.no_grad():
+        for name, tensor in _named(text_encoder):
+            version = 0 if tensor.is_inference() else tensor._version
+            places.append((name, tensor.shape, tensor.dtype, version))
+            flat = tensor.detach().reshape(-1)
+            samples.append(flat[:: max(1, flat.numel() // _SAMPLES_PER_TENSOR)].float())
+            tensors.append(tensor)
+        # Joined before it leaves the device: one transfer instead of one for each tensor.
+        sample = torch.cat([s.to(samples[0].device) for s in samples]).cpu().numpy().tobytes() if samples else b""
+    stamp = (tuple(places), hashlib.sha256(sample).digest())
+    with _lock:
+        known = _memories.get(text_encoder)
+    if known is not None and known.stamp == stamp and all(a() is b for a, b in zip(known.tensors, tensors, strict=True)):
+        return known
+    memory = Memory(stamp, tuple(weakref.ref(tensor) for tensor in tensors))
+    with _lock:
+        _memories[text_encoder] = memory
+    return memory
+
+
+def largest_norm(text_encoder: nn.Module) -> float:
+    """The largest norm of a row of the token embedding."""
+
+    def compute() -> float:
+        table = weights_of(text_encoder)[table_name(text_encoder)].detach()
+        return float(max(part.float().norm(dim=1).max() for part in table.split(1 << 14)))
+
+    return remembered(text_encoder).get("largest norm", compute)
