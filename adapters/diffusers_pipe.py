@@ -25,6 +25,8 @@ from apl_guard.errors import GuardUnavailable, InvalidInput
 from apl_guard.fingerprint import Fingerprint, fingerprint
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest, texts
+from apl_guard.traits import Likeness, compare
+from apl_guard.weights import largest_norm
 
 from .diffusers_load import load_pipe
 from .inject import injected
@@ -152,8 +154,19 @@ class DiffusersAdapter:
             raise GuardUnavailable("the pipe has no text encoder or no tokenizer; a prefix needs both")
         return {_SLOT: fingerprint(text_encoder, self._pipe.tokenizer)}
 
+    def likeness(self, prefix: Prefix) -> Mapping[str, Likeness]:
+        """Slot → how close the text encoder in it is to the one that this prefix was trained with."""
+        made_for, traits = prefix.metadata.fingerprints, prefix.metadata.traits
+        text_encoder, tokenizer = self._pipe.text_encoder, self._pipe.tokenizer
+        return {_SLOT: compare(made_for[_SLOT], traits.get(_SLOT), text_encoder, tokenizer)}
+
     def check_prefix(self, prefix: Prefix) -> None:
-        """Nothing to ask beforehand: each call checks what the text encoder received."""
+        """Whether the vectors are of the size of token embeddings. Each call checks what the encoder received.
+
+        Raises:
+            PrefixInvalid: They are far larger.
+        """
+        prefix.check_norms(_SLOT, largest_norm(self._pipe.text_encoder))
 
     def generate(self, request: GenerationRequest, prefix: Prefix | None) -> Generation:
         """Generate, with the prefix in front of every prompt of this call only.

@@ -19,6 +19,7 @@ from apl_guard.request import GenerationRequest
 
 if TYPE_CHECKING:
     from apl_guard.prefix import Prefix
+    from apl_guard.traits import Likeness
 
 __all__ = ["Backend", "Generation", "Receipt", "adapter_for"]
 
@@ -68,10 +69,17 @@ class Backend(Protocol):
         None where its weights are out of reach, so that the prefix has to be named by the platform.
         """
 
+    def likeness(self, prefix: Prefix) -> Mapping[str, Likeness]:
+        """Slot → how close the text encoder in it is to the one that this prefix was trained with.
+
+        Asked only where `fingerprints` gave some.
+        """
+
     def check_prefix(self, prefix: Prefix) -> None:
-        """Make sure that this prefix can be put in front, before the first call.
+        """Make sure that this prefix can be put in front, before the first call with it.
 
         Raises:
+            PrefixInvalid: Its vectors are far larger than the token embeddings of the text encoder.
             PrefixNotApplied: It cannot.
         """
 

@@ -14,6 +14,7 @@ from apl_guard.backend import Backend, Generation
 from apl_guard.context import current_context
 from apl_guard.decision import Decision, Reason, decide
 from apl_guard.errors import AplGuardError, GuardUnavailable, PolicyBlocked, PrefixNotApplied
+from apl_guard.fit import Fit
 from apl_guard.metrics import Metrics
 from apl_guard.policy import Action, Policy
 from apl_guard.prefix import Prefix
@@ -54,7 +55,7 @@ class Call:
         policy: Policy,
         audit: AuditLog,
         metrics: Metrics,
-        find_prefix: Callable[[str | None], Prefix],
+        find_prefix: Callable[[str | None], Fit],
         started: float,
     ) -> None:
         self._request = request
@@ -65,6 +66,7 @@ class Call:
         self._find_prefix = find_prefix
         self._started = started
         self._generation_seconds: float | None = None
+        self._fit: Fit | None = None
         self._prefix: Prefix | None = None
         self._in_front: Prefix | None = None
         """As much of the prefix as the policy asks for."""
@@ -94,7 +96,8 @@ class Call:
             raise PolicyBlocked(_explain(self._decision), decision=self._decision)
         try:
             if self._decision.prefixed:
-                self._prefix = self._find_prefix(self._decision.prefix)
+                self._fit = self._find_prefix(self._decision.prefix)
+                self._prefix = self._fit.prefix
                 self._in_front = self._prefix.first(self._decision.rows(self._prefix.n))
             self._request = self._request.saying(self._decision.texts)
         except Exception as error:
@@ -149,6 +152,7 @@ class Call:
             images=generation.images if generation is not None and result == "passed" else 0,
             prefix=prefix.metadata.name if prefix is not None else None,
             prefix_digest=prefix.digest if prefix is not None else None,
+            prefix_match=self._fit.tier.value if self._fit is not None else None,
             prefix_rows=dict(generation.receipt.prefix_rows) if generation is not None else {},
             tokens_cut=dict(generation.receipt.tokens_cut) if generation is not None else {},
             error=type(error).__name__ if error is not None else None,

@@ -69,9 +69,11 @@ class GuardUnavailable(AplGuardError):
 class PrefixNotFound(GuardUnavailable):
     """No prefix belongs to the text encoder of this pipe."""
 
-    def __init__(self, message: str, *, fingerprint: Fingerprint | None) -> None:
+    def __init__(self, message: str, *, fingerprint: Fingerprint | None, near: bool = False) -> None:
         super().__init__(message)
         self.fingerprint = fingerprint
+        self.near = near
+        """Whether one would fit if the policy accepted it."""
 
 
 class PrefixNotApplied(GuardUnavailable):

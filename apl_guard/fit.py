@@ -30,15 +30,13 @@ class Fit:
     why: str
 
 
-def misfit(
-    metadata: PrefixMetadata, fingerprints: Mapping[str, Fingerprint], acceptance: Acceptance
-) -> str | None:
+def misfit(metadata: PrefixMetadata, fingerprints: Mapping[str, Fingerprint], acceptance: Acceptance) -> str | None:
     """What speaks against a prefix, whatever the encoders are: slots that one has and the other lacks."""
     has, carries = set(metadata.widths), set(fingerprints)
     if lacking := acceptance.lacking(has, carries):
         return (
             f"has no vectors for {_listed(lacking)}, which the prompt goes through as well; if the others suffice, "
-            f"list them in the policy: prefix: {{slots: {_listed(has & carries)}}}"
+            f"list them in the policy: `spec: {{prefix: {{slots: {_listed(has & carries)}}}}}`"
         )
     if extra := has - carries:
         return f"has vectors for {_listed(extra)}, which this pipe has not"
@@ -59,29 +57,37 @@ def fit(prefix: Prefix, fingerprints: Mapping[str, Fingerprint], backend: Backen
     """
     metadata = prefix.metadata
     if problem := misfit(metadata, fingerprints, acceptance):
-        raise PrefixNotFound(f"prefix '{metadata.name}' {problem}", fingerprint=_first(fingerprints))
-    differing = [slot for slot, made_for in metadata.fingerprints.items() if fingerprints[slot] != made_for]
-    if not differing:
+        near = any(made_for == fingerprints.get(slot) for slot, made_for in metadata.fingerprints.items())
+        raise PrefixNotFound(f"prefix '{metadata.name}' {problem}", fingerprint=_first(fingerprints), near=near)
+    # A projection is no part of a fingerprint, because many pipelines do not use theirs.
+    asked = {
+        slot
+        for slot, made_for in metadata.fingerprints.items()
+        if fingerprints[slot] != made_for or (metadata.traits and metadata.traits[slot].projection)
+    }
+    if not asked:
         return Fit(prefix, Tier.EXACT, "equal weights and tokenizer")
-    slot = differing[0]
-    found = (
+    nothing = Likeness(Tier.UNKNOWN, "another fingerprint, and the prefix holds nothing else to compare by")
+    likeness = backend.likeness(prefix) if metadata.traits else {}
+    found = {slot: likeness.get(slot, nothing) for slot in sorted(asked)}
+    slot = max(found, key=lambda slot: list(Tier).index(found[slot].tier))
+    worst = found[slot]
+    if worst.tier == Tier.EXACT:
+        return Fit(prefix, worst.tier, worst.why)
+    differs = (
         f"prefix '{metadata.name}' was made for {metadata.fingerprints[slot].key}, but {slot} of this pipe is "
         f"{fingerprints[slot].key}"
     )
-    likeness: Mapping[str, Likeness] = backend.likeness(prefix) if metadata.traits else {}
-    worst = [(slot, likeness[slot]) for slot in differing if slot in likeness]
-    bad = [(slot, like) for slot, like in worst if like.tier not in (Tier.EXACT, Tier.COMPATIBLE)]
-    if len(worst) < len(differing) or bad:
-        reason = "; ".join(f"{slot}: {like.why}" for slot, like in bad) or "it holds nothing else to compare by"
-        raise PrefixNotFound(f"{found} ({reason}); {_TRAIN}", fingerprint=fingerprints[slot])
-    why = "; ".join(f"{slot}: {like.why}" for slot, like in worst)
+    if worst.tier != Tier.COMPATIBLE:
+        raise PrefixNotFound(f"{differs} ({worst.why}); {_TRAIN}", fingerprint=fingerprints[slot])
     if acceptance.match != Match.COMPATIBLE:
         raise PrefixNotFound(
-            f"{found}, which is compatible ({why}); the policy asks for an exact match, and would accept this one "
-            "with the field prefix: {match: compatible}",
+            f"{differs}, which is compatible ({worst.why}); the policy asks for an exact match, and would accept this "
+            "one with `spec: {prefix: {match: compatible}}`",
             fingerprint=fingerprints[slot],
+            near=True,
         )
-    return Fit(prefix, Tier.COMPATIBLE, why)
+    return Fit(prefix, worst.tier, f"{slot}: {worst.why}")
 
 
 def _listed(slots: set[str]) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry, start_http_server
 
@@ -23,14 +23,13 @@ from apl_guard.backend import adapter_for
 from apl_guard.call import Call, Guarded, refuse
 from apl_guard.context import Context, calling_for, current_context
 from apl_guard.decision import Decision, decide
-from apl_guard.errors import InvalidInput, PrefixNotFound
+from apl_guard.errors import InvalidInput
+from apl_guard.finder import PrefixFinder
+from apl_guard.fit import Fit
 from apl_guard.metrics import Metrics
 from apl_guard.policy import Mode, Policy
 from apl_guard.prefix import Prefix
 from apl_guard.registry import PrefixRegistry
-
-if TYPE_CHECKING:
-    from apl_guard.fingerprint import Fingerprint
 
 __all__ = ["Guard", "Guarded", "MetricsServer"]
 
@@ -81,17 +80,18 @@ class Guard:
         own: dict[str, Any] = {
             "_backend": adapter_for(pipe),
             "_policy": policy if isinstance(policy, Policy) else Policy.load(policy),
-            "_prefix": Prefix.load(prefix) if isinstance(prefix, str | Path) else prefix,
-            "_registry": registry if isinstance(registry, PrefixRegistry) else PrefixRegistry(registry),
             "_audit": audit if isinstance(audit, AuditLog) else AuditLog(audit, witness=audit_witness),
             "_metrics_registry": metrics_registry or CollectorRegistry(),
         }
+        given = Prefix.load(prefix) if isinstance(prefix, str | Path) else prefix
+        registry = registry if isinstance(registry, PrefixRegistry) else PrefixRegistry(registry)
+        own["_finder"] = PrefixFinder(own["_backend"], registry, given)
         own["_metrics"] = Metrics.on(own["_metrics_registry"])
         self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
         if self._policy.mode == Mode.ENFORCE and self._backend.carries_prefix:
             # So that a missing prefix shows when the service starts.
             for name in self._policy.prefixes:
-                self._backend.check_prefix(self._find_prefix(name))
+                self._find_prefix(name)
 
     @property
     def policy(self) -> Policy:
@@ -184,44 +184,10 @@ class Guard:
 
         return call
 
-    def _find_prefix(self, name: str | None) -> Prefix:
+    def _find_prefix(self, name: str | None) -> Fit:
         """The prefix for the text encoders that are in the pipe now: of this name, or the one that fits."""
-        given: Prefix | None = self._prefix if name is None else self._named_prefix(name)
-        fingerprints: Mapping[str, Fingerprint] | None = self._backend.fingerprints()
-        if fingerprints is None:
-            if given is None:
-                raise PrefixNotFound(
-                    f"the text encoder behind {self._backend.name} cannot be read, so no prefix can be found for it; "
-                    "name the one that was trained for it: Guard(pipe, prefix=NAME)",
-                    fingerprint=None,
-                )
-            return given
-        if given is None:
-            found: Prefix = self._registry.find(fingerprints)
-            return found
-        made_for = given.metadata.fingerprints
-        for slot, fingerprint in fingerprints.items():
-            if made_for.get(slot) != fingerprint:
-                theirs = made_for[slot].key if slot in made_for else "no encoder in this slot"
-                raise PrefixNotFound(
-                    f"prefix '{given.metadata.name}' was made for {theirs}, but {slot} of this pipe is "
-                    f"{fingerprint.key}; train one for it with: "
-                    "apl-guard train --model MODEL --identities people.yaml --output PREFIX",
-                    fingerprint=fingerprint,
-                )
-        return given
-
-    def _named_prefix(self, name: str) -> Prefix:
-        """A registered prefix, which the registry reads once as long as its file stays the same."""
-        for entry in self._registry.list():
-            if entry.name == name and entry.prefix is not None:
-                found: Prefix = entry.prefix
-                return found
-        raise PrefixNotFound(
-            f"the policy asks for prefix '{name}', and the registry has none of this name that is whole; "
-            "see: apl-guard prefix list",
-            fingerprint=None,
-        )
+        finder: PrefixFinder = self._finder
+        return finder.find(name, self.policy.spec.prefix)
 
 
 class MetricsServer:

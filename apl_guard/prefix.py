@@ -49,6 +49,8 @@ FILE_NAME = "prefix.safetensors"
 CARD_NAME = "card.md"
 SHIPPED_NAME = "minifaces"
 
+MAX_NORM_RATIO = 16
+"""How many times the largest token embedding a vector may be. Trained ones are about twice as large."""
 _METADATA_KEY = "apl_guard"
 _DIGEST_KEY = "apl_guard_digest"
 _MAX_METADATA_BYTES = 24 << 10  # each quote in it takes two bytes in the header
@@ -189,6 +191,24 @@ class Prefix:
             PrefixInvalid: They are not exactly what `save` writes.
         """
         return _parse(content, where=Path(where))
+
+    def check_norms(self, slot: str, largest: float) -> None:
+        """Make sure that the vectors are not far larger than the token embeddings that they stand among.
+
+        Args:
+            slot: The slot.
+            largest: The largest norm of a token embedding of the text encoder in it.
+
+        Raises:
+            PrefixInvalid: One is more than 16 times as large.
+        """
+        found = float(np.linalg.norm(self._arrays[slot].astype(np.float64), axis=1).max())
+        if not found <= MAX_NORM_RATIO * largest:
+            raise PrefixInvalid(
+                f"'{slot}' holds a vector of norm {found:.4g}, expected at most {MAX_NORM_RATIO} times the largest "
+                f"token embedding of this text encoder, {largest:.4g}; it was damaged, or trained for another one",
+                where=self.metadata.name,
+            )
 
     def save(self, folder: str | os.PathLike[str], card: str | None = None) -> Path:
         """Write the prefix folder. It appears whole or not at all.

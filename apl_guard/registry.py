@@ -99,14 +99,19 @@ class PrefixRegistry:
         fitting = [e.prefix for e in entries if e.prefix and e.prefix.metadata.fingerprints == fingerprints]
         if fitting:
             return max(fitting, key=lambda prefix: prefix.metadata.created)
+        raise self.nothing_for(fingerprints)
+
+    def nothing_for(self, fingerprints: Mapping[str, Fingerprint]) -> PrefixNotFound:
+        """The error that says which text encoders no prefix is there for, and how to make one."""
+        entries = self.list()
         damaged = sum(entry.prefix is None for entry in entries)
         note = f" ({damaged} damaged: see `apl-guard prefix list`)" if damaged else ""
         looked_for = ", ".join(f"{slot} {found.key}" for slot, found in sorted(fingerprints.items()))
-        raise PrefixNotFound(
+        return PrefixNotFound(
             f"no prefix for {looked_for} among the {len(entries)} known{note}; make one with: "
             "apl-guard train --model MODEL --identities people.yaml --output PREFIX "
             "&& apl-guard prefix register PREFIX",
-            fingerprint=next(iter(fingerprints.values())),
+            fingerprint=next(iter(fingerprints.values()), None),
         )
 
     def get(self, name: str) -> Prefix:

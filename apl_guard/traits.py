@@ -243,4 +243,4 @@ def _values(probe: str) -> npt.NDArray[np.float64]:
 
 def _distance(reference: str, found: str) -> float:
     a, b = _values(reference), _values(found)
-    return float(np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12))
+    return float(np.linalg.norm(a - b)) / max(float(np.linalg.norm(a)), 1e-12)

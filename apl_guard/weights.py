@@ -206,7 +206,8 @@ def remembered(text_encoder: nn.Module) -> Memory:
     stamp = (tuple(places), hashlib.sha256(sample).digest())
     with _lock:
         known = _memories.get(text_encoder)
-    if known is not None and known.stamp == stamp and all(a() is b for a, b in zip(known.tensors, tensors, strict=True)):
+    # An equal stamp has equally many tensors.
+    if known is not None and known.stamp == stamp and all(map(_is, known.tensors, tensors)):
         return known
     memory = Memory(stamp, tuple(weakref.ref(tensor) for tensor in tensors))
     with _lock:
@@ -214,11 +215,17 @@ def remembered(text_encoder: nn.Module) -> Memory:
     return memory
 
 
+def _is(reference: weakref.ref[Tensor], tensor: Tensor) -> bool:
+    return reference() is tensor
+
+
 def largest_norm(text_encoder: nn.Module) -> float:
     """The largest norm of a row of the token embedding."""
 
     def compute() -> float:
         table = weights_of(text_encoder)[table_name(text_encoder)].detach()
-        return float(max(part.float().norm(dim=1).max() for part in table.split(1 << 14)))
+        # In parts, because a copy of a whole table in float32 can take gigabytes.
+        starts = range(0, len(table), 1 << 14)
+        return max(float(table[start : start + (1 << 14)].float().norm(dim=1).max()) for start in starts)
 
     return remembered(text_encoder).get("largest norm", compute)

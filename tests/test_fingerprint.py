@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
+from apl_guard import ModelInvalid
 from apl_guard.fingerprint import fingerprint
+from apl_guard.weights import remembered
 
 
 @pytest.fixture(name="of")
@@ -79,3 +81,30 @@ def test_the_state_of_a_tokenizer_does_not_count(pipe, of):
     pipe.tokenizer(["a", "b " * 99], padding="max_length", truncation=True, max_length=9)
 
     assert fingerprint(pipe.text_encoder, copy.deepcopy(pipe.tokenizer)) == before
+
+
+def test_weights_that_accelerate_keeps_elsewhere(pipe, of):
+    """Offloaded layer by layer, the weights are loaded for one moment each; they are still the same."""
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    before = of()
+    accelerate.cpu_offload(pipe.text_encoder, execution_device=torch.device("cpu"))
+
+    assert next(pipe.text_encoder.parameters()).is_meta
+    assert of() == before
+    memory = remembered(pipe.text_encoder)
+    assert remembered(pipe.text_encoder) is memory
+
+
+def test_moving_the_encoder_reads_nothing_again(pipe):
+    """Offloading to and fro in each call puts the same values in other places."""
+    memory = remembered(pipe.text_encoder)
+    for weight in pipe.text_encoder.parameters():
+        weight.data = weight.data.clone()
+
+    assert remembered(pipe.text_encoder) is memory
+
+
+def test_weights_that_are_nowhere(pipe):
+    """Nobody can tell which encoder it is."""
+    with pytest.raises(ModelInvalid, match="not in memory"):
+        fingerprint(pipe.text_encoder.to("meta"), pipe.tokenizer)

@@ -37,6 +37,8 @@ class Outcome(BaseModel):
     prefix: str | None = None
     """Name of the prefix that was used."""
     prefix_digest: str | None = None
+    prefix_match: str | None = None
+    """How close the text encoder is to the one that the prefix was trained with; see `apl_guard.traits.Tier`."""
     prefix_rows: Mapping[str, tuple[int, ...]] = {}
     """Slot → for each prompt, how many prefix vectors the text encoder received in front of it."""
     tokens_cut: Mapping[str, tuple[int, ...]] = {}

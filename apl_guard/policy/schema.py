@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from apl_guard.acceptance import Acceptance
 from apl_guard.request import PROMPT_CHANNELS, TEXT_CHANNELS, Channel
 
 __all__ = [
@@ -218,6 +219,8 @@ class Spec(_Part):
     on_error: OnError = OnError.BLOCK
     without_prefix: WithoutPrefix = WithoutPrefix.BLOCK
     limits: Limits = Limits()
+    prefix: Acceptance = Acceptance()
+    """Which prefixes may be put in front."""
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
 
     @property

@@ -1,0 +1,102 @@
+"""Finding the prefix for the text encoders that are in a pipe now, on each call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from apl_guard.acceptance import Acceptance
+from apl_guard.errors import PrefixNotFound
+from apl_guard.fingerprint import Fingerprint
+from apl_guard.fit import Fit, fit
+from apl_guard.prefix import Prefix
+from apl_guard.traits import Tier
+
+if TYPE_CHECKING:
+    from apl_guard.backend import Backend
+    from apl_guard.registry import PrefixRegistry
+
+__all__ = ["PrefixFinder"]
+
+_REMEMBERED = 64
+
+
+class PrefixFinder:
+    """Finds the prefix that fits a pipe: the one given, one of a name, or the best of the registry.
+
+    Args:
+        backend: The adapter of the pipe.
+        registry: Where to look.
+        given: The prefix that the platform chose, or None to look in the registry.
+    """
+
+    def __init__(self, backend: Backend, registry: PrefixRegistry, given: Prefix | None) -> None:
+        self._backend = backend
+        self._registry = registry
+        self._given = given
+        self._checked: set[tuple[str, tuple[tuple[str, Fingerprint], ...] | None]] = set()
+
+    def find(self, name: str | None, acceptance: Acceptance) -> Fit:
+        """Find the prefix for the text encoders that are in the pipe now.
+
+        Args:
+            name: Name of a registered prefix; None for the one given, or the best.
+            acceptance: What the policy accepts.
+
+        Raises:
+            PrefixNotFound: None fits.
+            PrefixInvalid: The one that fits is too large for this text encoder.
+            PrefixNotApplied: The backend cannot put it in front.
+        """
+        given = self._given if name is None else self._named(name)
+        fingerprints = self._backend.fingerprints()
+        if fingerprints is None:
+            if given is None:
+                raise PrefixNotFound(
+                    f"the text encoder behind {self._backend.name} cannot be read, so no prefix can be found for it; "
+                    "name the one that was trained for it: Guard(pipe, prefix=NAME)",
+                    fingerprint=None,
+                )
+            found = Fit(given, Tier.UNKNOWN, "chosen by the platform; the text encoder cannot be read")
+        elif given is not None:
+            found = fit(given, fingerprints, self._backend, acceptance)
+        else:
+            found = self._best(fingerprints, acceptance)
+        self._check(found.prefix, fingerprints)
+        return found
+
+    def _best(self, fingerprints: Mapping[str, Fingerprint], acceptance: Acceptance) -> Fit:
+        """An exact one before a compatible one; of several, the one made last."""
+        fits: list[Fit] = []
+        near: PrefixNotFound | None = None
+        for entry in self._registry.list():
+            if entry.prefix is None:
+                continue
+            try:
+                fits.append(fit(entry.prefix, fingerprints, self._backend, acceptance))
+            except PrefixNotFound as error:
+                near = error if error.near else near
+        if not fits:
+            raise near or self._registry.nothing_for(fingerprints)
+        return max(fits, key=lambda found: (found.tier == Tier.EXACT, found.prefix.metadata.created))
+
+    def _named(self, name: str) -> Prefix:
+        """A registered prefix, which the registry reads once as long as its file stays the same."""
+        for entry in self._registry.list():
+            if entry.name == name and entry.prefix is not None:
+                return entry.prefix
+        raise PrefixNotFound(
+            f"the policy asks for prefix '{name}', and the registry has none of this name that is whole; "
+            "see: apl-guard prefix list",
+            fingerprint=None,
+        )
+
+    def _check(self, prefix: Prefix, fingerprints: Mapping[str, Fingerprint] | None) -> None:
+        """Ask the backend about each prefix once for each state of the pipe."""
+        key = (prefix.digest, None if fingerprints is None else tuple(fingerprints.items()))
+        if key in self._checked:
+            return
+        self._backend.check_prefix(prefix)
+        if len(self._checked) >= _REMEMBERED:
+            self._checked.clear()
+        self._checked.add(key)
