@@ -211,6 +211,15 @@ class CheckpointLog:
                 f"the signing key is of epoch {key.generation}.{key.epoch}, the last checkpoint of "
                 f"{last.generation}.{last.epoch}: it was put back from a copy; start a log in a new folder"
             )
+        if last is not None and (key.generation, key.epoch) > max(
+            (last.generation, last.epoch + 1), (last.generation + 1, 0) if last.next is not None else (0, 0)
+        ):
+            raise AuditUnavailable(
+                f"the signing key is of epoch {key.generation}.{key.epoch}, the last checkpoint of "
+                f"{last.generation}.{last.epoch}: checkpoints are missing; verify the log"
+            )
+        if not self._is_ours(key):
+            raise AuditUnavailable("the signing key is of another log; put its own back, or start one in a new folder")
         is_used = last is not None and (key.generation, key.epoch) == (last.generation, last.epoch)
         if is_used and self._is_over(key) and key.epoch < self._identity.epochs - 1:
             key = key.following(int(self._clock()))
@@ -219,6 +228,13 @@ class CheckpointLog:
         if len(states) > 1 or len(self._key.read()) > 1:
             self._key.keep_only(key)
         return key
+
+    def _is_ours(self, key: KeyState) -> bool:
+        """Whether what this key signs can be verified."""
+        path = self._folder / key_file(key.generation)
+        with path.open("rb") as stream:
+            stream.seek(key.epoch * KEY_BYTES)
+            return stream.read(KEY_BYTES) == key.public_key
 
     def _prepare_generation(self, key: KeyState) -> str:
         """Make the keys of the next generation. They count when the last key of this one has signed their root."""

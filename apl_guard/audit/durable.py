@@ -107,7 +107,11 @@ class DurableLog:
         core = self._core
         if core.is_left:
             core = self._reopen()
-        core.check_exposure()
+        try:
+            core.check_exposure()
+        except AuditUnavailable:
+            core.writer.refuse(event, decision, closes=closes)
+            raise
         core.writer.append(event, fields, decision=decision, opens=opens, closes=closes)
 
     def seal(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 from structlog.typing import Processor
 
+from apl_guard.audit.checkpoint import Identity
 from apl_guard.audit.disk import unavailable
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.records import Outcome, decision_record, outcome_record, refusal_record
@@ -97,6 +98,11 @@ class AuditLog:
             AuditUnavailable: The record is not durable.
         """
         self._write("guard.refusal", refusal_record(decision_id, backend, policy, result, error), decision=decision_id)
+
+    @property
+    def identity(self) -> Identity | None:
+        """The id and the public key of the log in a folder."""
+        return None if self._durable is None else self._durable.identity
 
     def seal(self) -> None:
         """Make a checkpoint now, rather than within a second.

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.audit.chain import Chain, read_chain, read_identity, read_keys, read_lines
-from apl_guard.audit.checkpoint import Identity
+from apl_guard.audit.checkpoint import Identity, log_file
 from apl_guard.audit.durable import SEGMENTS
 from apl_guard.audit.merkle import Tree
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import is_alive, writers_in
 from apl_guard.audit.row import Row
+from apl_guard.audit.witness import CHECKPOINTS
 from apl_guard.errors import InvalidInput
 
 __all__ = ["Report", "Verdict", "verify_log"]
@@ -91,16 +92,19 @@ def _judge(report: Report, *, has_witness: bool) -> Report:
 
 def _copies(folder: Path, witnesses: Sequence[Path], report: Report) -> list[Path]:
     """The folders in which the witnesses keep what they have received."""
-    if not (folder / SEGMENTS).is_dir() and not (folder / "log.json").exists():
-        raise InvalidInput("holds no audit log; expected log.json and a folder of segments", where=folder)
     found = []
     for witness in witnesses:
         if not witness.is_dir():
             raise InvalidInput("there is no such folder", where=witness)
-        logs = sorted(entry for entry in witness.iterdir() if (entry / "log.json").exists())
+        logs = sorted(entry for entry in witness.iterdir() if (entry / log_file()).exists())
         if not logs:
             report.notes.append(f"{witness} holds no checkpoints")
         found += logs
+    is_begun = (folder / CHECKPOINTS).exists() or ((folder / SEGMENTS).is_dir() and any((folder / SEGMENTS).iterdir()))
+    if not found and not is_begun and not (folder / log_file()).exists():
+        raise InvalidInput("holds no audit log; expected log.json and segments", where=folder)
+    if not folder.is_dir():
+        raise InvalidInput("there is no such folder", where=folder)
     return found
 
 

@@ -144,6 +144,10 @@ class Writer:
         if entry.error is not None:
             raise disk.unavailable(entry.error, self._folder) from entry.error
 
+    def refuse(self, event: str, decision: str | None, *, closes: bool = False) -> None:
+        """Remember a record that shall not be written now, to say so in one that can be."""
+        self._refuse([_Entry(b"", event, decision, opens=False, closes=closes)])
+
     def close(self) -> Tree:
         """Write the last record, and let go of the files.
 
@@ -222,8 +226,12 @@ class Writer:
         tree, last = state.tree.copy(), state.last
         lines: list[bytes] = []
         bodies = [entry.body for entry in batch]
+        with self._lock:
+            refused, refused_count = list(self._refused), self._refused_count
+        if refused:
+            bodies.insert(0, encode_body("audit.gap", {"refused": refused_count, "records": refused}))
         if is_new:
-            bodies[:0] = self._first_bodies()
+            bodies.insert(0, self._first_body())
         for body in bodies:
             line = encode_line(self.id, tree.size, last, body)
             leaf = leaf_hash(line)
@@ -236,12 +244,15 @@ class Writer:
             self._begin_segment(content)
             self._state = _State(tree, last, self._next_segment - 1, len(content))
             self._is_suspect = False
-            self._refused, self._refused_count = [], 0
         else:
             assert self._handle is not None
             disk.write_all(self._handle, content)
             disk.sync(self._handle)
             self._state = _State(tree, last, state.segment, state.length + len(content))
+        if refused:
+            with self._lock:
+                del self._refused[: len(refused)]
+                self._refused_count -= refused_count
         for entry in batch:
             if entry.decision is not None:
                 if entry.opens:
@@ -249,8 +260,8 @@ class Writer:
                 elif entry.closes:
                     self._open.pop(entry.decision, None)
 
-    def _first_bodies(self) -> list[bytes]:
-        """The records that open a segment: where the one before ends, and what could not be written."""
+    def _first_body(self) -> bytes:
+        """The record that opens a segment: where the one before ends."""
         state = self._state
         previous = None
         if state.segment >= 0:
@@ -267,11 +278,7 @@ class Writer:
             "peaks": [peak.hex() for peak in state.tree.peaks],
             "open": list(self._open),
         }
-        bodies = [encode_body("audit.segment", fields)]
-        if self._refused_count:
-            gap = {"refused": self._refused_count, "records": self._refused}
-            bodies.append(encode_body("audit.gap", gap))
-        return bodies
+        return encode_body("audit.segment", fields)
 
     def _begin_segment(self, content: bytes) -> None:
         path = self._folder / segment_name(self.id, self._next_segment)
@@ -306,9 +313,10 @@ class Writer:
 
     def _refuse(self, batch: Iterable[_Entry]) -> None:
         """Remember what could not be written, to say so in the next record that can."""
-        for entry in batch:
-            self._refused_count += 1
-            if entry.closes and entry.decision is not None:
-                self._open.pop(entry.decision, None)  # the gap record names it
-            if len(self._refused) < _MAX_NAMED:
-                self._refused.append((entry.event, entry.decision))
+        with self._lock:
+            for entry in batch:
+                self._refused_count += 1
+                if entry.closes and entry.decision is not None:
+                    self._open.pop(entry.decision, None)  # the gap record names it
+                if len(self._refused) < _MAX_NAMED:
+                    self._refused.append((entry.event, entry.decision))

@@ -1,0 +1,203 @@
+"""Attacks by somebody who has the log and even its signing key, such as those that broke systemd's sealed journal."""
+
+import contextlib
+import json
+import shutil
+
+import mutants
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from logs import TORTURE, make_log
+
+from apl_guard import AuditUnavailable
+from apl_guard.audit.checkpoint import Checkpoint, Identity
+from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.merkle import Tree, leaf_hash
+from apl_guard.audit.record import Record, encode_body, encode_line
+from apl_guard.audit.seal import SealKey
+from apl_guard.audit.verify import Verdict, verify_log
+from apl_guard.audit.witness import CHECKPOINTS
+
+
+def public_key(log):
+    return json.loads((log / "log.json").read_text())["root"]
+
+
+def live_key(log):
+    return SealKey(log / "keys" / "seal.key").read()[-1]
+
+
+class TestForgedWithTheLiveKey:
+    """CVE-2023-31439: the verifier did not check that old entries were sealed with the key of their own epoch."""
+
+    def test_each_in_its_own_epoch(self, copy):
+        """The old epochs' keys are gone, the signature does not fit."""
+        log, _ = copy
+        key = public_key(log)
+        mutants.forge(log, sorted((log / "segments").iterdir())[0], 1)
+        mutants.sign_anew(log)
+
+        report = verify_log(log, public_key=key)
+
+        assert report.verdict == Verdict.TAMPERED
+        assert any("not signed with the key of epoch 0.0" in finding for finding in report.findings)
+
+    def test_all_in_the_epoch_of_the_live_key(self, copy):
+        """A log whose epochs do not begin at the beginning is none."""
+        log, _ = copy
+        key, live = public_key(log), live_key(log)
+        history, lines = Tree(), []
+        for line in (log / CHECKPOINTS).read_bytes().splitlines():
+            row = Checkpoint.parse(line).__dict__
+            row |= {"generation": live.generation, "epoch": live.epoch, "history": history.root.hex(), "next": None}
+            lines.append(Checkpoint(**row).signed(live))
+            history.append(leaf_hash(lines[-1]))
+        (log / CHECKPOINTS).write_bytes(b"".join(line + b"\n" for line in lines))
+
+        report = verify_log(log, public_key=key)
+
+        assert report.verdict == Verdict.TAMPERED
+        assert any("cannot follow" in finding for finding in report.findings)
+
+
+class TestCutOffAndResumed:
+    """CVE-2023-31438: after truncation, sealing went on and the verifier said that all was well."""
+
+    @pytest.fixture
+    def cut(self, copy):
+        """Nothing newer than the checkpoints of the first writer is left."""
+        log, witness = copy
+        rows = (log / CHECKPOINTS).read_bytes().splitlines(keepends=True)
+        first = Checkpoint.parse(rows[0][:-1]).writer
+        kept = [row for row in rows if Checkpoint.parse(row[:-1]).writer == first]
+        (log / CHECKPOINTS).write_bytes(b"".join(kept))
+        for path in (log / "segments").iterdir():
+            if not path.name.startswith(first):
+                path.unlink()
+        return log, witness, kept
+
+    def test_the_service_does_not_go_on(self, cut):
+        """Its key is ahead of the checkpoints that are left; so is its witness."""
+        log, witness, _ = cut
+
+        with pytest.raises(AuditUnavailable, match="holds checkpoints that the log does not"):
+            DurableLog(log, [witness])
+        with pytest.raises(AuditUnavailable, match="checkpoints are missing"):
+            DurableLog(log)
+
+    def test_going_on_by_hand_is_found(self, cut):
+        """Even without a witness, where whole epochs were cut off."""
+        log, _, kept = cut
+        history = Tree()
+        for line in kept:
+            history.append(leaf_hash(line[:-1]))
+        row = Checkpoint.parse(kept[-1][:-1]).__dict__ | {"number": len(kept), "writer": "f" * 24}
+        live = live_key(log)
+        row |= {"generation": live.generation, "epoch": live.epoch, "history": history.root.hex(), "next": None}
+        with (log / CHECKPOINTS).open("ab") as stream:
+            stream.write(Checkpoint(**row).signed(live) + b"\n")
+
+        report = verify_log(log, public_key=public_key(log))
+
+        assert any("cannot follow" in finding for finding in report.findings)
+
+    def test_adding_to_a_closed_writer_is_found(self, copy):
+        """The close is sealed too."""
+        log, witness = copy
+        segments = sorted((log / "segments").iterdir())
+        writer = segments[0].name.split(".")[0]
+        last = [path for path in segments if path.name.startswith(writer)][-1]
+        line = last.read_bytes().splitlines()[-1]
+        seq = Record.parse(line).seq + 1
+        forged = encode_line(writer, seq, leaf_hash(line).hex(), encode_body("guard.outcome", {"decision_id": "x"}))
+        with last.open("ab") as stream:
+            stream.write(forged + b"\n")
+
+        report = verify_log(log, [witness])
+
+        assert report.verdict == Verdict.TAMPERED
+        assert any("after the writer was closed" in finding for finding in report.findings)
+
+
+def test_a_signing_key_put_back_from_a_copy_is_refused(folders):
+    """It could sign other checkpoints for epochs that are over."""
+    log, witness = folders
+    make_log(log, witness, calls=2, writers=1)
+    old = (log / "keys" / "seal.key").read_bytes()
+    make_log(log, witness, calls=8, writers=1)
+    (log / "keys" / "seal.key").write_bytes(old)
+
+    with pytest.raises(AuditUnavailable, match="put back from a copy"):
+        DurableLog(log, [witness])
+
+
+def test_no_old_seed_is_left_on_disk(folders):
+    """Only the present one; what it derives from is nowhere in the folder of keys."""
+    log, witness = folders
+    seeds = []
+    for _ in range(4):
+        make_log(log, witness, calls=1, writers=1)
+        seeds.append(live_key(log).seed.hex().encode())
+
+    content = b"".join(path.read_bytes() for path in (log / "keys").iterdir())
+
+    assert len(set(seeds)) == 4
+    assert [seed in content for seed in seeds] == [False, False, False, True]
+
+
+READERS = {"record": Record.parse, "checkpoint": Checkpoint.parse, "identity": Identity.parse}
+many = settings(max_examples=20_000 if TORTURE else 200)
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS.keys())
+@many
+@given(st.binary(max_size=300))
+def test_readers_answer_any_bytes_with_a_value_error(reader, content):
+    """Never with another error."""
+    with pytest.raises(ValueError, match=r"."):
+        reader(content)
+
+
+@many
+@given(data=st.data())
+def test_readers_answer_changed_lines_with_a_value_error_or_a_value(whole, data):
+    """What they accept, they accept in one spelling only, or its hash gives it away."""
+    log = whole / "log"
+    lines = {
+        "checkpoint": (log / CHECKPOINTS).read_bytes().splitlines(),
+        "record": sorted((log / "segments").iterdir())[0].read_bytes().splitlines(),
+        "identity": [(log / "log.json").read_bytes()],
+    }
+    kind = data.draw(st.sampled_from(sorted(lines)))
+    line = bytearray(data.draw(st.sampled_from(lines[kind])))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(line) - 1))
+        match data.draw(st.sampled_from(["change", "remove", "insert"])):
+            case "change":
+                line[at] = data.draw(st.integers(0, 255))
+            case "remove":
+                del line[at]
+            case "insert":
+                line[at:at] = data.draw(st.sampled_from([b"[" * 9, b"{", b'"', b"0", b"\n", b"\xff", b"e999", b"NaN"]))
+
+    with contextlib.suppress(ValueError):
+        READERS[kind](bytes(line))
+
+
+@settings(max_examples=5000 if TORTURE else 40)
+@given(data=st.data())
+def test_verify_answers_any_bytes_in_any_file_with_a_verdict(whole, tmp_path_factory, data):
+    """Also where a whole file was replaced by something else."""
+    folder = tmp_path_factory.mktemp("any")
+    shutil.copytree(whole / "log", folder / "log")
+    files = sorted(path for path in (folder / "log").rglob("*") if path.is_file() and "keys/" not in str(path))
+    path = data.draw(st.sampled_from(files))
+    before = path.read_bytes()
+    path.write_bytes(data.draw(st.binary(max_size=200)) + before[: data.draw(st.integers(0, len(before)))])
+
+    report = verify_log(folder / "log", [whole / "witness"])
+
+    unchanged = path.read_bytes() == before or path.name == ".lock"
+    assert report.verdict == (Verdict.VALID if unchanged else Verdict.TAMPERED), (path, report)
+    shutil.rmtree(folder)

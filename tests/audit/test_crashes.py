@@ -1,0 +1,155 @@
+"""Whatever dies, fails or fills up: no record that was promised is lost, and the log says what happened."""
+
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from logs import TORTURE
+
+from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.verify import Verdict, verify_log
+from apl_guard.errors import InvalidInput
+
+PROGRAM = Path(__file__).with_name("writing.py")
+KILLS = 1000 if TORTURE else 40
+FAULTS = None if TORTURE else 24
+# What a process asks of the file system. The result of closing a file that was synced matters to nobody.
+CALLS = [
+    *("openat", "write", "fdatasync", "fsync", "flock", "read", "lseek", "newfstatat", "mkdir", "rename", "link"),
+    *("unlink", "pwrite64", "pread64", "getdents64", "chmod", "close", "access", "ftruncate", "truncate"),
+]
+ERRORS = ["error=EIO", "error=ENOSPC", "error=EINTR", "signal=KILL"]
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (apt-get install strace)")
+
+
+def program(*arguments, tracer=()):
+    """Run the program of the children; what it said."""
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    command = [*tracer, sys.executable, str(PROGRAM), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1500)
+
+
+def in_log(log):
+    """Every record in the segments, as the program says it promised them. Torn lines do not count."""
+    found = []
+    for path in sorted((log / "segments").iterdir()):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            try:
+                fields = json.loads(line)
+            except ValueError:
+                continue
+            if fields["event"].startswith("guard."):
+                found.append(f"{fields['event']} {fields['decision_id']}")
+    return found
+
+
+def test_nothing_promised_is_lost_when_processes_are_killed(folders):
+    """SIGKILL at random times, many times; the next process goes on, and in the end all of it verifies."""
+    log, witness = folders
+    found = program("rounds", log, witness, KILLS, 7)
+    assert found.returncode == 0, found.stderr
+    promised = found.stdout.splitlines()
+    assert len(promised) > KILLS, "the children hardly wrote anything"
+
+    assert verify_log(log, [witness]).verdict in {Verdict.VALID, Verdict.TORN}
+    DurableLog(log, [witness]).close()
+    report = verify_log(log, [witness])
+
+    assert report.verdict == Verdict.VALID, report.findings
+    assert report.records == report.witnessed
+    assert set(promised) <= set(in_log(log))
+    # A decision without an outcome is closed as unknown, never as allowed.
+    assert "\n".join(path.read_text() for path in (log / "segments").iterdir()).count('"audit.recovery"') >= KILLS / 2
+
+
+def test_many_processes_lose_nothing_and_repeat_nothing(folders):
+    """Eight processes of four threads."""
+    log, witness = folders
+    calls = 1000 if TORTURE else 40
+
+    found = program("crowd", log, witness, 8, calls)
+
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout) == [0] * 8
+    expected = [
+        f"guard.{event} p{process}-{thread}-{number}"
+        for process in range(8)
+        for thread in range(4)
+        for number in range(calls)
+        for event in ("decision", "outcome")
+    ]
+    assert sorted(in_log(log)) == sorted(expected)
+    report = verify_log(log, [witness])
+    assert (report.verdict, report.writers, report.records) == (Verdict.VALID, 8, report.witnessed)
+
+
+@pytest.fixture(scope="module")
+def system_calls(tmp_path_factory):
+    """(call, n): the n-th such call of the program is one that the log makes."""
+    folder = tmp_path_factory.mktemp("trace")
+    trace = folder / "trace"
+    tracer = ["strace", "-qq", "-o", str(trace), "-e", "trace=" + ",".join(f"?{call}" for call in CALLS)]
+    found = program("steps", folder / "log", folder / "witness", folder / "acks", tracer=tracer)
+    assert found.returncode == 0, found.stderr
+    counts, places, inside = dict.fromkeys(CALLS, 0), [], False
+    for line in trace.read_text(errors="replace").splitlines():
+        name = re.match(r"(\w+)\(", line)
+        if name is None:
+            continue
+        counts[name[1]] = counts.get(name[1], 0) + 1
+        if "/the-log-begins-here" in line:
+            inside = True
+        elif "/the-log-ends-here" in line:
+            break
+        elif inside:
+            places.append((name[1], counts[name[1]]))
+    return places
+
+
+@needs_strace
+def test_every_call_to_the_file_system_may_fail_once(system_calls, tmp_path):
+    """EIO, ENOSPC, EINTR or death at any of them: the log is whole or torn, and goes on."""
+    faults = [(call, n, error) for call, n in system_calls for error in ERRORS]
+    if FAULTS is not None:
+        faults = random.Random(11).sample(faults, FAULTS)
+    wrong = []
+    for number, (call, n, error) in enumerate(faults):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        log, witness, acks = folder / "log", folder / "witness", folder / "acks"
+        tracer = ["strace", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:{error}:when={n}"]
+        found = program("steps", log, witness, acks, tracer=tracer)
+        promised = acks.read_text().splitlines() if acks.exists() else []
+        problem = judge(log, witness, promised)
+        if found.returncode not in (0, -9, 137) or "Traceback" in found.stderr:
+            problem = found.stderr[-600:]
+        if problem:
+            wrong.append((call, n, error, problem))
+        shutil.rmtree(folder)
+
+    assert wrong == []
+    assert len(faults) >= (FAULTS or 400)
+
+
+def judge(log, witness, promised):
+    """What is wrong with a log after a fault; None if nothing is."""
+    try:
+        report = verify_log(log, [witness] if witness.exists() else [])
+    except (InvalidInput, OSError) as error:
+        return str(error) if promised else None  # it did not come to be
+    if report.verdict == Verdict.TAMPERED or (report.verdict == Verdict.UNVERIFIABLE and promised):
+        return str(report)
+    if not set(promised) <= set(in_log(log)):
+        return f"lost: {set(promised) - set(in_log(log))}"
+    DurableLog(log, [witness]).close()
+    report = verify_log(log, [witness])
+    if report.verdict != Verdict.VALID or not set(promised) <= set(in_log(log)):
+        return f"after the next start: {report}"
+    return None
