@@ -13,6 +13,7 @@ from apl_guard.audit import AuditLog, Outcome
 from apl_guard.backend import Backend, Generation
 from apl_guard.context import current_context
 from apl_guard.decision import Decision, Reason, decide
+from apl_guard.detect import Detectors
 from apl_guard.errors import AplGuardError, GuardUnavailable, PolicyBlocked, PrefixNotApplied
 from apl_guard.fit import Fit
 from apl_guard.metrics import Metrics
@@ -42,6 +43,7 @@ class Call:
         request: What was asked.
         backend: The adapter that read it.
         policy: What decides about it.
+        detectors: What looks at its texts for the policy.
         audit: Where decision and outcome are recorded.
         metrics: Where they are counted.
         find_prefix: Finds the prefix for the text encoders that are in the pipe now, by name or None.
@@ -53,6 +55,7 @@ class Call:
         request: GenerationRequest,
         backend: Backend,
         policy: Policy,
+        detectors: Detectors,
         audit: AuditLog,
         metrics: Metrics,
         find_prefix: Callable[[str | None], Fit],
@@ -61,6 +64,7 @@ class Call:
         self._request = request
         self._backend = backend
         self._policy = policy
+        self._detectors = detectors
         self._audit = audit
         self._metrics = metrics
         self._find_prefix = find_prefix
@@ -81,7 +85,8 @@ class Call:
             Exception: Whatever the pipe raises, unchanged.
         """
         try:
-            self._decision = decide(self._policy, self._request, current_context())
+            findings = self._detectors.look(self._request)
+            self._decision = decide(self._policy, self._request, current_context(), findings)
             self._audit.decision(self._decision, self._request)
             self._metrics.decided(self._decision)
             for permission in self._decision.unsafe:

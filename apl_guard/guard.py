@@ -23,6 +23,7 @@ from apl_guard.backend import adapter_for
 from apl_guard.call import Call, Guarded, refuse
 from apl_guard.context import Context, calling_for, current_context
 from apl_guard.decision import Decision, decide
+from apl_guard.detect import Detectors
 from apl_guard.errors import InvalidInput
 from apl_guard.finder import PrefixFinder
 from apl_guard.fit import Fit
@@ -86,6 +87,7 @@ class Guard:
         given = Prefix.load(prefix) if isinstance(prefix, str | Path) else prefix
         registry = registry if isinstance(registry, PrefixRegistry) else PrefixRegistry(registry)
         own["_finder"] = PrefixFinder(own["_backend"], registry, given)
+        own["_detectors"] = Detectors(own["_policy"])
         own["_metrics"] = Metrics.on(own["_metrics_registry"])
         self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
         if self._policy.mode == Mode.ENFORCE and self._backend.carries_prefix:
@@ -130,7 +132,8 @@ class Guard:
 
     def check(self, *args: Any, **kwargs: Any) -> Decision:
         """Decide about a call without generating or recording anything."""
-        return decide(self.policy, self._backend.read(args, kwargs), current_context())
+        request = self._backend.read(args, kwargs)
+        return decide(self.policy, request, current_context(), self._detectors.look(request))
 
     def generate(self, *args: Any, **kwargs: Any) -> Guarded:
         """Generate as `__call__` does, and return the decision and the outcome with the output.
@@ -147,7 +150,16 @@ class Guard:
         except Exception as error:
             refuse(error, self._backend, self.policy, self._audit, self._metrics, started)
             raise
-        call = Call(request, self._backend, self.policy, self._audit, self._metrics, self._find_prefix, started)
+        call = Call(
+            request,
+            self._backend,
+            self.policy,
+            self._detectors,
+            self._audit,
+            self._metrics,
+            self._find_prefix,
+            started,
+        )
         return call.run()
 
     def serve_metrics(self, port: int, address: str = "127.0.0.1") -> MetricsServer:

@@ -132,8 +132,8 @@ def demands(
     for name in sorted(request.unknown):
         asked[name] = [Demand(Action.BLOCK, why="unknown argument")]
     for channel, texts in request.text.items():
-        if fault := _fault(policy, texts):
-            asked.setdefault(channel.value, []).append(Demand(Action.BLOCK, why=fault))
+        if fault := policy.spec.limits.fault(texts):
+            asked[channel.value] = [Demand(Action.BLOCK, why=fault)]
     return asked
 
 
@@ -164,27 +164,6 @@ def _without_prefix(policy: Policy, channel: str, demand: Demand, findings: Find
         found = tuple(finding for finding in findings.found if finding.channel == channel)
         return Demand(Action.REWRITE, demand.rule, f"{why}: {WithoutPrefix.REWRITE.value}", found)
     return Demand(Action.BLOCK, demand.rule, why)
-
-
-def _fault(policy: Policy, texts: tuple[str, ...]) -> str | None:
-    """What makes texts unfit to be looked at."""
-    limits = policy.spec.limits
-    if len(texts) > limits.texts:
-        return f"{len(texts)} texts, at most {limits.texts} are allowed (limits.texts)"
-    longest = max(map(len, texts), default=0)
-    if longest > limits.characters:
-        return f"{longest} characters, at most {limits.characters} are allowed (limits.characters)"
-    if not all(map(_is_text, texts)):
-        return "half of a surrogate pair is no text"
-    return None
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def belongs(share: Share, request: GenerationRequest, context: Context) -> bool:

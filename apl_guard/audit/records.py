@@ -20,6 +20,7 @@ __all__ = ["Outcome", "decision_record", "digest", "outcome_record", "refusal_re
 _SCHEMA_VERSION = 2
 _MAX_TEXTS = 64
 _MAX_NAME = 64
+_MAX_FINDINGS = 100
 
 
 class Outcome(BaseModel):
@@ -78,7 +79,9 @@ def decision_record(decision: Decision, request: GenerationRequest, key: bytes) 
         "strength": decision.strength,
         "category": decision.category,
         "reasons": [_short(reason.model_dump(mode="json")) for reason in decision.reasons],
-        "findings": [finding.model_dump(mode="json") for finding in decision.findings],
+        # A prompt can be made of names; the record stays short.
+        "findings": [finding.model_dump(mode="json") for finding in decision.findings[:_MAX_FINDINGS]],
+        "findings_count": len(decision.findings),
         "looked": list(decision.looked),
         "failed": dict(decision.failed),
         "unsafe": list(decision.unsafe),

@@ -7,8 +7,12 @@ the strictest action counts, and a channel to which no rule applies is blocked.
 from apl_guard.policy.document import Policy, built_in_policies
 from apl_guard.policy.schema import (
     Action,
+    Listed,
     Mode,
+    Names,
     OnError,
+    Pattern,
+    Role,
     Rule,
     Share,
     ShareKey,
@@ -20,9 +24,13 @@ from apl_guard.policy.schema import (
 
 __all__ = [
     "Action",
+    "Listed",
     "Mode",
+    "Names",
     "OnError",
+    "Pattern",
     "Policy",
+    "Role",
     "Rule",
     "Share",
     "ShareKey",

@@ -14,6 +14,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from apl_guard.errors import PolicyInvalid
+from apl_guard.policy.names_file import names_folder, read_names
 from apl_guard.policy.problems import describe
 from apl_guard.policy.schema import Api, Kind, Metadata, Mode, Rule, Spec, Verb
 from apl_guard.policy.yaml_tree import MAX_BYTES, read_tree
@@ -96,19 +97,33 @@ class Policy(BaseModel):
         built_in = built_in_policies().get(str(path_or_name))
         try:
             path = Path(path_or_name) if built_in is None else built_in
-            with path.open("rb") as stream:
-                content = stream.read(MAX_BYTES + 1)
+            content = _read_start(path)
         except (OSError, ValueError) as error:
             names = ", ".join(built_in_policies())
             reason = getattr(error, "strerror", None) or "not a path"
             raise PolicyInvalid(
                 f"cannot be read ({reason}); expected a file or one of: {names}", where=repr(str(path_or_name))
             ) from error
-        return cls.parse(content, where=path)
+        folder = path.parent if built_in is None else names_folder()
+        return cls.parse(content, where=path).with_files(folder)
+
+    def with_files(self, folder: Path) -> Policy:
+        """The policy with the content of the files that it names.
+
+        Args:
+            folder: Where they are.
+
+        Raises:
+            PolicyInvalid: One is missing or damaged.
+        """
+        if all(names.file is None for names in self.spec.names):
+            return self
+        read = tuple(names if names.file is None else read_names(names, folder) for names in self.spec.names)
+        return self.model_copy(update={"spec": self.spec.model_copy(update={"names": read})})
 
     @classmethod
     def parse(cls, content: bytes, where: str | Path = "policy") -> Policy:
-        """Make a policy of the bytes of a file, of any origin.
+        """Make a policy of the bytes of a file, of any origin. Files that it names are not read.
 
         Args:
             content: The bytes.
@@ -122,6 +137,12 @@ class Policy(BaseModel):
             return cls.model_validate(tree.root)
         except ValidationError as error:
             raise PolicyInvalid(describe(error, cls, tree), where=where) from None
+
+
+def _read_start(path: Path) -> bytes:
+    """As much of a file as a policy may have, and one byte. A pipe in its place does not hold the reader up."""
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
+        return stream.read(MAX_BYTES + 1) or b""
 
 
 def built_in_policies() -> dict[str, Path]:

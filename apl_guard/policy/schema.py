@@ -7,9 +7,10 @@ so that it stands out where it is written and can be found in every record.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from apl_guard.acceptance import Acceptance
 from apl_guard.request import PROMPT_CHANNELS, TEXT_CHANNELS, Channel
@@ -132,6 +133,78 @@ class Share(_Part):
     """Another salt draws another part."""
 
 
+class Role(StrEnum):
+    """What it means to be on a list of names."""
+
+    PROTECTED = "protected"
+    """Rules ask whether somebody on the list is named."""
+    CONSENTING = "consenting"
+    """Whoever is on it may be drawn: a person that a detector sees and that is on it counts as not seen."""
+
+
+class Person(_Part):
+    """Somebody on a list."""
+
+    name: Annotated[str, Field(max_length=200)]
+    aliases: Annotated[tuple[Annotated[str, Field(max_length=200)], ...], Field(max_length=100)] = ()
+    """Other names of the same person."""
+    neutral: Annotated[str, Field(max_length=500)] | None = None
+    """What `rewrite` puts in place of the name; that of the list unless given."""
+
+
+class Names(_Part):
+    """A list of names, in the policy or in a file beside it."""
+
+    id: Id
+    role: Role = Role.PROTECTED
+    neutral: Annotated[str, Field(min_length=1, max_length=500)] = "a person"
+    """What `rewrite` puts in place of a name."""
+    people: Annotated[tuple[Person, ...], Field(min_length=1)] | None = None
+    file: Annotated[str, Field(min_length=1, max_length=300)] | None = None
+    """A CSV file with the columns `name` and, if wanted, `aliases` (separated by `;`) and `neutral`."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Digest of the file. Given in the policy, no other content is accepted."""
+    _read: tuple[Listed, ...] = PrivateAttr(default=())
+
+    @model_validator(mode="after")
+    def _people_or_file(self) -> Names:
+        if (self.people is None) == (self.file is None):
+            raise ValueError("expected either 'people' or 'file'")
+        if self.sha256 is not None and self.file is None:
+            raise ValueError("'sha256' belongs to 'file'")
+        return self
+
+    @property
+    def listed(self) -> tuple[Listed, ...]:
+        """Everybody on the list. A list in a file is empty until the policy is loaded."""
+        if self.people is None:
+            return self._read
+        return tuple(Listed(p.name, p.aliases, p.neutral or self.neutral) for p in self.people)
+
+    def holding(self, listed: tuple[Listed, ...], sha256: str) -> Names:
+        """The same list with the content of its file."""
+        copied = self.model_copy(update={"sha256": sha256})
+        copied._read = listed
+        return copied
+
+
+class Listed(NamedTuple):
+    """Somebody on a list, as it is read from a file: there may be a million of them."""
+
+    name: str
+    aliases: tuple[str, ...]
+    neutral: str
+
+
+class Pattern(_Part):
+    """A regular expression in the syntax of RE2, which takes linear time on every text."""
+
+    id: Id
+    regex: Annotated[str, Field(min_length=1, max_length=1000)]
+    neutral: Annotated[str, Field(min_length=1, max_length=500)] = "a person"
+    """What `rewrite` puts in place of what matches."""
+
+
 class When(_Part):
     """Conditions, all of which must hold. Of several values of one condition, one is enough."""
 
@@ -145,11 +218,22 @@ class When(_Part):
     """The call came in on one of these; see `Guard.context`."""
     share: Share | None = None
     """The request is in this part of all requests."""
+    names: Annotated[tuple[Id, ...], Field(min_length=1)] | None = None
+    """Somebody on one of these lists is named in the channel."""
+    patterns: Annotated[tuple[Id, ...], Field(min_length=1)] | None = None
+    """One of these patterns matches in the channel."""
 
-    @property
+    @cached_property
     def asks(self) -> tuple[tuple[tuple[str, ...], float], ...]:
-        """Sources of which one must have found something, and the least score; for each condition on texts."""
-        return ()
+        """For each condition on texts: the sources of which one must have found something, and the least score."""
+        asked = (("names", self.names), ("pattern", self.patterns))
+        return tuple((tuple(f"{kind}.{id}" for id in ids), 0.0) for kind, ids in asked if ids is not None)
+
+    @model_validator(mode="after")
+    def _texts_can_be_read(self) -> When:
+        if self.asks and (others := _names(set(self.channels).difference(TEXT_CHANNELS))):
+            raise ValueError(f"{others} hold no text in which something could be found")
+        return self
 
 
 class Then(_Part):
@@ -186,6 +270,8 @@ class Rule(_Part):
             raise ValueError(f"a prefix protects {allowed} only; {others} can be allowed or blocked")
         if verb == Verb.REWRITE and (others := _names(channels.difference(TEXT_CHANNELS))):
             raise ValueError(f"{others} hold no text that could be rewritten; block them")
+        if verb == Verb.REWRITE and not self.when.asks:
+            raise ValueError("'rewrite' needs a condition that says what is rewritten, such as 'names'")
         if verb == Verb.ALLOW and (others := _names(channels.difference(TEXT_CHANNELS))):
             raise ValueError(f"no prefix protects {others}; if they shall be allowed, write 'unsafe_allow'")
         return self
@@ -198,6 +284,17 @@ class Limits(_Part):
     """Of one text."""
     texts: Annotated[int, Field(ge=1, le=10_000)] = 64
     """Of one channel in one request."""
+
+    def fault(self, texts: tuple[str, ...]) -> str | None:
+        """What makes the texts of a channel unfit to be looked at."""
+        if len(texts) > self.texts:
+            return f"{len(texts)} texts, at most {self.texts} are allowed (limits.texts)"
+        longest = max(map(len, texts), default=0)
+        if longest > self.characters:
+            return f"{longest} characters, at most {self.characters} are allowed (limits.characters)"
+        if not all(map(_is_text, texts)):
+            return "half of a surrogate pair is no text"
+        return None
 
 
 class Metadata(_Part):
@@ -221,20 +318,38 @@ class Spec(_Part):
     limits: Limits = Limits()
     prefix: Acceptance = Acceptance()
     """Which prefixes may be put in front."""
+    names: tuple[Names, ...] = ()
+    patterns: tuple[Pattern, ...] = ()
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
 
-    @property
+    @cached_property
     def sources(self) -> frozenset[str]:
-        """Everything that looks at texts."""
-        return frozenset(source for rule in self.rules for sources, _ in rule.when.asks for source in sources)
+        """Everything that looks at texts for a rule."""
+        names = {f"names.{names.id}" for names in self.names if names.role == Role.PROTECTED}
+        return frozenset(names | {f"pattern.{pattern.id}" for pattern in self.patterns})
 
-    @field_validator("rules")
+    @field_validator("names", "patterns", "rules")
     @classmethod
-    def _ids_differ(cls, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
-        ids = [rule.id for rule in rules]
+    def _ids_differ(cls, parts: tuple[Any, ...]) -> tuple[Any, ...]:
+        ids = [part.id for part in parts]
         if len(set(ids)) != len(ids):
-            raise ValueError("two rules have the same id")
-        return rules
+            raise ValueError("two have the same id")
+        return parts
+
+    @model_validator(mode="after")
+    def _what_rules_ask_is_there(self) -> Spec:
+        """And what is there is asked for, so that nothing stands in a policy without an effect."""
+        asked = {source for rule in self.rules for sources, _ in rule.when.asks for source in sources}
+        if missing := sorted(asked - self.sources):
+            raise ValueError(
+                f"rules ask for {', '.join(missing)}; the policy has {', '.join(sorted(self.sources)) or 'none'}"
+            )
+        if self.without_prefix == WithoutPrefix.REWRITE:
+            if not self.sources:
+                raise ValueError("'without_prefix: rewrite' needs 'names' or 'patterns'; there is nothing to rewrite")
+        elif unused := sorted(self.sources - asked):
+            raise ValueError(f"no rule asks for {', '.join(unused)}")
+        return self
 
     @model_validator(mode="after")
     def _prompts_are_protected(self) -> Spec:
@@ -247,6 +362,14 @@ class Spec(_Part):
 
 Api = Literal["apl-guard/v1"]
 Kind = Literal["Policy"]
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _names(channels: set[Channel]) -> list[str]:

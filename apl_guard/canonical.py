@@ -1,0 +1,150 @@
+"""One form for texts that look the same, so that what a detector reads is what the text encoder reads.
+
+Two steps. `canonical` makes the text that goes to detectors *and* to the backend. `spelling` makes of it what names
+are compared by; it is coarser (no case, no accents, no spaces), so nothing tells two texts apart for the backend
+and not for the comparison.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+from functools import lru_cache
+
+from apl_guard.confusables import LOOKS_LIKE
+
+__all__ = ["Break", "Spelling", "canonical", "spelling"]
+
+# Unicode's Default_Ignorable_Code_Point, of which some are letters or marks. The other control and format
+# characters go by their category.
+_IGNORABLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+_WORD = re.compile(r"\w+")
+_MOST_PASSES = 16
+
+
+def canonical(text: str) -> str:
+    """The text that stands for all that look like it.
+
+    NFKC; without default-ignorable, bidirectional and control characters; in words that mix Latin letters with
+    others, each letter that looks like a Latin one becomes that one; one space for every run of white space.
+    Case, accents and whole words of other scripts stay.
+
+    Example:
+        >>> canonical("a  photo of \uff2d\u0430r\u200ba V\u043ess")
+        'a photo of Mara Voss'
+        >>> canonical("\u043a\u043e\u0442")  # a cat, in Russian
+        '\u043a\u043e\u0442'
+    """
+    if text.isascii() and text.isprintable():
+        return " ".join(text.split())
+    for _ in range(_MOST_PASSES):  # one change can make another possible
+        before, text = text, _pass(text)
+        if text == before:
+            break
+    return text
+
+
+def _pass(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text)
+    text = _IGNORABLE.sub("", text)
+    text = "".join(letter for letter in text if letter.isspace() or unicodedata.category(letter) not in _UNSEEN)
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = _WORD.sub(_one_script, text)
+    return " ".join(text.split())
+
+
+_UNSEEN = {"Cc", "Cf"}
+
+
+def _one_script(match: re.Match[str]) -> str:
+    """Of a word that mixes scripts, the word in Latin letters that it looks like."""
+    word = match.group()
+    if word.isascii():
+        return word
+    mixes = any(map(_is_latin, word))
+    return "".join(LOOKS_LIKE.get(letter, letter) if mixes else letter for letter in word)
+
+
+@lru_cache(maxsize=4096)
+def _is_latin(letter: str) -> bool:
+    return letter.isalpha() and unicodedata.name(letter, "").startswith("LATIN")
+
+
+class Break:
+    """How a letter is set apart from the one before it."""
+
+    NONE = 0
+    SIGN = 1
+    """By signs without space, or between letter and digit."""
+    SPACE = 2
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """What names are compared by."""
+
+    letters: str
+    """Letters, vowel signs and digits alone: without case, accents, signs and spaces, lookalikes as Latin letters."""
+    places: tuple[int, ...]
+    """For each, the character of the text that it comes from."""
+    breaks: tuple[int, ...]
+    """For each, the `Break` before it. The first counts as set apart."""
+
+    def starts_word(self, position: int) -> bool:
+        """Whether a word can start at this letter. Scripts without spaces let one start everywhere."""
+        return position >= len(self.letters) or self.breaks[position] > 0 or self._is_unspaced(position)
+
+    def _is_unspaced(self, position: int) -> bool:
+        return _is_unspaced(self.letters[position]) or _is_unspaced(self.letters[position - 1])
+
+
+def spelling(text: str) -> Spelling:
+    """Spell a canonical text.
+
+    Example:
+        >>> spelling("Ma-ra V\u00f6ss").letters
+        'maravoss'
+    """
+    letters: list[str] = []
+    places: list[int] = []
+    breaks: list[int] = []
+    gap = Break.SPACE
+    for place, character in enumerate(text):
+        spelt = _spell(character)
+        if not spelt:
+            if unicodedata.category(character)[0] != "M":
+                gap = max(gap, Break.SPACE if character.isspace() else Break.SIGN)
+            continue
+        for letter in spelt:
+            if gap == Break.NONE and letter.isdigit() != letters[-1].isdigit():
+                gap = Break.SIGN
+            letters.append(letter)
+            places.append(place)
+            breaks.append(gap)
+            gap = Break.NONE
+    return Spelling("".join(letters), tuple(places), tuple(breaks))
+
+
+@lru_cache(maxsize=65536)
+def _spell(character: str) -> str:
+    """The letters that a character stands for; none for signs, marks and spaces."""
+    plain = LOOKS_LIKE.get(character, character).casefold()
+    plain = unicodedata.normalize("NFKD", plain).casefold()
+    return "".join(LOOKS_LIKE.get(letter, letter).casefold() for letter in plain if _is_spelt(letter))
+
+
+def _is_spelt(letter: str) -> bool:
+    # Vowel signs of Indian scripts are marks of class 0, and are spelt; accents are marks of other classes.
+    return letter.isalnum() or (unicodedata.category(letter) in ("Mc", "Mn") and not unicodedata.combining(letter))
+
+
+@lru_cache(maxsize=4096)
+def _is_unspaced(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(_UNSPACED)
+
+
+_UNSPACED = ("CJK ", "HIRAGANA ", "KATAKANA ", "HANGUL ", "THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")

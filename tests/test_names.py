@@ -1,0 +1,231 @@
+"""Lists of names: what is read, what is found in a text however it is written, and what is not."""
+
+import os
+import random
+import re
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apl_guard import PolicyInvalid
+from apl_guard.canonical import canonical
+from apl_guard.confusables import LOOKS_LIKE
+from apl_guard.detect.names import NamesIndex
+from apl_guard.policy import Names
+from apl_guard.policy.names_file import read_names
+
+
+def index(*names, **others):
+    return NamesIndex([Names(id="stars", people=[{"name": name} for name in names], **others)])
+
+
+def found(names, text):
+    """The parts of the canonical text in which names are."""
+    text = canonical(text)
+    return [text[match.start : match.end] for match in index(*names).find(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a photo of Mara Voss, smiling", ["Mara Voss"]),
+        ("MARA VOSS", ["MARA VOSS"]),
+        ("mara\n\tvoss's dog", ["mara voss"]),
+        ("Mara-Voss and mara_voss", ["Mara-Voss", "mara_voss"]),
+        ("MaraVoss", ["MaraVoss"]),
+        ("M a r a V o s s", ["M a r a V o s s"]),
+        ("M.a.r.a. V.o.s.s", ["M.a.r.a. V.o.s.s"]),
+        ("Ma\u0301ra V\u00f6ss", ["M\u00e1ra V\u00f6ss"]),
+        ("M\u0336a\u0336r\u0336a\u0336 Voss", ["M\u0336a\u0336r\u0336a\u0336 Voss"]),
+        ("\u041c\u0430r\u0430 Voss", ["Mara Voss"]),
+        ("mara voss2", ["mara voss"]),
+        ("2mara voss", ["mara voss"]),
+        ("(mara voss:1.3)", ["mara voss"]),
+        ("Tamara Voss", []),
+        ("Mara Vossler", []),
+        ("Mar avoss", []),
+        ("Ma ra Voss", []),
+        ("Mara", []),
+        ("", []),
+    ],
+)
+def test_a_name_is_found_as_whole_words_however_it_is_written(text, expected):
+    """And not as a part of other words."""
+    assert found(["Mara Voss"], text) == expected
+
+
+def test_a_short_name_in_one_word_is_another_word():
+    """Li Ke is not like, nor is a man a Mana; both are found where they are written."""
+    assert found(["Li Ke"], "they like a lake") == []
+    assert found(["Li Ke"], "li ke and Li-Ke") == ["li ke", "Li-Ke"]
+    assert found(["Mana"], "a man a plan") == []
+
+
+def test_scripts_without_spaces():
+    """A name is found between other signs; in scripts with spaces it is not."""
+    assert found(["\u738b\u5c0f\u660e"], "\u4e00\u5f20\u738b\u5c0f\u660e\u7684\u7167\u7247") == ["\u738b\u5c0f\u660e"]
+    assert found(["\ud64d\uae38\ub3d9"], "\ud64d\uae38\ub3d9\uc758 \uc0ac\uc9c4") == ["\ud64d\uae38\ub3d9"]
+    assert found(["\u0418\u0432\u0430\u043d"], "\u0418\u0432\u0430\u043d\u043e\u0432") == []
+    assert found(["\u0418\u0432\u0430\u043d"], "\u0438\u0432\u0430\u043d!") == ["\u0438\u0432\u0430\u043d"]
+
+
+LOOKALIKES = {}
+for letter, latin in LOOKS_LIKE.items():
+    LOOKALIKES.setdefault(latin, []).append(letter)
+INVISIBLE = [
+    "\u200b",
+    "\u200d",
+    "\u2060",
+    "\ufeff",
+    "\u00ad",
+    "\u202e",
+    "\u2066",
+    "\ufe0f",
+    "\U000e0041",
+    "\x00",
+    "\u0301",
+]
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from(["Mara Voss", "Jo\u00e3o Nu\u00f1ez", "Oksana O'Neill"]))
+def test_a_disguised_name_is_found(choose, name):
+    """Letters swapped for lookalikes, full-width ones and other case, invisible signs between, spaces multiplied."""
+
+    def disguise(letter):
+        options = [
+            letter,
+            letter.upper(),
+            letter.lower(),
+            *LOOKALIKES.get(letter, []),
+            *LOOKALIKES.get(letter.upper(), []),
+        ]
+        if letter.isascii() and letter.isalpha():
+            options.append(chr(ord(letter) + 0xFEE0))
+        made = choose.choice(options) if letter != " " else choose.choice([" ", "  ", "\u00a0", "\n", "-", ".", "_"])
+        return made + "".join(choose.choices(INVISIBLE, k=choose.choice([0, 0, 1, 2])))
+
+    text = canonical("a photo of " + "".join(map(disguise, name)) + " smiling")
+
+    assert len(index(name).find(text)) == 1
+
+
+names_of_letters = st.lists(
+    st.from_regex(r"[a-d]{2,4}( [a-d]{2,4})?", fullmatch=True), min_size=1, max_size=6, unique=True
+)
+
+
+@given(names_of_letters, st.from_regex(r"([a-d]{1,4} ){0,8}[a-d]{1,4}", fullmatch=True))
+def test_finding_agrees_with_a_search_for_each_name(names, text):
+    """For names and texts of plain letters, written as in the list; a name may also be found joined."""
+    expected = {(m.start(1), m.end(1)) for name in names for m in re.finditer(rf"(?=\b({re.escape(name)})\b)", text)}
+    made = {(match.start, match.end) for match in index(*names).find(text)}
+
+    assert expected <= made
+    for start, end in made - expected:
+        part = text[start:end]
+        joined = part in {name.replace(" ", "") for name in names if len(name) > 8}
+        letters_alone = any(len(word) == 1 for word in part.split())
+        assert joined or letters_alone
+
+
+def test_many_names_are_found_as_few_are():
+    """Of 20,000 names, exactly those that a prompt holds."""
+    choose = random.Random(0)
+    names = {"".join(choose.choices(string.ascii_lowercase, k=9)) + " voss" for _ in range(20_000)}
+    some = choose.sample(sorted(names), 50)
+    many = index(*names)
+
+    for name in some:
+        text = f"a photo of {name} in the rain"
+        assert [text[m.start : m.end] for m in many.find(text)] == [name]
+
+
+def test_two_people_with_one_spelling_are_both_found():
+    """Each with what stands for them."""
+    lists = [
+        Names(id="a", people=[{"name": "Mara Voss", "neutral": "one"}]),
+        Names(
+            id="b", people=[{"name": "M\u00e1ra Voss", "neutral": "two"}, {"name": "Other", "aliases": ["mara-voss"]}]
+        ),
+    ]
+
+    matches = NamesIndex(lists).find("mara voss")
+
+    assert [(m.names.id, m.neutral) for m in matches] == [("a", "one"), ("b", "two"), ("b", "a person")]
+
+
+@pytest.mark.parametrize("name", ["", "x", "!!!", "\u200b", "y" * 65])
+def test_a_name_has_letters(name):
+    """Fewer than two would be found everywhere."""
+    with pytest.raises(PolicyInvalid, match="letters"):
+        index("Mara Voss", name)
+
+
+def read(tmp_path, content, **others):
+    (tmp_path / "list.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_names(Names(id="stars", file="list.csv", **others), tmp_path)
+
+
+def test_a_file_of_names(tmp_path):
+    """Names, aliases and neutral descriptions; columns in any order; the digest is that of the bytes."""
+    names = read(tmp_path, 'neutral,name,aliases\r\n"a woman, tall",Mara Voss,M. Voss;Mara V.\r\n,"Kai, the",\r\n')
+
+    assert names.listed == (
+        ("Mara Voss", ("M. Voss", "Mara V."), "a woman, tall"),
+        ("Kai, the", (), "a person"),
+    )
+    assert read(tmp_path, "name\nMara Voss\n", neutral="somebody").listed == (("Mara Voss", (), "somebody"),)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "line 1: expected the columns"),
+        (b"Mara Voss\n", "line 1: expected the columns"),
+        (b"name,name\na,b\n", "line 1"),
+        (b"name,age\na,b\n", "line 1"),
+        (b"name\n", "no names"),
+        (b"name\na,b\n", "line 2: expected 1 fields"),
+        (b"name\n\xff\n", "not UTF-8"),
+        (b'name\n"a\n', "not CSV"),
+        (b"name\n" + b"a" * 5000, "at most 4000"),
+        (b"name\n" + b"a" * 200_000, "CSV"),
+    ],
+)
+def test_a_file_that_is_no_list(tmp_path, content, expected):
+    """The line is named."""
+    with pytest.raises(PolicyInvalid, match=expected):
+        read(tmp_path, content)
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_break_the_reader(tmp_path, content):
+    """A list or a typed error."""
+    try:
+        assert read(tmp_path, b"name\n" + content).listed
+    except PolicyInvalid as error:
+        assert "list.csv" in str(error)  # noqa: PT017
+
+
+def test_a_file_other_than_the_one_the_policy_wants(tmp_path):
+    """The digest in the policy decides."""
+    digest = read(tmp_path, "name\nMara Voss\n").sha256
+
+    assert read(tmp_path, "name\nMara Voss\n", sha256=digest).listed
+    with pytest.raises(PolicyInvalid, match="the policy wants"):
+        read(tmp_path, "name\nMara Vos\n", sha256=digest)
+
+
+def test_a_file_stays_in_its_folder(tmp_path):
+    """Neither a path nor a link leads out; a pipe and a folder are no lists."""
+    (tmp_path / "secret.csv").write_text("name\nx y\n")
+    folder = tmp_path / "policies"
+    folder.mkdir()
+    (folder / "link.csv").symlink_to(tmp_path / "secret.csv")
+    os.mkfifo(folder / "pipe.csv")
+    (folder / "folder.csv").mkdir()
+    for file in ("../secret.csv", str(tmp_path / "secret.csv"), "link.csv", "pipe.csv", "folder.csv", "no.csv", "a\0b"):
+        with pytest.raises(PolicyInvalid):
+            read_names(Names(id="stars", file=file), folder)
