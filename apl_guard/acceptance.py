@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 __all__ = ["Acceptance", "Match"]
 
@@ -18,6 +19,16 @@ class Match(StrEnum):
     """Equal weights and tokenizer."""
     COMPATIBLE = "compatible"
     """Or a copy in bfloat16, with tokens added, or fine-tuned so slightly that it answers the same."""
+
+
+def _check_public_key(text: str) -> str:
+    lines = text.strip().splitlines()
+    if len(text) > 10_000 or len(lines) < 3:
+        raise ValueError("expected a public key in PEM")
+    if (lines[0], lines[-1]) != ("-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"):
+        raise ValueError("expected a public key in PEM, from the line BEGIN PUBLIC KEY to END PUBLIC KEY")
+    base64.b64decode("".join(lines[1:-1]), validate=True)
+    return text
 
 
 class Acceptance(BaseModel):
@@ -34,6 +45,11 @@ class Acceptance(BaseModel):
     """How close the text encoders must be."""
     slots: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The slots that suffice. None asks for every text encoder that carries the prompt."""
+
+    digests: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
+    """Digests of the prefixes that may be used; empty for any."""
+    signers: tuple[Annotated[str, AfterValidator(_check_public_key)], ...] = ()
+    """Public keys in PEM, one of which must have signed the prefix; empty asks for no signature."""
 
     def lacking(self, has: Iterable[str], carries: Iterable[str]) -> set[str]:
         """The slots that a prefix should have and has not.

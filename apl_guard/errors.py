@@ -5,6 +5,13 @@
     ├── GuardUnavailable      the guard could not do its work, so there is no image
     │   ├── PrefixNotFound    no prefix belongs to the text encoder of this pipe
     │   ├── PrefixNotApplied  the text encoder did not receive the prefix
+    │   ├── PrefixUntrusted   a prefix is there and must not be used
+    │   │   ├── PrefixUnsigned          it has no signature, and the policy asks for one
+    │   │   ├── PrefixSignatureInvalid  none of the accepted signers signed this content
+    │   │   ├── PrefixRolledBack        an older version, or another one under a number that was seen before
+    │   │   ├── PrefixRevoked           it stands on the list of revoked prefixes
+    │   │   └── PrefixNotPinned         its digest is none of those that the policy names
+    │   ├── RegistryUnavailable  a registry behind a URL cannot be reached
     │   └── AuditUnavailable  a record could not be written
     ├── InvalidInput          something the user handed over is wrong
     │   ├── PrefixInvalid     a prefix folder or file
@@ -45,6 +52,13 @@ __all__ = [
     "PrefixInvalid",
     "PrefixNotApplied",
     "PrefixNotFound",
+    "PrefixNotPinned",
+    "PrefixRevoked",
+    "PrefixRolledBack",
+    "PrefixSignatureInvalid",
+    "PrefixUnsigned",
+    "PrefixUntrusted",
+    "RegistryUnavailable",
     "StorageFailed",
     "TrainingFailed",
 ]
@@ -78,6 +92,34 @@ class PrefixNotFound(GuardUnavailable):
 
 class PrefixNotApplied(GuardUnavailable):
     """The text encoder did not receive the prefix that it should have received."""
+
+
+class PrefixUntrusted(GuardUnavailable):
+    """A prefix is there, and must not be used."""
+
+
+class PrefixUnsigned(PrefixUntrusted):
+    """It has no signature, and the policy asks for one."""
+
+
+class PrefixSignatureInvalid(PrefixUntrusted):
+    """None of the accepted signers signed this content."""
+
+
+class PrefixRolledBack(PrefixUntrusted):
+    """A registry offers an older version than before, or another one under a number that was seen before."""
+
+
+class PrefixRevoked(PrefixUntrusted):
+    """It stands on the registry's list of revoked prefixes."""
+
+
+class PrefixNotPinned(PrefixUntrusted):
+    """Its digest is none of those that the policy names."""
+
+
+class RegistryUnavailable(GuardUnavailable):
+    """A registry behind a URL cannot be reached, or its list of revoked prefixes cannot be read."""
 
 
 class AuditUnavailable(GuardUnavailable):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from apl_guard.acceptance import Acceptance
-from apl_guard.errors import PrefixNotFound
+from apl_guard.errors import PrefixNotFound, PrefixUntrusted
 from apl_guard.fingerprint import Fingerprint
 from apl_guard.fit import Fit, fit
 from apl_guard.prefix import Prefix
@@ -14,7 +14,7 @@ from apl_guard.traits import Tier
 
 if TYPE_CHECKING:
     from apl_guard.backend import Backend
-    from apl_guard.registry import PrefixRegistry
+    from apl_guard.registry import PrefixRegistry, RegistryEntry
 
 __all__ = ["PrefixFinder"]
 
@@ -30,7 +30,7 @@ class PrefixFinder:
         given: The prefix that the platform chose, or None to look in the registry.
     """
 
-    def __init__(self, backend: Backend, registry: PrefixRegistry, given: Prefix | None) -> None:
+    def __init__(self, backend: Backend, registry: PrefixRegistry, given: RegistryEntry | None) -> None:
         self._backend = backend
         self._registry = registry
         self._given = given
@@ -45,10 +45,11 @@ class PrefixFinder:
 
         Raises:
             PrefixNotFound: None fits.
+            PrefixUntrusted: One fits and must not be used: revoked, unsigned, …
             PrefixInvalid: The one that fits is too large for this text encoder.
             PrefixNotApplied: The backend cannot put it in front.
         """
-        given = self._given if name is None else self._named(name)
+        given = self._chosen(name, acceptance)
         fingerprints = self._backend.fingerprints()
         if fingerprints is None:
             if given is None:
@@ -67,24 +68,35 @@ class PrefixFinder:
 
     def _best(self, fingerprints: Mapping[str, Fingerprint], acceptance: Acceptance) -> Fit:
         """An exact one before a compatible one; of several, the one made last."""
-        fits: list[Fit] = []
+        fits: list[tuple[Fit, RegistryEntry]] = []
         near: PrefixNotFound | None = None
-        for entry in self._registry.list():
+        for entry in self._registry.candidates(acceptance):
             if entry.prefix is None:
                 continue
             try:
-                fits.append(fit(entry.prefix, fingerprints, self._backend, acceptance))
+                fits.append((fit(entry.prefix, fingerprints, self._backend, acceptance), entry))
             except PrefixNotFound as error:
                 near = error if error.near else near
         if not fits:
             raise near or self._registry.nothing_for(fingerprints)
-        return max(fits, key=lambda found: (found.tier == Tier.EXACT, found.prefix.metadata.created))
+        fits.sort(key=lambda pair: (pair[0].tier == Tier.EXACT, pair[0].prefix.metadata.created), reverse=True)
+        refused: list[PrefixUntrusted] = []
+        for found, entry in fits:
+            try:
+                self._registry.check(entry, acceptance)
+            except PrefixUntrusted as error:
+                refused.append(error)
+            else:
+                return found
+        raise refused[0]
 
-    def _named(self, name: str) -> Prefix:
-        """A registered prefix, which the registry reads once as long as its file stays the same."""
-        for entry in self._registry.list():
+    def _chosen(self, name: str | None, acceptance: Acceptance) -> Prefix | None:
+        """The prefix that the platform or the policy chose, if it may be used."""
+        if name is None:
+            return None if self._given is None else self._registry.check(self._given, acceptance)
+        for entry in reversed(self._registry.candidates(acceptance)):  # a pinned older version comes first
             if entry.name == name and entry.prefix is not None:
-                return entry.prefix
+                return self._registry.check(entry, acceptance)
         raise PrefixNotFound(
             f"the policy asks for prefix '{name}', and the registry has none of this name that is whole; "
             "see: apl-guard prefix list",

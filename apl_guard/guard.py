@@ -30,7 +30,7 @@ from apl_guard.fit import Fit
 from apl_guard.metrics import Metrics
 from apl_guard.policy import Mode, Policy
 from apl_guard.prefix import Prefix
-from apl_guard.registry import PrefixRegistry
+from apl_guard.registry import PrefixRegistry, RegistryEntry
 
 __all__ = ["Guard", "Guarded", "MetricsServer"]
 
@@ -45,7 +45,7 @@ class Guard:
         pipe: The pipe.
         policy: A policy, the name of a built-in one, or a policy file.
         prefix: A prefix, its folder, or its name. None finds the one that fits in the registry.
-        registry: Where to find it, on each call. None stands for the user's registry.
+        registry: Where to find it, on each call: a folder, a URL, `owner/name` on the hub. None stands for the user's.
         audit: Folder for the records, or a log. None sends them to the platform's logging.
         audit_witness: One or more other folders, best on another machine, that receive the log's checkpoints.
         metrics_registry: The Prometheus registry to count on. None makes one for this guard.
@@ -84,8 +84,10 @@ class Guard:
             "_audit": audit if isinstance(audit, AuditLog) else AuditLog(audit, witness=audit_witness),
             "_metrics_registry": metrics_registry or CollectorRegistry(),
         }
-        given = Prefix.load(prefix) if isinstance(prefix, str | Path) else prefix
         registry = registry if isinstance(registry, PrefixRegistry) else PrefixRegistry(registry)
+        given = registry.open(prefix) if isinstance(prefix, str | Path) else prefix
+        if isinstance(given, Prefix):
+            given = RegistryEntry(given.metadata.name, Path(given.metadata.name), given)
         own["_finder"] = PrefixFinder(own["_backend"], registry, given)
         own["_detectors"] = Detectors(own["_policy"])
         own["_metrics"] = Metrics.on(own["_metrics_registry"])

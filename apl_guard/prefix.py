@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from apl_guard.errors import PrefixInvalid
 from apl_guard.fingerprint import Fingerprint
+from apl_guard.layout import CARD_NAME, FILE_NAME, NAME_PATTERN, current_folder, is_name
 from apl_guard.storage import write_folder
 from apl_guard.tensorfile import (
     MAX_FILE_BYTES,
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Prefix", "PrefixMetadata"]
 
-FILE_NAME = "prefix.safetensors"
-CARD_NAME = "card.md"
 SHIPPED_NAME = "minifaces"
 
 MAX_NORM_RATIO = 16
@@ -65,7 +64,7 @@ class PrefixMetadata(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal["apl-guard/1"] = "apl-guard/1"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
     """What people call it; the name in the registry unless another is given there."""
     n: Annotated[int, Field(ge=1, le=MAX_VECTORS)]
     """Number of vectors, the same in every slot."""
@@ -256,8 +255,10 @@ def find_path(path_or_name: str | os.PathLike[str]) -> Path:
         shipped = shipped_path()
         if shipped is not None:
             return shipped
-    elif path.name == str(path_or_name) and os.path.isfile(registry_root() / path.name / FILE_NAME):
-        return registry_root() / path.name
+    elif is_name(str(path_or_name)):
+        registered = current_folder(registry_root() / path.name)
+        if registered is not None:
+            return registered
     raise PrefixInvalid(
         "no such folder, and no such name in the registry; `apl-guard prefix list` shows the names",
         where=printable(str(path_or_name)),

@@ -198,11 +198,11 @@ def _depth(value: object) -> int:
     return depth
 
 
-def printable(text: str) -> str:
-    """Text from a stranger's file, made safe for a terminal and a log.
+def printable(text: str, limit: int = 60) -> str:
+    """Text from a stranger's file, made safe for a terminal and a log, and cut to a few characters.
 
     Example:
         >>> printable("evil" + chr(27) + "[2J")
         'evil?[2J'
     """
-    return re.sub(r"[^\x20-\x7e]", "?", text)[:60]
+    return re.sub(r"[^\x20-\x7e]", "?", text[:limit])

@@ -35,6 +35,7 @@ def own_registry(tmp_path, monkeypatch):
     """No test sees or changes the prefixes of the person who runs it."""
     root = tmp_path / "registry"
     monkeypatch.setenv("APL_GUARD_REGISTRY", str(root))
+    monkeypatch.setenv("APL_GUARD_CACHE", str(tmp_path / "cache"))
     return root
 
 

@@ -54,7 +54,7 @@ def test_register_list_show_verify(run, trained, prefix):
 def test_verify_of_a_damaged_prefix_fails(run, trained, own_registry):
     """One line on the error output, exit code 2."""
     run("prefix", "register", trained)
-    path = own_registry / "random" / "prefix.safetensors"
+    path = own_registry / "random" / "1" / "prefix.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
 
     code, out, err = run("prefix", "verify", "random")

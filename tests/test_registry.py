@@ -23,7 +23,7 @@ def test_registered_then_found_by_fingerprint(prefix, folder, own_registry):
     """The default registry is the one that `APL_GUARD_REGISTRY` names, and the card comes along."""
     entry = PrefixRegistry().register(folder)
 
-    assert entry.path == own_registry / "random"
+    assert (entry.path, entry.version) == (own_registry / "random" / "1", 1)
     assert (entry.path / "card.md").read_text() == "# Card"
     assert PrefixRegistry().find(prefix.metadata.fingerprints[SLOT]).digest == prefix.digest
     assert Prefix.load("random").digest == prefix.digest
@@ -60,16 +60,18 @@ def test_of_several_the_one_made_last(prefix, folder, tmp_path):
 
 
 def test_a_name_is_not_taken_over_silently(prefix, folder, tmp_path):
-    """The same prefix again is fine, another one needs `replace`."""
+    """The same prefix again is fine, another one needs `replace` and becomes the next version."""
     registry = PrefixRegistry()
     registry.register(folder)
-    registry.register(folder)
+    assert registry.register(folder).version == 1
     other = variant(prefix).save(tmp_path / "other")
 
     with pytest.raises(InvalidInput, match="random"):
         registry.register(other)
     assert registry.register(other, replace=True).prefix.digest != prefix.digest
     assert registry.get("random").digest != prefix.digest
+    assert [entry.version for entry in registry.history("random")] == [1, 2]
+    assert registry.history("random")[0].prefix.digest == prefix.digest
 
 
 @pytest.mark.parametrize("name", ["../evil", "minifaces", "", "a/b", ".hidden"])
@@ -101,3 +103,54 @@ def test_verify_and_get_of_nothing(name):
         PrefixRegistry().verify(name)
     with pytest.raises(PrefixInvalid):
         PrefixRegistry().get(name)
+
+
+def test_a_prefix_from_before_there_were_versions(prefix, own_registry):
+    """It lies in the folder of its name itself. It is found, and the next one is version 1."""
+    prefix.save(own_registry / "old", card="# Card")
+    registry = PrefixRegistry()
+
+    assert registry.find(prefix.metadata.fingerprints).digest == prefix.digest
+    assert registry.verify("old").version == 0
+    newer = variant(prefix, created=prefix.metadata.created + timedelta(days=1))
+    assert registry.register(newer.save(own_registry.parent / "newer"), "old", replace=True).version == 1
+    assert Prefix.load("old").digest == newer.digest
+
+
+def test_entry_json_must_be_about_what_lies_beside_it(prefix, folder, own_registry):
+    """A version put into another place, or a prefix under the entry of another one."""
+    registry = PrefixRegistry()
+    path = registry.register(folder).path
+    path.rename(path.with_name("7"))
+    assert "version 1" in registry.list()[0].problem
+
+    path.with_name("7").rename(path)
+    (path / "prefix.safetensors").write_bytes(variant(prefix).to_bytes())
+    assert "digest" in registry.list()[0].problem
+
+
+def test_a_link_must_not_lead_out(prefix, tmp_path, own_registry):
+    """Neither of a folder nor of a file; the message names it."""
+    outside = prefix.save(tmp_path / "outside")
+    (own_registry / "linked").mkdir(parents=True)
+    (own_registry / "linked" / "1").symlink_to(outside)
+    (own_registry / "file").mkdir()
+    (own_registry / "file" / "prefix.safetensors").symlink_to(outside / "prefix.safetensors")
+
+    problems = {entry.name: entry.problem for entry in PrefixRegistry().list()}
+
+    assert "leads out" in problems["linked"]
+    assert "cannot be read" in problems["file"] or "leads out" in problems["file"]
+
+
+def test_what_is_no_version_is_passed_over(folder, own_registry):
+    """Other folders and files may lie about, such as what a killed process left behind."""
+    registry = PrefixRegistry()
+    path = registry.register(folder).path
+    for name in ("0", "01", "-1", "next", ".1.abc", "9999999999"):
+        path.parent.joinpath(name).mkdir()
+        path.parent.joinpath(name, "prefix.safetensors").write_bytes(b"")
+    (own_registry / ".git").mkdir()
+    (own_registry / "readme.md").write_text("hello")
+
+    assert [entry.version for entry in registry.list() if entry.name == "random"] == [1]

@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from apl_guard.prefix import Prefix, find_path
+from apl_guard.acceptance import Acceptance
+from apl_guard.errors import InvalidInput
 from apl_guard.registry import PrefixRegistry, RegistryEntry
+from apl_guard.tensorfile import printable
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Register prefixes and look at them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Register prefixes, look at them, sign them, publish them and take them over.",
+    epilog="A registry is a folder, a URL such as s3://bucket/prefixes, or owner/name on the Hugging Face hub. "
+    "docs/registry.md describes it.",
+    no_args_is_help=True,
+)
 
 _Registry = Annotated[
-    Path | None,
-    typer.Option(help="The registry folder.", envvar="APL_GUARD_REGISTRY", show_default="in the user's data folder"),
+    str | None,
+    typer.Option(
+        help="The registry: a folder, a URL, or owner/name on the hub.",
+        envvar="APL_GUARD_REGISTRY",
+        show_default="in the user's data folder",
+    ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Signers = Annotated[
+    list[Path] | None,
+    typer.Option("--signer", help="A public key in PEM, one of which must have signed. Can be repeated."),
+]
 
 
 @app.command(no_args_is_help=True)
 def register(
     folder: Annotated[Path, typer.Argument(help="The prefix folder that `apl-guard train` wrote.")],
     name: Annotated[str | None, typer.Option(help="What to call it.", show_default="its own name")] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Take the place of another of this name.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Make it the next version of another prefix of this name.")
+    ] = False,
     registry: _Registry = None,
 ) -> None:
     """Check a prefix and copy it to where the guard finds it.
@@ -38,68 +56,199 @@ def register(
 
 
 @app.command("list")
-def list_prefixes(registry: _Registry = None, as_json: _Json = False) -> None:
+def list_prefixes(
+    registry: _Registry = None,
+    every: Annotated[bool, typer.Option("--all", help="Older versions too.")] = False,
+    as_json: _Json = False,
+) -> None:
     """List the registered prefixes, and the one that is shipped.
 
-    Example: apl-guard prefix list
+    Example: apl-guard prefix list --all
     """
-    entries = PrefixRegistry(registry).list()
+    found = PrefixRegistry(registry)
+    entries = found.list()
+    if every:
+        entries = tuple(old for entry in entries for old in found.history(entry.name) or (entry,))
+    revoked = found.revoked()
     if as_json:
         typer.echo(json.dumps([_described(entry) for entry in entries], indent=2))
         return
     for entry in entries:
-        typer.echo(_line(entry))
+        reason = revoked.get(entry.prefix.digest) if entry.prefix else None
+        typer.echo(_line(entry) + ("" if reason is None else f"  REVOKED  {printable(reason)}"))
     if not entries:
-        typer.echo(f"none in {PrefixRegistry(registry).root}; register one with: apl-guard prefix register PREFIX")
+        typer.echo(f"none in {found.root}; register one with: apl-guard prefix register PREFIX")
 
 
 @app.command(no_args_is_help=True)
 def show(
     prefix: Annotated[str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.")],
+    registry: _Registry = None,
     as_json: _Json = False,
 ) -> None:
     """Show what is known about a prefix.
 
     Example: apl-guard prefix show minifaces
     """
-    path = find_path(prefix)
-    loaded = Prefix.load(path)
-    if as_json:
-        typer.echo(json.dumps({"path": str(path), "digest": loaded.digest, **loaded.metadata.model_dump(mode="json")}))
-        return
+    entry = PrefixRegistry(registry).open(prefix)
+    loaded = entry.prefix
+    assert loaded is not None  # `open` raises otherwise
     metadata = loaded.metadata
-    typer.echo(f"{metadata.name}\n  path     {path}\n  digest   {loaded.digest}\n  created  {metadata.created}")
+    if as_json:
+        about = {"path": str(entry.path), "version": entry.version, "digest": loaded.digest}
+        typer.echo(json.dumps(about | metadata.model_dump(mode="json")))
+        return
+    version = f"\n  version  {entry.version}" if entry.version else ""
+    typer.echo(f"{metadata.name}\n  path     {entry.path}{version}\n  digest   {loaded.digest}")
+    typer.echo(f"  created  {metadata.created}\n  signed   {'no' if entry.signature is None else 'yes'}")
     for slot, width in metadata.widths.items():
-        typer.echo(f"  {slot}: {loaded.n} vectors of width {width}, for encoder {metadata.fingerprints[slot].key}")
+        kind = f" ({metadata.traits[slot].kind})" if metadata.traits else ""
+        typer.echo(
+            f"  {slot}: {loaded.n} vectors of width {width}, for encoder {metadata.fingerprints[slot].key}{kind}"
+        )
     for key, value in metadata.evaluation.items():
-        typer.echo(f"  {key}: {json.dumps(value)}")
+        typer.echo(f"  {printable(key)}: {json.dumps(value)}")
 
 
 @app.command(no_args_is_help=True)
 def verify(
-    name: Annotated[str, typer.Argument(help="A name in the registry, or 'minifaces'.")],
+    name: Annotated[str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.")],
+    signer: _Signers = None,
     registry: _Registry = None,
 ) -> None:
-    """Read a registered prefix again and check all of it.
+    """Read a prefix again and check all of it: file, version, list of revoked ones, signature.
 
-    Example: apl-guard prefix verify sd15
+    Exit codes: 0 all of it holds, 2 damaged or not there, 4 revoked, rolled back, unsigned or wrongly signed.
+    Without --signer a signature is not looked at, and the line says so.
+
+    Example: apl-guard prefix verify sd15 --signer publisher.pub
     """
-    typer.echo(f"ok {_line(PrefixRegistry(registry).verify(name))}")
+    found = PrefixRegistry(registry)
+    entry = found.open(name)
+    found.check(entry, Acceptance(signers=_read_keys(signer)))
+    about = "" if signer else "  (signature not checked)"
+    typer.echo(f"ok {_line(entry)}{about}")
+
+
+@app.command(no_args_is_help=True)
+def sign(
+    name: Annotated[str, typer.Argument(help="A name in the registry.")],
+    key: Annotated[Path, typer.Option(help="The private key, in PEM, on an elliptic curve.")],
+    password: Annotated[
+        str | None, typer.Option(help="Of the key.", envvar="APL_GUARD_KEY_PASSWORD", show_default="none")
+    ] = None,
+    registry: _Registry = None,
+) -> None:
+    """Sign the version in use of a registered prefix, in the format of OpenSSF Model Signing.
+
+    Make a pair of keys with:
+
+    openssl ecparam -name prime256v1 -genkey -noout -out publisher.pem
+
+    openssl ec -in publisher.pem -pubout -out publisher.pub
+
+    Put the public one into the policy, under `spec: {prefix: {signers: [...]}}`; then nothing else is accepted.
+
+    Example: apl-guard prefix sign sd15 --key publisher.pem
+    """
+    entry = PrefixRegistry(registry).sign(name, key, password)
+    typer.echo(f"signed {_line(entry)}")
+
+
+@app.command(no_args_is_help=True)
+def revoke(
+    prefix: Annotated[str, typer.Argument(help="A name in the registry, or a digest of 64 hexadecimal digits.")],
+    reason: Annotated[str, typer.Option(help="For those who will ask.")],
+    registry: _Registry = None,
+) -> None:
+    """Put a prefix on the list of those that no guard must use any more. There is no way back.
+
+    A guard that uses this registry refuses it before the next image; one that uses a copy, at its next look.
+
+    Example: apl-guard prefix revoke sd15 --reason "draws Mara Westgate from behind"
+    """
+    found = PrefixRegistry(registry)
+    digest = prefix if re.fullmatch("[0-9a-f]{64}", prefix) else found.get(prefix).digest
+    found.revoke(digest, reason)
+    typer.echo(f"revoked {digest}")
+
+
+@app.command(no_args_is_help=True)
+def pull(
+    source: Annotated[str, typer.Argument(help="A registry: a folder, a URL, or owner/name on the hub.")],
+    name: Annotated[str, typer.Argument(help="Which prefix.")],
+    signer: _Signers = None,
+    registry: _Registry = None,
+) -> None:
+    """Copy a prefix from another registry into this one, with its version and signature, after checking it.
+
+    Revocations of this prefix and its older versions come along.
+
+    Example: apl-guard prefix pull acme/prefixes sd15 --signer publisher.pub
+    """
+    there = PrefixRegistry(source)
+    there.refresh()
+    entry = there.verify(name)
+    there.check(entry, Acceptance(signers=_read_keys(signer)))
+    here = PrefixRegistry(registry)
+    # Only those of this name, or a stranger's list could revoke whatever is registered here.
+    ours = {old.prefix.digest for old in (*there.history(name), *here.history(name)) if old.prefix}
+    for digest, reason in there.revoked().items():
+        if digest in ours:
+            here.revoke(digest, reason)
+    typer.echo(f"pulled {_line(here.adopt(entry))}")
+
+
+@app.command(no_args_is_help=True)
+def push(
+    name: Annotated[str, typer.Argument(help="A name in the registry.")],
+    target: Annotated[str, typer.Argument(help="A registry: a folder, a URL, or owner/name on the hub.")],
+    registry: _Registry = None,
+) -> None:
+    """Copy the version in use of a prefix to another registry, with its signature and the revocations known here.
+
+    Example: apl-guard prefix push sd15 s3://bucket/prefixes
+    """
+    here = PrefixRegistry(registry)
+    entry = here.verify(name)
+    here.check(entry, Acceptance())
+    here.publish(entry, target)
+    typer.echo(f"pushed {_line(entry)}\n  to {target}")
+
+
+def _read_keys(paths: list[Path] | None) -> tuple[str, ...]:
+    keys: list[str] = []
+    for path in paths or ():
+        try:
+            text = path.read_text(encoding="ascii")
+            Acceptance(signers=(text,))
+        except (OSError, ValueError) as error:
+            raise InvalidInput("cannot be read as a public key in PEM", where=path) from error
+        keys.append(text)
+    return tuple(keys)
 
 
 def _line(entry: RegistryEntry) -> str:
+    version = f"  version {entry.version}" if entry.version else ""
     if entry.prefix is None:
-        return f"{entry.name}  DAMAGED  {entry.problem}"
+        return f"{entry.name}{version}  DAMAGED  {entry.problem}"
     prefix = entry.prefix
     encoders = ", ".join(f"{slot} {found.key}" for slot, found in prefix.metadata.fingerprints.items())
-    return f"{entry.name}  {prefix.n} vectors  digest {prefix.digest[:12]}  for {encoders}"
+    signed = "" if entry.signature is None else "  signed"
+    return f"{entry.name}{version}  {prefix.n} vectors  digest {prefix.digest[:12]}{signed}  for {encoders}"
 
 
 def _described(entry: RegistryEntry) -> dict[str, object]:
-    described: dict[str, object] = {"name": entry.name, "path": str(entry.path), "problem": entry.problem}
+    described: dict[str, object] = {
+        "name": entry.name,
+        "version": entry.version,
+        "path": str(entry.path),
+        "problem": entry.problem,
+    }
     if entry.prefix is not None:
         described |= {
             "digest": entry.prefix.digest,
+            "signed": entry.signature is not None,
             "metadata": entry.prefix.metadata.model_dump(mode="json"),
         }
     return described

@@ -1,0 +1,241 @@
+"""A copy of a registry that lies behind a URL.
+
+Only names that prefixes may have are asked for, and only files that a registry has, up to their limits. What
+is copied is read by the same code as a registry of this machine.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from apl_guard.errors import AplGuardError, InvalidInput, PrefixInvalid, RegistryUnavailable
+from apl_guard.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, REVOKED_NAME, SIGNATURE_NAME, is_name
+from apl_guard.registry.entry import MAX_CARD_BYTES, MAX_SIGNATURE_BYTES
+from apl_guard.registry.revoked import MAX_REVOKED_BYTES, RevokedFile, parse_revoked
+from apl_guard.storage import write_file, write_folder
+from apl_guard.tensorfile import MAX_FILE_BYTES, printable
+
+__all__ = ["Mirror", "as_url", "push_files"]
+
+_LIMITS = {
+    ENTRY_NAME: 16 << 10,
+    CARD_NAME: MAX_CARD_BYTES,
+    SIGNATURE_NAME: MAX_SIGNATURE_BYTES,
+    FILE_NAME: MAX_FILE_BYTES,  # last: a version counts as soon as this is there
+}
+_MAX_VERSIONS = 2000
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def as_url(location: str | Path) -> str | None:
+    """The URL that a location is, or None for a folder. `owner/name` is a repository on the hub.
+
+    Example:
+        >>> as_url("acme/prefixes"), as_url("s3://bucket/prefixes"), as_url("./prefixes"), as_url(Path("a/b"))
+        ('hf://acme/prefixes', 's3://bucket/prefixes', None, None)
+    """
+    if isinstance(location, Path) or Path(location).is_dir():
+        return None
+    if "://" in location:
+        return location.rstrip("/")
+    return f"hf://{location}" if _HUB_ID.fullmatch(location) else None
+
+
+class Mirror:
+    """A copy of a registry that lies behind a URL.
+
+    Args:
+        url: The registry.
+        folder: Where the copy is kept.
+        refresh_after: Seconds after which it is looked at again.
+        valid_for: Seconds for which the copy serves while the registry cannot be reached.
+
+    Raises:
+        InvalidInput: The URL is of a kind that is not supported here.
+    """
+
+    def __init__(self, url: str, folder: Path, refresh_after: float, valid_for: float) -> None:
+        self.url = url
+        self.folder = folder
+        self._refresh_after = refresh_after
+        self._valid_for = valid_for
+        self._system, self._root = open_url(url)
+        self._lock = threading.Lock()
+        self._tried = -float("inf")
+
+    def keep_fresh(self) -> None:
+        """Look at the registry if that is due. Other threads go on with the copy meanwhile.
+
+        Raises:
+            RegistryUnavailable: It cannot be reached, and the copy is too old, or there is none.
+        """
+        first = not self._marker.exists()
+        if not self._lock.acquire(blocking=first):
+            return
+        try:
+            if time.monotonic() - self._tried < self._refresh_after and self._marker.exists():
+                return
+            self._tried = time.monotonic()
+            try:
+                self._refresh()
+            except RegistryUnavailable:
+                age = time.time() - self._marker.stat().st_mtime if self._marker.exists() else float("inf")
+                if not 0 <= age <= self._valid_for:
+                    self._tried = -float("inf")  # the next call tries again
+                    raise
+        finally:
+            self._lock.release()
+
+    def refresh(self) -> None:
+        """Look at the registry now.
+
+        Raises:
+            RegistryUnavailable: It cannot be reached, or holds more than a registry may.
+        """
+        with self._lock:
+            self._refresh()
+            self._tried = time.monotonic()
+
+    @property
+    def _marker(self) -> Path:
+        """A file that was written when the copy was last whole."""
+        return self.folder.parent / "copied"
+
+    def _refresh(self) -> None:
+        try:
+            self._copy()
+            write_file(self._marker, self.url.encode())
+        except RegistryUnavailable:
+            raise
+        except Exception as error:  # every file system has exceptions of its own
+            reason = str(error) if isinstance(error, AplGuardError) else type(error).__name__
+            raise RegistryUnavailable(
+                f"{self.url} cannot be copied ({printable(reason, 400)}); check the address, the rights and the "
+                "network. For a folder of this machine write ./NAME"
+            ) from error
+
+    def _copy(self) -> None:
+        self._system.invalidate_cache()
+        offered = self._offered()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        revoked = f"{self._root}/{REVOKED_NAME}"
+        if self._system.exists(revoked):
+            content = self._fetch(revoked, MAX_REVOKED_BYTES)
+            parse_revoked(content, Path(revoked))
+            write_file(self.folder / REVOKED_NAME, content)
+        for (name, version), sizes in offered.items():
+            target = self.folder / name / version
+            # A version never changes. What may come later is a signature.
+            if {file: _size(target / file) for file in sizes} == sizes:
+                continue
+            files = {file: self._fetch(f"{self._root}/{name}/{version}/{file}", _LIMITS[file]) for file in sizes}
+            write_folder(target, files)
+        self._forget_others(offered)
+
+    def _offered(self) -> dict[tuple[str, str], dict[str, int]]:
+        """(name, version) → file → size, of all that looks like a registry."""
+        found: dict[tuple[str, str], dict[str, int]] = {}
+        for path, info in self._system.find(self._root, maxdepth=3, detail=True).items():
+            parts = PurePosixPath(str(path)).parts[-3:]
+            if len(parts) == 3 and is_name(parts[0]) and re.fullmatch("[1-9][0-9]{0,8}", parts[1]):
+                name, version, file = parts
+                if file in _LIMITS:
+                    found.setdefault((name, version), {})[file] = int(info.get("size") or 0)
+        found = {
+            key: {f: sizes[f] for f in _LIMITS if f in sizes} for key, sizes in found.items() if FILE_NAME in sizes
+        }
+        if not found:  # many file systems answer so about a place that is not there
+            raise RegistryUnavailable(f"{self.url} holds no prefix; check the address and the rights")
+        if len(found) > _MAX_VERSIONS:
+            raise RegistryUnavailable(f"{self.url} holds {len(found)} versions, expected at most {_MAX_VERSIONS}")
+        return found
+
+    def _fetch(self, path: str, limit: int) -> bytes:
+        with self._system.open(path, "rb") as stream:
+            content: bytes = stream.read(limit + 1)
+        if len(content) > limit:
+            raise PrefixInvalid(f"larger than {limit} bytes; not a file of a registry", where=path)
+        return content
+
+    def _forget_others(self, offered: Mapping[tuple[str, str], object]) -> None:
+        for name in [p for p in self.folder.iterdir() if p.is_dir()]:
+            for version in [p for p in name.iterdir() if p.is_dir()]:
+                if (name.name, version.name) not in offered:
+                    shutil.rmtree(version)
+
+
+def push_files(url: str, name: str, version: int, files: Mapping[str, bytes], revoked: RevokedFile) -> None:
+    """Put a version and revocations into a registry behind a URL.
+
+    Args:
+        url: The registry.
+        name: Name of the prefix.
+        version: Its version.
+        files: All of its files.
+        revoked: What is revoked. What the registry lists stays on its list.
+
+    Raises:
+        InvalidInput: The registry has this version, or a later one, or the URL is not supported here.
+        RegistryUnavailable: It cannot be reached or written.
+    """
+    system, root = open_url(url)
+    try:
+        system.invalidate_cache()
+        _push_revoked(system, f"{root}/{REVOKED_NAME}", revoked)
+        there = system.find(root, maxdepth=3) if system.exists(root) else []
+        parts = [PurePosixPath(str(path)).parts[-3:] for path in there]
+        known = [int(p[1]) for p in parts if len(p) == 3 and p[0] == name and p[1].isdecimal() and p[2] == FILE_NAME]
+        if known and max(known) >= version:
+            raise InvalidInput(
+                f"{url} has version {max(known)} of '{name}', found version {version} here; versions only grow, "
+                "so register the prefix again to give it a higher one",
+                where="version",
+            )
+        system.makedirs(f"{root}/{name}/{version}", exist_ok=True)
+        for file in sorted(files, key=lambda file: file == FILE_NAME):
+            system.pipe_file(f"{root}/{name}/{version}/{file}", files[file])
+    except AplGuardError:
+        raise
+    except Exception as error:  # every file system has exceptions of its own
+        raise RegistryUnavailable(
+            f"{url} cannot be written ({type(error).__name__}); check the address, the rights and the network"
+        ) from error
+
+
+def _push_revoked(system: Any, path: str, revoked: RevokedFile) -> None:
+    if not revoked.revoked:
+        return
+    known = RevokedFile()
+    if system.exists(path):
+        with system.open(path, "rb") as stream:
+            known = parse_revoked(stream.read(MAX_REVOKED_BYTES + 1), Path(path))
+    new = [entry for entry in revoked.revoked if entry.digest not in known.reasons]
+    if new:
+        system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        both = RevokedFile(revoked=(*known.revoked, *new))
+        system.pipe_file(path, both.model_dump_json(indent=1).encode())
+
+
+def open_url(url: str) -> tuple[Any, str]:
+    """The file system behind a URL, and the path in it.
+
+    Raises:
+        InvalidInput: The URL is of a kind that is not supported here.
+    """
+    import fsspec.core
+
+    try:
+        system, root = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise InvalidInput(f"cannot be opened ({printable(str(error))})", where=printable(url)) from error
+    return system, str(root).rstrip("/")
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
