@@ -17,7 +17,7 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) install --constraint constraints.txt --editable ".[eval,names,regex,signing,dev]"
+	$(PIP) install --constraint constraints.txt --editable ".[eval,names,regex,remote,signing,dev]"
 	touch $@
 
 lint: install
