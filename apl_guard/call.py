@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
+from apl_guard.acceptance import Acceptance
 from apl_guard.audit import AuditLog, Outcome
 from apl_guard.backend import Backend, Generation
 from apl_guard.context import current_context
-from apl_guard.decision import Decision, Reason, decide
-from apl_guard.detect import Detectors
+from apl_guard.decision import Decision, Reason
 from apl_guard.errors import AplGuardError, GuardUnavailable, PolicyBlocked, PrefixNotApplied
 from apl_guard.fit import Fit
+from apl_guard.in_force import PolicyInForce
 from apl_guard.metrics import Metrics
-from apl_guard.policy import Action, Policy
+from apl_guard.policy import Action, OnError, Policy
 from apl_guard.prefix import Prefix
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
 
@@ -42,11 +43,11 @@ class Call:
     Args:
         request: What was asked.
         backend: The adapter that read it.
-        policy: What decides about it.
-        detectors: What looks at its texts for the policy.
+        in_force: What decides about it.
         audit: Where decision and outcome are recorded.
         metrics: Where they are counted.
-        find_prefix: Finds the prefix for the text encoders that are in the pipe now, by name or None.
+        find_prefix: Finds the prefix for the text encoders that are in the pipe now, by name or None, under
+            what the policy accepts.
         started: Reading of `perf_counter` when the call began.
     """
 
@@ -54,17 +55,15 @@ class Call:
         self,
         request: GenerationRequest,
         backend: Backend,
-        policy: Policy,
-        detectors: Detectors,
+        in_force: PolicyInForce,
         audit: AuditLog,
         metrics: Metrics,
-        find_prefix: Callable[[str | None], Fit],
+        find_prefix: Callable[[str | None, Acceptance], Fit],
         started: float,
     ) -> None:
         self._request = request
         self._backend = backend
-        self._policy = policy
-        self._detectors = detectors
+        self._in_force = in_force
         self._audit = audit
         self._metrics = metrics
         self._find_prefix = find_prefix
@@ -75,6 +74,8 @@ class Call:
         self._in_front: Prefix | None = None
         """As much of the prefix as the policy asks for."""
         self._generation: Generation | None = None
+        self._unprotected: Exception | None = None
+        """Why there is no prefix, where the policy lets requests pass without."""
 
     def run(self) -> Guarded:
         """Decide, act, record.
@@ -85,14 +86,10 @@ class Call:
             Exception: Whatever the pipe raises, unchanged.
         """
         try:
-            findings = self._detectors.look(self._request)
-            self._decision = decide(self._policy, self._request, current_context(), findings)
+            self._decision = self._in_force.decide(self._request, current_context())
             self._audit.decision(self._decision, self._request)
             self._metrics.decided(self._decision)
-            for permission in self._decision.unsafe:
-                _log.warning(
-                    "policy '%s' switches protection off for %s: %s", self._policy.name, self._decision.id, permission
-                )
+            self._warn(self._decision)
         except Exception as error:
             self._count("failed")
             raise _unavailable(error) from error
@@ -101,9 +98,7 @@ class Call:
             raise PolicyBlocked(_explain(self._decision), decision=self._decision)
         try:
             if self._decision.prefixed:
-                self._fit = self._find_prefix(self._decision.prefix)
-                self._prefix = self._fit.prefix
-                self._in_front = self._prefix.first(self._decision.rows(self._prefix.n))
+                self._take_prefix(self._decision)
             self._request = self._request.saying(self._decision.texts)
         except Exception as error:
             self._end("failed", error)
@@ -113,6 +108,20 @@ class Call:
             self._check_receipt(self._in_front, generation)
             self._metrics.used(self._prefix)
         return Guarded(generation.output, self._decision, self._end("passed"))
+
+    def _take_prefix(self, decision: Decision) -> None:
+        """Find the prefix, or go on without where the policy says so in so many words."""
+        try:
+            self._fit = self._find_prefix(decision.prefix, self._in_force.policy.spec.prefix)
+        except Exception as error:
+            if self._in_force.policy.spec.on_error != OnError.PASSTHROUGH:
+                raise
+            self._unprotected = error
+            what = f"on_error: {OnError.PASSTHROUGH.value} ({type(error).__name__})"
+            _log.warning("policy '%s' switches protection off: %s (decision %s)", decision.policy, what, decision.id)
+            return
+        self._prefix = self._fit.prefix
+        self._in_front = self._prefix.first(decision.rows(self._prefix.n))
 
     def _warn(self, decision: Decision) -> None:
         """Say each time that protection was switched off."""
@@ -153,14 +162,14 @@ class Call:
         outcome = Outcome(
             id=self._decision.id,
             result=result,
-            effective=self._decision.effective.value,
+            effective=(Action.ALLOW if self._unprotected is not None else self._decision.effective).value,
             images=generation.images if generation is not None and result == "passed" else 0,
             prefix=prefix.metadata.name if prefix is not None else None,
             prefix_digest=prefix.digest if prefix is not None else None,
             prefix_match=self._fit.tier.value if self._fit is not None else None,
             prefix_rows=dict(generation.receipt.prefix_rows) if generation is not None else {},
             tokens_cut=dict(generation.receipt.tokens_cut) if generation is not None else {},
-            error=type(error).__name__ if error is not None else None,
+            error=type(error or self._unprotected).__name__ if error or self._unprotected else None,
             overhead_ms=round(1000 * (now - self._started - (self._generation_seconds or 0)), 3),
             generation_ms=_milliseconds(self._generation_seconds),
         )
@@ -220,13 +229,10 @@ def _explain_reason(reason: Reason) -> str:
     channel = reason.channel
     if channel not in list(Channel):
         return f"argument '{channel}' is unknown to this version of apl-guard"
-    by = f"rule '{reason.rule}'" if reason.rule is not None else ""
-    if reason.why and by:
-        return f"channel '{channel}': {by} asks for what cannot be done: {reason.why}"
-    category = f" (category {reason.category})" if reason.category else ""
-    text = (
-        f"channel '{channel}' is blocked{f' by {by}' if by else ''}{category}{f': {reason.why}' if reason.why else ''}"
-    )
+    text = f"channel '{channel}' is blocked"
+    text += f" by rule '{reason.rule}'" if reason.rule is not None else ""
+    text += f" (category {reason.category})" if reason.category is not None else ""
+    text += f": {reason.why}" if reason.why else ""
     if channel in TEXT_CHANNELS:
         return text
     return (

@@ -22,6 +22,8 @@ _IGNORABLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
+# What a terminal would obey, whole: of "\x1b[31mMara", the letters after the bracket are no part of the name.
+_ESCAPE = re.compile("(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]")
 _WORD = re.compile(r"\w+")
 _MOST_PASSES = 16
 
@@ -50,7 +52,7 @@ def canonical(text: str) -> str:
 
 def _pass(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
-    text = _IGNORABLE.sub("", text)
+    text = _IGNORABLE.sub("", _ESCAPE.sub("", text))
     text = "".join(letter for letter in text if letter.isspace() or unicodedata.category(letter) not in _UNSEEN)
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     text = _WORD.sub(_one_script, text)

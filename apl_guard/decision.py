@@ -71,8 +71,14 @@ class Decision(BaseModel):
     """Source → type of the error, of those that could not."""
     unsafe: tuple[str, ...] = ()
     """What switched protection off for this request, as the policy spells it."""
-    texts: Mapping[Channel, tuple[str, ...]] = Field(default={}, repr=False, exclude=True)
-    """Text channel → the texts that shall run in place of the request's. Those of other channels run as they are."""
+    would_run: Mapping[Channel, tuple[str, ...]] = Field(default={}, repr=False, exclude=True)
+    """Text channel → the texts that the rules want to run in place of the request's."""
+
+    @property
+    def texts(self) -> Mapping[Channel, tuple[str, ...]]:
+        """Text channel → the texts that run in place of the request's. Those of other channels run as they are."""
+        is_done = self.mode == Mode.ENFORCE and self.in_rollout
+        return self.would_run if is_done else {}
 
     def rows(self, n: int) -> int:
         """How many of N prefix vectors go in front of each prompt."""
@@ -133,7 +139,7 @@ def decide(
         looked=tuple(sorted(findings.looked)),
         failed=dict(findings.failed),
         unsafe=_unsafe(policy, reasons, asked),
-        texts=_texts(findings, asked) if runs else {},
+        would_run=_texts(findings, asked) if action != Action.BLOCK and asked else {},
     )
 
 

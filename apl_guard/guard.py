@@ -22,13 +22,13 @@ from apl_guard.audit import AuditLog
 from apl_guard.backend import adapter_for
 from apl_guard.call import Call, Guarded, refuse
 from apl_guard.context import Context, calling_for, current_context
-from apl_guard.decision import Decision, decide
-from apl_guard.detect import Detectors
+from apl_guard.decision import Decision
 from apl_guard.errors import InvalidInput
 from apl_guard.finder import PrefixFinder
-from apl_guard.fit import Fit
+from apl_guard.in_force import PolicyInForce
 from apl_guard.metrics import Metrics
-from apl_guard.policy import Mode, Policy
+from apl_guard.policy import Mode, Policy, policy_files
+from apl_guard.policy_watch import PolicyWatch
 from apl_guard.prefix import Prefix
 from apl_guard.registry import PrefixRegistry, RegistryEntry
 
@@ -80,7 +80,7 @@ class Guard:
             raise InvalidInput("this log has its own witnesses; name them where it is made", where="audit_witness")
         own: dict[str, Any] = {
             "_backend": adapter_for(pipe),
-            "_policy": policy if isinstance(policy, Policy) else Policy.load(policy),
+            "_policy_file": None if isinstance(policy, Policy) else policy,
             "_audit": audit if isinstance(audit, AuditLog) else AuditLog(audit, witness=audit_witness),
             "_metrics_registry": metrics_registry or CollectorRegistry(),
         }
@@ -89,19 +89,17 @@ class Guard:
         if isinstance(given, Prefix):
             given = RegistryEntry(given.metadata.name, Path(given.metadata.name), given)
         own["_finder"] = PrefixFinder(own["_backend"], registry, given)
-        own["_detectors"] = Detectors(own["_policy"])
+        own["_in_force"] = PolicyInForce.tested(policy if isinstance(policy, Policy) else Policy.load(policy))
+        own["_reloading"] = threading.Lock()
         own["_metrics"] = Metrics.on(own["_metrics_registry"])
         self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
-        if self._policy.mode == Mode.ENFORCE and self._backend.carries_prefix:
-            # So that a missing prefix shows when the service starts.
-            for name in self._policy.prefixes:
-                self._find_prefix(name)
+        self._check_prefixes(self._in_force.policy)  # so that a missing one shows when the service starts
 
     @property
     def policy(self) -> Policy:
         """The policy in force."""
-        policy: Policy = self._policy
-        return policy
+        in_force: PolicyInForce = self._in_force
+        return in_force.policy
 
     def __repr__(self) -> str:
         return f"Guard({self._backend.name!r}, policy={self.policy.name!r})"
@@ -134,8 +132,8 @@ class Guard:
 
     def check(self, *args: Any, **kwargs: Any) -> Decision:
         """Decide about a call without generating or recording anything."""
-        request = self._backend.read(args, kwargs)
-        return decide(self.policy, request, current_context(), self._detectors.look(request))
+        decision: Decision = self._in_force.decide(self._backend.read(args, kwargs), current_context())
+        return decision
 
     def generate(self, *args: Any, **kwargs: Any) -> Guarded:
         """Generate as `__call__` does, and return the decision and the outcome with the output.
@@ -147,22 +145,59 @@ class Guard:
             Exception: Whatever the pipe raises, unchanged.
         """
         started = perf_counter()
+        in_force: PolicyInForce = self._in_force  # taken once, for another may take its place at any moment
         try:
             request = self._backend.read(args, kwargs)
         except Exception as error:
-            refuse(error, self._backend, self.policy, self._audit, self._metrics, started)
+            refuse(error, self._backend, in_force.policy, self._audit, self._metrics, started)
             raise
-        call = Call(
-            request,
-            self._backend,
-            self.policy,
-            self._detectors,
-            self._audit,
-            self._metrics,
-            self._find_prefix,
-            started,
-        )
+        call = Call(request, self._backend, in_force, self._audit, self._metrics, self._finder.find, started)
         return call.run()
+
+    def reload_policy(self) -> bool:
+        """Read the policy file again and put it in force, if it is good. Calls that run keep the old one.
+
+        Returns:
+            Whether another policy is in force now.
+
+        Raises:
+            PolicyInvalid: The file is missing or damaged, or a test in it does not hold. The old policy stays.
+            PrefixNotFound: The prefix for it is missing. The old policy stays.
+            InvalidInput: The guard was made with a policy that is no file.
+        """
+        if self._policy_file is None:
+            raise InvalidInput("the guard was made with a policy that is no file", where="policy")
+        with self._reloading:
+            try:
+                policy = Policy.load(self._policy_file)
+                changed = policy.digest != self.policy.digest
+                if changed:
+                    in_force = PolicyInForce.tested(policy)
+                    self._check_prefixes(policy)
+                    self.__dict__["_in_force"] = in_force
+            except Exception:
+                self._metrics.policy_reloaded("rejected")
+                raise
+            self._metrics.policy_reloaded("accepted" if changed else "unchanged")
+            return changed
+
+    def watch_policy(self, seconds: float = 1.0) -> PolicyWatch:
+        """Reload the policy whenever its file, or one that it names, changes; in a thread of this process.
+
+        What is wrong with a changed file is logged and counted, and the policy before it stays in force.
+
+        Args:
+            seconds: How often to look.
+
+        Returns:
+            The watch, with a way to end it.
+
+        Raises:
+            InvalidInput: The guard was made with a policy that is no file.
+        """
+        if self._policy_file is None:
+            raise InvalidInput("the guard was made with a policy that is no file", where="policy")
+        return PolicyWatch(lambda: policy_files(self._policy_file, self.policy), self.reload_policy, seconds)
 
     def serve_metrics(self, port: int, address: str = "127.0.0.1") -> MetricsServer:
         """Serve the metrics for Prometheus over HTTP, in a thread of this process.
@@ -198,10 +233,11 @@ class Guard:
 
         return call
 
-    def _find_prefix(self, name: str | None) -> Fit:
-        """The prefix for the text encoders that are in the pipe now: of this name, or the one that fits."""
-        finder: PrefixFinder = self._finder
-        return finder.find(name, self.policy.spec.prefix)
+    def _check_prefixes(self, policy: Policy) -> None:
+        """Find every prefix that a policy asks for, so that a missing one shows before the first call."""
+        if policy.mode == Mode.ENFORCE and self._backend.carries_prefix:
+            for name in policy.prefixes:
+                self._finder.find(name, policy.spec.prefix)
 
 
 class MetricsServer:

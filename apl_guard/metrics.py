@@ -16,11 +16,14 @@ from apl_guard.decision import Decision
 if TYPE_CHECKING:
     from apl_guard.prefix import Prefix
 
-__all__ = ["RESULTS", "Metrics"]
+__all__ = ["RELOADS", "RESULTS", "Metrics"]
 
 RESULTS = ("passed", "blocked", "invalid", "failed", "backend_error")
 """How a call can end: an image was released, the policy blocked it, its arguments could not be read, the guard
 failed, the backend failed."""
+
+RELOADS = ("accepted", "unchanged", "rejected")
+"""How reloading a policy can end: another is in force, the file says the same, the one before stays."""
 
 _OVERHEAD_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _GENERATION_BUCKETS = (0.01, 0.04, 0.16, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68)
@@ -61,6 +64,20 @@ class Metrics:
             multiprocess_mode="max",
             registry=registry,
         )
+        self._reloads = Counter(
+            "apl_guard_policy_reloads",
+            "Attempts to put a changed policy in force.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._reloaded = Gauge(
+            "apl_guard_policy_last_reload_success_timestamp_seconds",
+            "When a policy file was last read without fault.",
+            multiprocess_mode="max",
+            registry=registry,
+        )
+        for outcome in RELOADS:
+            self._reloads.labels(outcome)
         for result in RESULTS:
             self._outcomes.labels(result)  # so that a rate is 0 before the first event, not absent
 
@@ -80,6 +97,16 @@ class Metrics:
     def used(self, prefix: Prefix) -> None:
         """Note which prefix is in use."""
         self._prefix.labels(prefix.metadata.name, prefix.digest, str(prefix.n)).set(1)
+
+    def policy_reloaded(self, outcome: str) -> None:
+        """Count an attempt to put a changed policy in force.
+
+        Args:
+            outcome: One of `RELOADS`.
+        """
+        self._reloads.labels(outcome).inc()
+        if outcome != "rejected":
+            self._reloaded.set_to_current_time()
 
     def ended(self, result: str, *, overhead: float, generation: float | None) -> None:
         """Count how a call ended.

@@ -42,7 +42,7 @@ def test_plain_english_stays_as_it_is(text):
         ("\U0001d40c\U0001d41a\U0001d42b\U0001d41a", "Mara"),  # mathematical bold
         ("\u24dc\u24d0\u24e1\u24d0", "mara"),  # circled
         ("Mara\u00a0\u2003Voss\r\n\tsmiles\u2028.", "Mara Voss smiles ."),
-        ("a\x00b\x1b[31mc\x9b", "ab[31mc"),
+        ("a\x00b\x1b[1;31mc\x9b0md\x1b", "abcd"),  # what terminals obey
         ("\u043a\u043e\u0442", "\u043a\u043e\u0442"),  # a Russian word stays Russian
         ("\u03b1\u03b2\u03b3", "\u03b1\u03b2\u03b3"),
         ("Beyonc\u0065\u0301", "Beyonc\u00e9"),

@@ -81,3 +81,28 @@ def test_what_is_unsafe_is_logged_each_time(shared_pipe, caplog):
 
     assert [r.message.count("rule 'everything': unsafe_allow prompt") for r in caplog.records] == [1, 1]
     assert "Mara" not in caplog.text
+
+
+@pytest.mark.parametrize("on_error", ["block", "fallback", "unsafe_passthrough"])
+def test_a_prefix_that_is_gone_means_no_picture_unless_the_policy_says_so(
+    on_error, shared_pipe, prefix, tmp_path, caplog, draw
+):
+    """And then the outcome says that nothing protected it, and why."""
+    entry = PrefixRegistry().register(prefix.save(tmp_path / "trained"))
+    guard = Guard(shared_pipe, policy(prompts("anonymize"), on_error=on_error), audit=tmp_path / "audit")
+    (entry.path / "prefix.safetensors").unlink()
+
+    if on_error == "unsafe_passthrough":
+        with caplog.at_level(logging.WARNING, "apl_guard"):
+            assert torch.equal(draw(guard, "a cat"), draw(shared_pipe, "a cat"))
+        assert "unsafe_passthrough (PrefixNotFound)" in caplog.text
+    else:
+        with pytest.raises(PrefixNotFound):
+            guard("a cat")
+    decision, outcome = records(tmp_path / "audit")
+    assert decision["action"] == "anonymize"
+    assert (outcome["effective"], outcome["result"], outcome["error"], outcome["prefix"]) == (
+        ("allow", "passed", "PrefixNotFound", None)
+        if on_error == "unsafe_passthrough"
+        else ("anonymize", "failed", "PrefixNotFound", None)
+    )

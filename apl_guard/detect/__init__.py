@@ -45,7 +45,7 @@ class Detectors:
         self._names = NamesIndex(spec.names) if spec.names else None
         self._patterns = PatternIndex(spec.patterns) if spec.patterns else None
 
-    def look(self, request: GenerationRequest) -> Findings:
+    def look(self, request: GenerationRequest, tenant: str | None = None) -> Findings:
         """Look at every text of a request.
 
         Returns:

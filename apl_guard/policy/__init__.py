@@ -4,9 +4,10 @@ A policy is a YAML file of rules. Each rule has conditions and an action. Where 
 the strictest action counts, and a channel to which no rule applies is blocked.
 """
 
-from apl_guard.policy.document import Policy, built_in_policies
+from apl_guard.policy.document import Policy, built_in_policies, policy_files
 from apl_guard.policy.schema import (
     Action,
+    Case,
     Listed,
     Mode,
     Names,
@@ -24,6 +25,7 @@ from apl_guard.policy.schema import (
 
 __all__ = [
     "Action",
+    "Case",
     "Listed",
     "Mode",
     "Names",
@@ -39,4 +41,5 @@ __all__ = [
     "When",
     "WithoutPrefix",
     "built_in_policies",
+    "policy_files",
 ]

@@ -9,17 +9,17 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from apl_guard.errors import PolicyInvalid
 from apl_guard.policy.names_file import names_folder, read_names
 from apl_guard.policy.problems import describe
-from apl_guard.policy.schema import Api, Kind, Metadata, Mode, Rule, Spec, Verb
+from apl_guard.policy.schema import Api, Case, Kind, Metadata, Mode, Rule, Spec, Verb
 from apl_guard.policy.yaml_tree import MAX_BYTES, read_tree
 
-__all__ = ["Policy", "built_in_policies"]
+__all__ = ["Policy", "built_in_policies", "policy_files"]
 
 
 class Policy(BaseModel):
@@ -31,12 +31,21 @@ class Policy(BaseModel):
         ('enforce', 'anonymize')
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", title="apl-guard policy")
+    model_config = ConfigDict(frozen=True, extra="forbid", title="apl-guard policy", use_attribute_docstrings=True)
 
     apiVersion: Api  # noqa: N815 - as Kubernetes spells it
     kind: Kind
     metadata: Metadata
     spec: Spec
+    tests: Annotated[tuple[Case, ...], Field(max_length=1000)] = ()
+    """What it must decide about some requests before it comes into force."""
+
+    @field_validator("tests")
+    @classmethod
+    def _names_differ(cls, tests: tuple[Case, ...]) -> tuple[Case, ...]:
+        if len({case.name for case in tests}) != len(tests):
+            raise ValueError("two have the same name")
+        return tests
 
     @property
     def name(self) -> str:
@@ -94,9 +103,8 @@ class Policy(BaseModel):
         Raises:
             PolicyInvalid: There is none, or it says something impossible. The message holds path, line and field.
         """
-        built_in = built_in_policies().get(str(path_or_name))
         try:
-            path = Path(path_or_name) if built_in is None else built_in
+            path = _path(path_or_name)
             content = _read_start(path)
         except (OSError, ValueError) as error:
             names = ", ".join(built_in_policies())
@@ -104,8 +112,7 @@ class Policy(BaseModel):
             raise PolicyInvalid(
                 f"cannot be read ({reason}); expected a file or one of: {names}", where=repr(str(path_or_name))
             ) from error
-        folder = path.parent if built_in is None else names_folder()
-        return cls.parse(content, where=path).with_files(folder)
+        return cls.parse(content, where=path).with_files(_folder(path_or_name))
 
     def with_files(self, folder: Path) -> Policy:
         """The policy with the content of the files that it names.
@@ -137,6 +144,21 @@ class Policy(BaseModel):
             return cls.model_validate(tree.root)
         except ValidationError as error:
             raise PolicyInvalid(describe(error, cls, tree), where=where) from None
+
+
+def policy_files(path_or_name: str | os.PathLike[str], policy: Policy) -> list[Path]:
+    """The files that a policy was read from: its own, then those of its lists."""
+    folder = _folder(path_or_name)
+    return [_path(path_or_name), *(folder / names.file for names in policy.spec.names if names.file is not None)]
+
+
+def _path(path_or_name: str | os.PathLike[str]) -> Path:
+    return built_in_policies().get(str(path_or_name)) or Path(path_or_name)
+
+
+def _folder(path_or_name: str | os.PathLike[str]) -> Path:
+    """Where the lists of a policy are: beside it, or where the platform keeps those of built-in policies."""
+    return names_folder() if str(path_or_name) in built_in_policies() else Path(path_or_name).parent
 
 
 def _read_start(path: Path) -> bytes:

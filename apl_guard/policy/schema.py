@@ -121,7 +121,7 @@ class ShareKey(StrEnum):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class Share(_Part):
@@ -358,6 +358,40 @@ class Spec(_Part):
         if about_prompts and all(rule.then.action == Verb.ALLOW for rule in about_prompts):
             raise ValueError("no rule protects prompts; if that is meant, write 'unsafe_allow'")
         return self
+
+
+class Given(_Part):
+    """The request of a test."""
+
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    channels: tuple[Channel, ...] = ()
+    """Channels that it uses beside those of its texts."""
+    tenant: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    route: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    model: Annotated[str, Field(max_length=200)] = "test:Pipe"
+    """The backend, as `when: {models: …}` sees it."""
+    carries_prefix: bool = True
+    """Whether a prefix can reach the backend."""
+
+
+class Expect(_Part):
+    """What a test wants decided, whatever mode and rollout are."""
+
+    action: Action
+    rule: Id | None = None
+    """One of the rules that decide about a channel."""
+    category: Id | None = None
+    prompt: str | None = None
+    """The prompt that runs."""
+
+
+class Case(_Part):
+    """A test of a policy, which it must pass before it comes into force."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    given: Given
+    expect: Expect
 
 
 Api = Literal["apl-guard/v1"]

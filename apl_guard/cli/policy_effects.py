@@ -1,0 +1,136 @@
+"""`apl-guard policy diff` and `explain`: in what policies differ, and why one decides as it does."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from apl_guard.policy import Policy
+from apl_guard.request import Channel
+
+if TYPE_CHECKING:
+    from apl_guard.decision import Reason
+    from apl_guard.rules import Verdict
+
+__all__ = ["diff_policies", "explain_prompt"]
+
+_APPLIES = {True: "applies", False: "does not apply", None: "may apply or not"}
+_MARKS = {True: "yes", False: "no ", None: "?  "}
+
+
+def diff_policies(
+    before: Annotated[str, typer.Argument(help="Name of a built-in policy, or a file.")],
+    after: Annotated[str, typer.Argument(help="The one to hold against it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show in what two policies differ, field by field; rules, lists, patterns and tests go by their names.
+
+    Ends with 1 if they differ.
+
+    Example: apl-guard policy diff anonymize_faces mine.yaml
+    """
+    old, new = (_flat(Policy.load(name).model_dump(mode="json", exclude_none=True)) for name in (before, after))
+    changes = [
+        {"field": field, "before": old.get(field), "after": new.get(field)}
+        for field in [*old, *(new.keys() - old.keys())]
+        if old.get(field) != new.get(field)
+    ]
+    changes.sort(key=lambda change: str(change["field"]))
+    if as_json:
+        typer.echo(json.dumps(changes, indent=2))
+    for change in changes if not as_json else ():
+        if change["before"] is not None:
+            typer.echo(f"- {change['field']}: {json.dumps(change['before'])}")
+        if change["after"] is not None:
+            typer.echo(f"+ {change['field']}: {json.dumps(change['after'])}")
+    if changes:
+        raise typer.Exit(1)
+
+
+def explain_prompt(
+    policy: Annotated[str, typer.Argument(help="Name of a built-in policy, or a file.")],
+    prompt: Annotated[str | None, typer.Argument(help="A prompt, in quotes.", show_default=False)] = None,
+    negative: Annotated[str | None, typer.Option(help="A negative prompt.")] = None,
+    channel: Annotated[list[Channel] | None, typer.Option(help="A channel that the request uses, too.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="For whom the call is made.")] = None,
+    route: Annotated[str | None, typer.Option(help="On which way it comes in.")] = None,
+    model: Annotated[str, typer.Option(help="The backend.")] = "diffusers:StableDiffusionPipeline",
+    text_only: Annotated[bool, typer.Option(help="A backend that no prefix can reach.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say rule by rule why a policy decides as it does about a request. Nothing is generated or recorded.
+
+    Example: apl-guard policy explain anonymize_faces "a photo of Mara Voss" --channel latents
+    """
+    from apl_guard.context import Context
+    from apl_guard.in_force import PolicyInForce
+    from apl_guard.request import GenerationRequest
+
+    loaded = Policy.load(policy)
+    text = {Channel.PROMPT: prompt, Channel.NEGATIVE_PROMPT: negative}
+    texts = {name: (found,) for name, found in text.items() if found is not None}
+    used = frozenset({*texts, *(channel or ())})
+    request = GenerationRequest(model, texts, used, carries_prefix=not text_only)
+    explained = PolicyInForce(loaded).explain(request, Context(tenant, route))
+    decision = explained.decision
+    if as_json:
+        rules = [_as_json(verdict) for verdict in explained.verdicts]
+        runs = {name.value: found for name, found in decision.texts.items()}
+        shown = {"rules": rules, "decision": decision.model_dump(mode="json"), "runs": runs}
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    typer.echo(f"policy {loaded.name}  version {loaded.version}  mode {loaded.mode.value}  digest {loaded.digest[:12]}")
+    for rule in loaded.rules:
+        about = [verdict for verdict in explained.verdicts if verdict.rule.id == rule.id]
+        if not about:
+            typer.echo(f"rule {rule.id}: none of its channels is used")
+        for verdict in about:
+            action = rule.then.action.value
+            typer.echo(f"rule {rule.id}: {_APPLIES[verdict.applies]} to {verdict.channel.value} ({action})")
+            for condition in verdict.conditions:
+                typer.echo(f"    {_MARKS[condition.holds]} {_printable(condition.text)}")
+    for reason in decision.reasons:
+        typer.echo(f"{reason.channel}: {reason.action.value}, by {_by(reason)}")
+    done = "" if decision.effective == decision.action else f", done: {decision.effective.value} (mode or rollout)"
+    typer.echo(f"decision: {decision.action.value}{done}")
+    if decision.prefixed:
+        typer.echo(f"prefix: {decision.prefix or 'the one that fits'}, strength {decision.strength:g}")
+    for name, runs_now in decision.texts.items():
+        if runs_now != texts[name]:
+            typer.echo(f"{name.value} that runs: {_printable(runs_now[0])}")
+
+
+def _as_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "rule": verdict.rule.id,
+        "channel": verdict.channel.value,
+        "action": verdict.rule.then.action.value,
+        "applies": verdict.applies,
+        "conditions": [{"text": each.text, "holds": each.holds} for each in verdict.conditions],
+    }
+
+
+def _by(reason: Reason) -> str:
+    found = [f"rule {reason.rule}"] if reason.rule is not None else []
+    return ", ".join([*found, *([reason.why] if reason.why else [])])
+
+
+def _flat(value: Any, place: str = "") -> dict[str, Any]:
+    """Field → value. Entries of lists go by their names where they have any."""
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        parts = {str(each.get("id") or each.get("name")): each for each in value}.items()
+    else:
+        return {place: value}
+    found: dict[str, Any] = {}
+    for key, part in parts:
+        found |= _flat(part, f"{place}.{key}" if place else str(key))
+    return found
+
+
+def _printable(text: str) -> str:
+    """Text of anybody, without letters that a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

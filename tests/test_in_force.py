@@ -1,0 +1,328 @@
+"""Policies in force: their own tests, reloading while calls run, and what the command line shows of them."""
+
+import json
+import logging
+import sys
+import threading
+import time
+
+import jsonschema
+import pytest
+import yaml
+
+from apl_guard import Guard, InvalidInput, Policy, PolicyBlocked, PolicyInvalid, PrefixNotFound, cli
+from apl_guard.in_force import PolicyInForce
+from apl_guard.policy import built_in_policies
+
+STARS = """\
+apiVersion: apl-guard/v1
+kind: Policy
+metadata: {name: mine, version: 1}
+spec:
+  names:
+    - id: stars
+      file: stars.csv
+  rules:
+    - id: prompts
+      when: {channels: [prompt, negative_prompt]}
+      then: {action: allow}
+    - id: rewrite-stars
+      when: {channels: [prompt], names: [stars]}
+      then: {action: rewrite}
+    - id: lab
+      when: {channels: [latents], tenants: [lab], routes: [edit], models: ["test:*"]}
+      then: {action: unsafe_allow}
+    - id: refuse
+      when: {channels: [negative_prompt], names: [stars]}
+      then: {action: block, category: likeness}
+"""
+TESTS = """\
+tests:
+  - name: a star is rewritten
+    given: {prompt: a photo of MARA voss}
+    expect: {action: rewrite, rule: rewrite-stars, prompt: a photo of a woman}
+  - name: nobody
+    given: {prompt: a cat}
+    expect: {action: allow, prompt: a cat}
+  - name: the lab
+    given: {channels: [latents], tenant: lab, route: edit}
+    expect: {action: allow, rule: lab}
+  - name: the lab on another way
+    given: {channels: [latents], tenant: lab}
+    expect: {action: block}
+  - name: the lab with another model
+    given: {channels: [latents], tenant: lab, route: edit, model: "other:Pipe"}
+    expect: {action: block}
+  - name: negative
+    given: {negative_prompt: Mara Voss}
+    expect: {action: block, category: likeness}
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A policy file with a list beside it."""
+    (tmp_path / "stars.csv").write_text("name,neutral\nMara Voss,a woman\n")
+    path = tmp_path / "policy.yaml"
+    path.write_text(STARS + TESTS)
+    return path
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run `apl-guard policy` in this process; its exit code, output and errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["apl-guard", "policy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+def reloads(registry, outcome):
+    return registry.get_sample_value("apl_guard_policy_reloads_total", {"outcome": outcome})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("rewrite, rule: rewrite-stars", "block, rule: rewrite-stars", "action rewrite, expected block"),
+        ("rule: rewrite-stars", "rule: prompts", "decided by rewrite-stars, expected prompts"),
+        ("prompt: a photo of a woman", "prompt: a photo of a man", "another prompt would run"),
+        ("category: likeness}\n", "category: other}\n", "category likeness, expected other"),
+        ("tenant: lab, route: edit}", "tenant: x, route: edit}", "the lab"),
+    ],
+)
+def test_each_word_of_a_test_counts(path, old, new, expected):
+    """The tests hold as they are; with a word changed, the test and the difference are named."""
+    assert PolicyInForce(Policy.load(path)).run_tests() == ()
+    tests = TESTS.replace(old, new, 1)
+    assert tests != TESTS
+    path.write_text(STARS + tests)
+
+    with pytest.raises(PolicyInvalid, match=expected) as caught:
+        PolicyInForce.tested(Policy.load(path))
+    assert "MARA" not in str(caught.value)
+
+
+def test_tests_are_about_the_rules_whatever_mode_and_rollout_are(path):
+    """So that a policy can be tested before it is enforced."""
+    path.write_text(STARS.replace("spec:", "spec:\n  mode: shadow\n  rollout: {percent: 0}") + TESTS)
+
+    assert PolicyInForce(Policy.load(path)).run_tests() == ()
+
+
+def test_a_guard_does_not_start_with_a_policy_whose_tests_do_not_hold(shared_pipe, path):
+    """It would decide as its author does not expect."""
+    path.write_text(STARS + TESTS.replace("a cat", "Mara Voss"))
+
+    with pytest.raises(PolicyInvalid, match="'nobody' does not hold"):
+        Guard(shared_pipe, path)
+
+
+class TestReload:
+    """A changed file takes the place of the policy; a bad one does not."""
+
+    def test_a_good_file_is_put_in_force(self, shared_pipe, path, metrics_registry):
+        """And the same file again changes nothing."""
+        guard = Guard(shared_pipe, path, metrics_registry=metrics_registry)
+        assert guard.reload_policy() is False
+        path.write_text(STARS.replace("version: 1", "version: 2") + TESTS)
+
+        assert guard.reload_policy() is True
+        assert guard.policy.version == 2
+        assert [reloads(metrics_registry, o) for o in ("accepted", "unchanged", "rejected")] == [1, 1, 0]
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "",
+            "\x00",
+            STARS.replace("rewrite}", "rewrit}"),
+            STARS + TESTS.replace("a cat", "Mara Voss"),
+            STARS.replace("stars.csv", "no.csv"),
+            STARS.replace("{action: allow}", "{action: anonymize, prefix: none-such}").replace(
+                ", negative_prompt]", "]"
+            ),
+        ],
+    )
+    def test_a_bad_file_leaves_the_last_good_one(self, shared_pipe, path, content, metrics_registry):
+        """Whatever is wrong: language, tests, lists, a prefix that is missing."""
+        guard = Guard(shared_pipe, path, metrics_registry=metrics_registry)
+        before = guard.policy
+        path.write_text(content)
+
+        with pytest.raises((PolicyInvalid, PrefixNotFound)):
+            guard.reload_policy()
+        assert guard.policy is before
+        assert reloads(metrics_registry, "rejected") == 1
+        with pytest.raises(PolicyBlocked):
+            guard("a cat", negative_prompt="Mara Voss")
+
+    def test_a_changed_list_counts_as_a_changed_policy(self, shared_pipe, path):
+        """Its digest is part of the policy's."""
+        guard = Guard(shared_pipe, path)
+        (path.parent / "stars.csv").write_text("name,neutral\nMara Voss,a woman\nKai Lund,\n")
+
+        assert guard.reload_policy() is True
+        assert guard.check("Kai Lund").action == "rewrite"
+
+    def test_a_policy_that_is_no_file_cannot_be_read_again(self, shared_pipe):
+        """There is nothing to read."""
+        guard = Guard(shared_pipe, Policy.load("unsafe_allow_all"))
+        for call in (guard.reload_policy, guard.watch_policy):
+            with pytest.raises(InvalidInput, match="no file"):
+                call()
+
+    def test_a_watch_puts_changes_in_force_and_survives_bad_files(self, shared_pipe, path, metrics_registry, caplog):
+        """Good, bad, good; then it ends."""
+        guard = Guard(shared_pipe, path, metrics_registry=metrics_registry)
+
+        def wait(outcome, number):
+            for _ in range(500):
+                if reloads(metrics_registry, outcome) >= number:
+                    return
+                time.sleep(0.02)
+            pytest.fail(f"not {number} × {outcome}")
+
+        with caplog.at_level(logging.WARNING, "apl_guard"), guard.watch_policy(seconds=0.02):
+            path.write_text(STARS.replace("version: 1", "version: 2"))
+            wait("accepted", 1)
+            path.write_text("nonsense")
+            wait("rejected", 1)
+            assert guard.policy.version == 2
+            (path.parent / "stars.csv").write_text("name\nKai Lund\n")
+            wait("rejected", 2)
+            path.write_text(STARS.replace("version: 1", "version: 3"))
+            wait("accepted", 2)
+        assert guard.policy.version == 3
+        assert not [t for t in threading.enumerate() if t.name == "apl-guard policy"]
+        assert "not put in force" in caplog.text
+
+    def test_every_call_is_decided_by_one_policy_while_policies_change(self, shared_pipe, path):
+        """Name and rules of a decision are always of the same version."""
+        block = STARS.replace("version: 1", "version: 2").replace("{action: allow}", "{action: block}")
+        guard = Guard(shared_pipe, path)
+        seen, ended = [], threading.Event()
+
+        def ask():
+            while not ended.is_set():
+                decision = guard.check("a cat")
+                seen.append((decision.policy_version, decision.action.value))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for content in [block, STARS] * 10:
+            path.write_text(content)
+            guard.reload_policy()
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+        assert set(seen) == {(1, "allow"), (2, "block")}
+
+
+class TestCommands:
+    """`apl-guard policy`."""
+
+    def test_list_show_validate(self, run, path):
+        """All built-in policies, also those whose lists are not there; the whole of one; whether files are right."""
+        assert [entry["name"] for entry in json.loads(run("list", "--json")[1])] == sorted(built_in_policies())
+        assert "protected" in run("show", "block_named")[1]
+        shown = run("show", path, "--json")[1]
+        assert Policy.parse(shown.encode()).metadata == Policy.load(path).metadata
+        assert run("validate", path, "anonymize_faces")[0] == 0
+        path.write_text(STARS.replace("rules", "ruls"))
+        code, out, _ = run("validate", path, "anonymize_faces")
+        assert code == 2
+        assert "did you mean 'rules'?" in out
+        assert "ok    anonymize_faces" in out
+
+    def test_tests(self, run, path):
+        """0 where all hold; 1 where one does not, and where there is none."""
+        assert run("test", path)[0] == 0
+        path.write_text(STARS + TESTS.replace("a cat", "Mara Voss"))
+        code, out, _ = run("test", path)
+        assert (code, out.count("ok "), out.count("FAIL")) == (1, 5, 1)
+        assert [entry["ok"] for entry in json.loads(run("test", path, "--json")[1])].count(False) == 1
+        path.write_text(STARS)
+        code, out, _ = run("test", path)
+        assert (code, "no tests" in out) == (1, True)
+
+    def test_diff(self, run, path):
+        """Rules and lists go by their names, so a rule put first is no change of the others."""
+        assert run("diff", path, path) == (0, "", "")
+        other = path.with_name("other.yaml")
+        rule = "    - id: first\n      when: {channels: [callback]}\n      then: {action: block}\n"
+        other.write_text((STARS + TESTS).replace("  rules:\n", "  rules:\n" + rule).replace("version: 1", "version: 2"))
+        code, out, _ = run("diff", path, other)
+        assert code == 1
+        assert out.splitlines() == [
+            "- metadata.version: 1",
+            "+ metadata.version: 2",
+            '+ spec.rules.first.id: "first"',
+            '+ spec.rules.first.then.action: "block"',
+            '+ spec.rules.first.when.channels: ["callback"]',
+        ]
+        assert len(json.loads(run("diff", path, other, "--json")[1])) == 4
+
+    def test_explain(self, run, path):
+        """Condition by condition; what runs is shown without letters that a terminal obeys."""
+        code, out, _ = run("explain", path, "\x1b[31mMara  Voss\u202e", "--channel", "latents", "--tenant", "lab")
+        assert code == 0
+        assert "rule rewrite-stars: applies to prompt (rewrite)" in out
+        assert "    yes names.stars found in prompt" in out
+        assert "rule lab: does not apply to latents" in out
+        assert "    no  route (none) is one of edit" in out
+        assert "latents: block, by no rule applies" in out
+        assert "rule refuse: none of its channels is used" in out
+        assert out.replace("\n", "").isprintable()
+        explained = json.loads(run("explain", path, "Mara Voss", "--json")[1])
+        assert explained["decision"]["action"] == "rewrite"
+        assert explained["runs"] == {"prompt": ["a woman"]}
+
+    def test_explain_decides_as_the_guard_does(self, run, shared_pipe, path):
+        """The same decision but for its id."""
+        explained = json.loads(run("explain", path, "Mara Voss", "--json")[1])["decision"]
+        decided = Guard(shared_pipe, path).check("Mara Voss").model_dump(mode="json")
+
+        assert explained | {"id": ""} == decided | {"id": ""}
+
+    @pytest.mark.parametrize("base", [[], ["--from", "anonymize_faces"], ["--from", "block_named"]])
+    def test_init(self, run, tmp_path, base):
+        """A file that loads; a file that is there stays."""
+        target = tmp_path / "My policy!.yaml"
+        assert run("init", target, *base)[0] == 0
+        content = target.read_text()
+        assert Policy.parse(content.encode()).rules
+        if not base:
+            assert run("test", target)[0] == 0
+        code, _, err = run("init", target)
+        assert (code, "exists" in err) == (1, True)
+        assert target.read_text() == content
+        assert run("init", tmp_path / "x.yaml", "--from", "nothing")[0] == 2
+
+    def test_schema(self, run, path):
+        """It takes every good policy and refuses what the reader refuses in it."""
+        schema = json.loads(run("schema")[1])
+        checker = jsonschema.Draft202012Validator(schema)
+        checker.check_schema(schema)
+        for file in [path, *built_in_policies().values()]:
+            checker.validate(yaml.safe_load(file.read_text()))
+        wrong = yaml.safe_load(STARS)
+        for change in (
+            {"kind": "Polcy"},
+            {"surprise": 1},
+            {"metadata": {"name": "../x", "version": 1}},
+            {"spec": wrong["spec"] | {"rules": []}},
+            {"spec": wrong["spec"] | {"mode": "off"}},
+        ):
+            with pytest.raises(jsonschema.ValidationError):
+                checker.validate(wrong | change)
+            with pytest.raises(PolicyInvalid):
+                Policy.parse(json.dumps(wrong | change).encode())
+        assert "description" in json.dumps(schema["$defs"]["Then"]["properties"]["strength"])
