@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from apl_guard._version import __version__
 
 if TYPE_CHECKING:
+    from apl_guard.adapters.a1111 import A1111
     from apl_guard.decision import Decision, decide
     from apl_guard.errors import (
         AplGuardError,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from apl_guard.registry import PrefixRegistry
 
 __all__ = [
+    "A1111",
     "Action",
     "AplGuardError",
     "AuditUnavailable",
@@ -86,6 +88,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "A1111": "adapters.a1111",
     "Action": "policy",
     "Decision": "decision",
     "decide": "decision",

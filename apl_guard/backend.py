@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "Generation", "Receipt", "adapter_for"]
 
 ENTRY_POINT_GROUP = "apl_guard.adapters"
-_BUILT_IN = {"diffusers": "apl_guard.adapters.diffusers_pipe:DiffusersAdapter"}
+_BUILT_IN = {
+    "diffusers": "apl_guard.adapters.diffusers_pipe:DiffusersAdapter",
+    "apl_guard.adapters.a1111": "apl_guard.adapters.a1111:A1111Adapter",
+}
 
 
 @dataclass(frozen=True)

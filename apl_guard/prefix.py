@@ -140,6 +140,11 @@ class Prefix:
         """The number of vectors, N."""
         return self.metadata.n
 
+    @property
+    def embedding_name(self) -> str:
+        """The name of its export as an embedding. Bound to the content, so that a server cannot have another."""
+        return f"apl-{self.digest[:16]}"
+
     @cached_property
     def vectors(self) -> Mapping[str, Tensor]:
         """Slot → tensor of shape (N, D), float32."""

@@ -19,6 +19,8 @@ class Channel(StrEnum):
 
     PROMPT = "prompt"
     NEGATIVE_PROMPT = "negative_prompt"
+    GUIDANCE = "guidance"
+    """A guidance scale that would turn the negative prompt into the prompt."""
     PROMPT_EMBEDS = "prompt_embeds"
     """Prompt embeds that the caller computed: the text encoder, and so the prefix, is left out."""
     NEGATIVE_PROMPT_EMBEDS = "negative_prompt_embeds"

@@ -1,8 +1,13 @@
 """The definition of injection, for all adapters."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from transformers.masking_utils import create_causal_mask
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,382 @@
+"""AUTOMATIC1111's web UI and Forge, over `/sdapi/v1/txt2img` and `/sdapi/v1/img2img`.
+
+    guard = Guard(A1111("https://draw.example:7860"), prefix="sd15")
+    guard("a photo of a man", steps=20).images[0]
+
+The server must hold the exported prefix in its folder `embeddings`, named `apl-…` after the prefix's digest. The
+adapter writes that name in front of every text that reaches the text encoder: prompt and high-resolution prompt,
+behind each `AND` and `BREAK`, in each chunk of 75 tokens, with styles resolved first. It asks the server before
+each call whether it still has the embedding, and releases nothing unless the answer names it as used.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from apl_guard.backend import Generation, Receipt
+from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
+from apl_guard.prefix import Prefix
+from apl_guard.request import Channel, GenerationRequest
+
+from .http_client import HttpClient, RemoteAnswerInvalid
+from .prompt_syntax import CHUNK, byte_bound, pieces, read_a1111, split
+from .remote_adapter import RemoteAdapter
+from .remote_images import decode_base64
+
+__all__ = ["A1111", "A1111Adapter", "A1111Images"]
+
+_TEXT_FIELDS = {
+    "prompt": Channel.PROMPT,
+    "hr_prompt": Channel.PROMPT,
+    "negative_prompt": Channel.NEGATIVE_PROMPT,
+    "hr_negative_prompt": Channel.NEGATIVE_PROMPT,
+}
+# What carries content otherwise.
+_CHANNELS = {
+    "init_images": Channel.IMAGE,
+    "init_latent": Channel.LATENTS,
+    "firstpass_image": Channel.IMAGE,
+    "mask": Channel.IMAGE,
+    "latent_mask": Channel.IMAGE,
+    "image_mask": Channel.IMAGE,
+    # Another model has another text encoder, for which the server drops the prefix without a word.
+    "refiner_checkpoint": Channel.EXTENSION,
+    "hr_checkpoint_name": Channel.EXTENSION,
+    "hr_additional_modules": Channel.EXTENSION,
+    # Scripts and extensions have prompts and pictures of their own.
+    "script_name": Channel.EXTENSION,
+    "script_args": Channel.EXTENSION,
+    "alwayson_scripts": Channel.EXTENSION,
+    # Fills every field that is not given, prompts too.
+    "infotext": Channel.EXTENSION,
+}
+_HARMLESS = {
+    "batch_size", "cfg_scale", "denoising_strength", "disable_extra_networks", "distilled_cfg_scale",
+    "do_not_save_grid", "do_not_save_samples", "enable_hr", "eta", "firstphase_height", "firstphase_width",
+    "force_task_id", "height", "hr_cfg", "hr_distilled_cfg", "hr_resize_x", "hr_resize_y", "hr_sampler_name",
+    "hr_scale", "hr_scheduler", "hr_second_pass_steps", "hr_upscaler", "image_cfg_scale", "include_init_images",
+    "initial_noise_multiplier", "inpaint_full_res", "inpaint_full_res_padding", "inpainting_fill",
+    "inpainting_mask_invert", "mask_blur", "mask_blur_x", "mask_blur_y", "mask_round", "n_iter",
+    "override_settings", "override_settings_restore_afterwards", "refiner_switch_at", "resize_mode",
+    "restore_faces", "s_churn", "s_min_uncond", "s_noise", "s_tmax", "s_tmin", "sampler_index", "sampler_name",
+    "save_images", "scheduler", "seed", "seed_resize_from_h", "seed_resize_from_w", "send_images", "steps",
+    "styles", "subseed", "subseed_strength", "tiling", "width",
+}  # fmt: skip
+_HARMLESS_SETTINGS = {"CLIP_stop_at_last_layers", "eta_noise_seed_delta", "jpeg_quality", "samples_format"}
+# Below 1 they draw what the negative prompt says.
+_GUIDANCE = ("cfg_scale", "hr_cfg", "distilled_cfg_scale", "hr_distilled_cfg")
+# A value that holds commas or colons, such as a prompt, stands in quotes.
+_PAIRS = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+# Without it an answer does not say which embeddings were used.
+_RECEIPT_SETTING = {"textual_inversion_add_hashes_to_infotext": True}
+
+
+@dataclass(frozen=True)
+class A1111Images:
+    """What a call gives: the answer of the API, with its pictures decoded and `info` parsed."""
+
+    images: list[Image.Image]
+    parameters: dict[str, Any]
+    info: dict[str, Any]
+
+
+class A1111:
+    """A client of AUTOMATIC1111's or Forge's API. Calling it draws unguarded; wrap it in a `Guard`.
+
+    Args:
+        base_url: Where the server is; the API is expected at `/sdapi/v1` below it.
+        checkpoint: Short hash of the checkpoint that the prefix was made for. None takes the one that is loaded
+            when the guard is made.
+        tokenizer: The tokenizer of the server's text encoder, of transformers. With it a chunk is filled with as
+            many words as it takes; without it a word counts as one token for each of its letters.
+        options: For `HttpClient`: `auth`, `time_limit`, `connect_limit`, `max_answer_bytes`, `insecure_http`.
+
+    Raises:
+        InvalidInput: The URL has another form, or is not encrypted.
+        ExtraMissing: httpx is not installed.
+    """
+
+    def __init__(self, base_url: str, *, checkpoint: str | None = None, tokenizer: Any = None, **options: Any) -> None:
+        self.http = HttpClient(base_url, **options)
+        self.checkpoint = checkpoint
+        self.tokenizer = tokenizer
+
+    def __repr__(self) -> str:
+        return f"A1111({self.http.base_url!r})"
+
+    def __call__(self, prompt: str = "", /, **fields: Any) -> A1111Images:
+        """Draw.
+
+        Args:
+            prompt: The prompt.
+            fields: Fields of the API, such as `steps`. With `init_images` (base64 or PIL) the call goes to img2img.
+
+        Raises:
+            RemoteError: The server did not give pictures.
+            InvalidInput: A field cannot be written as JSON.
+        """
+        return self.send({"prompt": prompt, **fields})
+
+    def send(self, fields: Mapping[str, Any]) -> A1111Images:
+        """Draw, with every field by name.
+
+        Raises:
+            RemoteError: The server did not give pictures.
+            InvalidInput: A field cannot be written as JSON.
+        """
+        endpoint = "img2img" if fields.get("init_images") else "txt2img"
+        answer = self.http.post(f"/sdapi/v1/{endpoint}", as_json(fields))
+        try:
+            info = json.loads(answer["info"])
+            return A1111Images(
+                [decode_base64(image) for image in answer["images"] or ()], dict(answer["parameters"]), dict(info)
+            )
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise RemoteAnswerInvalid(
+                f"the answer lacks images, parameters or info ({type(error).__name__}); is this AUTOMATIC1111's API?"
+            ) from error
+
+
+class A1111Adapter(RemoteAdapter):
+    """Makes `A1111` fulfil `apl_guard.backend.Backend`."""
+
+    name = "a1111:A1111"
+    carries_prefix = True
+
+    def __init__(self, client: A1111) -> None:
+        self._client = client
+        self._checkpoint = client.checkpoint
+        self._embeddings: dict[str, Any] | None = None
+
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GenerationRequest:
+        """Sort the fields of a call into channels and take a snapshot of them.
+
+        Raises:
+            InvalidInput: A prompt is no text, or a field cannot be written as JSON.
+            TypeError: There is more than one positional argument.
+            RemoteError: The server does not say which styles or embeddings it has.
+        """
+        if len(args) > 1 or (args and "prompt" in kwargs):
+            raise TypeError("expected the prompt and fields by name")
+        fields = as_json({"prompt": args[0] if args else "", **kwargs})
+        text: dict[Channel, tuple[str, ...]] = {}
+        used = {_CHANNELS[name] for name, value in fields.items() if name in _CHANNELS and value}
+        for name, found in self._with_styles(fields).items():
+            syntax = read_a1111(found, self._known_embeddings())
+            channel = _TEXT_FIELDS[name]
+            text[channel] = (*text.get(channel, ()), syntax.text)
+            fields[name] = syntax.text
+            used |= {channel} | syntax.channels
+        for name in _TEXT_FIELDS.keys() - {"prompt"}:
+            if not fields.get(name):
+                fields.pop(name, None)  # empty means the same as absent
+        fields.pop("styles", None)  # they are in the texts now
+        if any(not _is_at_least_one(fields[name]) for name in _GUIDANCE if fields.get(name) is not None):
+            used.add(Channel.GUIDANCE)
+        settings = _of_type(fields, "override_settings", dict)
+        if settings.keys() - _HARMLESS_SETTINGS or fields.get("override_settings_restore_afterwards") is False:
+            used.add(Channel.EXTENSION)
+        known = _TEXT_FIELDS.keys() | _CHANNELS.keys() | _HARMLESS
+        unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in fields.keys() - known)
+        return GenerationRequest(self.name, text, frozenset(used), unknown, {"fields": fields})
+
+    def check_prefix(self, prefix: Prefix) -> None:
+        """Ask the server whether it has the embedding, loaded for the model that it has.
+
+        Raises:
+            PrefixNotApplied: It has not, or another.
+            GuardUnavailable: It cannot be asked.
+        """
+        try:
+            self._embeddings = dict(self._client.http.get("/sdapi/v1/embeddings")["loaded"])
+            options = self._client.http.get("/sdapi/v1/options")
+            found = (str(options.get("sd_checkpoint_hash") or ""), _stem(str(options["sd_model_checkpoint"])))
+        except Exception as error:
+            raise GuardUnavailable(
+                f"{self._client} does not say what it has loaded ({type(error).__name__})"
+            ) from error
+        entry = self._embeddings.get(prefix.embedding_name)
+        wanted = {"vectors": prefix.n, "shape": sum(prefix.metadata.widths.values())}
+        if not isinstance(entry, dict):
+            raise PrefixNotApplied(
+                f"{self._client} has no embedding '{prefix.embedding_name}' loaded; write it with `apl-guard prefix "
+                "export` into the server's folder embeddings, and refresh. If it is there, it does not fit the model"
+            )
+        if any(entry.get(key) != value for key, value in wanted.items()):
+            raise PrefixNotApplied(f"'{prefix.embedding_name}' on the server is of another size than {wanted}")
+        if self._checkpoint is None:
+            self._checkpoint = found[0] or found[1]
+        if not _is_checkpoint(self._checkpoint, found):
+            raise PrefixNotApplied(f"{self._client} has another checkpoint loaded than '{self._checkpoint}'")
+
+    def generate(self, request: GenerationRequest, prefix: Prefix | None) -> Generation:
+        """Generate, with the prefix in front of every text.
+
+        Raises:
+            PrefixNotApplied: The server has not got the prefix, or did not use it.
+            RemoteError: Whatever went wrong with the server.
+        """
+        if prefix is None:
+            output = self._client.send(_fields(request))
+            return Generation(output, len(output.images))
+        known = self._embeddings or {}
+        self.check_prefix(prefix)
+        if (self._embeddings or {}).keys() - known.keys():
+            # The request was read without knowing them; one may stand in its prompt.
+            raise GuardUnavailable("the server has got new embeddings since the request was read; send it again")
+        fields = _fields(request)
+        fields["override_settings"] = {**(fields.get("override_settings") or {}), **_RECEIPT_SETTING}
+        for name, channel in _TEXT_FIELDS.items():
+            if channel == Channel.PROMPT and name in fields:
+                fields[name] = prefixed(fields[name], prefix.embedding_name, prefix.n, self._count)
+        output = self._client.send(fields)
+        self._check_use(output, prefix)
+        rows = (prefix.n,) * len(request.prompts)
+        return Generation(output, len(output.images), Receipt(dict.fromkeys(prefix.metadata.widths, rows)))
+
+    def _known_embeddings(self) -> Mapping[str, Any]:
+        if self._embeddings is None:
+            self._embeddings = _checked(self._client.http.get("/sdapi/v1/embeddings"), "loaded")
+        return self._embeddings
+
+    def _with_styles(self, fields: Mapping[str, Any]) -> dict[str, str]:
+        """The texts as the server makes them: each style goes round a text or behind it."""
+        texts = {name: _text(fields[name], name) for name in _TEXT_FIELDS if fields.get(name) or name == "prompt"}
+        for name in _of_type(fields, "styles", list):
+            for entry in self._client.http.get("/sdapi/v1/prompt-styles"):
+                if isinstance(entry, dict) and entry.get("name") == name:
+                    for key in ("prompt", "negative_prompt"):
+                        for part in (key, f"hr_{key}"):
+                            if entry.get(key) and (part in texts or part == "negative_prompt"):
+                                texts[part] = _merged(str(entry[key]), texts.get(part, ""))
+        return texts
+
+    def _count(self, text: str) -> int:
+        if self._client.tokenizer is None or any(c in text for c in "()[]|:\\"):
+            return byte_bound(text)
+        return len(self._client.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _check_use(self, output: A1111Images, prefix: Prefix) -> None:
+        """Believe that the prefix was used only where the record of each picture says so."""
+        records = output.info.get("infotexts")
+        reported = isinstance(records, list) and len(records) >= len(output.images) - 1  # a grid has no record
+        if not reported or not records or any(prefix.embedding_name not in _embeddings_in(r) for r in records):
+            raise PrefixNotApplied(f"{self._client} does not report '{prefix.embedding_name}' as used for each picture")
+        found = (str(output.info.get("sd_model_hash") or ""), _stem(str(output.info.get("sd_model_name") or "")))
+        if not _is_checkpoint(str(self._checkpoint), found):
+            raise PrefixNotApplied(f"{self._client} drew with another checkpoint than '{self._checkpoint}'")
+
+
+def prefixed(text: str, name: str, n: int, count: Callable[[str], int]) -> str:
+    """A prompt with an embedding in front of everything that is encoded by itself.
+
+    Args:
+        text: The prompt, as `read_a1111` gave it.
+        name: Name of the embedding.
+        n: Its number of vectors.
+        count: At most how many tokens a text has.
+
+    Raises:
+        PrefixNotApplied: A part of it can be cut nowhere, so that it would leave its chunk.
+
+    Example:
+        >>> prefixed("a cat AND a dog", "apl-0", 10, len)
+        'apl-0 a cat AND apl-0 a dog'
+    """
+    parts = split(text)
+    for position in range(0, len(parts), 2):
+        cut = pieces(parts[position].strip(), CHUNK - n, count)
+        if cut is None:
+            raise PrefixNotApplied(
+                f"brackets of the prompt, which cannot be cut, may hold more than {CHUNK - n} tokens, "
+                "and the prefix would stand in front of its beginning only; make it shorter, or give the tokenizer"
+            )
+        parts[position] = " BREAK ".join(f"{name} {piece}".strip() for piece in cut)
+    return " ".join(parts)
+
+
+def as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the fields as the server gets them, pictures as base64.
+
+    Raises:
+        InvalidInput: One cannot be written as JSON.
+    """
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(dict(fields), default=_picture, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"a field cannot be written as JSON ({type(error).__name__})", where="fields") from error
+    return copied
+
+
+def _picture(value: Any) -> str:
+    if not isinstance(value, Image.Image):
+        raise TypeError
+    content = io.BytesIO()
+    value.save(content, format="PNG")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def _fields(request: GenerationRequest) -> dict[str, Any]:
+    """The fields with the request's texts, which a policy may have rewritten."""
+    fields = dict(request.arguments["fields"])
+    texts = {channel: iter(found) for channel, found in request.text.items()}
+    return fields | {
+        name: next(texts[channel]) for name, channel in _TEXT_FIELDS.items() if fields.get(name) is not None
+    }
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput(f"found {type(value).__name__}; expected a text", where=where)
+    return value
+
+
+def _of_type(fields: Mapping[str, Any], name: str, kind: type) -> Any:
+    value = fields.get(name) or kind()
+    if not isinstance(value, kind):
+        raise InvalidInput(f"found {type(value).__name__}; expected {kind.__name__}", where=name)
+    return value
+
+
+def _merged(style: str, text: str) -> str:
+    if "{prompt}" in style:
+        return style.replace("{prompt}", text)
+    return ", ".join(part for part in (text.strip(), style.strip()) if part)
+
+
+def _is_at_least_one(value: Any) -> bool:
+    return isinstance(value, int | float) and value >= 1
+
+
+def _stem(title: str) -> str:
+    """The name of a checkpoint without ending and hash: servers show it in all these forms."""
+    return re.sub(r"(\.(safetensors|ckpt))?( \[[0-9a-f]+\])?$", "", title)
+
+
+def _is_checkpoint(wanted: str, found: tuple[str, str]) -> bool:
+    """Whether a checkpoint, as its hash (of any length) and name, is the one that is wanted."""
+    checkpoint_hash, name = (each.lower() for each in found)
+    wanted = wanted.lower()
+    shorter, longer = sorted((checkpoint_hash, wanted), key=len)
+    return (len(shorter) >= 8 and longer.startswith(shorter)) or (bool(name) and _stem(wanted) == name)
+
+
+def _embeddings_in(record: Any) -> list[str]:
+    """The embeddings that the record of a picture names as used, from its last line of `key: value, …`."""
+    pairs = _PAIRS.findall(str(record).rpartition("\n")[2])
+    names = ", ".join(value.strip('"') for key, value in pairs if key in ("TI", "TI hashes"))
+    return [part.partition(":")[0].strip() for part in names.split(",")]
+
+
+def _checked(answer: Any, key: str) -> dict[str, Any]:
+    if not isinstance(answer, dict) or not isinstance(answer.get(key), dict):
+        raise RemoteAnswerInvalid(f"the answer lacks '{key}'; is this AUTOMATIC1111's API?")
+    return dict(answer[key])

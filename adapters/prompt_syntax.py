@@ -1,0 +1,241 @@
+"""What AUTOMATIC1111 and ComfyUI read into a prompt, and where a prefix has to stand in it.
+
+Both cut a prompt into chunks of 75 tokens that are encoded one by one, so the prefix goes in front of each. Both
+give words weights; AUTOMATIC1111 also splits prompts (`BREAK`, `AND`), edits them during denoising (`[a:b:0.5]`,
+`[a|b]`) and takes tags and comments out of them. What is done about each:
+
+| syntax | |
+|---|---|
+| `(a)`, `(a:1.2)`, `[a]` | kept; the prefix stands outside. Weights below 0 or above 2 in all are flagged |
+| `BREAK`, `ADDROW`, `ADDCOL`, `ADDBASE`, `ADDCOMM` | the prefix stands behind each; within brackets they are flagged |
+| `AND` | the prefix stands behind each; a negative weight behind a part is flagged |
+| `[a:b:0.5]`, `[a|b]` | kept; the prefix stands outside. Flagged where it could spell `BREAK` or a weight |
+| `<lora:a:1>` | moved to the end, reported as adapter weights |
+| `# a` | taken out, as the server does |
+| `embedding:a`, the name of an embedding | reported as textual inversion |
+| `__a__`, `{a|b}` | wildcards hide what the prompt says: flagged |
+| the name of a prefix | flagged: in a negative prompt it would undo the prefix |
+| longer than a chunk | cut outside of brackets, the prefix in front of each piece |
+
+Flagged means: it belongs to the channel `prompt_syntax`, which a policy blocks unless it says otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from apl_guard.request import Channel
+
+__all__ = ["CHUNK", "Syntax", "byte_bound", "pieces", "read_a1111", "read_comfyui", "strip_comments"]
+
+CHUNK = 75
+"""Tokens of a prompt that are encoded at once, start and end not counted."""
+MAX_WEIGHT = 2.0
+
+_BREAK = re.compile(r"\b(?:BREAK|ADDROW|ADDCOL|ADDBASE|ADDCOMM)\b")
+_SPLIT = re.compile(r"(\b(?:AND|BREAK|ADDROW|ADDCOL|ADDBASE|ADDCOMM)\b)")
+_AND = re.compile(r"\bAND\b")
+_PART_WEIGHT = re.compile(r":\s*-\s*[\d.]+\s*$")
+_TAG = re.compile(r"<\w+:[^>]*>")
+_WILDCARD = re.compile(r"__[^\s_][^_]*__|\{[^{}]*(?:\||\$\$)[^{}]*\}")
+# `[x|BRE]AK` becomes BREAK during denoising; somewhere a letter of it must stand before a bracket or a bar.
+_SPELLED_BREAK = re.compile(r"[BREA][\[\]|:]")
+_PREFIX_NAME = re.compile(r"apl-[0-9a-f]{16}")
+_SPECIAL = re.compile(r"[()\[\]\\:|<>]")
+_EMBEDDING = re.compile(r"embedding:", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Syntax:
+    """A prompt as the server will understand it."""
+
+    text: str
+    """The prompt without comments, tags at its end."""
+    channels: frozenset[Channel]
+    """What its syntax brings in besides the prompt."""
+
+
+def read_a1111(text: str, embeddings: Collection[str] = ()) -> Syntax:
+    """Read a prompt as AUTOMATIC1111 does.
+
+    Args:
+        text: The prompt.
+        embeddings: Names of the embeddings that the server has loaded; there a name is enough to use one.
+
+    Example:
+        >>> sorted(read_a1111("a cat <lora:cat:1> AND (a dog:9)").channels)
+        [<Channel.ADAPTER_WEIGHTS: 'adapter_weights'>, <Channel.PROMPT_SYNTAX: 'prompt_syntax'>]
+    """
+    text = strip_comments(text)
+    tags = _TAG.findall(text)
+    text = _TAG.sub("", text)
+    channels = {Channel.ADAPTER_WEIGHTS} if tags else set()
+    is_edited = "[" in text and ("|" in text or ":" in text)
+    if (
+        not _weights_are_moderate(text)
+        or any(_PART_WEIGHT.search(part) for part in _AND.split(text))
+        or any(_depth(text[: found.start()]) for found in _BREAK.finditer(text))
+        or (is_edited and _SPELLED_BREAK.search(text))
+        or _WILDCARD.search(text)
+        or _PREFIX_NAME.search(text.lower())
+    ):
+        channels.add(Channel.PROMPT_SYNTAX)
+    if any(_is_mentioned(name, text) for name in embeddings if not _PREFIX_NAME.fullmatch(name)):
+        channels.add(Channel.TEXTUAL_INVERSION)
+    return Syntax(" ".join([text.strip(), *tags]) if tags else text, frozenset(channels))
+
+
+def read_comfyui(text: str) -> Syntax:
+    """Read a prompt as a text-encode node of ComfyUI does.
+
+    Example:
+        >>> sorted(read_comfyui("a cat, embedding:mara").channels)
+        [<Channel.TEXTUAL_INVERSION: 'textual_inversion'>]
+    """
+    channels = set()
+    if _EMBEDDING.search(text):
+        channels.add(Channel.TEXTUAL_INVERSION)
+    if not _weights_are_moderate(text) or _WILDCARD.search(text) or _PREFIX_NAME.search(text.lower()):
+        channels.add(Channel.PROMPT_SYNTAX)
+    return Syntax(text, frozenset(channels))
+
+
+def strip_comments(text: str) -> str:
+    """Take out what AUTOMATIC1111 takes out: from `#` to the end of its line.
+
+    Example:
+        >>> strip_comments("a cat # not a dog")
+        'a cat '
+    """
+    return re.sub(r"#[^\n]*", "", text)
+
+
+def byte_bound(text: str) -> int:
+    """At most how many tokens a text can have, whatever the vocabulary: a token stands for a byte or more.
+
+    Example:
+        >>> byte_bound("a cat"), byte_bound("é")
+        (4, 2)
+    """
+    dense = "".join(text.split())
+    normal = unicodedata.normalize("NFC", dense)
+    # Tokenizers of CLIP normalise and lower the text, either of which may lengthen it.
+    return max(len(form.encode("utf-8", "surrogatepass")) for form in (dense, normal, normal.lower(), dense.lower()))
+
+
+def pieces(text: str, room: int, count: Callable[[str], int]) -> list[str] | None:
+    """Cut a text into pieces that fit into a chunk: at blanks outside of brackets, or within a word that is longer.
+
+    Args:
+        text: The text.
+        room: Tokens that fit.
+        count: At most how many tokens a text has.
+
+    Returns:
+        The pieces, or None where one cannot be cut small enough.
+
+    Example:
+        >>> pieces("a cat (on a mat)", 8, byte_bound)
+        ['a cat', '(on a mat)']
+    """
+    if count(text) <= room:
+        return [text]
+    found: list[str] = []
+    for word in _units(text):
+        joined = f"{found[-1]} {word}" if found else word
+        if found and count(joined) <= room:
+            found[-1] = joined
+            continue
+        while count(word) > room:
+            fits = next((end for end in range(min(len(word), room), 0, -1) if count(word[:end]) <= room), 0)
+            if not fits or _SPECIAL.search(word):
+                return None
+            found.append(word[:fits])
+            word = word[fits:]
+        found.append(word)
+    # A word that is cut may end in one that means something to the server.
+    return None if any(_SPLIT.fullmatch(piece) for piece in found) else found
+
+
+def split(text: str) -> list[str]:
+    """Cut a prompt at the words behind which AUTOMATIC1111 begins anew. Every second part is such a word.
+
+    Example:
+        >>> split("a cat AND a dog")
+        ['a cat ', 'AND', ' a dog']
+    """
+    return _SPLIT.split(text)
+
+
+def _units(text: str) -> list[str]:
+    """Words, and what stands in brackets with the words that touch it."""
+    units: list[str] = []
+    depth = 0
+    for word in re.split(r"\s+", text.strip()):
+        if depth:
+            units[-1] += f" {word}"
+        else:
+            units.append(word)
+        depth = _depth(word, depth)
+    return units
+
+
+def _depth(text: str, start: int = 0) -> int:
+    """How many brackets are open at the end of a text. One that is never opened closes nothing."""
+    depth = start
+    for found in re.finditer(r"\\.|[()\[\]]", text):
+        if found.group() in ("(", "["):
+            depth += 1
+        elif found.group() in (")", "]"):
+            depth = max(0, depth - 1)
+    return depth
+
+
+def _weights_are_moderate(text: str) -> bool:
+    """Whether every weight lies in 0 … 2, and so do the products of nested ones.
+
+    A huge weight on a name drowns the prefix, a negative one turns it round.
+    """
+    greatest = [1.0]
+    starts: list[int] = []
+    for found in re.finditer(r"\\.|[()]", text, re.DOTALL):
+        if found.group() == "(":
+            starts.append(found.end())
+            greatest.append(1.0)
+        elif found.group() == ")" and starts:
+            weight = _explicit_weight(text[starts.pop() : found.start()])
+            if weight is None or not 0 <= weight <= MAX_WEIGHT:
+                return False
+            inner = greatest.pop()
+            greatest[-1] = max(greatest[-1], inner * max(1.0, weight))
+    while starts:
+        starts.pop()
+        inner = greatest.pop()
+        greatest[-1] = max(greatest[-1], inner * 1.1)
+    return greatest[0] <= MAX_WEIGHT
+
+
+def _explicit_weight(group: str) -> float | None:
+    """The weight that a group in round brackets gives itself; None where it can only be known while drawing."""
+    _, colon, number = group.rpartition(":")
+    if not colon:
+        return 1.1
+    try:
+        weight = float(number)
+    except ValueError:
+        is_edited = any(c in number for c in "[]|") and any(c.isdigit() for c in number)
+        return None if is_edited else 1.1
+    return weight if math.isfinite(weight) else None
+
+
+def _is_mentioned(name: str, text: str) -> bool:
+    """Whether AUTOMATIC1111 could find an embedding by its name, which it does after tokenizing."""
+    words = re.findall(r"[^\W\d_]+|\d|[^\w\s]+|_+", name.lower())
+    if not words:
+        return False
+    end = r"(?![^\W\d_])" if words[-1][-1].isalpha() else ""
+    return re.search(r"\s*".join(map(re.escape, words)) + end, text.lower()) is not None
