@@ -19,6 +19,7 @@ from apl_guard._version import __version__
 
 if TYPE_CHECKING:
     from apl_guard.adapters.a1111 import A1111
+    from apl_guard.adapters.comfyui import ComfyUI
     from apl_guard.decision import Decision, decide
     from apl_guard.errors import (
         AplGuardError,
@@ -55,6 +56,7 @@ __all__ = [
     "Action",
     "AplGuardError",
     "AuditUnavailable",
+    "ComfyUI",
     "ConfigInvalid",
     "Decision",
     "ExtraMissing",
@@ -89,6 +91,7 @@ __all__ = [
 
 _HOME = {
     "A1111": "adapters.a1111",
+    "ComfyUI": "adapters.comfyui",
     "Action": "policy",
     "Decision": "decision",
     "decide": "decision",

@@ -27,6 +27,7 @@ ENTRY_POINT_GROUP = "apl_guard.adapters"
 _BUILT_IN = {
     "diffusers": "apl_guard.adapters.diffusers_pipe:DiffusersAdapter",
     "apl_guard.adapters.a1111": "apl_guard.adapters.a1111:A1111Adapter",
+    "apl_guard.adapters.comfyui": "apl_guard.adapters.comfyui:ComfyUIAdapter",
 }
 
 
