@@ -19,8 +19,6 @@ from apl_guard._version import __version__
 
 if TYPE_CHECKING:
     from apl_guard.adapters.a1111 import A1111
-    from apl_guard.adapters.comfyui import ComfyUI
-    from apl_guard.adapters.openai_images import OpenAIImages
     from apl_guard.decision import Decision, decide
     from apl_guard.errors import (
         AplGuardError,
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
         GuardUnavailable,
         IdentitiesInvalid,
         InvalidInput,
+        MetricsUnavailable,
         ModelInvalid,
         PolicyBlocked,
         PolicyInvalid,
@@ -57,7 +56,6 @@ __all__ = [
     "Action",
     "AplGuardError",
     "AuditUnavailable",
-    "ComfyUI",
     "ConfigInvalid",
     "Decision",
     "ExtraMissing",
@@ -67,8 +65,8 @@ __all__ = [
     "Guarded",
     "IdentitiesInvalid",
     "InvalidInput",
+    "MetricsUnavailable",
     "ModelInvalid",
-    "OpenAIImages",
     "Policy",
     "PolicyBlocked",
     "PolicyInvalid",
@@ -93,8 +91,6 @@ __all__ = [
 
 _HOME = {
     "A1111": "adapters.a1111",
-    "ComfyUI": "adapters.comfyui",
-    "OpenAIImages": "adapters.openai_images",
     "Action": "policy",
     "Decision": "decision",
     "decide": "decision",

@@ -6,7 +6,6 @@ import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 from apl_guard.acceptance import Acceptance
@@ -17,7 +16,7 @@ from apl_guard.decision import Decision, Reason
 from apl_guard.errors import AplGuardError, GuardUnavailable, PolicyBlocked, PrefixNotApplied
 from apl_guard.fit import Fit
 from apl_guard.in_force import PolicyInForce
-from apl_guard.metrics import Metrics
+from apl_guard.metrics import Stage, Watch
 from apl_guard.policy import Action, OnError, Policy
 from apl_guard.prefix import Prefix
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
@@ -45,10 +44,9 @@ class Call:
         backend: The adapter that read it.
         in_force: What decides about it.
         audit: Where decision and outcome are recorded.
-        metrics: Where they are counted.
         find_prefix: Finds the prefix for the text encoders that are in the pipe now, by name or None, under
             what the policy accepts.
-        started: Reading of `perf_counter` when the call began.
+        watch: What times and counts the call.
     """
 
     def __init__(
@@ -57,18 +55,16 @@ class Call:
         backend: Backend,
         in_force: PolicyInForce,
         audit: AuditLog,
-        metrics: Metrics,
         find_prefix: Callable[[str | None, Acceptance], Fit],
-        started: float,
+        watch: Watch,
     ) -> None:
         self._request = request
         self._backend = backend
         self._in_force = in_force
+        self._policy = in_force.policy
         self._audit = audit
-        self._metrics = metrics
         self._find_prefix = find_prefix
-        self._started = started
-        self._generation_seconds: float | None = None
+        self._watch = watch
         self._fit: Fit | None = None
         self._prefix: Prefix | None = None
         self._in_front: Prefix | None = None
@@ -86,12 +82,16 @@ class Call:
             Exception: Whatever the pipe raises, unchanged.
         """
         try:
-            self._decision = self._in_force.decide(self._request, current_context())
-            self._audit.decision(self._decision, self._request)
-            self._metrics.decided(self._decision)
+            context = current_context()
+            with self._watch.stage(Stage.DETECT):
+                findings = self._in_force.look(self._request, context)
+            with self._watch.stage(Stage.DECIDE):
+                self._decision = self._in_force.decide(self._request, context, findings)
+            self._record(Stage.RECORD_DECISION, lambda: self._audit.decision(self._decision, self._request))
+            self._watch.decided(self._decision, self._policy, self._request)
             self._warn(self._decision)
         except Exception as error:
-            self._count("failed")
+            self._watch.ended("failed", self._policy, error)
             raise _unavailable(error) from error
         if self._decision.effective == Action.BLOCK:
             self._end("blocked")
@@ -106,22 +106,32 @@ class Call:
         self._generation = generation = self._generate()
         if self._prefix is not None and self._in_front is not None:
             self._check_receipt(self._in_front, generation)
-            self._metrics.used(self._prefix)
-        return Guarded(generation.output, self._decision, self._end("passed"))
+            self._watch.used(self._prefix)
+        outcome = self._end("passed")
+        self._watch.released(self._decision, generation.images, self._is_effective)
+        return Guarded(generation.output, self._decision, outcome)
+
+    @property
+    def _is_effective(self) -> bool | None:
+        """Whether what the rules say holds for the images; None where no receipt says so."""
+        if self._unprotected is not None or self._decision.effective != self._decision.action:
+            return False
+        return True if self._prefix is not None or self._decision.action == Action.ALLOW else None
 
     def _take_prefix(self, decision: Decision) -> None:
         """Find the prefix, or go on without where the policy says so in so many words."""
         try:
-            self._fit = self._find_prefix(decision.prefix, self._in_force.policy.spec.prefix)
+            with self._watch.stage(Stage.FIND_PREFIX):
+                self._fit = self._find_prefix(decision.prefix, self._policy.spec.prefix)
+                self._prefix = self._fit.prefix
+                self._in_front = self._prefix.first(decision.rows(self._prefix.n))
         except Exception as error:
-            if self._in_force.policy.spec.on_error != OnError.PASSTHROUGH:
+            if self._policy.spec.on_error != OnError.PASSTHROUGH:
                 raise
             self._unprotected = error
+            self._watch.passed_through(Stage.FIND_PREFIX, error)
             what = f"on_error: {OnError.PASSTHROUGH.value} ({type(error).__name__})"
             _log.warning("policy '%s' switches protection off: %s (decision %s)", decision.policy, what, decision.id)
-            return
-        self._prefix = self._fit.prefix
-        self._in_front = self._prefix.first(decision.rows(self._prefix.n))
 
     def _warn(self, decision: Decision) -> None:
         """Say each time that protection was switched off."""
@@ -129,18 +139,14 @@ class Call:
             _log.warning("policy '%s' switches protection off: %s (decision %s)", decision.policy, what, decision.id)
 
     def _generate(self) -> Generation:
-        began = perf_counter()
-        result = "backend_error"
         try:
-            return self._backend.generate(self._request, self._in_front)
+            with self._watch.generating():
+                generation = self._backend.generate(self._request, self._in_front)
         except BaseException as error:
-            self._generation_seconds = perf_counter() - began
-            if isinstance(error, AplGuardError):
-                result = "failed"
-            self._end(result, error)
+            self._end("failed" if isinstance(error, AplGuardError) else "backend_error", error)
             raise
-        finally:
-            self._generation_seconds = perf_counter() - began
+        self._watch.generated(generation)
+        return generation
 
     def _check_receipt(self, prefix: Prefix, generation: Generation) -> None:
         """Believe that the prefix was in front of every prompt only where every text encoder saw it."""
@@ -157,7 +163,6 @@ class Call:
 
     def _end(self, result: str, error: BaseException | None = None) -> Outcome:
         """Record how the call ended. Nothing is released if that fails."""
-        now = perf_counter()
         generation, prefix = self._generation, self._prefix
         outcome = Outcome(
             id=self._decision.id,
@@ -170,26 +175,23 @@ class Call:
             prefix_rows=dict(generation.receipt.prefix_rows) if generation is not None else {},
             tokens_cut=dict(generation.receipt.tokens_cut) if generation is not None else {},
             error=type(error or self._unprotected).__name__ if error or self._unprotected else None,
-            overhead_ms=round(1000 * (now - self._started - (self._generation_seconds or 0)), 3),
-            generation_ms=_milliseconds(self._generation_seconds),
+            overhead_ms=round(1000 * self._watch.overhead_seconds, 3),
+            generation_ms=_milliseconds(self._watch.generation_seconds),
         )
         try:
-            self._audit.outcome(outcome)
+            self._record(Stage.RECORD_OUTCOME, lambda: self._audit.outcome(outcome))
         except Exception as unwritten:
-            self._count("failed")
+            self._watch.ended("failed", self._policy, unwritten)
             raise _unavailable(unwritten) from (error or unwritten)
-        self._count(result)
+        self._watch.ended(result, self._policy, error)
         return outcome
 
-    def _count(self, result: str) -> None:
-        generation = self._generation_seconds
-        overhead = perf_counter() - self._started - (generation or 0)
-        self._metrics.ended(result, overhead=overhead, generation=generation)
+    def _record(self, stage: Stage, write: Callable[[], None]) -> None:
+        with self._watch.stage(stage), self._watch.recording(self._audit.sink):
+            write()
 
 
-def refuse(
-    error: Exception, backend: Backend, policy: Policy, audit: AuditLog, metrics: Metrics, started: float
-) -> None:
+def refuse(error: Exception, backend: Backend, policy: Policy, audit: AuditLog, watch: Watch) -> None:
     """Record and count a call whose arguments the adapter could not read.
 
     Args:
@@ -197,19 +199,19 @@ def refuse(
         backend: The adapter.
         policy: The policy in force.
         audit: Where it is recorded.
-        metrics: Where it is counted.
-        started: Reading of `perf_counter` when the call began.
+        watch: What times and counts the call.
 
     Raises:
         AuditUnavailable: The record is not durable.
     """
     result = "failed" if isinstance(error, GuardUnavailable) else "invalid"
     try:
-        audit.refusal(uuid.uuid4().hex, backend.name, policy, result, type(error).__name__)
+        with watch.recording(audit.sink):
+            audit.refusal(uuid.uuid4().hex, backend.name, policy, result, type(error).__name__)
     except Exception as unwritten:
-        metrics.ended("failed", overhead=perf_counter() - started, generation=None)
+        watch.ended("failed", policy, unwritten)
         raise _unavailable(unwritten) from error
-    metrics.ended(result, overhead=perf_counter() - started, generation=None)
+    watch.ended(result, policy, error)
 
 
 def _unavailable(error: Exception) -> AplGuardError:

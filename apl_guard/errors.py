@@ -21,6 +21,7 @@
     │   └── ConfigInvalid     a training configuration
     ├── TrainingFailed        training cannot go on, such as when the loss is not a number
     ├── StorageFailed         a file could not be written, such as on a full disk
+    ├── MetricsUnavailable    metrics cannot be counted or served, such as where the port is taken
     └── ExtraMissing          an optional dependency is not installed (also an ImportError)
 
 Errors of the backend are none of these: they pass through the guard unchanged.
@@ -46,6 +47,7 @@ __all__ = [
     "GuardUnavailable",
     "IdentitiesInvalid",
     "InvalidInput",
+    "MetricsUnavailable",
     "ModelInvalid",
     "PolicyBlocked",
     "PolicyInvalid",
@@ -169,6 +171,10 @@ class StorageFailed(AplGuardError):
     def __init__(self, message: str, *, path: str | Path) -> None:
         super().__init__(f"{path}: {message}")
         self.path = Path(path)
+
+
+class MetricsUnavailable(AplGuardError):
+    """Metrics cannot be counted or served. It shows when a service starts, not in a call."""
 
 
 class ExtraMissing(AplGuardError, ImportError):

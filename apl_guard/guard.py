@@ -13,10 +13,9 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from apl_guard.audit import AuditLog
 from apl_guard.backend import adapter_for
@@ -26,11 +25,14 @@ from apl_guard.decision import Decision
 from apl_guard.errors import InvalidInput
 from apl_guard.finder import PrefixFinder
 from apl_guard.in_force import PolicyInForce
-from apl_guard.metrics import Metrics
+from apl_guard.metrics import Metrics, MetricsServer, Stage, is_multiprocess, of_all_processes, serve
 from apl_guard.policy import Mode, Policy, policy_files
 from apl_guard.policy_watch import PolicyWatch
 from apl_guard.prefix import Prefix
 from apl_guard.registry import PrefixRegistry, RegistryEntry
+
+if TYPE_CHECKING:
+    from apl_guard.tracing import Tracing
 
 __all__ = ["Guard", "Guarded", "MetricsServer"]
 
@@ -49,6 +51,8 @@ class Guard:
         audit: Folder for the records, or a log. None sends them to the platform's logging.
         audit_witness: One or more other folders, best on another machine, that receive the log's checkpoints.
         metrics_registry: The Prometheus registry to count on. None makes one for this guard.
+        metrics_tenants: Tenants whose outcomes are counted by name; all others count as `other`. None are, if empty.
+        tracing: Where OpenTelemetry spans go. None makes none.
 
     Raises:
         PolicyInvalid: The policy is missing or damaged.
@@ -56,6 +60,7 @@ class Guard:
         PrefixNotFound: No prefix fits the text encoder of the pipe.
         AuditUnavailable: The folder for the records cannot be used.
         InvalidInput: There is no adapter for this pipe.
+        MetricsUnavailable: Several processes are to count together, and their folder cannot be used.
 
     Example:
         >>> from apl_guard.testing import random_prefix, tiny_pipe
@@ -75,6 +80,8 @@ class Guard:
         audit: str | Path | AuditLog | None = None,
         audit_witness: str | Path | Iterable[str | Path] = (),
         metrics_registry: CollectorRegistry | None = None,
+        metrics_tenants: Iterable[str] = (),
+        tracing: Tracing | None = None,
     ) -> None:
         if isinstance(audit, AuditLog) and audit_witness:
             raise InvalidInput("this log has its own witnesses; name them where it is made", where="audit_witness")
@@ -91,7 +98,10 @@ class Guard:
         own["_finder"] = PrefixFinder(own["_backend"], registry, given)
         own["_in_force"] = PolicyInForce.tested(policy if isinstance(policy, Policy) else Policy.load(policy))
         own["_reloading"] = threading.Lock()
-        own["_metrics"] = Metrics.on(own["_metrics_registry"])
+        own["_metrics"] = Metrics.on(own["_metrics_registry"], metrics_tenants)
+        own["_metrics"].introduce(own["_backend"].name, own["_audit"].sink)
+        own["_metrics"].in_force(own["_in_force"].policy)
+        own["_tracing"] = tracing
         self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
         self._check_prefixes(self._in_force.policy)  # so that a missing one shows when the service starts
 
@@ -118,20 +128,17 @@ class Guard:
         """
         return self.generate(*args, **kwargs).output
 
-    def context(
-        self, *, tenant: str | None = None, route: str | None = None, subject: str | None = None
-    ) -> AbstractContextManager[Context]:
+    def context(self, *, tenant: str | None = None, route: str | None = None) -> AbstractContextManager[Context]:
         """Make calls for a tenant, on a route, so that rules can ask for them. For this thread or task.
 
         Args:
             tenant: The customer, team or application for which calls are made.
             route: The way on which they came in, such as `generate` or `edit`.
-            subject: The person or account who asks; on record as a keyed digest.
 
         Raises:
             InvalidInput: A value is no text of at most 200 printable characters.
         """
-        return calling_for(tenant=tenant, route=route, subject=subject)
+        return calling_for(tenant=tenant, route=route)
 
     def check(self, *args: Any, **kwargs: Any) -> Decision:
         """Decide about a call without generating or recording anything."""
@@ -147,15 +154,15 @@ class Guard:
             InvalidInput: A prompt is no text.
             Exception: Whatever the pipe raises, unchanged.
         """
-        started = perf_counter()
         in_force: PolicyInForce = self._in_force  # taken once, for another may take its place at any moment
-        try:
-            request = self._backend.read(args, kwargs)
-        except Exception as error:
-            refuse(error, self._backend, in_force.policy, self._audit, self._metrics, started)
-            raise
-        call = Call(request, self._backend, in_force, self._audit, self._metrics, self._finder.find, started)
-        return call.run()
+        with self._metrics.watch(self._backend.name, self._tracing) as watch:
+            try:
+                with watch.stage(Stage.READ):
+                    request = self._backend.read(args, kwargs)
+            except Exception as error:
+                refuse(error, self._backend, in_force.policy, self._audit, watch)
+                raise
+            return Call(request, self._backend, in_force, self._audit, self._finder.find, watch).run()
 
     def reload_policy(self) -> bool:
         """Read the policy file again and put it in force, if it is good. Calls that run keep the old one.
@@ -177,11 +184,12 @@ class Guard:
                 if changed:
                     in_force = PolicyInForce.tested(policy)
                     self._check_prefixes(policy)
+                    self._metrics.in_force(policy, instead_of=self.policy)
                     self.__dict__["_in_force"] = in_force
             except Exception:
-                self._metrics.policy_reloaded("rejected")
+                self._metrics.reloaded("rejected")
                 raise
-            self._metrics.policy_reloaded("accepted" if changed else "unchanged")
+            self._metrics.reloaded("accepted" if changed else "unchanged")
             return changed
 
     def watch_policy(self, seconds: float = 1.0) -> PolicyWatch:
@@ -205,6 +213,8 @@ class Guard:
     def serve_metrics(self, port: int, address: str = "127.0.0.1") -> MetricsServer:
         """Serve the metrics for Prometheus over HTTP, in a thread of this process.
 
+        Where PROMETHEUS_MULTIPROC_DIR is set, these are the metrics of all processes that count there.
+
         Args:
             port: Where to listen; 0 takes a free port.
             address: On which address; "0.0.0.0" makes the metrics reachable from other machines.
@@ -213,10 +223,9 @@ class Guard:
             The server, with its port and a way to close it.
 
         Raises:
-            OSError: The port is taken.
+            MetricsUnavailable: The port is taken or may not be used.
         """
-        server, thread = start_http_server(port, address, registry=self._metrics_registry)
-        return MetricsServer(server, thread)
+        return serve(of_all_processes() if is_multiprocess() else self._metrics_registry, port, address)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -241,23 +250,3 @@ class Guard:
         if policy.mode == Mode.ENFORCE and self._backend.carries_prefix:
             for name in policy.prefixes:
                 self._finder.find(name, policy.spec.prefix)
-
-
-class MetricsServer:
-    """A running HTTP server for metrics."""
-
-    def __init__(self, server: Any, thread: threading.Thread) -> None:
-        self._server = server
-        self._thread = thread
-
-    @property
-    def port(self) -> int:
-        """The port it listens on."""
-        port: int = self._server.server_address[1]
-        return port
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

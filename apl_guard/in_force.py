@@ -8,6 +8,7 @@ from apl_guard.context import Context
 from apl_guard.decision import Decision, decide
 from apl_guard.detect import Detectors
 from apl_guard.errors import PolicyInvalid
+from apl_guard.findings import Findings
 from apl_guard.policy import Case, Policy
 from apl_guard.request import Channel, GenerationRequest
 from apl_guard.rules import Verdict, judge
@@ -75,9 +76,19 @@ class PolicyInForce:
             )
         return in_force
 
-    def decide(self, request: GenerationRequest, context: Context) -> Decision:
-        """Look at the texts of a request and decide about it."""
-        return decide(self.policy, request, context, self._detectors.look(request, context.tenant))
+    def look(self, request: GenerationRequest, context: Context) -> Findings:
+        """Look at the texts of a request."""
+        return self._detectors.look(request, context.tenant)
+
+    def decide(self, request: GenerationRequest, context: Context, findings: Findings | None = None) -> Decision:
+        """Decide about a request.
+
+        Args:
+            request: The request.
+            context: For whom and on which way it came in.
+            findings: What was seen in its texts. None has a look first.
+        """
+        return decide(self.policy, request, context, findings or self.look(request, context))
 
     def explain(self, request: GenerationRequest, context: Context) -> Explanation:
         """Decide, and say of every rule whether it applies and why."""

@@ -81,10 +81,6 @@ def test_a_passed_call_is_recorded_and_counted(guard, prefix, tmp_path, metrics_
     assert outcome["tokens_cut"]["text_encoder"][0] == 0
     assert outcome["tokens_cut"]["text_encoder"][1] > 0
     assert counted(metrics_registry, "passed") == 1
-    labels = {"policy": "anonymize_faces", "action": "anonymize"}
-    assert metrics_registry.get_sample_value("apl_guard_decisions_total", labels) == 1
-    assert metrics_registry.get_sample_value("apl_guard_overhead_seconds_count") == 1
-    assert metrics_registry.get_sample_value("apl_guard_backend_duration_seconds_count") == 1
 
 
 def test_a_blocked_call_is_recorded_and_counted(guard, calls, tmp_path, metrics_registry):
@@ -305,12 +301,9 @@ def test_metrics_are_scraped_over_http(guard, prefix):
         server.close()
 
     for line in (
-        'apl_guard_decisions_total{action="anonymize",policy="anonymize_faces"} 1.0',
         'apl_guard_outcomes_total{result="passed"} 1.0',
         'apl_guard_outcomes_total{result="blocked"} 0.0',
         f'apl_guard_prefix_info{{digest="{prefix.digest}",prefix="random",vectors="10"}} 1.0',
-        "apl_guard_overhead_seconds_count 1.0",
-        "apl_guard_backend_duration_seconds_count 1.0",
     ):
         assert line in text.splitlines()
     assert "Mara" not in text

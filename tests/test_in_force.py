@@ -83,7 +83,7 @@ def run(capsys, monkeypatch):
 
 
 def reloads(registry, outcome):
-    return registry.get_sample_value("apl_guard_policy_reloads_total", {"outcome": outcome})
+    return registry.get_sample_value("apl_guard_config_reloads_total", {"outcome": outcome})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,190 @@
+"""One call, watched: how long each stage takes, where it fails and how it ends."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from apl_guard.context import current_context
+from apl_guard.errors import PrefixNotApplied
+from apl_guard.metrics.labels import BACKEND_STAGE, OTHER, Stage, action_of, verdict_of
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from apl_guard.backend import Generation
+    from apl_guard.decision import Decision
+    from apl_guard.metrics.instruments import Metrics
+    from apl_guard.policy import Policy
+    from apl_guard.prefix import Prefix
+    from apl_guard.request import GenerationRequest
+    from apl_guard.tracing import CallSpans, Tracing
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    """Watches one call: enter it when the call begins.
+
+    Args:
+        metrics: Where everything is counted.
+        backend: The backend, as a label.
+        tracing: Where spans go, or None.
+    """
+
+    def __init__(self, metrics: Metrics, backend: str, tracing: Tracing | None) -> None:
+        self._metrics = metrics
+        self._backend = backend
+        self._spans: CallSpans | None = tracing.call(backend) if tracing is not None else None
+        self._started = perf_counter()
+        self._failed_in: str | None = None
+        self.generation_seconds: float | None = None
+        """How long the backend took, or None where it was not asked."""
+
+    def __enter__(self) -> Watch:
+        self._metrics.entered(self._backend, 1)
+        if self._spans is not None:
+            self._spans.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._spans is not None:
+            self._spans.__exit__(kind, error, trace)
+        self._metrics.entered(self._backend, -1)
+
+    @property
+    def overhead_seconds(self) -> float:
+        """How long the guard itself has taken until now."""
+        return perf_counter() - self._started - (self.generation_seconds or 0)
+
+    def stage(self, stage: Stage) -> _Stage:
+        """Time a stage, and remember it if it fails."""
+        return _Stage(self, stage)
+
+    def generating(self) -> _Generating:
+        """Time the backend."""
+        return _Generating(self)
+
+    def generated(self, generation: Generation) -> None:
+        """Note what the adapter itself did around the pipe, where it says how long the pipe took."""
+        if generation.seconds is not None and self.generation_seconds is not None:
+            self._metrics.spent(Stage.INJECT, self._backend, max(0.0, self.generation_seconds - generation.seconds))
+            self.generation_seconds = min(generation.seconds, self.generation_seconds)
+
+    def decided(self, decision: Decision, policy: Policy, request: GenerationRequest) -> None:
+        """Count a decision."""
+        self._metrics.decided(decision, policy, self._backend)
+        if self._spans is not None:
+            self._spans.decided(decision, request, verdict_of(decision), action_of(decision))
+
+    def recording(self, sink: str) -> _Recording:
+        """Count a record that is written, or cannot be."""
+        return _Recording(self._metrics, sink)
+
+    def used(self, prefix: Prefix) -> None:
+        """Note which prefix was in front."""
+        self._metrics.used(prefix)
+
+    def passed_through(self, stage: Stage, error: BaseException) -> None:
+        """Count an error after which the call went on unprotected, as the policy says."""
+        self._metrics.failed(stage.value, error, "passed_through")
+
+    def released(self, decision: Decision, images: int, is_effective: bool | None) -> None:
+        """Count images that are handed out.
+
+        Args:
+            decision: What was decided.
+            images: How many.
+            is_effective: Whether what the rules say holds for them; None where nobody can tell.
+        """
+        effective = "unknown" if is_effective is None else str(is_effective).lower()
+        self._metrics.released(decision, self._backend, images, effective)
+
+    def ended(self, result: str, policy: Policy, error: BaseException | None = None) -> None:
+        """Count how the call ended.
+
+        Args:
+            result: One of `RESULTS`.
+            policy: The policy in force.
+            error: What made it fail.
+        """
+        metrics, mode = self._metrics, policy.mode.value
+        metrics.ended(result, current_context().tenant)
+        metrics.took(self._backend, mode, result, overhead=self.overhead_seconds, generation=self.generation_seconds)
+        if error is not None and result in ("failed", "backend_error"):
+            # Only after the call can be seen that an encoder did not receive the prefix.
+            stage = Stage.INJECT.value if isinstance(error, PrefixNotApplied) else self._failed_in
+            metrics.failed(stage or OTHER, error)
+        if self._spans is not None:
+            self._spans.ended(result, error)
+
+
+class _Stage:
+    """The time of one stage."""
+
+    __slots__ = ("_began", "_span", "_stage", "_watch")
+
+    def __init__(self, watch: Watch, stage: Stage) -> None:
+        self._watch = watch
+        self._stage = stage
+        spans = watch._spans
+        self._span: AbstractContextManager[object] | None = None if spans is None else spans.stage(stage.value)
+
+    def __enter__(self) -> None:
+        if self._span is not None:
+            self._span.__enter__()
+        self._began = perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        watch = self._watch
+        watch._metrics.spent(self._stage, watch._backend, perf_counter() - self._began)
+        if error is not None:
+            watch._failed_in = self._stage.value
+        if self._span is not None:
+            self._span.__exit__(kind, error, trace)
+
+
+class _Recording:
+    """The fate of one record."""
+
+    __slots__ = ("_metrics", "_sink")
+
+    def __init__(self, metrics: Metrics, sink: str) -> None:
+        self._metrics = metrics
+        self._sink = sink
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._metrics.recorded(self._sink, success=kind is None)
+
+
+class _Generating:
+    """The time of the backend."""
+
+    __slots__ = ("_began", "_span", "_watch")
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        spans = watch._spans
+        self._span: AbstractContextManager[object] | None = None if spans is None else spans.stage(BACKEND_STAGE)
+
+    def __enter__(self) -> None:
+        if self._span is not None:
+            self._span.__enter__()
+        self._began = perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.generation_seconds = perf_counter() - self._began
+        if error is not None:
+            self._watch._failed_in = BACKEND_STAGE
+        if self._span is not None:
+            self._span.__exit__(kind, error, trace)

@@ -1,0 +1,151 @@
+"""Spans: what they are called, how they nest, and that none of them tells what a prompt says."""
+
+import pytest
+import torch
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode
+
+from apl_guard import ExtraMissing, Guard, PolicyBlocked, PrefixNotFound
+from apl_guard.tracing import Tracing
+
+SECRET = "a photo of Mara Voss"
+
+
+@pytest.fixture
+def exporter():
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def provider(exporter):
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return provider
+
+
+@pytest.fixture
+def traced(shared_pipe, prefix, provider):
+    return Guard(shared_pipe, prefix=prefix, tracing=Tracing(provider))
+
+
+def named(exporter):
+    return {span.name: span for span in exporter.get_finished_spans()}
+
+
+def whole(exporter):
+    return named(exporter)["generate_content diffusers:StableDiffusionPipeline"]
+
+
+def test_a_call_is_one_span_with_its_stages_in_it(traced, exporter):
+    """In the order in which they ran, and all of one trace."""
+    made = traced.generate(SECRET, num_inference_steps=1)
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == [
+        "apl_guard.read",
+        "apl_guard.detect",
+        "apl_guard.decide",
+        "apl_guard.record_decision",
+        "run_guardrail apl-guard",
+        "apl_guard.find_prefix",
+        "apl_guard.generate",
+        "apl_guard.record_outcome",
+        "generate_content diffusers:StableDiffusionPipeline",
+    ]
+    assert {span.parent.span_id for span in spans[:-1]} == {spans[-1].context.span_id}
+    assert dict(spans[-1].attributes) == {
+        "gen_ai.operation.name": "generate_content",
+        "gen_ai.output.type": "image",
+        "apl_guard.backend": "diffusers:StableDiffusionPipeline",
+        "apl_guard.decision.id": made.decision.id,
+        "apl_guard.result": "passed",
+    }
+    assert dict(named(exporter)["run_guardrail apl-guard"].attributes) == {
+        "gen_ai.operation.name": "run_guardrail",
+        "gen_ai.guardrail.component.name": "apl-guard",
+        "gen_ai.guardrail.target.type": "input",
+        "gen_ai.guardrail.verdict.type": "modify",
+        "gen_ai.guardrail.action.type": "modify",
+        "gen_ai.guardrail.security.policy.id": f"anonymize_faces@{made.decision.policy_version}",
+        "gen_ai.guardrail.security.policy.rule.id": ("prefix-on-every-prompt",),
+        "gen_ai.guardrail.security.content.modified": True,
+        "apl_guard.policy.digest": made.decision.policy_digest,
+        "apl_guard.decision.id": made.decision.id,
+    }
+
+
+def test_what_the_policy_blocks_is_no_error(traced, exporter):
+    """A service that is working does not look broken."""
+    with pytest.raises(PolicyBlocked):
+        traced(SECRET, latents=torch.zeros(1))
+    assert whole(exporter).attributes["apl_guard.result"] == "blocked"
+    assert whole(exporter).status.status_code == StatusCode.UNSET
+    assert named(exporter)["run_guardrail apl-guard"].attributes["gen_ai.guardrail.verdict.type"] == "deny"
+
+
+@pytest.mark.parametrize("who", ["guard", "backend"])
+def test_failures_of_guard_and_backend_are_told_apart(traced, exporter, monkeypatch, who):
+    """Both are errors, with the type of what was raised."""
+    if who == "guard":
+
+        def fail(*_):
+            raise PrefixNotFound(SECRET, fingerprint=None)
+
+        monkeypatch.setattr(traced._finder, "find", fail)
+    with pytest.raises((PrefixNotFound, ValueError)):
+        traced(SECRET, height=33, width=33)
+    span = whole(exporter)
+    assert span.status.status_code == StatusCode.ERROR
+    told = (span.attributes["apl_guard.result"], span.attributes["error.type"])
+    assert told == {"guard": ("failed", "PrefixNotFound"), "backend": ("backend_error", "ValueError")}[who]
+
+
+def test_no_span_tells_what_a_prompt_says(traced, exporter, monkeypatch):
+    """Neither of passed, blocked nor failed calls, and no error's message, which may quote a prompt."""
+
+    def fail(*_, **__):
+        raise ValueError(SECRET)
+
+    with traced.context(tenant="Mara Voss"):
+        traced(SECRET, num_inference_steps=1)
+        with pytest.raises(PolicyBlocked):
+            traced(SECRET, latents=torch.zeros(1))
+        monkeypatch.setattr(traced._backend, "generate", fail)
+        with pytest.raises(ValueError, match="Mara"):
+            traced(SECRET)
+    assert len(exporter.get_finished_spans()) > 20
+    assert "Mara" not in "".join(span.to_json() for span in exporter.get_finished_spans())
+
+
+def test_prompts_are_in_a_span_where_that_is_asked_for(shared_pipe, prefix, provider, exporter):
+    """In the one of the decision; half a surrogate pair is replaced, for it would stop the whole batch."""
+    guard = Guard(shared_pipe, prefix=prefix, tracing=Tracing(provider, content=True))
+    with pytest.raises(PolicyBlocked):
+        guard([SECRET, "\ud800"])
+    span = named(exporter)["run_guardrail apl-guard"]
+    assert span.attributes["gen_ai.guardrail.security.content.input.value"] == (SECRET, "?")
+
+
+def test_spans_of_the_backend_are_part_of_the_call(traced, provider, exporter, shared_pipe):
+    """What the pipe traces itself stands under the stage that called it."""
+    tracer = provider.get_tracer("backend")
+
+    def forward(*_):
+        with tracer.start_as_current_span("denoise"):
+            pass
+
+    handle = shared_pipe.unet.register_forward_pre_hook(forward)
+    try:
+        traced("a cat", num_inference_steps=1)
+    finally:
+        handle.remove()
+    spans = named(exporter)
+    assert spans["denoise"].parent.span_id == spans["apl_guard.generate"].context.span_id
+
+
+def test_without_the_api_the_extra_is_named(monkeypatch):
+    """With the command that installs it."""
+    monkeypatch.setitem(__import__("sys").modules, "opentelemetry", None)
+    with pytest.raises(ExtraMissing, match=r"apl-guard\[otel\]"):
+        Tracing()
