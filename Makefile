@@ -6,18 +6,27 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WHEEL_BIN := .venv-wheel/bin
 
-.PHONY: demo test install lint types imports suite wheel wheel-suite fuzz torture clean
+# Debian packages that a few tests need. Without them, or the right to install them, those tests are skipped and say so.
+SYSTEM := strace postgresql
+
+.PHONY: demo test system install lint types imports suite wheel wheel-suite fuzz torture clean
 
 demo: install
 	$(BIN)/apl-guard demo --output demo
 
-test: lint types imports suite wheel-suite
+test: system lint types imports suite wheel-suite
+
+system:
+	@dpkg -s $(SYSTEM) > /dev/null 2>&1 || { \
+		test "$$(id -u)" = 0 && command -v apt-get > /dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $(SYSTEM) > /dev/null; \
+	} || echo "not installed: $(SYSTEM); tests that need them are skipped"
 
 install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) install --constraint constraints.txt --editable ".[eval,names,regex,remote,signing,otel,dev]"
+	$(PIP) install --constraint constraints.txt --editable ".[eval,names,ner,postgres,regex,remote,signing,otel,dev]"
 	touch $@
 
 lint: install

@@ -11,8 +11,6 @@ each call whether it still has the embedding, and releases nothing unless the an
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -28,7 +26,7 @@ from apl_guard.request import Channel, GenerationRequest
 
 from .http_client import HttpClient, RemoteAnswerInvalid
 from .prompt_syntax import CHUNK, byte_bound, pieces, read_a1111, split
-from .remote_adapter import RemoteAdapter
+from .remote_adapter import RemoteAdapter, as_json
 from .remote_images import decode_base64
 
 __all__ = ["A1111", "A1111Adapter", "A1111Images"]
@@ -301,27 +299,6 @@ def prefixed(text: str, name: str, n: int, count: Callable[[str], int]) -> str:
             )
         parts[position] = " BREAK ".join(f"{name} {piece}".strip() for piece in cut)
     return " ".join(parts)
-
-
-def as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the fields as the server gets them, pictures as base64.
-
-    Raises:
-        InvalidInput: One cannot be written as JSON.
-    """
-    try:
-        copied: dict[str, Any] = json.loads(json.dumps(dict(fields), default=_picture, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"a field cannot be written as JSON ({type(error).__name__})", where="fields") from error
-    return copied
-
-
-def _picture(value: Any) -> str:
-    if not isinstance(value, Image.Image):
-        raise TypeError
-    content = io.BytesIO()
-    value.save(content, format="PNG")
-    return base64.b64encode(content.getvalue()).decode()
 
 
 def _fields(request: GenerationRequest) -> dict[str, Any]:

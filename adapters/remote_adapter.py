@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from PIL import Image
+
+from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
 from apl_guard.traits import Likeness
 
-__all__ = ["RemoteAdapter"]
+__all__ = ["RemoteAdapter", "as_json"]
 
 
 class RemoteAdapter:
@@ -36,3 +42,24 @@ class RemoteAdapter:
             AttributeError: Always.
         """
         raise AttributeError(f"'{name}' cannot be set through the guard", name=name)
+
+
+def as_json(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the fields as the server gets them, pictures as base64.
+
+    Raises:
+        InvalidInput: One cannot be written as JSON.
+    """
+    try:
+        copied: dict[str, Any] = json.loads(json.dumps(dict(fields), default=_picture, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"a field cannot be written as JSON ({type(error).__name__})", where="fields") from error
+    return copied
+
+
+def _picture(value: Any) -> str:
+    if not isinstance(value, Image.Image):
+        raise TypeError
+    content = io.BytesIO()
+    value.save(content, format="PNG")
+    return base64.b64encode(content.getvalue()).decode()

@@ -19,6 +19,8 @@ from apl_guard._version import __version__
 
 if TYPE_CHECKING:
     from apl_guard.adapters.a1111 import A1111
+    from apl_guard.adapters.comfyui import ComfyUI
+    from apl_guard.adapters.openai_images import OpenAIImages
     from apl_guard.decision import Decision, decide
     from apl_guard.errors import (
         AplGuardError,
@@ -56,6 +58,7 @@ __all__ = [
     "Action",
     "AplGuardError",
     "AuditUnavailable",
+    "ComfyUI",
     "ConfigInvalid",
     "Decision",
     "ExtraMissing",
@@ -67,6 +70,7 @@ __all__ = [
     "InvalidInput",
     "MetricsUnavailable",
     "ModelInvalid",
+    "OpenAIImages",
     "Policy",
     "PolicyBlocked",
     "PolicyInvalid",
@@ -91,6 +95,8 @@ __all__ = [
 
 _HOME = {
     "A1111": "adapters.a1111",
+    "ComfyUI": "adapters.comfyui",
+    "OpenAIImages": "adapters.openai_images",
     "Action": "policy",
     "Decision": "decision",
     "decide": "decision",

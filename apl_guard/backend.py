@@ -7,7 +7,9 @@ Third parties add theirs under the entry-point group `apl_guard.adapters`, named
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -27,7 +29,10 @@ ENTRY_POINT_GROUP = "apl_guard.adapters"
 _BUILT_IN = {
     "diffusers": "apl_guard.adapters.diffusers_pipe:DiffusersAdapter",
     "apl_guard.adapters.a1111": "apl_guard.adapters.a1111:A1111Adapter",
+    "apl_guard.adapters.comfyui": "apl_guard.adapters.comfyui:ComfyUIAdapter",
+    "apl_guard.adapters.openai_images": "apl_guard.adapters.openai_images:OpenAIImagesAdapter",
 }
+_FUNCTION = "apl_guard.adapters.function:FunctionAdapter"
 
 
 @dataclass(frozen=True)
@@ -125,14 +130,16 @@ def adapter_for(pipe: Any) -> Backend:
     """
     found = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
     known = {**found, **_BUILT_IN}  # a third party cannot take the place of a built-in adapter
-    for cls in type(pipe).__mro__:
-        target = _longest(known, cls.__module__)
-        if target is not None:
-            module, _, name = target.partition(":")
-            adapter: Backend = getattr(importlib.import_module(module), name)(pipe)
-            return adapter
+    is_function = inspect.isroutine(pipe) or isinstance(pipe, functools.partial)
+    targets = [_FUNCTION] if is_function else [_longest(known, cls.__module__) for cls in type(pipe).__mro__]
+    for target in filter(None, targets):
+        module, _, name = target.partition(":")
+        adapter: Backend = getattr(importlib.import_module(module), name)(pipe)
+        return adapter
     found_class = f"{type(pipe).__module__}.{type(pipe).__qualname__}"
-    raise InvalidInput(f"no adapter for {found_class}; there are for: {', '.join(known)}", where="pipe")
+    raise InvalidInput(
+        f"no adapter for {found_class}; there are for: {', '.join(known)}, and for functions of a prompt", where="pipe"
+    )
 
 
 def _longest(known: Mapping[str, str], module: str) -> str | None:

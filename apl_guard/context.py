@@ -29,9 +29,11 @@ class Context:
     """The customer, team or application for which the call is made."""
     route: str | None = None
     """The way on which it came in, such as `generate` or `edit`."""
+    subject: str | None = None
+    """The person or account who asks. Records hold its keyed digest only; policies do not see it."""
 
     def __post_init__(self) -> None:
-        for name in ("tenant", "route"):
+        for name in ("tenant", "route", "subject"):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -49,12 +51,15 @@ def current_context() -> Context:
 
 
 @contextmanager
-def calling_for(*, tenant: str | None = None, route: str | None = None) -> Iterator[Context]:
+def calling_for(
+    *, tenant: str | None = None, route: str | None = None, subject: str | None = None
+) -> Iterator[Context]:
     """Make calls of this thread or task for a tenant, on a route. What is None stays as around it.
 
     Args:
         tenant: The customer, team or application for which calls are made.
         route: The way on which they came in.
+        subject: The person or account who asks.
 
     Raises:
         InvalidInput: A value is no text of at most 200 printable characters.
@@ -63,11 +68,12 @@ def calling_for(*, tenant: str | None = None, route: str | None = None) -> Itera
         >>> with calling_for(tenant="acme"):
         ...     with calling_for(route="edit"):
         ...         print(current_context())
-        Context(tenant='acme', route='edit')
+        Context(tenant='acme', route='edit', subject=None)
         >>> current_context()
-        Context(tenant=None, route=None)
+        Context(tenant=None, route=None, subject=None)
     """
-    given = {name: value for name, value in (("tenant", tenant), ("route", route)) if value is not None}
+    asked = {"tenant": tenant, "route": route, "subject": subject}
+    given = {name: value for name, value in asked.items() if value is not None}
     context = replace(current_context(), **given)
     token = _current.set(context)
     try:

@@ -128,17 +128,20 @@ class Guard:
         """
         return self.generate(*args, **kwargs).output
 
-    def context(self, *, tenant: str | None = None, route: str | None = None) -> AbstractContextManager[Context]:
+    def context(
+        self, *, tenant: str | None = None, route: str | None = None, subject: str | None = None
+    ) -> AbstractContextManager[Context]:
         """Make calls for a tenant, on a route, so that rules can ask for them. For this thread or task.
 
         Args:
             tenant: The customer, team or application for which calls are made.
             route: The way on which they came in, such as `generate` or `edit`.
+            subject: The person or account who asks; on record as a keyed digest.
 
         Raises:
             InvalidInput: A value is no text of at most 200 printable characters.
         """
-        return calling_for(tenant=tenant, route=route)
+        return calling_for(tenant=tenant, route=route, subject=subject)
 
     def check(self, *args: Any, **kwargs: Any) -> Decision:
         """Decide about a call without generating or recording anything."""

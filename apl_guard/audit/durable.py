@@ -92,6 +92,11 @@ class DurableLog:
         return self._digest_key
 
     @property
+    def keys(self) -> Path:
+        """The folder of its keys."""
+        return self._keys
+
+    @property
     def identity(self) -> Identity:
         """The id and the public key of the log."""
         return self._identity

@@ -6,7 +6,7 @@ import logging
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 from structlog.typing import Processor
@@ -15,8 +15,10 @@ from apl_guard.audit.checkpoint import Identity
 from apl_guard.audit.disk import unavailable
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.records import Outcome, decision_record, outcome_record, refusal_record
+from apl_guard.audit.subjects import SubjectKeys
+from apl_guard.context import current_context
 from apl_guard.decision import Decision
-from apl_guard.errors import AuditUnavailable
+from apl_guard.errors import InvalidInput
 from apl_guard.policy import Policy
 from apl_guard.request import GenerationRequest
 
@@ -36,10 +38,13 @@ class AuditLog:
         witness: Folders, best on another machine, that receive the checkpoints. The log is held against them.
         keys: Folder of the log's keys. None stands for `keys` in its folder.
         logger: A structlog logger that receives each record too, after it is on disk.
+        capture: `digests` keeps keyed digests of prompts. `encrypted` also keeps their text, encrypted for the
+            subject that `guard.context(subject=…)` names, until `apl-guard audit erase` destroys its key.
         options: How often the log is sealed.
 
     Raises:
         AuditUnavailable: The folder, a witness or a key cannot be used.
+        InvalidInput: The arguments do not fit together.
 
     Example:
         >>> import tempfile
@@ -56,15 +61,21 @@ class AuditLog:
         witness: str | Path | Iterable[str | Path] = (),
         keys: str | Path | None = None,
         logger: Any = None,
+        capture: Literal["digests", "encrypted"] = "digests",
         options: LogOptions | None = None,
     ) -> None:
         witnesses = [Path(witness)] if isinstance(witness, str | Path) else [Path(each) for each in witness]
+        if capture not in ("digests", "encrypted"):
+            raise InvalidInput(f"found {capture!r:.40}; expected 'digests' or 'encrypted'", where="capture")
+        if folder is None and (witnesses or keys is not None or capture != "digests"):
+            raise InvalidInput(
+                "a witness, keys and text belong to a log in a folder; name the folder too", where="audit"
+            )
         self._durable: DurableLog | None = None
         self._logger = logger
+        self._captures = capture == "encrypted"
         if folder is not None:
             self._durable = DurableLog(Path(folder), witnesses, Path(keys) if keys is not None else None, options)
-        elif witnesses or keys is not None:
-            raise AuditUnavailable("a witness and keys belong to a log in a folder; name the folder too")
         self._key = secrets.token_bytes(_KEY_BYTES)
 
     @property
@@ -79,6 +90,7 @@ class AuditLog:
             AuditUnavailable: The record is not durable.
         """
         fields = decision_record(decision, request, self._digest_key)
+        fields |= self._about_subject(decision, request)
         self._write("guard.decision", fields, decision=decision.id, opens=True)
 
     def outcome(self, outcome: Outcome) -> None:
@@ -132,6 +144,19 @@ class AuditLog:
     @property
     def _digest_key(self) -> bytes:
         return self._key if self._durable is None else self._durable.digest_key
+
+    def _about_subject(self, decision: Decision, request: GenerationRequest) -> dict[str, Any]:
+        subject = current_context().subject
+        if self._durable is None or not (subject or self._captures):
+            return {}
+        keys = SubjectKeys(self._durable.keys, self._digest_key)
+        if not self._captures:
+            return {"subject": keys.name_of(str(subject))}
+        try:
+            texts = {channel.value: found for channel, found in request.text.items()}
+            return keys.encrypt(subject, decision.id, texts)
+        except OSError as error:
+            raise unavailable(error, self._durable.keys) from error
 
     def _write(self, event: str, fields: Mapping[str, Any], *, decision: str, **place: bool) -> None:
         if self._durable is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from apl_guard._version import __version__
+from apl_guard.canonical import canonical
 from apl_guard.decision import Decision
 from apl_guard.policy import Policy
 from apl_guard.request import GenerationRequest
@@ -135,25 +135,18 @@ def key_id(key: bytes) -> str:
 
 
 def _texts(key: bytes, texts: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Two digests of each text: as it came, and of what stays when spelling is evened out.
+    """Two digests of each text: as it came, and of its canonical form without case.
 
     The second counts an attack that is tried again and again with small changes. Of a large batch, what goes
     beyond the first texts is under one digest.
     """
     found: list[dict[str, Any]] = [
-        {"hmac": digest(key, text), "norm_hmac": digest(key, _evened(text)), "chars": len(text)}
+        {"hmac": digest(key, text), "norm_hmac": digest(key, canonical(text).casefold()), "chars": len(text)}
         for text in texts[:_MAX_TEXTS]
     ]
     if rest := texts[_MAX_TEXTS:]:
         found.append({"hmac": digest(key, "\0".join(rest)), "chars": sum(map(len, rest)), "texts": len(rest)})
     return found
-
-
-def _evened(text: str) -> str:
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text)
-        text = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
-    return " ".join(text.casefold().split())
 
 
 def _short(reason: dict[str, Any]) -> dict[str, Any]:

@@ -39,11 +39,13 @@ class Row:
         folder: The folder of segments.
         writer: The writer.
         numbers: Its segments.
+        start: The segment to begin with. What stands before it is believed.
     """
 
     folder: Path
     writer: str
     numbers: Sequence[int]
+    start: int = 0
     size: int = 0
     """Records read so far."""
     problem: str | None = None
@@ -60,6 +62,11 @@ class Row:
             return
         last = NO_PREVIOUS
         position: int | None = 0
+        if self.start in self.numbers[1:]:
+            with (self.folder / segment_name(self.writer, self.start)).open("rb") as stream:
+                head = Record.head(stream.readline(MAX_LINE + 2).rstrip(b"\n"))
+            _, self.size, last = head
+            position = self.numbers.index(self.start)
         while position is not None:
             number = self.numbers[position]
             following, end, is_suspect = self._successor(position)

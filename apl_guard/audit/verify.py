@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,7 +19,7 @@ from apl_guard.audit.row import Row
 from apl_guard.audit.witness import CHECKPOINTS
 from apl_guard.errors import InvalidInput
 
-__all__ = ["Report", "Verdict", "verify_log"]
+__all__ = ["Report", "Verdict", "check_index", "verify_log"]
 
 
 class Verdict(StrEnum):
@@ -78,6 +79,25 @@ def verify_log(folder: Path, witnesses: Sequence[Path] = (), public_key: str | N
     report.newest_checkpoint = chain.checkpoints[-1].timestamp if chain.checkpoints else None
     _check_rows(folder / SEGMENTS, chain, witnessed, report)
     return _judge(report, has_witness=bool(copies) and witnessed > 0)
+
+
+def check_index(folder: Path, report: Report) -> None:
+    """Compare the index, where there is one, with the log, so that questions cannot be answered with less.
+
+    What differs is a finding: the log may be whole, but what `query` showed until now was not.
+    """
+    from apl_guard.audit.index import INDEX_FILE, Index
+
+    if not (folder / INDEX_FILE).exists():
+        return
+    try:
+        with Index.as_it_is(folder) as index:
+            wrong = list(index.differences())
+    except sqlite3.DatabaseError as error:
+        wrong = [f"cannot be read ({error})"]
+    report.findings += [f"index: {found}; make it anew: apl-guard audit reindex {folder}" for found in wrong]
+    if report.findings:
+        report.verdict = Verdict.TAMPERED
 
 
 def _judge(report: Report, *, has_witness: bool) -> Report:

@@ -5,12 +5,15 @@ Every text is made canonical first, and what was looked at is what runs.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from apl_guard.canonical import canonical
 from apl_guard.detect.names import NamesIndex
 from apl_guard.detect.patterns import PatternIndex
+from apl_guard.detect.person import PersonDetector, PersonMatch
 from apl_guard.findings import Finding, Findings
-from apl_guard.policy import Policy, Role
-from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
+from apl_guard.policy import DEFAULT_SCORE, Entity, Policy, Role, WithoutPrefix
+from apl_guard.request import TEXT_CHANNELS, GenerationRequest
 
 __all__ = ["Detectors"]
 
@@ -26,6 +29,7 @@ class Detectors:
         ExtraMissing: It needs a package that is not installed.
 
     Example:
+        >>> from apl_guard.request import Channel
         >>> people = [{"name": "Mara Voss", "neutral": "a woman"}]
         >>> block = {"id": "r", "when": {"channels": ["prompt"], "names": ["stars"]}, "then": {"action": "block"}}
         >>> policy = Policy.model_validate({
@@ -44,51 +48,99 @@ class Detectors:
         self._sources = spec.sources
         self._names = NamesIndex(spec.names) if spec.names else None
         self._patterns = PatternIndex(spec.patterns) if spec.patterns else None
+        self._person_neutral = spec.person.neutral if spec.person is not None else ""
+        self._person = PersonDetector(spec.person, _least_score(policy)) if spec.person is not None else None
 
     def look(self, request: GenerationRequest, tenant: str | None = None) -> Findings:
         """Look at every text of a request.
 
+        Args:
+            request: The request.
+            tenant: For whom it is; what is remembered about texts is remembered for each tenant apart.
+
         Returns:
-            What was found. Nothing, and no source that looked, where no rule asks about texts or where a text is
-            none that could be looked at.
+            What was found, and which sources failed. Nothing, and no source that looked, where no rule asks about
+            texts or where a text is none that could be looked at.
         """
         texts = {channel: request.text[channel] for channel in TEXT_CHANNELS if channel in request.text}
         if not self._sources or any(self._limits.fault(found) for found in texts.values()):
             return Findings()
         texts = {channel: tuple(map(canonical, found)) for channel, found in texts.items()}
-        found = [
-            finding
-            for channel, all_texts in texts.items()
-            for number, text in enumerate(all_texts)
-            for finding in self._look_at(channel, number, text)
-        ]
-        return Findings(tuple(found), self._sources, {}, texts)
+        at = [(channel, number) for channel, found in texts.items() for number in range(len(found))]
+        flat = [texts[channel][number] for channel, number in at]
+        found: list[Finding] = []
+        failed: dict[str, str] = {}
+        for kind, look in (("names.", self._listed), ("pattern.", self._matching), ("entity.", self._persons)):
+            try:
+                seen = look(flat, tenant)
+            except Exception as error:
+                # Whatever goes wrong in there, the policy says what follows.
+                failed |= {source: type(error).__name__ for source in self._sources if source.startswith(kind)}
+                continue
+            found += [
+                Finding(channel=channel, text=number, **each._asdict())
+                for (channel, number), all_seen in zip(at, seen, strict=True)
+                for each in all_seen
+            ]
+        return Findings(tuple(found), self._sources - failed.keys(), failed, texts)
 
-    def _look_at(self, channel: Channel, number: int, text: str) -> list[Finding]:
-        names = self._names.find(text) if self._names is not None else []
-        patterns = self._patterns.find(text) if self._patterns is not None else []
+    def _listed(self, texts: list[str], tenant: str | None) -> list[list[_Seen]]:
+        if self._names is None:
+            return [[] for _ in texts]
         return [
-            *(
-                Finding(
-                    source=f"names.{match.names.id}",
-                    channel=channel,
-                    text=number,
-                    start=match.start,
-                    end=match.end,
-                    neutral=match.neutral,
-                )
-                for match in names
+            [
+                _Seen(f"names.{match.names.id}", match.start, match.end, 1.0, match.neutral)
+                for match in self._names.find(text)
                 if match.names.role == Role.PROTECTED
-            ),
-            *(
-                Finding(
-                    source=f"pattern.{match.pattern.id}",
-                    channel=channel,
-                    text=number,
-                    start=match.start,
-                    end=match.end,
-                    neutral=match.pattern.neutral,
-                )
-                for match in patterns
-            ),
+            ]
+            for text in texts
         ]
+
+    def _matching(self, texts: list[str], tenant: str | None) -> list[list[_Seen]]:
+        if self._patterns is None:
+            return [[] for _ in texts]
+        return [
+            [
+                _Seen(f"pattern.{match.pattern.id}", match.start, match.end, 1.0, match.pattern.neutral)
+                for match in self._patterns.find(text)
+            ]
+            for text in texts
+        ]
+
+    def _persons(self, texts: list[str], tenant: str | None) -> list[list[_Seen]]:
+        if self._person is None:
+            return [[] for _ in texts]
+        source = f"entity.{Entity.PERSON.value}"
+        return [
+            [
+                _Seen(source, match.start, match.end, match.score, self._person_neutral)
+                for match in found
+                if not self._consents(text, match)
+            ]
+            for text, found in zip(texts, self._person.find(texts, tenant), strict=True)
+        ]
+
+    def _consents(self, text: str, person: PersonMatch) -> bool:
+        """Whether all of what the detector sees there is the name of somebody who consents."""
+        return self._names is not None and any(
+            match.names.role == Role.CONSENTING and match.start <= person.start and match.end >= person.end
+            for match in self._names.find(text)
+        )
+
+
+class _Seen(NamedTuple):
+    """Something in a text, in the words of `Finding`."""
+
+    source: str
+    start: int
+    end: int
+    score: float
+    neutral: str
+
+
+def _least_score(policy: Policy) -> float:
+    """The least score of a person that anything in the policy is interested in."""
+    person = f"entity.{Entity.PERSON.value}"
+    asked = [least for rule in policy.rules for sources, least in rule.when.asks if person in sources]
+    rewrites_all = policy.spec.without_prefix == WithoutPrefix.REWRITE
+    return min([*asked, DEFAULT_SCORE] if rewrites_all else asked)

@@ -6,13 +6,16 @@ the strictest action counts, and a channel to which no rule applies is blocked.
 
 from apl_guard.policy.document import Policy, built_in_policies, policy_files
 from apl_guard.policy.schema import (
+    DEFAULT_SCORE,
     Action,
     Case,
+    Entity,
     Listed,
     Mode,
     Names,
     OnError,
     Pattern,
+    Person,
     Role,
     Rule,
     Share,
@@ -24,13 +27,16 @@ from apl_guard.policy.schema import (
 )
 
 __all__ = [
+    "DEFAULT_SCORE",
     "Action",
     "Case",
+    "Entity",
     "Listed",
     "Mode",
     "Names",
     "OnError",
     "Pattern",
+    "Person",
     "Policy",
     "Role",
     "Rule",

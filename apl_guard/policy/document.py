@@ -123,10 +123,9 @@ class Policy(BaseModel):
         Raises:
             PolicyInvalid: One is missing or damaged.
         """
-        if all(names.file is None for names in self.spec.names):
-            return self
         read = tuple(names if names.file is None else read_names(names, folder) for names in self.spec.names)
-        return self.model_copy(update={"spec": self.spec.model_copy(update={"names": read})})
+        person = self.spec.person.seen_from(folder) if self.spec.person is not None else None
+        return self.model_copy(update={"spec": self.spec.model_copy(update={"names": read, "person": person})})
 
     @classmethod
     def parse(cls, content: bytes, where: str | Path = "policy") -> Policy:

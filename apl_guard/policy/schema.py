@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
@@ -16,6 +17,7 @@ from apl_guard.acceptance import Acceptance
 from apl_guard.request import PROMPT_CHANNELS, TEXT_CHANNELS, Channel
 
 __all__ = [
+    "DEFAULT_SCORE",
     "Action",
     "Limits",
     "Metadata",
@@ -30,6 +32,9 @@ __all__ = [
     "When",
     "WithoutPrefix",
 ]
+
+DEFAULT_SCORE = 0.5
+"""How sure a detector must be, unless a rule says otherwise."""
 
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 """How policies, rules, lists and categories are named."""
@@ -142,7 +147,7 @@ class Role(StrEnum):
     """Whoever is on it may be drawn: a person that a detector sees and that is on it counts as not seen."""
 
 
-class Person(_Part):
+class Entry(_Part):
     """Somebody on a list."""
 
     name: Annotated[str, Field(max_length=200)]
@@ -159,7 +164,7 @@ class Names(_Part):
     role: Role = Role.PROTECTED
     neutral: Annotated[str, Field(min_length=1, max_length=500)] = "a person"
     """What `rewrite` puts in place of a name."""
-    people: Annotated[tuple[Person, ...], Field(min_length=1)] | None = None
+    people: Annotated[tuple[Entry, ...], Field(min_length=1)] | None = None
     file: Annotated[str, Field(min_length=1, max_length=300)] | None = None
     """A CSV file with the columns `name` and, if wanted, `aliases` (separated by `;`) and `neutral`."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -205,6 +210,41 @@ class Pattern(_Part):
     """What `rewrite` puts in place of what matches."""
 
 
+class Entity(StrEnum):
+    """What a detector can see in a text."""
+
+    PERSON = "person"
+
+
+class Person(_Part):
+    """The detector of persons: a token-classification model of transformers."""
+
+    model: Annotated[str, Field(min_length=1, max_length=1000)]
+    """Its folder, as `save_pretrained` writes it, from the root or from the folder of the policy."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Digest of its `model.safetensors`. Given, no other weights are accepted."""
+    labels: Annotated[tuple[str, ...], Field(min_length=1)] = ("PER", "PERSON")
+    """Labels of persons, without `B-` and `I-`."""
+    milliseconds: Annotated[int, Field(ge=1, le=60_000)] = 500
+    """How long a call waits for it. After that, the detector counts as failed."""
+    neutral: Annotated[str, Field(min_length=1, max_length=500)] = "a person"
+    """What `rewrite` puts in place of a person."""
+    cache: Annotated[int, Field(ge=0, le=1_000_000)] = 1000
+    """Of how many texts of a tenant the answer is remembered."""
+    _folder: Path = PrivateAttr(default=Path())
+
+    @property
+    def path(self) -> Path:
+        """Where the model is."""
+        return self._folder / self.model
+
+    def seen_from(self, folder: Path) -> Person:
+        """The same, with its path from this folder."""
+        copied = self.model_copy()
+        copied._folder = folder
+        return copied
+
+
 class When(_Part):
     """Conditions, all of which must hold. Of several values of one condition, one is enough."""
 
@@ -222,15 +262,22 @@ class When(_Part):
     """Somebody on one of these lists is named in the channel."""
     patterns: Annotated[tuple[Id, ...], Field(min_length=1)] | None = None
     """One of these patterns matches in the channel."""
+    entities: Annotated[tuple[Entity, ...], Field(min_length=1)] | None = None
+    """A detector sees one of these in the channel."""
+    min_score: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    """How sure the detector must be, for `entities`; 0.5 unless given."""
 
     @cached_property
     def asks(self) -> tuple[tuple[tuple[str, ...], float], ...]:
         """For each condition on texts: the sources of which one must have found something, and the least score."""
-        asked = (("names", self.names), ("pattern", self.patterns))
-        return tuple((tuple(f"{kind}.{id}" for id in ids), 0.0) for kind, ids in asked if ids is not None)
+        score = DEFAULT_SCORE if self.min_score is None else self.min_score
+        asked = (("names", self.names, 0.0), ("pattern", self.patterns, 0.0), ("entity", self.entities, score))
+        return tuple((tuple(f"{kind}.{id}" for id in ids), least) for kind, ids, least in asked if ids is not None)
 
     @model_validator(mode="after")
     def _texts_can_be_read(self) -> When:
+        if self.min_score is not None and self.entities is None:
+            raise ValueError("'min_score' belongs to 'entities'")
         if self.asks and (others := _names(set(self.channels).difference(TEXT_CHANNELS))):
             raise ValueError(f"{others} hold no text in which something could be found")
         return self
@@ -320,13 +367,16 @@ class Spec(_Part):
     """Which prefixes may be put in front."""
     names: tuple[Names, ...] = ()
     patterns: tuple[Pattern, ...] = ()
+    person: Person | None = None
+    """The detector for `entities: [person]`."""
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
 
     @cached_property
     def sources(self) -> frozenset[str]:
         """Everything that looks at texts for a rule."""
         names = {f"names.{names.id}" for names in self.names if names.role == Role.PROTECTED}
-        return frozenset(names | {f"pattern.{pattern.id}" for pattern in self.patterns})
+        entities = {f"entity.{Entity.PERSON.value}"} if self.person is not None else set()
+        return frozenset(names | entities | {f"pattern.{pattern.id}" for pattern in self.patterns})
 
     @field_validator("names", "patterns", "rules")
     @classmethod
@@ -344,9 +394,13 @@ class Spec(_Part):
             raise ValueError(
                 f"rules ask for {', '.join(missing)}; the policy has {', '.join(sorted(self.sources)) or 'none'}"
             )
+        if self.person is None and any(names.role == Role.CONSENTING for names in self.names):
+            raise ValueError("a list of role 'consenting' takes findings of 'person' back; there is no 'person'")
         if self.without_prefix == WithoutPrefix.REWRITE:
             if not self.sources:
-                raise ValueError("'without_prefix: rewrite' needs 'names' or 'patterns'; there is nothing to rewrite")
+                raise ValueError(
+                    "'without_prefix: rewrite' needs 'names', 'patterns' or 'person' to find what to rewrite"
+                )
         elif unused := sorted(self.sources - asked):
             raise ValueError(f"no rule asks for {', '.join(unused)}")
         return self

@@ -1,0 +1,281 @@
+"""ComfyUI, over `/prompt`, `/history` and `/view`.
+
+    guard = Guard(ComfyUI("https://draw.example:8188", models=["sd15.safetensors"]), prefix="sd15")
+    guard(workflow).images[0]
+
+The server must hold the exported prefix in its folder `models/embeddings`, named `apl-…` after the prefix's
+digest. The adapter writes `embedding:apl-…` in front of every text that becomes a prompt, in each chunk of 75
+tokens. ComfyUI leaves out embeddings that it does not find, and those of another width, with a line in its log;
+so the adapter asks for the file before each call, and a workflow may load only models that the platform named.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from time import monotonic, sleep
+from typing import Any
+
+from PIL import Image
+
+from apl_guard.backend import Generation, Receipt
+from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
+from apl_guard.prefix import Prefix
+from apl_guard.request import Channel, GenerationRequest
+
+from .comfyui_graph import Graph, read_graph, with_prefix, with_texts
+from .http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused, RemoteTimeout
+from .prompt_syntax import byte_bound
+from .remote_adapter import RemoteAdapter
+from .remote_images import decode
+
+__all__ = ["ComfyUI", "ComfyUIAdapter", "ComfyUIImages", "text_to_image"]
+
+_SECONDS_BETWEEN_QUESTIONS = 0.25
+_DIGEST_KEY = "apl_guard_digest"
+
+
+@dataclass(frozen=True)
+class ComfyUIImages:
+    """What a workflow gave."""
+
+    images: list[Image.Image]
+    """All pictures, in the order of `outputs`."""
+    outputs: dict[str, list[Image.Image]]
+    """Id of the node that saved them → its pictures."""
+    prompt_id: str
+    """What the server calls the run."""
+
+
+class ComfyUI:
+    """A client of ComfyUI. Calling it draws unguarded; wrap it in a `Guard`.
+
+    Args:
+        base_url: Where the server is.
+        models: The files of checkpoints, text encoders and denoisers that the prefix was made for, as workflows name
+            them. A workflow that loads another is refused.
+        harmless: Classes of custom nodes that carry neither text nor pictures, so that workflows may use them.
+        tokenizer: The tokenizer of the text encoder, of transformers. With it a chunk is filled with as many words as
+            it takes; without it a word counts as one token for each of its letters.
+        time_limit: Seconds for a whole run, waiting in the queue included.
+        options: For `HttpClient`: `auth`, `connect_limit`, `max_answer_bytes`, `insecure_http`.
+
+    Raises:
+        InvalidInput: The URL has another form, or is not encrypted.
+        ExtraMissing: httpx is not installed.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        models: Iterable[str] = (),
+        harmless: Iterable[str] = (),
+        tokenizer: Any = None,
+        time_limit: float = 600.0,
+        **options: Any,
+    ) -> None:
+        self.http = HttpClient(base_url, time_limit=time_limit, **options)
+        self.models = frozenset(models)
+        self.harmless = frozenset(harmless)
+        self.tokenizer = tokenizer
+        self.time_limit = time_limit
+
+    def __repr__(self) -> str:
+        return f"ComfyUI({self.http.base_url!r})"
+
+    def __call__(self, workflow: Mapping[str, Any]) -> ComfyUIImages:
+        """Run a workflow and fetch its pictures.
+
+        Args:
+            workflow: In the API format.
+
+        Raises:
+            RemoteError: The server did not give pictures.
+        """
+        deadline = monotonic() + self.time_limit
+        answer = self.http.post("/prompt", {"prompt": dict(workflow), "client_id": uuid.uuid4().hex})
+        run = answer.get("prompt_id") if isinstance(answer, dict) else None
+        if not isinstance(run, str) or not run.replace("-", "").isalnum():
+            raise RemoteAnswerInvalid("the answer lacks prompt_id; is this ComfyUI?")
+        entry = self._wait(run, deadline)
+        outputs: dict[str, list[Image.Image]] = {}
+        try:
+            if _words(entry["prompt"][2]) != _words(workflow):
+                raise RemoteAnswerInvalid("the server ran another workflow than the one that was sent")
+            for node, output in entry["outputs"].items():
+                files = [{k: str(f[k]) for k in ("filename", "subfolder", "type")} for f in output.get("images", ())]
+                outputs[node] = [decode(self.http.get_bytes("/view", file, deadline - monotonic())) for file in files]
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise RemoteAnswerInvalid("the history of the run is not of the documented shape") from error
+        return ComfyUIImages([image for found in outputs.values() for image in found], outputs, run)
+
+    def _wait(self, run: str, deadline: float) -> dict[str, Any]:
+        """The history of a run that has ended well."""
+        while monotonic() < deadline:
+            history = self.http.get(f"/history/{run}")
+            if not isinstance(history, dict):
+                raise RemoteAnswerInvalid("the history is not of the documented shape")
+            entry = history.get(run)
+            if isinstance(entry, dict):
+                status = entry.get("status") or {}
+                if not isinstance(status, dict) or status.get("status_str") == "error":
+                    detail = status.get("messages") if isinstance(status, dict) else None
+                    raise RemoteRefused(f"{self}: the run failed", status=200, detail=detail)
+                return entry
+            sleep(max(0.0, min(_SECONDS_BETWEEN_QUESTIONS, deadline - monotonic())))
+        raise RemoteTimeout(f"{self}: the run did not end within {self.time_limit:g} s; it may still draw")
+
+
+class ComfyUIAdapter(RemoteAdapter):
+    """Makes `ComfyUI` fulfil `apl_guard.backend.Backend`."""
+
+    name = "comfyui:ComfyUI"
+    carries_prefix = True
+
+    def __init__(self, client: ComfyUI) -> None:
+        self._client = client
+
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GenerationRequest:
+        """Sort the nodes of a workflow into channels and take a snapshot of it.
+
+        Raises:
+            InvalidInput: It is no workflow, or cannot be written as JSON.
+            TypeError: There is not exactly one argument, the workflow.
+        """
+        if len(args) + len(kwargs) != 1 or kwargs.keys() - {"workflow"}:
+            raise TypeError("expected one argument, the workflow in the API format")
+        workflow = args[0] if args else kwargs["workflow"]
+        try:
+            copied = json.loads(json.dumps(workflow, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidInput(f"cannot be written as JSON ({type(error).__name__})", where="workflow") from error
+        graph = read_graph(copied, self._client.models, self._client.harmless)
+        text = {
+            channel: graph.texts(places)
+            for channel, places in (
+                (Channel.PROMPT, graph.prompts),
+                (Channel.NEGATIVE_PROMPT, graph.negative_prompts),
+            )
+            if places
+        }
+        return GenerationRequest(self.name, text, graph.channels, graph.unknown, {"graph": graph})
+
+    def check_prefix(self, prefix: Prefix) -> None:
+        """Ask the server whether it has the embedding.
+
+        Raises:
+            PrefixNotApplied: It has not, or another.
+            GuardUnavailable: It cannot be asked.
+        """
+        name = prefix.embedding_name
+        try:
+            found = self._client.http.get("/embeddings")
+            has_it = name in list(found)
+            said = self._said_digest(name) if has_it else None
+        except (RemoteError, TypeError) as error:
+            what = type(error).__name__
+            raise GuardUnavailable(f"{self._client} does not say which embeddings it has ({what})") from error
+        if not has_it:
+            raise PrefixNotApplied(
+                f"{self._client} has no embedding '{name}'; write it with `apl-guard prefix export` into the server's "
+                "folder models/embeddings"
+            )
+        if said is not None and said != prefix.digest:
+            raise PrefixNotApplied(f"'{name}' on the server is the export of another prefix, of digest {said[:12]}")
+
+    def generate(self, request: GenerationRequest, prefix: Prefix | None) -> Generation:
+        """Generate, with the prefix in front of every prompt of the workflow.
+
+        Raises:
+            PrefixNotApplied: The server has not got the prefix.
+            RemoteError: Whatever went wrong with the server.
+        """
+        graph: Graph = request.arguments["graph"]
+        for channel, places in ((Channel.PROMPT, graph.prompts), (Channel.NEGATIVE_PROMPT, graph.negative_prompts)):
+            graph = with_texts(graph, places, request.text.get(channel, ()))
+        if prefix is None:
+            output = self._client(graph.nodes)
+            return Generation(output, len(output.images))
+        self.check_prefix(prefix)
+        output = self._client(with_prefix(graph, prefix.embedding_name, prefix.n, self._count))
+        rows = (prefix.n,) * len(request.prompts)
+        return Generation(output, len(output.images), Receipt(dict.fromkeys(prefix.metadata.widths, rows)))
+
+    def _said_digest(self, name: str) -> str | None:
+        """The digest in the header of the file, where the server shows it."""
+        try:
+            metadata = self._client.http.get("/view_metadata/embeddings", {"filename": f"{name}.safetensors"})
+        except RemoteRefused as error:
+            if error.status == 404:  # an old server, or a file without metadata
+                return None
+            raise
+        digest = metadata.get(_DIGEST_KEY) if isinstance(metadata, dict) else None
+        return digest if isinstance(digest, str) else None
+
+    def _count(self, text: str) -> int:
+        if self._client.tokenizer is None or any(c in text for c in "()\\"):
+            return byte_bound(text)
+        return len(self._client.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _words(workflow: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    """Every text and class of a workflow. Numbers the server may write in another way."""
+    return {
+        (str(name), field): value
+        for name, node in workflow.items()
+        for field, value in (*node["inputs"].items(), ("class_type", node["class_type"]))
+        if isinstance(value, str)
+    }
+
+
+def text_to_image(
+    checkpoint: str,
+    prompt: str,
+    negative_prompt: str = "",
+    *,
+    seed: int = 0,
+    steps: int = 20,
+    cfg: float = 7.0,
+    width: int = 512,
+    height: int = 512,
+    batch_size: int = 1,
+) -> dict[str, Any]:
+    """The plain workflow: one checkpoint, one prompt, one sampler, one output.
+
+    Args:
+        checkpoint: File of the checkpoint, as the server names it.
+        prompt: The prompt.
+        negative_prompt: What to steer away from.
+        seed: Seed of the noise.
+        steps: Denoising steps.
+        cfg: Guidance scale.
+        width: In pixels.
+        height: In pixels.
+        batch_size: Number of pictures.
+
+    Example:
+        >>> text_to_image("sd15.safetensors", "a cat")["3"]["inputs"]["text"]
+        'a cat'
+    """
+    sampling = {
+        "seed": seed,
+        "steps": steps,
+        "cfg": cfg,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "denoise": 1.0,
+    }
+    size = {"width": width, "height": height, "batch_size": batch_size}
+    links = {"model": ["1", 0], "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["2", 0]}
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
+        "2": {"class_type": "EmptyLatentImage", "inputs": size},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"text": prompt, "clip": ["1", 1]}},
+        "4": {"class_type": "CLIPTextEncode", "inputs": {"text": negative_prompt, "clip": ["1", 1]}},
+        "5": {"class_type": "KSampler", "inputs": sampling | links},
+        "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
+        "7": {"class_type": "SaveImage", "inputs": {"filename_prefix": "apl-guard", "images": ["6", 0]}},
+    }

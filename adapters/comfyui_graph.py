@@ -1,0 +1,285 @@
+"""What a workflow of ComfyUI does, read off its graph, and how a prefix gets into it.
+
+Each class of nodes stands in one table below: its texts are encoded, it carries content through a channel, or it
+is harmless. A class in none of them is unknown, so a request with it is refused. Whether a text is a prompt or a
+negative prompt follows from where its conditioning goes.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from apl_guard.errors import InvalidInput, PrefixNotApplied
+from apl_guard.request import Channel
+
+from .prompt_syntax import CHUNK, pieces, read_comfyui
+
+__all__ = ["Graph", "Place", "read_graph", "with_prefix", "with_texts"]
+
+_TEXTS = {
+    "CLIPTextEncode": ("text",),
+    "CLIPTextEncodeSDXL": ("text_g", "text_l"),
+    "CLIPTextEncodeSDXLRefiner": ("text",),
+    "CLIPTextEncodeSD3": ("clip_l", "clip_g", "t5xxl"),
+    "CLIPTextEncodeFlux": ("clip_l", "t5xxl"),
+    "CLIPTextEncodePixArtAlpha": ("text",),
+    "CLIPTextEncodeHunyuanDiT": ("bert", "mt5xl"),
+}
+_WHOLE = {"t5xxl", "mt5xl", "bert"}  # these text encoders take any length at once
+_STRINGS = {"PrimitiveString": "value", "PrimitiveStringMultiline": "value"}
+_CHANNELS = {
+    "LoadImage": Channel.IMAGE,
+    "LoadImageMask": Channel.IMAGE,
+    "LoadImageOutput": Channel.IMAGE,
+    "VAEEncode": Channel.IMAGE,
+    "VAEEncodeTiled": Channel.IMAGE,
+    "VAEEncodeForInpaint": Channel.IMAGE,
+    "InpaintModelConditioning": Channel.IMAGE,
+    "ControlNetLoader": Channel.IMAGE,
+    "ControlNetApply": Channel.IMAGE,
+    "ControlNetApplyAdvanced": Channel.IMAGE,
+    "LoadLatent": Channel.LATENTS,
+    "LoraLoader": Channel.ADAPTER_WEIGHTS,
+    "LoraLoaderModelOnly": Channel.ADAPTER_WEIGHTS,
+    "HypernetworkLoader": Channel.ADAPTER_WEIGHTS,
+    "CLIPVisionLoader": Channel.IP_ADAPTER,
+    "CLIPVisionEncode": Channel.IP_ADAPTER,
+    "unCLIPConditioning": Channel.IP_ADAPTER,
+    "StyleModelLoader": Channel.IP_ADAPTER,
+    "StyleModelApply": Channel.IP_ADAPTER,
+}
+# Class → inputs that name files with a text encoder or a denoiser.
+_MODELS = {
+    "CheckpointLoaderSimple": ("ckpt_name",),
+    "CLIPLoader": ("clip_name",),
+    "DualCLIPLoader": ("clip_name1", "clip_name2"),
+    "TripleCLIPLoader": ("clip_name1", "clip_name2", "clip_name3"),
+    "UNETLoader": ("unet_name",),
+}
+# Where conditionings end: they steer the denoiser towards `positive` and away from `negative`.
+_ENDS = {"KSampler", "KSamplerAdvanced", "SamplerCustom", "CFGGuider", "BasicGuider"}
+# Both conditionings go through: output 0 is the positive one, output 1 the negative one.
+_PAIRED = {"ControlNetApplyAdvanced", "InpaintModelConditioning"}
+_NOTHING_LEFT = "ConditioningZeroOut"
+_HARMLESS = {
+    "AlignYourStepsScheduler", "BasicScheduler", "BetaSamplingScheduler", "CLIPSetLastLayer", "ConditioningAverage",
+    "ConditioningCombine", "ConditioningConcat", "ConditioningSetArea", "ConditioningSetAreaPercentage",
+    "ConditioningSetAreaStrength", "ConditioningSetMask", "ConditioningSetTimestepRange", "EmptyFlux2LatentImage",
+    "EmptyImage", "EmptyLatentImage", "EmptySD3LatentImage", "ExponentialScheduler", "FluxGuidance", "FreeU",
+    "FreeU_V2",
+    "ImageBlur", "ImageCrop", "ImageInvert", "ImageQuantize", "ImageScale", "ImageScaleBy", "ImageSharpen",
+    "ImageUpscaleWithModel", "KSamplerSelect", "KarrasScheduler", "LatentBatch", "LatentBlend", "LatentComposite",
+    "LatentCrop", "LatentFlip", "LatentFromBatch", "LatentRotate", "LatentUpscale", "LatentUpscaleBy",
+    "ModelSamplingAuraFlow", "ModelSamplingContinuousEDM", "ModelSamplingDiscrete", "ModelSamplingFlux",
+    "ModelSamplingSD3", "PerturbedAttentionGuidance", "PolyexponentialScheduler", "PreviewImage", "PrimitiveBoolean",
+    "PrimitiveFloat", "PrimitiveInt", "RandomNoise", "RepeatLatentBatch", "RescaleCFG", "SDTurboScheduler",
+    "SamplerCustomAdvanced", "SaveImage", "SolidMask", "SplitSigmas", "UpscaleModelLoader", "VAEDecode",
+    "VAEDecodeTiled", "VAELoader",
+}  # fmt: skip
+
+_Nodes = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a text stands: an input of a node that encodes it."""
+
+    node: str
+    field: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A workflow, read."""
+
+    nodes: _Nodes
+    """Id → class and inputs, texts in the nodes that encode them."""
+    prompts: tuple[Place, ...]
+    negative_prompts: tuple[Place, ...]
+    channels: frozenset[Channel]
+    unknown: tuple[str, ...]
+
+    def texts(self, places: tuple[Place, ...]) -> tuple[str, ...]:
+        """What stands there."""
+        return tuple(self.nodes[place.node]["inputs"][place.field] for place in places)
+
+
+def read_graph(workflow: Any, models: frozenset[str], harmless: frozenset[str]) -> Graph:
+    """Read a workflow.
+
+    Args:
+        workflow: In the API format, as parsed JSON.
+        models: Files with text encoders and denoisers that it may use.
+        harmless: Further classes that carry neither text nor pictures.
+
+    Raises:
+        InvalidInput: It is no workflow in the API format, or a text is no text.
+    """
+    nodes = _nodes(workflow)
+    known = harmless | _HARMLESS | _ENDS | {_NOTHING_LEFT, *_TEXTS, *_STRINGS, *_MODELS, *_CHANNELS}
+    kinds = {node["class_type"] for node in nodes.values()}
+    unknown = {f"node class {kind}" for kind in kinds - known}
+    channels: set[Channel] = set()
+    places: list[Place] = []
+    for name, node in nodes.items():
+        kind, inputs = node["class_type"], node["inputs"]
+        if kind in _CHANNELS:
+            channels.add(_CHANNELS[kind])
+        for field in _MODELS.get(kind, ()):
+            if str(inputs.get(field)) not in models:
+                unknown.add(f"{field} {inputs.get(field)}")
+        # Below 1 a sampler draws what the negative prompt says.
+        if kind in _ENDS - {"BasicGuider"} and not _is_at_least_one(inputs.get("cfg")):
+            channels.add(Channel.GUIDANCE)
+        for field in _TEXTS.get(kind, ()):
+            inputs[field] = _text(nodes, inputs.get(field), f"{name}.{field}", unknown)
+            places.append(Place(name, field))
+    roles = {place: _roles(nodes, place.node, set()) for place in places}
+    prompts = tuple(place for place in places if roles[place] != {"negative"})
+    for place in places:
+        channels |= read_comfyui(nodes[place.node]["inputs"][place.field]).channels
+        if roles[place] == {"positive", "negative"}:
+            # With the prefix in both, guidance would take away what it adds.
+            channels.add(Channel.PROMPT_SYNTAX)
+    channels |= {Channel.PROMPT} if prompts else set()
+    channels |= {Channel.NEGATIVE_PROMPT} if len(prompts) < len(places) else set()
+    negative = tuple(place for place in places if place not in prompts)
+    shown = tuple(sorted(re.sub(r"[^\w .-]", "?", each)[:60] for each in unknown))
+    return Graph(nodes, prompts, negative, frozenset(channels), shown)
+
+
+def with_texts(graph: Graph, places: tuple[Place, ...], texts: tuple[str, ...]) -> Graph:
+    """The workflow with other texts in some places."""
+    nodes = copy.deepcopy(graph.nodes)
+    for place, text in zip(places, texts, strict=True):
+        nodes[place.node]["inputs"][place.field] = text
+    return Graph(nodes, graph.prompts, graph.negative_prompts, graph.channels, graph.unknown)
+
+
+def with_prefix(graph: Graph, name: str, n: int, count: Callable[[str], int]) -> _Nodes:
+    """The nodes of the workflow, with an embedding in front of each chunk of each prompt.
+
+    A text of several chunks becomes several nodes, whose conditionings are joined.
+
+    Args:
+        graph: The workflow.
+        name: Name of the embedding.
+        n: Its number of vectors.
+        count: At most how many tokens a text has.
+
+    Raises:
+        PrefixNotApplied: A part of a prompt can be cut nowhere, so that it would leave its chunk.
+    """
+    nodes = copy.deepcopy(graph.nodes)
+    for node in dict.fromkeys(place.node for place in graph.prompts):
+        fields = [place.field for place in graph.prompts if place.node == node]
+        cut = {field: _cut(nodes[node]["inputs"][field], field, n, count) for field in fields}
+        for field, parts in cut.items():
+            nodes[node]["inputs"][field] = _prefixed(name, parts[0])
+        last = node
+        for number in range(1, max(map(len, cut.values()))):
+            further, joined = _free(nodes, f"{node}-{number}"), _free(nodes, f"{node}-{number}-joined")
+            nodes[further] = copy.deepcopy(nodes[node])
+            for field, parts in cut.items():
+                nodes[further]["inputs"][field] = _prefixed(name, parts[number] if number < len(parts) else "")
+            inputs = {"conditioning_to": [last, 0], "conditioning_from": [further, 0]}
+            nodes[joined] = {"class_type": "ConditioningConcat", "inputs": inputs}
+            last = joined
+        if last != node:
+            _reroute(nodes, graph.nodes, node, last)
+    return nodes
+
+
+def _prefixed(name: str, text: str) -> str:
+    return f"embedding:{name} {text}".strip()
+
+
+def _cut(text: str, field: str, n: int, count: Callable[[str], int]) -> list[str]:
+    found = [text] if field in _WHOLE else pieces(text, CHUNK - n, count)
+    if found is None:
+        raise PrefixNotApplied(
+            f"brackets of the prompt, which cannot be cut, may hold more than {CHUNK - n} tokens, "
+            "and the prefix would stand in front of their beginning only; make them shorter, or give the tokenizer"
+        )
+    return found or [""]
+
+
+def _reroute(nodes: _Nodes, original: Mapping[str, Any], node: str, to: str) -> None:
+    """Let everything that took a node's conditioning take the joined one."""
+    for name in original:
+        for field, value in nodes[name]["inputs"].items():
+            if _link(value) == (node, 0):
+                nodes[name]["inputs"][field] = [to, 0]
+
+
+def _free(nodes: Mapping[str, Any], name: str) -> str:
+    while name in nodes:
+        name += "x"
+    return name
+
+
+def _nodes(workflow: Any) -> _Nodes:
+    if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list):
+        raise InvalidInput("found the format of the editor; expected the one of `Export (API)`", where="workflow")
+    if not isinstance(workflow, dict) or not workflow:
+        raise InvalidInput("expected nodes by their id, in the API format", where="workflow")
+    found: _Nodes = {}
+    for name, node in workflow.items():
+        if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
+            raise InvalidInput("expected a node with class_type and inputs", where=f"workflow.{name}")
+        if not isinstance(node.get("inputs", {}), dict):
+            raise InvalidInput("expected inputs by name", where=f"workflow.{name}.inputs")
+        found[name] = {"class_type": node["class_type"], "inputs": dict(node.get("inputs", {}))}
+    for name, node in found.items():
+        for field, value in node["inputs"].items():
+            if (link := _link(value)) and link[0] not in found:
+                raise InvalidInput("links to a node that is not there", where=f"workflow.{name}.inputs.{field}")
+    return found
+
+
+def _link(value: Any) -> tuple[str, int] | None:
+    is_link = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
+    return (value[0], value[1]) if is_link else None
+
+
+def _text(nodes: _Nodes, value: Any, where: str, unknown: set[str]) -> str:
+    """The text of an input, also where it stands in a node of its own."""
+    link = _link(value)
+    if link is not None:
+        kind = nodes[link[0]]["class_type"]
+        if kind not in _STRINGS:
+            unknown.add(f"text of node class {kind}")
+            return ""
+        value = nodes[link[0]]["inputs"].get(_STRINGS[kind])
+    if not isinstance(value, str):
+        raise InvalidInput(f"found {type(value).__name__}; expected a text", where=f"workflow.{where}")
+    return value
+
+
+def _roles(nodes: _Nodes, node: str, on_the_way: set[str], slot: int | None = None) -> set[str]:
+    """What the conditioning of a node is used as: positive, negative, or both."""
+    if node in on_the_way:
+        raise InvalidInput("the links of the workflow go round in a circle", where=f"workflow.{node}")
+    found: set[str] = set()
+    for name, consumer in nodes.items():
+        for field, value in consumer["inputs"].items():
+            link = _link(value)
+            if link is None or link[0] != node or (slot is not None and link[1] != slot):
+                continue
+            kind = consumer["class_type"]
+            if kind == _NOTHING_LEFT:
+                continue
+            if kind in _ENDS:
+                found.add("negative" if field == "negative" else "positive")
+            else:
+                through = (1 if field == "negative" else 0) if kind in _PAIRED else None
+                found |= _roles(nodes, name, on_the_way | {node}, through)
+    return found
+
+
+def _is_at_least_one(value: Any) -> bool:
+    return isinstance(value, int | float) and value >= 1

@@ -1,0 +1,84 @@
+"""Erasure: the key of a subject is destroyed, and that it was is recorded. The log stays whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from apl_guard.audit import disk
+from apl_guard.audit.durable import DIGEST_KEY, KEYS, DurableLog
+from apl_guard.audit.reading import find_decision
+from apl_guard.audit.subjects import SubjectKeys
+from apl_guard.errors import InvalidInput
+
+__all__ = ["erase", "reveal"]
+
+
+def erase(
+    folder: Path,
+    *,
+    subject: str | None = None,
+    decision_id: str | None = None,
+    witnesses: Sequence[Path] = (),
+    keys: Path | None = None,
+) -> str:
+    """Destroy the key under which the prompts of a subject were recorded.
+
+    Args:
+        folder: The log.
+        subject: Who asked, as the platform called it.
+        decision_id: Instead, one of the subject's decisions; all others of the subject are erased with it.
+        witnesses: Folders that receive the checkpoints.
+        keys: Folder of the log's keys, where it is not inside the log.
+
+    Returns:
+        The id of the key that is gone.
+
+    Raises:
+        InvalidInput: There is no such decision, or nothing to erase.
+        AuditUnavailable: The erasure cannot be recorded. The key is destroyed all the same.
+        OSError: The key cannot be destroyed.
+    """
+    found = _keys(folder, keys)
+    if subject is not None:
+        name = found.name_of(subject)
+    else:
+        fields = next((each.fields for each in find_decision(folder, decision_id or "") if "enc" in each.fields), None)
+        if fields is None:
+            raise InvalidInput("its record holds no text", where=f"decision {decision_id}")
+        name = fields["subject"]
+    kid = found.destroy(name)
+    if kid is None:
+        raise InvalidInput("there is no key, so there is nothing to erase", where="subject")
+    log = DurableLog(folder, witnesses, keys)
+    try:
+        log.append("audit.erasure", {"subject": name, "kid": kid}, decision=None)
+    finally:
+        log.close()
+    return kid
+
+
+def reveal(
+    folder: Path, decision_id: str, *, witnesses: Sequence[Path] = (), keys: Path | None = None
+) -> dict[str, list[str]] | None:
+    """The texts of a decision, where they were recorded and not erased. That somebody read them is recorded first.
+
+    Raises:
+        InvalidInput: There is no such decision.
+        AuditUnavailable: That they are read cannot be recorded, or the key does not fit.
+    """
+    fields = next((each.fields for each in find_decision(folder, decision_id) if "enc" in each.fields), None)
+    if fields is None:
+        return None
+    log = DurableLog(folder, witnesses, keys)
+    try:
+        log.append("audit.access", {"decision_id": decision_id, "kid": fields["enc"]["kid"]}, decision=decision_id)
+    finally:
+        log.close()
+    texts: dict[str, list[str]] | None = _keys(folder, keys).decrypt(decision_id, fields)
+    return texts
+
+
+def _keys(folder: Path, keys: Path | None) -> SubjectKeys:
+    keys = folder / KEYS if keys is None else keys
+    return SubjectKeys(keys, disk.read_private(keys / DIGEST_KEY))

@@ -1,0 +1,164 @@
+"""What the log says, in the forms that others ask for: a table, or statements of reasons."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from apl_guard.audit.reading import read_log
+from apl_guard.errors import InvalidInput
+
+__all__ = ["CSV_COLUMNS", "Platform", "calls", "statements", "write_csv"]
+
+CSV_COLUMNS = [
+    *("decision_id", "decided", "ended", "policy", "policy_version", "mode", "tenant", "route", "backend", "action"),
+    *("effective_action", "category", "rules", "channels", "result", "images", "prefix", "prefix_digest", "error"),
+    *("overhead_ms", "generation_ms"),
+]
+_MAX_FACTS = 5000
+_TERRITORIES = frozenset(
+    [
+        *("AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "FI", "FR", "GR", "HR", "HU", "IE", "IS", "IT"),
+        *("LI", "LT", "LU", "LV", "MT", "NL", "NO", "PL", "PT", "RO", "SE", "SI", "SK"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Platform:
+    """What a statement of reasons needs and the log does not know.
+
+    Raises:
+        InvalidInput: A territory is none of the European Economic Area.
+    """
+
+    terms: str = "The terms of service forbid images of people who have not agreed."
+    """The ground in the platform's own terms."""
+    terms_url: str | None = None
+    territories: Sequence[str] = ()
+    """Two-letter codes."""
+    category: str = "STATEMENT_CATEGORY_DATA_PROTECTION_AND_PRIVACY_VIOLATIONS"
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.territories) - _TERRITORIES)
+        if unknown:
+            raise InvalidInput(f"found {unknown}; expected codes of the EEA such as DE", where="territory")
+
+
+def calls(folder: Path) -> Iterator[dict[str, Any]]:
+    """One row for each call: its decision and its outcome together, or its refusal.
+
+    A call whose outcome is nowhere has the result `unknown`.
+
+    Raises:
+        InvalidInput: The folder holds no log.
+    """
+    open_rows: dict[str, dict[str, Any]] = {}
+    for found in read_log(folder, containing=b'"event":"guard.'):
+        fields = found.record.fields
+        decision, event = str(fields.get("decision_id")), fields["event"]
+        if event == "guard.decision":
+            open_rows[decision] = _decided(fields)
+        elif event == "guard.outcome":
+            row = open_rows.pop(decision, {"decision_id": decision})
+            yield (
+                row
+                | {name: fields.get(name) for name in CSV_COLUMNS if name in fields}
+                | {"ended": fields["timestamp"]}
+            )
+        elif event == "guard.refusal":
+            yield _decided(fields) | {"ended": fields["timestamp"]}
+    for row in open_rows.values():
+        yield row | {"result": "unknown"}
+
+
+def write_csv(rows: Iterator[dict[str, Any]], stream: TextIO) -> int:
+    """Write rows as CSV.
+
+    Returns:
+        Number of rows.
+    """
+    writer = csv.writer(stream)
+    writer.writerow(CSV_COLUMNS)
+    count = 0
+    for row in rows:
+        writer.writerow([_cell(row.get(name)) for name in CSV_COLUMNS])
+        count += 1
+    return count
+
+
+def statements(
+    rows: Iterator[dict[str, Any]], platform: Platform, actions: Sequence[str] = ("block",)
+) -> Iterator[dict[str, Any]]:
+    """Statements of reasons, as the DSA Transparency Database takes them (article 17 and 24(5) of the DSA).
+
+    Whether a decision needs one, and whether these words are the right ones, is for the platform to judge.
+
+    Args:
+        rows: The calls.
+        platform: What the log does not know.
+        actions: Which effective actions get a statement.
+    """
+    for row in rows:
+        action = row.get("effective_action")
+        if action not in actions or "decided" not in row:
+            continue
+        date = str(row["decided"])[:10]
+        rules = row.get("rules") or "none that permits it"
+        statement: dict[str, Any] = {
+            "puid": row["decision_id"],
+            "decision_ground": "DECISION_GROUND_INCOMPATIBLE_CONTENT",
+            "incompatible_content_ground": platform.terms[:500],
+            "incompatible_content_explanation": (
+                f"Policy {row['policy']}, version {row['policy_version']}, rule {rules}: "
+                f"{'the request was not carried out' if action == 'block' else 'the image shows no real person'}."
+            )[:2000],
+            "incompatible_content_illegal": "No",
+            "content_type": ["CONTENT_TYPE_SYNTHETIC_MEDIA"],
+            "category": platform.category,
+            "territorial_scope": sorted(platform.territories),
+            "content_date": date,
+            "application_date": date,
+            "decision_facts": (
+                f"A request to generate an image was {_DONE.get(str(action), str(action))} before generation. "
+                f"Channels used: {row.get('channels')}. Result: {row.get('result')}."
+            )[:_MAX_FACTS],
+            "source_type": "SOURCE_VOLUNTARY",
+            "automated_detection": "Yes",
+            "automated_decision": "AUTOMATED_DECISION_FULLY",
+        }
+        if action == "block":
+            statement["decision_visibility"] = ["DECISION_VISIBILITY_CONTENT_DISABLED"]
+        else:
+            statement["decision_visibility"] = ["DECISION_VISIBILITY_OTHER"]
+            statement["decision_visibility_other"] = "The image was generated without the likeness of a person."
+        if platform.terms_url is not None:
+            statement["decision_ground_reference_url"] = platform.terms_url
+        yield statement
+
+
+_DONE = {"block": "blocked", "anonymize": "anonymised", "rewrite": "rewritten"}
+
+
+def _decided(fields: Mapping[str, Any]) -> dict[str, Any]:
+    policy = fields.get("policy", {})
+    rules = sorted({str(reason.get("rule")) for reason in fields.get("reasons", ()) if reason.get("rule")})
+    return {
+        **{name: fields.get(name) for name in CSV_COLUMNS if name in fields},
+        "decided": fields["timestamp"],
+        "policy": policy.get("name"),
+        "policy_version": policy.get("version"),
+        "mode": policy.get("mode"),
+        "rules": " ".join(rules),
+        "channels": " ".join(map(str, fields.get("channels", ()))),
+    }
+
+
+def _cell(value: Any) -> Any:
+    # A spreadsheet would take such a text for a formula.
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return "'" + value
+    return value

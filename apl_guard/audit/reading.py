@@ -1,0 +1,74 @@
+"""The records of a log, for those who look into it. What was never acknowledged does not appear."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apl_guard.audit.durable import SEGMENTS
+from apl_guard.audit.record import Record
+from apl_guard.audit.recover import writers_in
+from apl_guard.audit.row import Line, Row
+from apl_guard.errors import InvalidInput
+
+__all__ = ["Found", "find_decision", "is_about", "read_log"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A record and where it stands."""
+
+    record: Record
+    line: Line
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The record with its place, as one mapping."""
+        return {"writer": self.record.writer, "seq": self.record.seq, **self.record.fields}
+
+
+def read_log(folder: Path, containing: bytes = b"") -> Iterator[Found]:
+    """Every record, writer after writer.
+
+    Args:
+        folder: The log.
+        containing: Only records whose line contains these bytes.
+
+    Raises:
+        InvalidInput: The folder holds no log.
+    """
+    segments = folder / SEGMENTS
+    if not segments.is_dir():
+        raise InvalidInput("holds no audit log; expected log.json and a folder of segments", where=folder)
+    for writer, numbers in writers_in(segments).items():
+        for line in Row(segments, writer, numbers):
+            if containing in line.content:
+                try:
+                    yield Found(Record.parse(line.content), line)
+                except ValueError:
+                    break  # nothing after it can be relied on; `verify` names it
+
+
+def is_about(record: Record, decision_id: str) -> bool:
+    """Whether a record is of a decision, or names it as one whose record is missing."""
+    fields = record.fields
+    named = [decision for _, decision in fields.get("records", ())]
+    return fields.get("decision_id") == decision_id or decision_id in named or decision_id in fields.get("orphans", ())
+
+
+def find_decision(folder: Path, decision_id: str) -> list[Found]:
+    """Every record about a decision, also those of a recovery or a gap.
+
+    Raises:
+        InvalidInput: There is none.
+    """
+    found = []
+    if decision_id.isascii() and decision_id.isprintable() and decision_id:
+        for each in read_log(folder, containing=decision_id.encode()):
+            if is_about(each.record, decision_id):
+                found.append(each)
+    if not found:
+        raise InvalidInput(f"there is no decision {decision_id[:64]!r}", where=folder)
+    return found

@@ -1,0 +1,239 @@
+"""A receipt: the records about one decision, with all that it takes to check them far from the log.
+
+Whoever has the log's public key, 32 bytes, can check a receipt offline. `docs/audit.md` says how, in steps that
+need only SHA-256 and Ed25519.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from apl_guard.audit.chain import read_identity, read_keys, read_lines
+from apl_guard.audit.checkpoint import Checkpoint, Identity
+from apl_guard.audit.durable import SEGMENTS
+from apl_guard.audit.merkle import (
+    consistency_proof,
+    inclusion_proof,
+    leaf_hash,
+    verify_consistency,
+    verify_inclusion,
+)
+from apl_guard.audit.reading import find_decision, is_about
+from apl_guard.audit.record import Record
+from apl_guard.audit.recover import writers_in
+from apl_guard.audit.row import Row
+from apl_guard.errors import InvalidInput
+
+__all__ = ["check_receipt", "prove", "prove_consistency"]
+
+_KIND = "apl-guard audit receipt 1"
+_MAX_BYTES = 16 << 20
+
+
+def prove(folder: Path, decision_id: str) -> dict[str, Any]:
+    """Make the receipt for a decision.
+
+    Args:
+        folder: The log.
+        decision_id: The decision.
+
+    Returns:
+        The receipt, ready for JSON.
+
+    Raises:
+        InvalidInput: There is no such decision, or no checkpoint covers it yet.
+        OSError: A file cannot be read.
+    """
+    identity, lines, checkpoints = _read(folder)
+    receipt: dict[str, Any] = {
+        "kind": _KIND,
+        "decision_id": decision_id,
+        "log": identity.log,
+        "public_key": identity.root,
+        "epochs": identity.epochs,
+        "generations": [],
+        "checkpoints": [],
+        "records": [],
+    }
+    leaves: dict[str, list[bytes]] = {}
+    places: dict[int, int] = {}
+    newest = 0
+    for found in find_decision(folder, decision_id):
+        writer, seq = found.record.writer, found.record.seq
+        covering = [c for c in checkpoints if c.writer == writer and c.size > seq]
+        if not covering:
+            raise InvalidInput(
+                f"record {seq} of {writer} is not under a checkpoint yet; a running guard makes one within a second",
+                where=folder,
+            )
+        checkpoint = covering[0]
+        if writer not in leaves:
+            row = Row(folder / SEGMENTS, writer, writers_in(folder / SEGMENTS)[writer])
+            leaves[writer] = [line.leaf for line in row]
+        if checkpoint.number not in places:
+            places[checkpoint.number] = len(receipt["checkpoints"])
+            receipt["checkpoints"].append(_signed(folder, identity, checkpoints, lines, checkpoint.number))
+        newest = max(newest, checkpoint.generation)
+        proof = inclusion_proof(leaves[writer][: checkpoint.size], seq)
+        receipt["records"].append(
+            {
+                "line": found.line.content.decode(),
+                "checkpoint": places[checkpoint.number],
+                "proof": [each.hex() for each in proof],
+            }
+        )
+    ends = [c.number for c in checkpoints if c.next is not None and c.generation < newest]
+    receipt["generations"] = [_signed(folder, identity, checkpoints, lines, number) for number in ends]
+    return receipt
+
+
+def check_receipt(content: bytes | Mapping[str, Any], public_key: str) -> list[Record]:
+    """Check a receipt.
+
+    Args:
+        content: The receipt.
+        public_key: The log's public key in hex, from somebody to be trusted.
+
+    Returns:
+        The records that it proves.
+
+    Raises:
+        InvalidInput: It proves nothing. The message says why.
+    """
+    try:
+        return _check(content, public_key)
+    except InvalidInput:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise InvalidInput(f"is no receipt ({type(error).__name__})", where="receipt") from error
+
+
+def prove_consistency(folder: Path, first: int, second: int) -> dict[str, Any]:
+    """Show that a later checkpoint continues an earlier one, and check it.
+
+    Args:
+        folder: The log.
+        first: Number of the earlier checkpoint.
+        second: Number of the later one.
+
+    Returns:
+        Both checkpoints and the proofs, ready for JSON: that the later one's history contains the earlier, and
+        where both are of one writer, that the later one's records begin with the earlier one's.
+
+    Raises:
+        InvalidInput: There are no such checkpoints, or the later does not continue the earlier.
+        OSError: A file cannot be read.
+    """
+    _, lines, checkpoints = _read(folder)
+    if not 0 <= first < second < len(checkpoints):
+        raise InvalidInput(
+            f"checkpoints {first} and {second}; expected two of 0 to {len(checkpoints) - 1}, the earlier first",
+            where=folder,
+        )
+    early, late = checkpoints[first], checkpoints[second]
+    history = [leaf_hash(line) for line in lines[:second]]
+    proof = inclusion_proof(history, first)
+    if not verify_inclusion(history[first], first, second, proof, bytes.fromhex(late.history)):
+        raise InvalidInput(f"checkpoint {second} does not continue checkpoint {first}", where=folder)
+    result: dict[str, Any] = {
+        "first": lines[first].decode(),
+        "second": lines[second].decode(),
+        "history": [each.hex() for each in proof],
+        "records": None,
+    }
+    if early.writer == late.writer and early.size:
+        row = Row(folder / SEGMENTS, late.writer, writers_in(folder / SEGMENTS).get(late.writer, []))
+        leaves = [line.leaf for line in row][: late.size]
+        steps = consistency_proof(leaves, early.size) if len(leaves) == late.size else []
+        roots = bytes.fromhex(early.root), bytes.fromhex(late.root)
+        if not verify_consistency(early.size, late.size, steps, *roots):
+            raise InvalidInput(
+                f"the records under checkpoint {second} do not begin with those under checkpoint {first}", where=folder
+            )
+        result["records"] = [each.hex() for each in steps]
+    return result
+
+
+def _read(folder: Path) -> tuple[Identity, list[bytes], list[Checkpoint]]:
+    try:
+        identity = read_identity(folder)
+        lines, _ = read_lines(folder)
+        return identity, lines, [Checkpoint.parse(line) for line in lines]
+    except FileNotFoundError as error:
+        raise InvalidInput("holds no audit log; expected log.json", where=folder) from error
+    except ValueError as error:
+        raise InvalidInput(f"its checkpoints are damaged ({error}); verify the log", where=folder) from error
+
+
+def _signed(
+    folder: Path, identity: Identity, checkpoints: list[Checkpoint], lines: list[bytes], number: int
+) -> dict[str, Any]:
+    """A checkpoint with its public key, and the way from there to the root of its generation."""
+    checkpoint = checkpoints[number]
+    root = identity.root
+    for before in checkpoints[:number]:
+        if before.next is not None:
+            root = before.next
+    keys = read_keys([folder], checkpoint.generation, identity.epochs, root)
+    if keys is None:
+        raise InvalidInput(f"the public keys of generation {checkpoint.generation} are missing; verify the log")
+    path = inclusion_proof([leaf_hash(key) for key in keys], checkpoint.epoch)
+    return {
+        "line": lines[number].decode(),
+        "key": keys[checkpoint.epoch].hex(),
+        "path": [each.hex() for each in path],
+    }
+
+
+def _check(content: bytes | Mapping[str, Any], public_key: str) -> list[Record]:
+    if isinstance(content, bytes):
+        if len(content) > _MAX_BYTES:
+            raise InvalidInput(f"larger than {_MAX_BYTES} bytes", where="receipt")
+        content = json.loads(content)
+    if not isinstance(content, Mapping):
+        raise TypeError
+    if content["kind"] != _KIND:
+        raise InvalidInput(f"is not '{_KIND}'", where="receipt")
+    log, epochs = content["log"], content["epochs"]
+    if type(epochs) is not int:
+        raise ValueError
+    roots = [public_key]
+    for end in content["generations"]:
+        checkpoint = _check_signed(end, roots, log, epochs)
+        if checkpoint.generation != len(roots) - 1 or checkpoint.next is None or checkpoint.epoch != epochs - 1:
+            raise InvalidInput("a generation of keys is not announced by the last of the one before", where="receipt")
+        roots.append(checkpoint.next)
+    checkpoints = [_check_signed(each, roots, log, epochs) for each in content["checkpoints"]]
+    records = []
+    for each in content["records"]:
+        line = each["line"].encode("ascii")
+        record, checkpoint = Record.parse(line), checkpoints[each["checkpoint"]]
+        proof = [bytes.fromhex(step) for step in each["proof"]]
+        root = bytes.fromhex(checkpoint.root)
+        if record.writer != checkpoint.writer or not verify_inclusion(
+            leaf_hash(line), record.seq, checkpoint.size, proof, root
+        ):
+            raise InvalidInput(f"record {record.seq} is not under its checkpoint", where="receipt")
+        if not is_about(record, content["decision_id"]):
+            raise InvalidInput(f"record {record.seq} is about something else", where="receipt")
+        records.append(record)
+    if not records:
+        raise InvalidInput("holds no records", where="receipt")
+    return records
+
+
+def _check_signed(signed: Mapping[str, Any], roots: list[str], log: str, epochs: int) -> Checkpoint:
+    line, key = signed["line"].encode("ascii"), bytes.fromhex(signed["key"])
+    checkpoint = Checkpoint.parse(line)
+    path = [bytes.fromhex(step) for step in signed["path"]]
+    if checkpoint.log != log:
+        raise InvalidInput(f"checkpoint {checkpoint.number} is of another log", where="receipt")
+    root = bytes.fromhex(roots[checkpoint.generation])
+    if not verify_inclusion(leaf_hash(key), checkpoint.epoch, epochs, path, root):
+        raise InvalidInput(f"the key of checkpoint {checkpoint.number} does not belong to the log", where="receipt")
+    if not Checkpoint.is_signed_by(line, key):
+        raise InvalidInput(f"the signature of checkpoint {checkpoint.number} does not fit", where="receipt")
+    return checkpoint

@@ -1,0 +1,92 @@
+"""`apl-guard audit prove | consistency | erase | reveal`: what the log proves, and what it forgets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from apl_guard.cli.audit_verify import Folder, Witnesses
+from apl_guard.errors import InvalidInput
+from apl_guard.storage import write_file
+
+__all__ = ["consistency", "erase", "prove", "reveal"]
+
+Keys = Annotated[Path | None, typer.Option(help="The log's keys.", show_default="the folder keys in the log")]
+Output = Annotated[Path | None, typer.Option(help="File to write.", show_default="standard output")]
+
+
+def prove(
+    folder: Folder, decision: Annotated[str, typer.Argument(help="Id of the decision.")], output: Output = None
+) -> None:
+    """Write a receipt for one image: its records, and all that proves that they are in the log.
+
+    Anybody checks it with the log's public key: apl-guard audit verify receipt.json --public-key KEY
+
+    Example: apl-guard audit prove /var/log/apl-guard 5f0c… --output receipt.json
+    """
+    from apl_guard.audit.receipt import prove as make
+
+    _write(make(folder, decision), output)
+
+
+def consistency(
+    folder: Folder,
+    first: Annotated[int, typer.Argument(help="Number of the earlier checkpoint.")],
+    second: Annotated[int, typer.Argument(help="Number of the later checkpoint.")],
+    output: Output = None,
+) -> None:
+    """Prove that a later checkpoint continues an earlier one.
+
+    Example: apl-guard audit consistency /var/log/apl-guard 12 4711
+    """
+    from apl_guard.audit.receipt import prove_consistency
+
+    _write(prove_consistency(folder, first, second), output)
+
+
+def erase(
+    folder: Folder,
+    subject: Annotated[str | None, typer.Option(help="Who asked, as your platform called it.")] = None,
+    decision: Annotated[str | None, typer.Option(help="Id of one of the subject's decisions.")] = None,
+    witness: Witnesses = None,
+    keys: Keys = None,
+) -> None:
+    """Destroy the key under which the prompts of a subject were recorded. That it is gone is recorded.
+
+    The log verifies as before. Copies of the key in backups are out of reach: destroy them too.
+
+    Example: apl-guard audit erase /var/log/apl-guard --subject account-7 --witness /mnt/witness
+    """
+    from apl_guard.audit.erase import erase as destroy
+
+    if (subject is None) == (decision is None):
+        raise InvalidInput("expected one of --subject and --decision", where="erase")
+    kid = destroy(folder, subject=subject, decision_id=decision, witnesses=witness or (), keys=keys)
+    typer.echo(f"destroyed key {kid}")
+
+
+def reveal(
+    folder: Folder,
+    decision: Annotated[str, typer.Argument(help="Id of the decision.")],
+    witness: Witnesses = None,
+    keys: Keys = None,
+) -> None:
+    """Show the prompts of a decision, where they were recorded and not erased. That you did is recorded.
+
+    Example: apl-guard audit reveal /var/log/apl-guard 5f0c…
+    """
+    from apl_guard.audit.erase import reveal as read
+
+    texts = read(folder, decision, witnesses=witness or (), keys=keys)
+    typer.echo(json.dumps(texts) if texts is not None else "not recorded, or erased")
+
+
+def _write(content: dict[str, Any], output: Path | None) -> None:
+    text = json.dumps(content, indent=2)
+    if output is None:
+        typer.echo(text)
+    else:
+        write_file(output, text.encode() + b"\n")

@@ -1,0 +1,127 @@
+"""`apl-guard audit verify`: the log, or a receipt, held against what it should be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from apl_guard.errors import InvalidInput
+
+__all__ = ["Folder", "Json", "VerifyCommand", "Witnesses", "verify"]
+
+_EXIT_CODES = {"valid": 0, "tampered": 1, "torn": 2, "unverifiable": 3}
+_USAGE = 4
+
+Folder = Annotated[Path, typer.Argument(help="The folder that `audit=` or `--audit` named.", metavar="LOG")]
+Witnesses = Annotated[
+    list[Path] | None,
+    typer.Option("--witness", help="A folder that received the checkpoints; may be given more than once."),
+]
+PublicKey = Annotated[
+    str | None,
+    typer.Option(help="The log's public key, in hex, or a copy of its log.json, from where nobody could change it."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class VerifyCommand(typer.core.TyperCommand):
+    """Wrong usage ends in 4, since 2 says something about the log."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if hasattr(error, "exit_code"):
+                error.exit_code = _USAGE
+            raise
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(help="The log, or a receipt that `prove` wrote.", metavar="LOG")],
+    witness: Witnesses = None,
+    public_key: PublicKey = None,
+    as_json: Json = False,
+) -> None:
+    """Check every record and every checkpoint, and hold the log against its witnesses.
+
+    Ends in 0 valid, 1 tampered, 2 torn by a crash (the next start of a guard seals it), 3 nothing to hold it
+    against, 4 wrong usage. Records newer than the last checkpoint are counted and not vouched for.
+
+    Example: apl-guard audit verify /var/log/apl-guard --witness /mnt/witness
+    """
+    try:
+        key = _read_public_key(public_key)
+        code = _verify_receipt(folder, key) if folder.is_file() else _verify_log(folder, witness or [], key, as_json)
+    except InvalidInput as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(_USAGE) from None
+    except OSError as error:
+        typer.secho(f"error: {error.filename}: cannot be read ({error.strerror})", fg=typer.colors.RED, err=True)
+        raise typer.Exit(_EXIT_CODES["unverifiable"]) from None
+    raise typer.Exit(code)
+
+
+def _verify_receipt(path: Path, public_key: str | None) -> int:
+    from apl_guard.audit.receipt import check_receipt
+
+    if public_key is None:
+        typer.echo("unverifiable  a receipt is held against the log's public key; name it with --public-key")
+        return _EXIT_CODES["unverifiable"]
+    try:
+        records = check_receipt(path.read_bytes(), public_key)
+    except InvalidInput as error:
+        typer.echo(f"tampered  {error}")
+        return _EXIT_CODES["tampered"]
+    typer.echo(f"valid  {len(records)} records are in the log")
+    for record in records:
+        typer.echo(json.dumps(dict(record.fields)))
+    return _EXIT_CODES["valid"]
+
+
+def _verify_log(folder: Path, witnesses: list[Path], public_key: str | None, as_json: bool) -> int:
+    from apl_guard.audit.verify import check_index, verify_log
+
+    report = verify_log(folder, witnesses, public_key)
+    check_index(folder, report)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(report), indent=2))
+        return _EXIT_CODES[report.verdict]
+    typer.echo(
+        f"{report.verdict}  {report.records} records of {report.writers} writers, {report.checkpoints} checkpoints"
+    )
+    for finding in report.findings:
+        typer.echo(f"  tampered  {finding}")
+    for torn in report.torn:
+        typer.echo(f"  torn      {torn}")
+    for note in report.notes:
+        typer.echo(f"  note      {note}")
+    if report.verdict == "unverifiable":
+        typer.echo("  Nothing speaks against it, but without a witness (--witness) it may have been written anew.")
+    typer.echo(
+        f"  witnessed {report.witnessed}, newer than that and not vouched for: {report.records - report.witnessed}"
+    )
+    typer.echo(f"  newest checkpoint {report.newest_checkpoint}, public key {report.public_key}")
+    return _EXIT_CODES[report.verdict]
+
+
+def _read_public_key(given: str | None) -> str | None:
+    """A public key in hex, from the command line or a file.
+
+    Raises:
+        InvalidInput: It is neither.
+    """
+    from apl_guard.audit.checkpoint import Identity
+
+    if given is None or re.fullmatch("[0-9a-f]{64}", given):
+        return given
+    try:
+        return Identity.parse(Path(given).read_bytes()).root
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"expected 64 hex digits or a copy of log.json, found neither ({error})", where="--public-key"
+        ) from error

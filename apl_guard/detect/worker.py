@@ -1,0 +1,56 @@
+"""Runs slow work with a time limit, in a thread that nobody has to wait for."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+__all__ = ["Worker"]
+
+_T = TypeVar("_T")
+_Job = tuple["Future[Any]", Callable[[], Any]]
+
+
+class Worker:
+    """One daemon thread. Work that takes too long is given up by who asked; what waits behind it is dropped."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        # A pool of concurrent.futures would be joined at exit, and so hang with work that hangs.
+        threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
+        weakref.finalize(self, self._jobs.put, None)
+
+    def run(self, work: Callable[[], _T], seconds: float) -> _T:
+        """Run work.
+
+        Args:
+            work: What to run.
+            seconds: How long to wait for it, waiting for other work included.
+
+        Raises:
+            TimeoutError: It did not end in time.
+            Exception: Whatever the work raises.
+        """
+        future: Future[_T] = Future()
+        self._jobs.put((future, work))
+        try:
+            return future.result(seconds)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+
+def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        future, work = job
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+        del future, work, job

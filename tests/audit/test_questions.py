@@ -1,0 +1,274 @@
+"""Questions and exports: whatever the index says stands in the log, and nothing of the log is missing from it."""
+
+import contextlib
+import csv
+import io
+import json
+import random
+import sqlite3
+import sys
+from collections import Counter
+
+import instant
+import pytest
+from logs import call, make_log
+
+from apl_guard import Guard, InvalidInput, PolicyBlocked, backend, cli
+from apl_guard.audit import AuditLog
+from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.export import Platform, calls, statements
+from apl_guard.audit.index import COLUMNS, Index, Question
+from apl_guard.audit.reading import read_log
+
+
+@pytest.fixture(autouse=True)
+def adapter(monkeypatch):
+    """The guard finds the adapter of the instant backend as it finds a built-in one."""
+    monkeypatch.setitem(backend._BUILT_IN, "instant", "instant:Adapter")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run the program in this process; its exit code and output."""
+
+    def go(*arguments):
+        monkeypatch.setattr(sys, "argv", ["apl-guard", "audit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code or 0, capsys.readouterr()
+
+    return go
+
+
+@pytest.fixture
+def log(folders, prefix):
+    """Calls of all kinds, for two tenants."""
+    log, witness = folders
+    with AuditLog(log, witness=witness) as audit:
+        guard = Guard(instant.Pipe(), prefix=prefix, audit=audit)
+        for number in range(12):
+            tenant = "acme" if number % 3 else "=cmd|' /C calc'!A0"
+            with guard.context(tenant=tenant), contextlib.suppress(RuntimeError, InvalidInput, PolicyBlocked):
+                guard(*[("a cat",), ("break",), (7,)][number % 3], **({"odd": 1} if number % 4 == 0 else {}))
+    return log
+
+
+def expected(log, **conditions):
+    """The answer without an index: every record, looked at one by one."""
+
+    def value(fields, name):
+        for part in COLUMNS[name][2:].split("."):
+            fields = (fields or {}).get(part)
+        return fields
+
+    return [f.fields for f in read_log(log) if all(value(f.fields, n) == wanted for n, wanted in conditions.items())]
+
+
+def test_answers_are_those_of_reading_every_record(log):
+    """For each column and each value that occurs in it."""
+    with Index(log) as index:
+        assert index.update() == len(expected(log))
+        assert index.update() == 0
+        for name in COLUMNS:
+            groups = index.ask(Question({}, group_by=[name], limit=1000))
+            assert sum(group["count"] for group in groups) == len(expected(log))
+            for group in groups:
+                if group[name] is not None:
+                    found = index.ask(Question({name: group[name]}, limit=1000))
+                    key = lambda r: (r["writer"], r["seq"])  # noqa: E731
+                    wanted = expected(log, **{name: group[name]})
+                    assert sorted(map(key, found)) == sorted(map(key, wanted))
+                    assert len(found) == group["count"]
+
+
+def test_the_index_grows_with_the_log(folders):
+    """Over segments and writers, and while it is written."""
+    log, witness = folders
+    with pytest.raises(InvalidInput, match="holds no audit log"):
+        Index(log)
+    make_log(log, witness, calls=5, writers=2)
+    with Index(log) as index:
+        first = index.update()
+        durable = DurableLog(log)
+        for number in range(5):
+            call(durable, 1000 + number)
+            assert index.update() > 0
+        durable.close()
+        index.update()
+        total = sum(group["count"] for group in index.ask(Question({}, group_by=["event"])))
+    assert total == len(list(read_log(log))) > first
+
+
+def test_hidden_entries_are_found(log, run):
+    """CVE-2023-31437: what is sealed must also be what is shown. A doctored index is found and made anew."""
+    witness = log.parent / "witness"
+    assert run("query", log, "--event", "guard.decision")[1].out.count("\n") == 8
+    assert run("verify", log, "--witness", witness)[0] == 0
+    chance = random.Random(5)
+    for attack in (
+        "DELETE FROM records WHERE event = 'guard.decision'",
+        'UPDATE records SET line = replace(line, \'"action":"block"\', \'"action":"allow"\')',
+        "UPDATE records SET seq = seq + 1000 WHERE event = 'guard.outcome'",
+        "INSERT INTO records VALUES ('ffffffffffffffffffffffff', 0, 0, '{\"event\":\"x\"}')",
+    ):
+        with sqlite3.connect(log / "index.sqlite") as database:
+            database.execute(attack)
+        database.close()
+        code, captured = run("verify", log, "--witness", witness)
+        assert code == 1, attack
+        assert "index: " in captured.out
+        assert run("reindex", log)[0] == 0
+        assert run("verify", log, "--witness", witness)[0] == 0
+    with sqlite3.connect(log / "index.sqlite") as database:
+        # What is missing at the end is added before the next answer, as if it were new.
+        database.execute("DELETE FROM records WHERE seq > 3")
+    database.close()
+    assert run("query", log, "--event", "guard.decision")[1].out.count("\n") == 8
+    for content in (b"", b"no database", bytes(chance.randrange(256) for _ in range(5000))):
+        (log / "index.sqlite").write_bytes(content)
+        assert run("query", log, "--event", "guard.decision")[1].out.count("\n") == 8
+
+
+def test_query_groups_and_filters(log, run):
+    """The command of the documentation, and its mistakes."""
+    code, captured = run("query", log, "--since", "1h", "--action", "block", "--group-by", "policy")
+    assert code == 0
+    assert captured.out.split() == [str(len(expected(log, action="block"))), "anonymize_faces"]
+    assert run("query", log, "--until", "2020-01-01")[1].out == "nothing found\n"
+    rows = [json.loads(line) for line in run("query", log, "--where", "result=passed", "--json")[1].out.splitlines()]
+    assert [row["result"] for row in rows] == ["passed"] * len(expected(log, result="passed"))
+    for wrong in (["--where", "nothing"], ["--where", "nothing=1"], ["--group-by", "line"], ["--since", "yesterday"]):
+        code, captured = run("query", log, *wrong)
+        assert (code, captured.err.count("\n")) == (2, 1)
+
+
+def test_tail_and_stats(log, run):
+    """The newest records in order, and counts that add up."""
+    lines = run("tail", log, "-n", "3")[1].out.splitlines()
+    assert len(lines) == 3
+    assert lines == sorted(lines)
+    assert "audit.close" in lines[-1]
+    found = json.loads(run("stats", log, "--json")[1].out)
+    assert found["events"]["guard.decision"] == found["events"]["guard.outcome"] == sum(found["results"].values())
+    assert found["open"] == {"decisions without outcome": 0}
+    assert "guard.refusal" in run("stats", log)[1].out
+
+
+def test_csv_has_one_row_for_each_call(log, run, tmp_path):
+    """And no cell that a spreadsheet would run."""
+    assert run("export", log, "--csv", "--output", tmp_path / "calls.csv")[0] == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "calls.csv").read_text())))
+
+    assert len(rows) == 12
+    assert Counter(row["result"] for row in rows) == Counter(str(row["result"]) for row in calls(log))
+    assert not [cell for row in rows for cell in row.values() if cell[:1] in "=+-@" and cell]
+    assert {row["tenant"] for row in rows if row["tenant"]} == {"acme", "'=cmd|' /C calc'!A0"}
+    assert run("export", log, "--csv", "--until", "2020-01-01")[1].out.count("\n") == 1
+
+
+# The fields of the statement of reasons and the values that the database takes for them, from its API's description.
+FIELDS = {
+    "puid": str,
+    "decision_visibility": {"DECISION_VISIBILITY_CONTENT_DISABLED", "DECISION_VISIBILITY_OTHER"},
+    "decision_visibility_other": str,
+    "decision_ground": {"DECISION_GROUND_INCOMPATIBLE_CONTENT"},
+    "decision_ground_reference_url": str,
+    "incompatible_content_ground": str,
+    "incompatible_content_explanation": str,
+    "incompatible_content_illegal": {"Yes", "No"},
+    "content_type": {"CONTENT_TYPE_SYNTHETIC_MEDIA"},
+    "category": {"STATEMENT_CATEGORY_DATA_PROTECTION_AND_PRIVACY_VIOLATIONS"},
+    "territorial_scope": {"DE", "FR"},
+    "content_date": str,
+    "application_date": str,
+    "decision_facts": str,
+    "source_type": {"SOURCE_VOLUNTARY"},
+    "automated_detection": {"Yes", "No"},
+    "automated_decision": {"AUTOMATED_DECISION_FULLY"},
+}
+REQUIRED = FIELDS.keys() - {"decision_visibility_other", "decision_ground_reference_url"}
+
+
+def test_statements_of_reasons(log, run):
+    """The database's own field names and values; each decision once, with an id that is never used again."""
+    arguments = ["--dsa", "--territory", "FR", "--territory", "DE", "--action", "block", "--action", "anonymize"]
+    code, captured = run("export", log, *arguments, "--terms-url", "https://example.org/terms")
+    found = [json.loads(line) for line in captured.out.splitlines()]
+
+    assert code == 0
+    decided = [r["decision_id"] for r in expected(log, event="guard.decision") if r["effective_action"] != "allow"]
+    assert sorted(s["puid"] for s in found) == sorted(decided)
+    for statement in found:
+        assert statement.keys() >= REQUIRED
+        assert statement.keys() <= FIELDS.keys()
+        for name, value in statement.items():
+            allowed = FIELDS[name]
+            if allowed is str:
+                assert isinstance(value, str)
+                assert value
+            else:
+                assert set(value if isinstance(value, list) else [value]) <= allowed
+        assert ("decision_visibility_other" in statement) == ("OTHER" in statement["decision_visibility"][0])
+        assert len(statement["application_date"]) == 10
+    blocked = list(statements(calls(log), Platform()))
+    assert len(blocked) == len([r for r in expected(log, event="guard.decision") if r["action"] == "block"])
+    assert run("export", log, "--dsa", "--territory", "XX")[0] == 2
+
+
+def test_export_wants_one_form(log, run):
+    """None or two are a mistake."""
+    assert run("export", log)[0] == 2
+    assert run("export", log, "--csv", "--dsa")[0] == 2
+
+
+def test_prove_and_verify_a_receipt(log, run, tmp_path):
+    """From the shell: made by one, checked by another, changed by a third."""
+    decision = expected(log, event="guard.decision")[0]["decision_id"]
+    receipt = tmp_path / "receipt.json"
+    key = json.loads((log / "log.json").read_text())["root"]
+
+    assert run("prove", log, decision, "--output", receipt)[0] == 0
+    assert run("verify", receipt, "--public-key", key)[0] == 0
+    assert run("verify", receipt)[0] == 3
+    assert run("verify", receipt, "--public-key", "0" * 64)[0] == 1
+    receipt.write_text(receipt.read_text().replace("anonymize_faces", "unsafe_allow_al"))
+    assert run("verify", receipt, "--public-key", key)[0] == 1
+    assert run("prove", log, "nothing")[0] == 2
+    assert run("consistency", log, 0, 1)[0] == 0
+    assert run("consistency", log, 1, 0)[0] == 2
+
+
+def test_erase_and_reveal_from_the_shell(folders, prefix, run):
+    """What was encrypted is shown until it is erased."""
+    log, witness = folders
+    with AuditLog(log, witness=witness, capture="encrypted") as audit:
+        guard = Guard(instant.Pipe(), prefix=prefix, audit=audit)
+        with guard.context(subject="account-7"):
+            guard("a cat")
+    decision = expected(log, event="guard.decision")[0]["decision_id"]
+
+    assert json.loads(run("reveal", log, decision, "--witness", witness)[1].out) == {"prompt": ["a cat"]}
+    assert run("erase", log, "--subject", "account-7", "--witness", witness)[0] == 0
+    assert "erased" in run("reveal", log, decision, "--witness", witness)[1].out
+    assert run("erase", log, "--subject", "account-7", "--witness", witness)[0] == 2
+    assert run("erase", log)[0] == 2
+    assert run("verify", log, "--witness", witness)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "command", ["query", "tail", "stats", "prove", "consistency", "export", "erase", "reveal", "reindex"]
+)
+def test_a_folder_without_a_log_is_one_line_and_code_2(run, tmp_path, command):
+    """For every command, with the arguments that it needs."""
+    more = {
+        "prove": ["d"],
+        "reveal": ["d"],
+        "consistency": ["0", "1"],
+        "export": ["--csv"],
+        "erase": ["--decision", "d"],
+    }
+    code, captured = run(command, tmp_path, *more.get(command, []))
+
+    assert code in {2, 4}
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1

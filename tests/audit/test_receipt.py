@@ -1,0 +1,149 @@
+"""A receipt convinces somebody who has nothing but the public key, and nobody of anything else."""
+
+import copy as copies
+import hashlib
+import json
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from logs import TORTURE
+
+from apl_guard import InvalidInput
+from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.receipt import check_receipt, prove, prove_consistency
+from apl_guard.audit.witness import CHECKPOINTS
+
+
+def public_key(whole):
+    return json.loads((whole / "log" / "log.json").read_text())["root"]
+
+
+def check_by_the_book(receipt, key):
+    """The steps of docs/audit.md, without a line of the package."""
+
+    def walk(leaf, index, size, proof):
+        node = hashlib.sha256(b"\0" + leaf).digest()
+        last = size - 1
+        for step in map(bytes.fromhex, proof):
+            if index % 2 or index == last:
+                node = hashlib.sha256(b"\1" + step + node).digest()
+                while index % 2 == 0 and index:
+                    index, last = index // 2, last // 2
+            else:
+                node = hashlib.sha256(b"\1" + node + step).digest()
+            index, last = index // 2, last // 2
+        return node.hex()
+
+    def signed(entry, root):
+        fields = json.loads(entry["line"])
+        assert walk(bytes.fromhex(entry["key"]), fields["epoch"], receipt["epochs"], entry["path"]) == root
+        body = entry["line"][: entry["line"].index(',"signature"')] + "}"
+        signature = bytes.fromhex(fields["signature"])
+        content = b"apl-guard checkpoint 1\n" + body.encode()
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(entry["key"])).verify(signature, content)
+        return fields
+
+    roots = [key]
+    for entry in receipt["generations"]:
+        roots.append(signed(entry, roots[-1])["next"])
+    found = []
+    for record in receipt["records"]:
+        entry = receipt["checkpoints"][record["checkpoint"]]
+        checkpoint = signed(entry, roots[json.loads(entry["line"])["generation"]])
+        fields = json.loads(record["line"])
+        assert walk(record["line"].encode(), fields["seq"], checkpoint["size"], record["proof"]) == checkpoint["root"]
+        found.append(fields)
+    return found
+
+
+def test_every_decision_has_a_receipt_that_another_implementation_accepts(whole):
+    """Over several generations of keys, with nothing but hashlib and Ed25519."""
+    for number in (0, 1, 37, 89):
+        decision = f"{number:032x}"
+        receipt = json.loads(json.dumps(prove(whole / "log", decision)))
+
+        assert [r.fields["event"] for r in check_receipt(receipt, public_key(whole))] == [
+            "guard.decision",
+            "guard.outcome",
+        ]
+        by_the_book = check_by_the_book(receipt, public_key(whole))
+        assert {r["decision_id"] for r in by_the_book} == {decision}
+        assert check_receipt(json.dumps(receipt).encode(), public_key(whole))
+
+
+def test_a_receipt_under_another_key_proves_nothing(whole):
+    """Whatever key it names itself."""
+    receipt = prove(whole / "log", f"{5:032x}")
+
+    with pytest.raises(InvalidInput, match="does not belong to the log"):
+        check_receipt(receipt, "00" * 32)
+
+
+@pytest.fixture(scope="module")
+def receipts(whole):
+    """Under the first generation of keys, and under a late one."""
+    return [prove(whole / "log", f"{number:032x}") for number in (3, 80)]
+
+
+@settings(max_examples=10_000 if TORTURE else 100)
+@given(data=st.data())
+def test_a_changed_receipt_proves_nothing(whole, receipts, data):
+    """Any text or number in it that matters, changed."""
+    receipt = copies.deepcopy(data.draw(st.sampled_from(receipts)))
+    places = [(receipt, "decision_id"), (receipt, "log"), (receipt, "epochs"), (receipt, "kind")]
+    for group in ("generations", "checkpoints", "records"):
+        for entry in receipt[group]:
+            places += [(entry, "line")] + ([(entry, "key")] if "key" in entry else [])
+            steps = entry["path"] if "path" in entry else entry["proof"]
+            places += [(steps, i) for i in range(len(steps))]
+    holder, name = data.draw(st.sampled_from(range(len(places))).map(places.__getitem__))
+    before = holder[name]
+    if isinstance(before, int):
+        holder[name] = before + data.draw(st.integers(1, 5))
+    else:
+        at = data.draw(st.integers(0, len(before) - 1))
+        holder[name] = before[:at] + data.draw(st.sampled_from("0123456789abcdefxyz\n")) + before[at + 1 :]
+    if holder[name] == before:
+        return
+
+    with pytest.raises(InvalidInput):
+        check_receipt(receipt, public_key(whole))
+
+
+@settings(max_examples=10_000 if TORTURE else 60)
+@given(st.binary(max_size=200) | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(json.dumps))
+def test_anything_else_is_no_receipt(content):
+    """Never another error."""
+    with pytest.raises(InvalidInput):
+        check_receipt(content.encode() if isinstance(content, str) else content, "00" * 32)
+
+
+def test_what_is_not_sealed_yet_has_no_receipt(folders):
+    """And the message says when it will."""
+    log = DurableLog(folders[0])
+    log.append("guard.decision", {"decision_id": "d1"}, decision="d1", opens=True)
+
+    with pytest.raises(InvalidInput, match="within a second"):
+        prove(folders[0], "d1")
+    with pytest.raises(InvalidInput, match="no decision"):
+        prove(folders[0], "d2")
+    log.seal()
+    assert prove(folders[0], "d1")["decision_id"] == "d1"
+    log.close()
+
+
+def test_any_later_checkpoint_continues_any_earlier_one(whole, copy):
+    """Of the same writer and of others; in a log with an exchanged record it does not."""
+    last = (whole / "log" / CHECKPOINTS).read_bytes().count(b"\n") - 1
+    for first, second in [(0, 1), (0, last), (3, 4), (5, last - 1)]:
+        assert prove_consistency(whole / "log", first, second)["history"] is not None
+    for first, second in [(1, 1), (2, 1), (0, last + 1), (-1, 2)]:
+        with pytest.raises(InvalidInput, match="expected two of"):
+            prove_consistency(whole / "log", first, second)
+
+    segment = sorted((copy[0] / "segments").iterdir())[0]
+    segment.write_bytes(segment.read_bytes().replace(b"anonymize", b"allowance", 1))
+    with pytest.raises(InvalidInput, match="do not begin"):
+        prove_consistency(copy[0], 0, 1)
