@@ -10,11 +10,14 @@ import os
 import random
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
+from apl_guard.audit import seal
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.errors import AuditUnavailable
 
@@ -97,31 +100,76 @@ def crowd(log, witness, processes, calls):
     print(json.dumps(codes))
 
 
-def steps(log, witness, acks):
-    """Open, write, seal, rotate, change keys, write on, close. Promises go out by a system call of their own."""
-    promised = os.open(acks, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+def steps(folder):
+    """Open, write, seal, rotate, change keys, write on, close. What it says goes out by a call of its own."""
+    said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     options = LogOptions(checkpoint_seconds=1e6, heartbeat_seconds=1e6, segment_bytes=900, epochs=2, epoch_seconds=0)
+
+    def say(text):
+        os.writev(said, [f"{text}\n".encode()])
+
     os.access("/the-log-begins-here", os.F_OK)
     try:
-        durable = DurableLog(log, [witness], options=options)
+        durable = DurableLog(folder / "log", [folder / "witness"], options=options)
     except AuditUnavailable as error:
-        print(error)
-        return
+        return say(f"refused {error}")
     for number in range(4):
         decision = f"s{number}"
         for event, place in (("guard.decision", {"opens": True}), ("guard.outcome", {"closes": True})):
             try:
                 durable.append(event, {"decision_id": decision}, decision=decision, **place)
+                say(f"promised {event} {decision}")
             except AuditUnavailable as error:
-                print(error)
-                continue
-            os.writev(promised, [f"{event} {decision}\n".encode()])
+                say(f"refused {error}")
         try:
             durable.seal()
         except AuditUnavailable as error:
-            print(error)
+            say(f"refused {error}")
     durable.close()
     os.access("/the-log-ends-here", os.F_OK)
+    return None
+
+
+def traced(folder, tracer):
+    """Run the steps in a child that a tracer looks at; how it ended."""
+    reading, writing = os.pipe()
+    folder.mkdir()
+    child = os.fork()
+    if child == 0:
+        code = 3
+        try:
+            os.read(reading, 1)
+            steps(folder)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    strace = subprocess.Popen(["strace", "-p", str(child), *tracer], stderr=subprocess.PIPE, text=True)
+    attached = strace.stderr.readline()
+    if "attached" not in attached:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        sys.exit(f"cannot trace: {attached}")
+    os.write(writing, b"x")
+    _, status = os.waitpid(child, 0)
+    strace.communicate()
+    os.close(reading)
+    os.close(writing)
+    return os.waitstatus_to_exitcode(status)
+
+
+def faults(folder, trace):
+    """Each line of the input is one fault. Without any, the calls of a run without faults are listed."""
+    seal.public_keys(bytes(32), 1)  # so that the libraries are loaded before the tracer looks
+    seal.signature_fits(bytes(32), b"", bytes(64))
+    if trace:
+        print(traced(folder / "none", ["-o", str(folder / "trace"), "-e", f"trace={trace}"]))
+        return
+    for line in sys.stdin:
+        number, call, n, error = line.split()
+        inject = ["-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:{error}:when={n}"]
+        print(number, traced(folder / number, inject), flush=True)
 
 
 if __name__ == "__main__":
@@ -131,5 +179,5 @@ if __name__ == "__main__":
             rounds(Path(log), Path(witness), int(rest[0]), int(rest[1]))
         case "crowd":
             crowd(Path(log), Path(witness), int(rest[0]), int(rest[1]))
-        case "steps":
-            steps(Path(log), Path(witness), rest[0])
+        case "faults":
+            faults(Path(log), witness)
