@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -78,7 +79,7 @@ def decision_record(decision: Decision, request: GenerationRequest, key: bytes) 
         "prefixed": decision.prefixed,
         "strength": decision.strength,
         "category": decision.category,
-        "reasons": [_short(reason.model_dump(mode="json")) for reason in decision.reasons],
+        "reasons": [_short(reason.__dict__) for reason in decision.reasons],
         # A prompt can be made of names; the record stays short.
         "findings": [finding.model_dump(mode="json") for finding in decision.findings[:_MAX_FINDINGS]],
         "findings_count": len(decision.findings),
@@ -129,6 +130,7 @@ def digest(key: bytes, text: str) -> str:
     return hmac.digest(key, text.encode("utf-8", "surrogatepass"), "sha256").hex()
 
 
+@lru_cache(maxsize=64)
 def key_id(key: bytes) -> str:
     """What tells which key made a digest, and nothing about the key."""
     return hashlib.sha256(b"apl-guard digest key\0" + key).hexdigest()[:16]
@@ -149,6 +151,6 @@ def _texts(key: bytes, texts: tuple[str, ...]) -> list[dict[str, Any]]:
     return found
 
 
-def _short(reason: dict[str, Any]) -> dict[str, Any]:
+def _short(reason: Mapping[str, Any]) -> dict[str, Any]:
     # The name of an unknown argument is chosen by the caller.
     return {name: value[:_MAX_NAME] if isinstance(value, str) else value for name, value in reason.items()}
