@@ -1,20 +1,15 @@
 """Pipelines of diffusers.
 
-Each argument of the wrapped call stands in one table below: it carries content through a channel, or it is
-harmless. A pipeline class with an argument that is in neither is refused as a whole, so a new release of
-diffusers with a new channel fails loudly instead of leaking.
-
-A guarded call runs the pipeline's own code on a *view* of the pipe: an object of the same class that shares
-every model with it and owns a scheduler and a tokenizer of its own. So calls in several threads do not
-disturb each other, and the pipe is the same after the call as before.
+A guarded call runs the pipeline's own code, unchanged. The prompts carry a mark, the tokenizers turn the mark
+into room for the prefix, and the text encoders put the prefix there.
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -24,48 +19,27 @@ from apl_guard.backend import Generation, Receipt
 from apl_guard.errors import GuardUnavailable, InvalidInput
 from apl_guard.fingerprint import Fingerprint, fingerprint
 from apl_guard.prefix import Prefix
-from apl_guard.request import Channel, GenerationRequest, texts
+from apl_guard.request import PROMPT_CHANNELS, Channel, GenerationRequest, texts
 from apl_guard.traits import Likeness, compare
 from apl_guard.weights import largest_norm
 
+from .diffusers_arguments import IMPOSSIBLE, TEXT, channel_of, is_known, turns_guidance_round
+from .diffusers_families import check_supported
 from .diffusers_load import load_pipe
-from .inject import injected
-from .prefix_tokenizer import PrefixTokenizer, new_mark
+from .diffusers_view import Encoder, encoders_of, view_of
+from .inject import Received, injected
+from .prefix_tokenizer import new_mark, prefix_tokenizer
 
 __all__ = ["DiffusersAdapter", "load_pipe"]
 
-_SLOT = "text_encoder"
-
-_TEXT_CHANNELS = {"prompt": Channel.PROMPT, "negative_prompt": Channel.NEGATIVE_PROMPT}
-_CHANNELS = _TEXT_CHANNELS | {
-    "prompt_embeds": Channel.PROMPT_EMBEDS,
-    "negative_prompt_embeds": Channel.NEGATIVE_PROMPT_EMBEDS,
-    "ip_adapter_image": Channel.IP_ADAPTER,
-    "ip_adapter_image_embeds": Channel.IP_ADAPTER,
-    "latents": Channel.LATENTS,
-    "callback": Channel.CALLBACK,
-    "callback_on_step_end": Channel.CALLBACK,
-    "cross_attention_kwargs": Channel.ATTENTION,
+_NEGATIVE = {
+    Channel.NEGATIVE_PROMPT,
+    Channel.NEGATIVE_PROMPT_2,
+    Channel.NEGATIVE_PROMPT_3,
+    Channel.NEGATIVE_PROMPT_4,
+    Channel.NEGATIVE_PROMPT_EMBEDS,
 }
-# Numbers, sizes and forms of output: they cannot name anybody.
-_HARMLESS = {
-    "callback_on_step_end_tensor_inputs",
-    "callback_steps",
-    "clip_skip",
-    "eta",
-    "generator",
-    "guidance_rescale",
-    "guidance_scale",
-    "height",
-    "num_images_per_prompt",
-    "num_inference_steps",
-    "output_type",
-    "return_dict",
-    "sigmas",
-    "timesteps",
-    "width",
-}
-
+_OLD_NAMES = {"callback", "callback_steps"}
 _READABLE = {"config", "device", "dtype", "name_or_path", "scheduler", "vae_scale_factor"}
 _WRITABLE = {"scheduler"}
 # Methods that place or speed up the models. None of them encodes or generates.
@@ -91,35 +65,24 @@ class DiffusersAdapter:
         pipe: The pipeline.
 
     Raises:
-        InvalidInput: The pipeline's class has arguments or text encoders that this adapter does not know.
+        InvalidInput: The pipeline is of a class that the guard cannot stand in front of. The message says why.
     """
 
     carries_prefix = True
 
     def __init__(self, pipe: DiffusionPipeline) -> None:
+        check_supported(type(pipe))
         self._pipe = pipe
+        self._class = type(pipe).__name__
         self._call: Callable[..., Any] = type(pipe).__call__
         self._signature = inspect.signature(self._call)
-        self.name = f"diffusers:{type(pipe).__name__}"
-        named = set(list(self._signature.parameters)[1:]) - {"kwargs"}
-        unknown = sorted(named - _CHANNELS.keys() - _HARMLESS)
-        if unknown or "prompt" not in named:
-            takes = f"takes {', '.join(unknown)}" if unknown else "takes no prompt"
-            raise InvalidInput(
-                f"{type(pipe).__name__} {takes}, which this version of apl-guard does not cover", where="pipe"
-            )
-        encoders = [name for name in pipe.components if "text_encoder" in name]
-        if encoders != [_SLOT]:
-            raise InvalidInput(
-                f"{type(pipe).__name__} has the text encoders {encoders}; this version covers ['{_SLOT}']",
-                where="pipe",
-            )
+        self.name = f"diffusers:{self._class}"
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GenerationRequest:
         """Sort the arguments of a call into channels and take a snapshot of them.
 
         Raises:
-            InvalidInput: A prompt is no text.
+            InvalidInput: A prompt is no text, or an argument cannot be used with a guard at all.
             TypeError: The arguments do not fit the pipe's signature.
         """
         bound = self._signature.bind(self._pipe, *args, **kwargs)
@@ -128,68 +91,95 @@ class DiffusersAdapter:
         text: dict[Channel, tuple[str, ...]] = {}
         used: set[Channel] = set()
         for name, value in arguments.items():
-            channel = _CHANNELS.get(name)
+            if name in IMPOSSIBLE and value is not None and value is not False:
+                raise InvalidInput(IMPOSSIBLE[name], where=name)
             if isinstance(value, list):
                 arguments[name] = list(value)
+            channel = channel_of(name, self._class)
             if channel is None or value is None or value == {}:
                 continue
             used.add(channel)
-            if name in _TEXT_CHANNELS:
+            if name in TEXT:
                 text[channel] = texts(arguments[name], where=name)
                 arguments[name] = text[channel][0] if isinstance(value, str) else list(text[channel])
-        if self._has_adapter_weights():
-            used.add(Channel.ADAPTER_WEIGHTS)
+        used |= self._implied(arguments, text, used)
         # Names may come from a request that a service passes on, so they are made safe for messages.
-        unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in arguments.keys() - _CHANNELS.keys() - _HARMLESS)
-        return GenerationRequest(self.name, text, frozenset(used), unknown, arguments)
+        unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in arguments if not self._knows(name))
+        slots = tuple(e.slot for e in encoders_of(self._pipe))
+        return GenerationRequest(self.name, text, frozenset(used), unknown, arguments, slots)
 
     def fingerprints(self) -> Mapping[str, Fingerprint]:
-        """Slot → fingerprint of the text encoder that is in the pipe now.
+        """Slot → fingerprint of each text encoder that is in the pipe now.
 
         Raises:
             GuardUnavailable: The pipe has no text encoder.
         """
-        text_encoder = getattr(self._pipe, _SLOT, None)
-        if text_encoder is None or self._pipe.tokenizer is None:
+        found = encoders_of(self._pipe)
+        if not found:
             raise GuardUnavailable("the pipe has no text encoder or no tokenizer; a prefix needs both")
-        return {_SLOT: fingerprint(text_encoder, self._pipe.tokenizer)}
+        return {e.slot: fingerprint(e.text_encoder, e.tokenizer) for e in found}
 
     def likeness(self, prefix: Prefix) -> Mapping[str, Likeness]:
         """Slot → how close the text encoder in it is to the one that this prefix was trained with."""
         made_for, traits = prefix.metadata.fingerprints, prefix.metadata.traits
-        text_encoder, tokenizer = self._pipe.text_encoder, self._pipe.tokenizer
-        return {_SLOT: compare(made_for[_SLOT], traits.get(_SLOT), text_encoder, tokenizer)}
+        return {
+            e.slot: compare(made_for[e.slot], traits.get(e.slot), e.text_encoder, e.tokenizer)
+            for e in encoders_of(self._pipe)
+            if e.slot in made_for
+        }
 
     def check_prefix(self, prefix: Prefix) -> None:
-        """Whether the vectors are of the size of token embeddings. Each call checks what the encoder received.
+        """Whether the vectors are of the size of token embeddings. Each call checks what the encoders received.
 
         Raises:
             PrefixInvalid: They are far larger.
         """
-        prefix.check_norms(_SLOT, largest_norm(self._pipe.text_encoder))
+        for e in encoders_of(self._pipe):
+            if e.slot in prefix.vectors:
+                prefix.check_norms(e.slot, largest_norm(e.text_encoder))
 
     def generate(self, request: GenerationRequest, prefix: Prefix | None) -> Generation:
         """Generate, with the prefix in front of every prompt of this call only.
 
+        Without a prefix this is the call of the bare pipe and nothing else.
+
         Raises:
             PrefixNotApplied: The pipeline treats its prompts in a way that the guard does not know.
+            PrefixInvalid: The prefix has another width than the text encoder, or leaves no room for a prompt.
             Exception: Whatever the pipe raises, unchanged.
         """
-        view = self._view()
+        arguments = {name: _copied(value) for name, value in request.arguments.items()}
         if prefix is None:
-            output = self._call(view, **request.arguments)
+            output = self._call(self._pipe, **arguments)
             return Generation(output, _count_images(output))
 
-        vectors = prefix.vectors[_SLOT]
+        guarded = {id(e.text_encoder): e for e in encoders_of(self._pipe) if e.slot in prefix.vectors}
         mark = new_mark()
-        tokenizer = PrefixTokenizer(self._pipe.tokenizer, mark, len(vectors))
-        view.__dict__["tokenizer"] = tokenizer
-        arguments = dict(request.arguments)
-        marked = [f"{mark} {prompt}" for prompt in request.prompts]
-        arguments["prompt"] = marked[0] if isinstance(arguments["prompt"], str) else marked
-        with injected(view.text_encoder, vectors) as received:
-            output = self._call(view, **arguments)
-        receipt = Receipt({_SLOT: received.rows}, {_SLOT: tokenizer.tokens_cut})
+        tokenizers: list[tuple[Encoder | None, Any]] = []
+
+        def exchange(text_encoder: nn.Module | None, tokenizer: Any) -> Any:
+            encoder = guarded.get(id(text_encoder))
+            made = prefix_tokenizer(tokenizer, mark, 0 if encoder is None else prefix.n)
+            tokenizers.append((encoder, made))
+            return made
+
+        view = view_of(self._pipe, exchange)
+        with ExitStack() as stack:
+            received: dict[str, Received] = {}
+            for e in guarded.values():
+                block = injected(e.text_encoder, prefix.vectors[e.slot], compare=True, padding=e.tokenizer.pad_token_id)
+                received[e.slot] = stack.enter_context(block)
+            output = self._call(view, **(arguments | _marked(request, mark)))
+        cuts = {
+            encoder.slot: tokenizer.tokens_cut[-request.batch :]
+            for encoder, tokenizer in tokenizers
+            if encoder is not None and tokenizer.tokens_cut
+        }
+        receipt = Receipt(
+            prefix_rows={slot: r.rows for slot, r in received.items()},
+            tokens_cut={slot: cuts.get(slot, ()) for slot in received},
+            change={slot: r.changes for slot, r in received.items()},
+        )
         return Generation(output, _count_images(output), receipt)
 
     def get_setting(self, name: str) -> Any:
@@ -216,13 +206,30 @@ class DiffusersAdapter:
             )
         setattr(self._pipe, name, value)
 
-    def _view(self) -> Any:
-        view = copy.copy(self._pipe)
-        # Not by assignment, which would also write to the configuration that pipe and view share.
-        view.__dict__["scheduler"] = copy.deepcopy(self._pipe.scheduler)
-        # Offloading keeps its hooks on the real pipe.
-        view.__dict__["maybe_free_model_hooks"] = self._pipe.maybe_free_model_hooks
-        return view
+    def _knows(self, name: str) -> bool:
+        # What a pipeline takes beyond its signature it reads from **kwargs, which is where old names live on.
+        return is_known(name) and (name in self._signature.parameters or name in _OLD_NAMES)
+
+    def _implied(
+        self, arguments: Mapping[str, Any], text: Mapping[Channel, tuple[str, ...]], used: set[Channel]
+    ) -> set[Channel]:
+        """The channels that no argument names: they follow from values, or from the pipe itself."""
+        found: set[Channel] = set()
+        negative = [channel for channel in used & _NEGATIVE if channel not in text or any(text[channel])]
+        defaults = {name: p.default for name, p in self._signature.parameters.items() if p.default is not p.empty}
+        if turns_guidance_round({**defaults, **arguments}, with_negative=bool(negative)):
+            found.add(Channel.GUIDANCE)
+        prompts = [t for channel in PROMPT_CHANNELS for t in text.get(channel, ())]
+        if any(token in prompt for prompt in prompts for token in self._turn_tokens()):
+            found.add(Channel.PROMPT_SYNTAX)
+        if self._has_adapter_weights():
+            found.add(Channel.ADAPTER_WEIGHTS)
+        return found
+
+    def _turn_tokens(self) -> set[str]:
+        """Special tokens of the tokenizers that are used with a chat template."""
+        chatty = [e.tokenizer for e in encoders_of(self._pipe) if _has_turns(e.tokenizer)]
+        return {str(t) for tokenizer in chatty for t in tokenizer.added_tokens_decoder.values() if t.special}
 
     def _has_adapter_weights(self) -> bool:
         models = [model for model in self._pipe.components.values() if isinstance(model, nn.Module)]
@@ -230,6 +237,30 @@ class DiffusersAdapter:
             getattr(model, "peft_config", None) or any("lora_" in name for name, _ in model.named_parameters())
             for model in models
         )
+
+
+def _has_turns(tokenizer: Any) -> bool:
+    # Some pipelines write the turns of Qwen's template themselves.
+    return bool(getattr(tokenizer, "chat_template", None)) or "<|im_start|>" in tokenizer.get_vocab()
+
+
+def _marked(request: GenerationRequest, mark: str) -> dict[str, str | list[str]]:
+    """The text arguments of the call, the prompts with the mark in front."""
+    arguments: dict[str, str | list[str]] = {}
+    for name, channel in TEXT.items():
+        found = request.text.get(channel)
+        if found is None:
+            continue
+        # An empty second prompt means "the same as the first", and must go on meaning that.
+        marked = channel in PROMPT_CHANNELS and (channel == Channel.PROMPT or any(found))
+        new = [f"{mark} {text}" for text in found] if marked else list(found)
+        arguments[name] = new if isinstance(request.arguments.get(name), list) else new[0]
+    return arguments
+
+
+def _copied(value: Any) -> Any:
+    """Pipelines may write into the lists they are given."""
+    return list(value) if isinstance(value, list) else value
 
 
 def _count_images(output: Any) -> int:

@@ -1,13 +1,15 @@
 """How a prefix enters a text encoder. No other file knows this.
 
-The prefix goes in as token embeddings after the start token, and everything behind it moves up:
+The prefix goes in as token embeddings directly before the user's first token, and everything behind it moves
+up. For CLIP, whose rows have L = 77 places:
 
-    [start, P₁ … P_N, the user's tokens cut at their end, end, padding …]      L = 77 rows for CLIP
+    [start, P₁ … P_N, the user's tokens cut at their end, end, padding …]
 
 1. The tokenizer writes the row with N *sentinel* ids, −1 … −N, in the places of the prefix.
 2. During one call the embedding layer of the text encoder is of a subclass that puts the vectors where the
    sentinels are. Rows without sentinels come out bit for bit as ever, for every other user of the encoder.
-3. It counts what it really received. That count is the receipt.
+3. It counts what it really received, and the text encoder tells how far its answer is from the one to the
+   same row without the prefix. Both are the receipt.
 
 Where this is not in force (a copied or swapped encoder) a negative id is an index error, never a silent pass.
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -29,15 +31,15 @@ from torch import Tensor, nn
 
 from apl_guard.errors import InvalidInput, PrefixInvalid
 
-from .sequence import frame_of, pad, sequence, token_ids
+from .prefix_tokenizer import new_mark, prefix_tokenizer
 
-__all__ = ["embed", "encode_prompts", "injected", "tokenize_with_prefix"]
+__all__ = ["Received", "embed", "encode_prompts", "injected", "tokenize_with_prefix"]
 
 
 def encode_prompts(
     text_encoder: nn.Module, tokenizer: Any, prompts: Sequence[str], vectors: Tensor | None = None
 ) -> Tensor:
-    """Compute the prompt embeds that the pipeline would compute, with a prefix in front or without.
+    """Compute the prompt embeds that a pipeline for Stable Diffusion would compute, with a prefix or without.
 
     Args:
         text_encoder: A CLIP text model.
@@ -69,13 +71,15 @@ def tokenize_with_prefix(tokenizer: Any, prompts: Sequence[str], n: int) -> Tens
 
     Raises:
         PrefixInvalid: The prefix leaves no room for a prompt.
-        InvalidInput: There are no prompts, or the tokenizer is of another family.
+        InvalidInput: There are no prompts.
     """
     if isinstance(prompts, str) or not prompts:
         raise InvalidInput("expected a list of at least one text", where="prompts")
-    frame = frame_of(tokenizer)
-    rows = [sequence(token_ids(tokenizer, text), frame, n, frame.length)[0] for text in prompts]
-    return torch.tensor(pad(rows, frame, frame.length), dtype=torch.long)
+    mark = new_mark()
+    with_room = prefix_tokenizer(tokenizer, mark, n)
+    texts = [f"{mark} {text}" for text in prompts]
+    input_ids: Tensor = with_room(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+    return input_ids
 
 
 def embed(text_encoder: nn.Module, input_ids: Tensor, vectors: Tensor | None = None) -> Tensor:
@@ -109,29 +113,61 @@ def _hidden(output: Any) -> Tensor:
 
 
 class Received:
-    """What a text encoder really received during one call: for each row, the number of prefix vectors."""
+    """What a text encoder really received and gave during one block of `injected`."""
 
-    def __init__(self, vectors: Tensor) -> None:
+    def __init__(self, vectors: Tensor, padding: int | None) -> None:
         self.vectors = vectors
+        self.padding = padding
         self._counts: list[Tensor] = []
+        self._changes: list[Tensor] = []
 
     def count(self, is_prefix: Tensor) -> None:
+        """Take note of the prefix in one batch of rows, shape (B, L)."""
         # Kept as tensors: reading them now would make a GPU wait in the middle of a call.
         self._counts.append(is_prefix.sum(-1))
+
+    def compare(self, output: Any, plain: Any, has_prefix: Tensor) -> None:
+        """Take note of how far the answer to rows with the prefix is from that to the same rows without."""
+        ours, theirs = _answer(output), _answer(plain)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            return
+        rows = has_prefix.to(ours.device)
+        ours, theirs = ours[rows].float().flatten(1), theirs[rows].float().flatten(1)
+        self._changes.append((ours - theirs).norm(dim=1) / theirs.norm(dim=1).clamp(min=1e-12))
 
     @property
     def rows(self) -> tuple[int, ...]:
         """The number of prefix vectors in each row that had any, in the order of the calls."""
         return tuple(n for counts in self._counts for n in counts.reshape(-1).tolist() if n)
 
+    @property
+    def changes(self) -> tuple[float, ...]:
+        """‖with − without‖ / ‖without‖ of the text encoder's answer, for each row that had a prefix."""
+        return tuple(float(f"{c:.6g}") for changes in self._changes for c in changes.tolist())
+
+
+def _answer(output: Any) -> Tensor | None:
+    """What of a text encoder's output is compared, with the prompts in the first dimension."""
+    hidden = getattr(output, "hidden_states", None)
+    if hidden is not None:
+        answer = hidden[-1]
+    else:
+        answer = output[0] if isinstance(output, tuple) or hasattr(output, "to_tuple") else output
+    return answer if isinstance(answer, Tensor) else None
+
 
 @contextmanager
-def injected(text_encoder: nn.Module, vectors: Tensor) -> Iterator[Received]:
+def injected(
+    text_encoder: nn.Module, vectors: Tensor, *, compare: bool = False, padding: int | None = None
+) -> Iterator[Received]:
     """Put the prefix where sentinel ids are, in this thread and this text encoder, while the block runs.
 
     Args:
         text_encoder: The text encoder that will be called inside the block.
         vectors: The prefix, shape (N, D).
+        compare: Run the text encoder a second time on each batch that holds a prefix, without it, to measure
+            how much the prefix changes.
+        padding: Id of the padding token, for that second time.
 
     Yields:
         What the text encoder received so far.
@@ -143,20 +179,25 @@ def injected(text_encoder: nn.Module, vectors: Tensor) -> Iterator[Received]:
     width = layers[0].embedding_dim
     if vectors.ndim != 2 or vectors.shape[1] != width:
         raise PrefixInvalid(f"prefix of shape {tuple(vectors.shape)}; this text encoder needs (N, {width})")
-    received = Received(vectors)
-    token = _active.set({**(_active.get() or {}), **{id(layer): received for layer in layers}})
-    for layer in layers:
-        _open_gate(layer)
+    received = Received(vectors, padding)
+    gates: list[tuple[nn.Module, type[Any]]] = [(layer, _EmbeddingGate) for layer in layers]
+    if compare:
+        gates.append((text_encoder, _EncoderGate))
+    token = _active.set({**(_active.get() or {}), **{id(module): received for module, _ in gates}})
+    opened: list[nn.Module] = []
     try:
+        for module, gate in gates:
+            _open(module, gate)
+            opened.append(module)
         yield received
     finally:
-        for layer in layers:
-            _close_gate(layer)
+        for module in opened:
+            _close(module)
         _active.reset(token)
 
 
-# Which prefix is in force for which embedding layer. A context variable, so that threads and asyncio tasks
-# with different guards on one text encoder do not see each other.
+# Which prefix is in force for which module. A context variable, so that threads and asyncio tasks with
+# different guards on one text encoder do not see each other.
 _active: ContextVar[Mapping[int, Received] | None] = ContextVar("apl_guard_active_prefixes", default=None)
 _gates = threading.Lock()
 _USES = "_apl_guard_uses"
@@ -170,11 +211,17 @@ def _embedding_layers(text_encoder: nn.Module) -> list[nn.Embedding]:
     return [
         module
         for module in encoder.modules()
-        if isinstance(module, nn.Embedding) and (module is table or module.weight is table.weight)
+        if isinstance(module, nn.Embedding) and (module is table or _shares_table(module, table))
     ]
 
 
-class _Gate:
+def _shares_table(module: nn.Embedding, table: nn.Embedding) -> bool:
+    if table.weight.is_meta:  # offloaded layer by layer: each holds a stand-in of its own
+        return module.weight.shape == table.weight.shape
+    return module.weight is table.weight
+
+
+class _EmbeddingGate:
     """Mixed into the class of an embedding layer while a prefix is in force.
 
     Only `__call__` changes: the object, its weight, hooks and state dict stay what they are.
@@ -193,36 +240,85 @@ class _Gate:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # A copy made during a call is a plain layer, where a sentinel is an index error.
-        state = {key: value for key, value in self.__dict__.items() if key != _USES}
-        return _new, (type(self).__mro__[2],), state
+        return _reduce(self)
 
 
-def _new(cls: type[nn.Embedding]) -> nn.Embedding:
+class _EncoderGate:
+    """Mixed into the class of a text encoder while its answers are compared. It changes none of them."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call: Callable[..., Any] = super().__call__  # type: ignore[misc]
+        output = call(*args, **kwargs)
+        received = (_active.get() or {}).get(id(self))
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        if received is not None and isinstance(input_ids, Tensor):
+            has_prefix = (input_ids < 0).any(-1)
+            if has_prefix.any():
+                plain_ids, mask = _without_prefix(input_ids, kwargs.get("attention_mask"), received.padding or 0)
+                changed: dict[str, Any] = {"input_ids": plain_ids}
+                if "attention_mask" in kwargs:
+                    changed["attention_mask"] = mask
+                rest = () if "input_ids" in kwargs else args[1:]
+                received.compare(output, call(*rest, **{**kwargs, **changed}), has_prefix)
+        return output
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _reduce(self)
+
+
+def _without_prefix(input_ids: Tensor, mask: Tensor | None, padding: int) -> tuple[Tensor, Tensor | None]:
+    """The same rows without the prefix, padded on the side where they were padded before."""
+    ids, places = input_ids.cpu(), None if mask is None else mask.cpu()
+    plain = torch.full_like(ids, padding)
+    plain_mask = None if places is None else torch.zeros_like(places)
+    for row in range(len(ids)):
+        keep = ids[row] >= 0
+        length = int(keep.sum())
+        from_left = ids[row, 0] == padding != ids[row, -1]
+        where = slice(ids.shape[1] - length, None) if from_left else slice(0, length)
+        plain[row, where] = ids[row, keep]
+        if plain_mask is not None and places is not None:
+            plain_mask[row, where] = places[row, keep]
+    return plain.to(input_ids.device), None if plain_mask is None else plain_mask.to(input_ids.device)
+
+
+def _reduce(module: Any) -> Any:
+    state = {key: value for key, value in module.__dict__.items() if key != _USES}
+    return _new, (_plain_class(module),), state
+
+
+def _new(cls: Any) -> Any:
     return cls.__new__(cls)
 
 
 @functools.cache
-def _gated_class(cls: Any, compiled: bool) -> Any:
-    gated = type(f"Gated{cls.__name__}", (_Gate, cls), {"__module__": cls.__module__})
-    if compiled:
+def _gated_class(cls: Any, gate: Any, compiled: bool) -> Any:
+    # The same name, because transformers looks at it to find out what a class can return.
+    gated: Any = type(cls.__name__, (gate, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
+    if compiled and gate is _EmbeddingGate:
         # The compiler must look the prefix up on each call, not bake in the one that it saw first.
-        gated.__call__ = torch.compiler.disable(_Gate.__call__)  # type: ignore
+        disable: Any = torch.compiler.disable
+        gated.__call__ = disable(gate.__call__)
     return gated
 
 
-def _open_gate(layer: nn.Embedding) -> None:
+def _plain_class(module: nn.Module) -> Any:
+    return type(module).__mro__[2]
+
+
+def _open(module: nn.Module, gate: Any) -> None:
     with _gates:
-        uses = layer.__dict__.get(_USES, 0)
+        uses = module.__dict__.get(_USES, 0)
         if not uses:
-            plain: Any = type(layer)
-            layer.__class__ = _gated_class(plain, "torch._dynamo" in sys.modules)
-        layer.__dict__[_USES] = uses + 1
+            plain: Any = type(module)
+            module.__class__ = _gated_class(plain, gate, "torch._dynamo" in sys.modules)
+        module.__dict__[_USES] = uses + 1
 
 
-def _close_gate(layer: nn.Embedding) -> None:
+def _close(module: nn.Module) -> None:
     with _gates:
-        uses = layer.__dict__.pop(_USES) - 1
+        uses = module.__dict__.pop(_USES) - 1
         if uses:
-            layer.__dict__[_USES] = uses
+            module.__dict__[_USES] = uses
         else:
-            layer.__class__ = type(layer).__mro__[2]
+            module.__class__ = _plain_class(module)

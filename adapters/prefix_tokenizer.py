@@ -3,26 +3,31 @@
 The guard writes a *mark* in front of each prompt: random letters, new for each call, that no user can know.
 This tokenizer takes the mark away and makes room for the prefix in its place. Texts without the mark, such as
 negative prompts, are tokenized as ever. So the pipeline's own code needs no change, and what it does with the
-text in between cannot separate a prompt from its prefix without the receipt showing it.
+text in between (templates, system prompts, cleaning) cannot separate a prompt from its prefix without the
+receipt showing it.
+
+    the pipeline's text   … template … MARK the user's text … template …
+    the row of ids        start … −1 … −N, the user's tokens, cut at their end, end, padding
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import secrets
 import threading
 import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from apl_guard.errors import PrefixNotApplied
+from apl_guard.errors import PrefixInvalid, PrefixNotApplied
 
-from .sequence import frame_of, pad, sequence, token_ids
-
-__all__ = ["PrefixTokenizer", "new_mark"]
+__all__ = ["new_mark", "prefix_tokenizer"]
 
 
 def new_mark() -> str:
-    """Make a mark: lower-case letters only, so that cleaning and lower-casing of prompts leave it alone.
+    """Make a mark: lower-case letters only, so that cleaning, templates and lower-casing leave it alone.
 
     Example:
         >>> new_mark().isalpha(), new_mark() == new_mark()
@@ -31,95 +36,229 @@ def new_mark() -> str:
     return "zqx" + "".join(secrets.choice("bcdfghjklmnpqrstvwxz") for _ in range(24)) + "xqz"
 
 
-class PrefixTokenizer:
-    """Stands in for a tokenizer during one call.
+@dataclass
+class _Prefix:
+    """What one call adds to a tokenizer."""
+
+    mark: str
+    n: int
+    lock: threading.RLock
+    cuts: list[int] = field(default_factory=list)
+
+
+def prefix_tokenizer(tokenizer: Any, mark: str, n: int) -> Any:
+    """Make a tokenizer of the same class that puts sentinel ids −1 … −n where a text holds the mark.
 
     Args:
         tokenizer: The pipe's own tokenizer. It is copied once and never touched again: the state of a fast
             tokenizer is shared between threads.
         mark: The mark of this call.
-        n: Number of prefix vectors.
+        n: Number of prefix vectors; 0 takes the mark away and changes nothing else.
+
+    Returns:
+        The tokenizer. Its `tokens_cut` says for each marked text how many tokens did not fit.
     """
+    private, lock = _private_copy(tokenizer)
+    made: Any = object.__new__(_prefix_class(_class_of(private)))
+    made.__dict__.update(private.__dict__)
+    made.__dict__["_prefix"] = _Prefix(mark, n, lock)
+    return made
 
-    def __init__(self, tokenizer: Any, mark: str, n: int) -> None:
-        self._private, self._lock = _private_copy(tokenizer)
-        self._mark = mark
-        self._n = n
-        self.tokens_cut: tuple[int, ...] = ()
-        """For each marked text, how many of its tokens did not fit."""
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._private, name)
+# What a caller may ask of a tokenizer for a marked text. Anything else could place the prefix wrongly.
+_OPTIONS = {
+    "add_special_tokens",
+    "max_length",
+    "pad_to_multiple_of",
+    "padding",
+    "padding_side",
+    "return_attention_mask",
+    "return_length",
+    "return_tensors",
+    "return_token_type_ids",
+    "truncation",
+    "verbose",
+}
 
-    def __len__(self) -> int:
-        return len(self._private)
 
-    def __call__(
-        self,
-        text: Any,
-        *,
-        padding: bool | str = False,
-        truncation: bool | str = False,
-        max_length: int | None = None,
-        return_tensors: str | None = None,
-        **options: Any,
-    ) -> Any:
+class _PrefixTokenizer:
+    """Mixed into the class of a tokenizer."""
+
+    _prefix: _Prefix
+
+    @property
+    def tokens_cut(self) -> tuple[int, ...]:
+        """How many tokens of each marked text did not fit, in the order of the texts."""
+        return tuple(self._prefix.cuts)
+
+    def __call__(self, text: Any = None, *args: Any, **options: Any) -> Any:
         """Tokenize as the pipe's own tokenizer would, with room for the prefix where the mark is."""
-        texts = [text] if isinstance(text, str) else text
-        marked = [isinstance(t, str) and self._mark in t for t in texts] if isinstance(texts, list) else [False]
-        asked: dict[str, Any] = {"padding": padding, "truncation": truncation}
-        asked |= {"max_length": max_length, "return_tensors": return_tensors}
-        with self._lock:
-            if not any(marked):
-                return self._private(text, **asked, **options)
-            if not all(marked) or options or (isinstance(text, str) and return_tensors is None):
-                raise PrefixNotApplied("the pipeline calls its tokenizer in a way that the guard does not know")
-            return self._with_prefix(texts, **asked)
+        with self._prefix.lock:
+            texts = [text] if isinstance(text, str) else text
+            if not self._any_marked(texts):
+                return self._super("__call__", text, *args, **options)
+            unknown = sorted(name for name, value in options.items() if value and name not in _OPTIONS)
+            if args or unknown:
+                raise PrefixNotApplied(
+                    f"the pipeline asks its tokenizer for {unknown or 'a pair of texts'}, which a prefix does not allow"
+                )
+            return self._with_prefix(texts, isinstance(text, str), **options)
 
-    def _with_prefix(
-        self,
-        texts: list[str],
-        padding: bool | str,
-        truncation: bool | str,
-        max_length: int | None,
-        return_tensors: Any,
-    ) -> Any:
+    def encode(self, text: Any, *args: Any, **options: Any) -> Any:
+        """Ids of a text."""
+        if isinstance(text, str) and self._prefix.mark in text:
+            return self(text, *args, **options)["input_ids"]
+        with self._prefix.lock:
+            return self._super("encode", text, *args, **options)
+
+    def tokenize(self, text: str, *args: Any, **options: Any) -> Any:
+        """Split a text into tokens; the mark counts as none."""
+        with self._prefix.lock:
+            return self._super("tokenize", "".join(self._around_mark(text)), *args, **options)
+
+    def _decode(self, token_ids: Any, *args: Any, **options: Any) -> Any:
+        """Turn ids back into text. The prefix becomes the mark, so that the text may be tokenized again."""
+        ids = [token_ids] if isinstance(token_ids, int) else [int(i) for i in token_ids]
+        with self._prefix.lock:
+            text = self._super("_decode", [i for i in ids if i >= 0], *args, **options)
+        return f"{self._prefix.mark} {text}" if self._prefix.n and -1 in ids else text
+
+    def convert_ids_to_tokens(self, ids: Any, *args: Any, **options: Any) -> Any:
+        """The token of an id, or of each of several; those of the prefix have none of their own."""
+        many = [ids] if isinstance(ids, int) else [int(i) for i in ids]
+        tokens = ["<prefix>" if i < 0 else self._super("convert_ids_to_tokens", i, *args, **options) for i in many]
+        return tokens[0] if isinstance(ids, int) else tokens
+
+    def _super(self, method: str, *args: Any, **options: Any) -> Any:
+        return getattr(super(), method)(*args, **options)
+
+    def _any_marked(self, texts: Any) -> bool:
+        if not isinstance(texts, list | tuple) or not texts:
+            return False
+        mark = self._prefix.mark
+        if all(isinstance(t, str) for t in texts):
+            return any(mark in t for t in texts)
+        if mark in str(texts):
+            raise PrefixNotApplied("the pipeline hands its tokenizer prompts in a form that the guard does not know")
+        return False
+
+    def _around_mark(self, text: str) -> tuple[str, str]:
+        before, _, after = text.partition(self._prefix.mark)
+        if self._prefix.mark in after:
+            raise PrefixNotApplied("the pipeline repeated the mark of the guard in a prompt")
+        return before, after.removeprefix(" ")
+
+    def _with_prefix(self, texts: Sequence[str], single: bool, **options: Any) -> Any:
         from transformers import BatchEncoding
 
-        frame = frame_of(self._private)
-        limit = (max_length or frame.length) if truncation else None
+        me: Any = self
+        padding, truncation = options.get("padding") or False, options.get("truncation") or False
+        longest = options.get("max_length") or me.model_max_length
+        limit = longest if _wanted(truncation, "do_not_truncate") else None
+        special = options.get("add_special_tokens", True)
         rows, cuts = [], []
         for text in texts:
-            row, cut = sequence(token_ids(self._private, self._without_mark(text)), frame, self._n, limit)
+            if self._prefix.mark in text:
+                row, cut = self._row(text, limit, special)
+                cuts.append(cut)
+            else:
+                shorten = {} if limit is None else {"truncation": True, "max_length": limit}
+                row = list(
+                    self._super("__call__", text, add_special_tokens=special, verbose=False, **shorten)["input_ids"]
+                )
             rows.append(row)
-            cuts.append(cut)
         if limit is not None:
-            self.tokens_cut = tuple(cuts)
-        masks = [[1] * len(row) for row in rows]
-        if padding:
-            length = (max_length or frame.length) if padding == "max_length" else max(map(len, rows))
-            rows = pad(rows, frame, length)
-            masks = [[*mask, *[0] * (length - len(mask))] for mask in masks]
-        return BatchEncoding({"input_ids": rows, "attention_mask": masks}, tensor_type=return_tensors)
+            self._prefix.cuts.extend(cuts)
+        return_tensors = options.get("return_tensors")
+        encoded: dict[str, Any] = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+        if "token_type_ids" in me.model_input_names and options.get("return_token_type_ids") is not False:
+            encoded["token_type_ids"] = [[0] * len(row) for row in rows]
+        if single and return_tensors is None:
+            encoded = {name: values[0] for name, values in encoded.items()}
+        if _wanted(padding, "do_not_pad"):
+            how = {name: options[name] for name in ("padding_side", "pad_to_multiple_of") if options.get(name)}
+            length = longest if getattr(padding, "value", padding) == "max_length" else None
+            made = self._super("pad", encoded, padding=padding, max_length=length, return_tensors=return_tensors, **how)
+        else:
+            made = BatchEncoding(encoded, tensor_type=return_tensors)
+        if options.get("return_length"):
+            made["length"] = [len(row) for row in made["input_ids"]]
+        if options.get("return_attention_mask") is False:
+            made.pop("attention_mask", None)
+        return made
 
-    def _without_mark(self, text: str) -> str:
-        start = f"{self._mark} "
-        if not text.startswith(start) or text.count(self._mark) != 1:
-            raise PrefixNotApplied("the pipeline moved or repeated the mark of the guard in a prompt")
-        return text.removeprefix(start)
+    def _row(self, text: str, limit: int | None, special: bool) -> tuple[list[int], int]:
+        """The ids of a marked text with the sentinels in their place, and how many tokens were cut."""
+        me: Any = self
+        n = self._prefix.n
+        before, after = self._around_mark(text)
+        plain = before + after
+        frame = {"add_special_tokens": special, "verbose": False}
+        if me.is_fast:
+            spans = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+            encoded = self._super("__call__", plain, **frame, **spans)
+            ids = list(encoded["input_ids"])
+            place, end = self._find_place(encoded, len(before))
+        else:
+            ids = list(self._super("__call__", plain, **frame)["input_ids"])
+            place, end = self._find_place_slowly(ids, before, special)
+        if limit is None or len(ids) + n <= limit:
+            return [*ids[:place], *range(-1, -n - 1, -1), *ids[place:]], 0
+        if place + 1 + end > limit - n or me.truncation_side != "right":
+            raise PrefixInvalid(f"a prefix of {n} vectors leaves no room for a prompt in rows of {limit}")
+        short = list(self._super("__call__", plain, truncation=True, max_length=limit - n, **frame)["input_ids"])
+        return [*short[:place], *range(-1, -n - 1, -1), *short[place:]], len(ids) - len(short)
 
-    def tokenize(self, text: str, **options: Any) -> list[str]:
-        """Split a text into tokens; the mark counts as none."""
-        with self._lock:
-            tokens: list[str] = self._private.tokenize(text.replace(f"{self._mark} ", ""), **options)
-            return tokens
+    def _find_place(self, encoded: Any, position: int) -> tuple[int, int]:
+        """Where the first token of the user's text stands, and how many tokens of the frame follow the text."""
+        ids, spans = encoded["input_ids"], encoded["offset_mapping"]
+        # A special token that the user typed spans characters; one that the tokenizer adds spans none.
+        framing = [
+            bool(special) and start == end
+            for special, (start, end) in zip(encoded["special_tokens_mask"], spans, strict=True)
+        ]
+        inside = [i for i, is_frame in enumerate(framing) if not is_frame]
+        if not inside:  # an empty text
+            lead = self._is_start(ids[0]) if ids else False
+            return int(lead), len(ids) - int(lead)
+        end = len(ids) - 1 - inside[-1]
+        if position == 0:
+            return inside[0], end
+        return next((i for i in inside if spans[i][1] > position), inside[-1] + 1), end
 
-    def batch_decode(self, sequences: Any, **options: Any) -> list[str]:
-        """Turn ids back into texts; the prefix has none."""
-        rows = [[int(i) for i in row if i >= 0] for row in sequences]
-        with self._lock:
-            texts: list[str] = self._private.batch_decode(rows, **options)
-            return texts
+    def _find_place_slowly(self, ids: list[int], before: str, special: bool) -> tuple[int, int]:
+        """The same for tokenizers in Python, which do not say where in the text a token comes from."""
+        me: Any = self
+        if before:
+            raise PrefixNotApplied(f"{type(me).__mro__[2].__name__} cannot place a prefix behind other text")
+        empty = list(self._super("__call__", "", add_special_tokens=special, verbose=False)["input_ids"])
+        place = 0
+        while place < min(len(ids), len(empty)) and ids[place] == empty[place] != me.eos_token_id:
+            place += 1
+        return place, len(empty) - place
+
+    def _is_start(self, token_id: int) -> bool:
+        me: Any = self
+        starts = {me.special_tokens_map.get("bos_token"), me.special_tokens_map.get("cls_token")} - {None}
+        return token_id in {me.convert_tokens_to_ids(str(token)) for token in starts}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a tokenizer of a guarded call cannot be copied")
+
+
+def _wanted(option: Any, no: str) -> bool:
+    return bool(option) and getattr(option, "value", option) != no
+
+
+def _class_of(thing: Any) -> Any:
+    return type(thing)
+
+
+@functools.cache
+def _prefix_class(cls: Any) -> Any:
+    # The same name, because pipelines and processors look at it.
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (_PrefixTokenizer, cls), names)
 
 
 _lock = threading.Lock()
@@ -130,7 +269,7 @@ _copies: dict[int, tuple[weakref.ref[Any], object, tuple[Any, threading.RLock]]]
 def _private_copy(tokenizer: Any) -> tuple[Any, threading.RLock]:
     """A copy of the tokenizer with the lock that guards it, kept as long as the tokenizer lives unchanged."""
     key = id(tokenizer)
-    state = (len(tokenizer), tokenizer.model_max_length, str(tokenizer.special_tokens_map))
+    state = (len(tokenizer), tokenizer.model_max_length, str(tokenizer.special_tokens_map), tokenizer.padding_side)
     with _lock:
         known = _copies.get(key)
         if known is not None and known[0]() is tokenizer and known[1] == state:
@@ -139,6 +278,8 @@ def _private_copy(tokenizer: Any) -> tuple[Any, threading.RLock]:
         restore = getattr(private, "_wrap_decode_method_backend_tokenizer", None)
         if restore is not None:
             restore()  # CLIP's patch of its decoder does not survive copying
+        # Padding after encoding is on purpose here, so the advice against it is off.
+        private.__dict__.setdefault("deprecation_warnings", {})["Asking-to-pad-a-fast-tokenizer"] = True
         forget = weakref.ref(tokenizer, lambda _: _copies.pop(key, None))
         _copies[key] = (forget, state, (private, threading.RLock()))
         return _copies[key][2]

@@ -43,6 +43,9 @@ class Receipt:
     """Slot → for each prompt, how many prefix vectors stood in front of it."""
     tokens_cut: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Slot → for each prompt, how many of its tokens did not fit."""
+    change: Mapping[str, tuple[float, ...]] | None = None
+    """Slot → for each prompt, how far the prefix moved what the text encoder gave, relative to its size. None
+    where that is out of reach."""
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from apl_guard.acceptance import Acceptance
 from apl_guard.audit import AuditLog, Outcome
-from apl_guard.backend import Backend, Generation
+from apl_guard.backend import Backend, Generation, Receipt
 from apl_guard.context import current_context
 from apl_guard.decision import Decision, Reason
 from apl_guard.errors import AplGuardError, GuardUnavailable, PolicyBlocked, PrefixNotApplied
@@ -150,16 +151,11 @@ class Call:
 
     def _check_receipt(self, prefix: Prefix, generation: Generation) -> None:
         """Believe that the prefix was in front of every prompt only where every text encoder saw it."""
-        expected = (prefix.n,) * len(self._request.prompts)
-        for slot in prefix.metadata.widths:
-            received = generation.receipt.prefix_rows.get(slot, ())
-            if received != expected:
-                error = PrefixNotApplied(
-                    f"{slot} received {list(received)} prefix vectors, expected {list(expected)}, one number "
-                    "for each prompt; something replaced the text encoder or its tokenizer during the call"
-                )
-                self._end("failed", error)
-                raise error
+        problem = _find_problem(generation.receipt, prefix.metadata.widths, prefix.n, self._request.batch)
+        if problem is not None:
+            error = PrefixNotApplied(f"{problem}; something replaced the text encoder or its tokenizer during the call")
+            self._end("failed", error)
+            raise error
 
     def _end(self, result: str, error: BaseException | None = None) -> Outcome:
         """Record how the call ended. Nothing is released if that fails."""
@@ -174,6 +170,8 @@ class Call:
             prefix_match=self._fit.tier.value if self._fit is not None else None,
             prefix_rows=dict(generation.receipt.prefix_rows) if generation is not None else {},
             tokens_cut=dict(generation.receipt.tokens_cut) if generation is not None else {},
+            change=dict(generation.receipt.change or {}) if generation is not None else {},
+            slots_without_prefix=tuple(s for s in self._request.slots if prefix and s not in prefix.metadata.widths),
             error=type(error or self._unprotected).__name__ if error or self._unprotected else None,
             overhead_ms=round(1000 * self._watch.overhead_seconds, 3),
             generation_ms=_milliseconds(self._watch.generation_seconds),
@@ -212,6 +210,25 @@ def refuse(error: Exception, backend: Backend, policy: Policy, audit: AuditLog, 
         watch.ended("failed", policy, unwritten)
         raise _unavailable(unwritten) from error
     watch.ended(result, policy, error)
+
+
+def _find_problem(receipt: Receipt, slots: Iterable[str], n: int, batch: int) -> str | None:
+    """What a receipt lacks, or None.
+
+    Args:
+        receipt: What the text encoders really received.
+        slots: Those that should have received the prefix.
+        n: Number of its vectors.
+        batch: Number of prompts. A pipeline may encode them more than once.
+    """
+    for slot in slots:
+        rows = receipt.prefix_rows.get(slot, ())
+        if not batch or set(rows) != {n} or len(rows) % batch:
+            return f"{slot} received {list(rows)} prefix vectors, expected {n} in front of each of {batch} prompts"
+        change = None if receipt.change is None else receipt.change.get(slot, ())
+        if change is not None and (len(change) != len(rows) or not all(0 < c < math.inf for c in change)):
+            return f"the prefix changed what {slot} gave by {list(change)}, expected a change for each prompt"
+    return None
 
 
 def _unavailable(error: Exception) -> AplGuardError:

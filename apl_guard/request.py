@@ -18,12 +18,27 @@ class Channel(StrEnum):
     """One way in which content enters a generation."""
 
     PROMPT = "prompt"
+    PROMPT_2 = "prompt_2"
+    """A second prompt, for a second text encoder."""
+    PROMPT_3 = "prompt_3"
+    PROMPT_4 = "prompt_4"
     NEGATIVE_PROMPT = "negative_prompt"
+    NEGATIVE_PROMPT_2 = "negative_prompt_2"
+    NEGATIVE_PROMPT_3 = "negative_prompt_3"
+    NEGATIVE_PROMPT_4 = "negative_prompt_4"
+    INSTRUCTION = "instruction"
+    """Text that the pipeline puts before the prompt, so before the prefix too."""
     GUIDANCE = "guidance"
-    """A guidance scale that would turn the negative prompt into the prompt."""
+    """A guidance scale that would draw what the negative prompt says."""
     PROMPT_EMBEDS = "prompt_embeds"
     """Prompt embeds that the caller computed: the text encoder, and so the prefix, is left out."""
     NEGATIVE_PROMPT_EMBEDS = "negative_prompt_embeds"
+    IMAGE = "image"
+    """Pictures that generation starts from or is steered by; who is in them stays in them."""
+    CONTROL_IMAGE = "control_image"
+    """A picture that gives outlines, poses or depths."""
+    IMAGE_EMBEDS = "image_embeds"
+    """An encoded picture."""
     IP_ADAPTER = "ip_adapter"
     """A picture, or its embeds, as a second prompt."""
     LATENTS = "latents"
@@ -32,21 +47,26 @@ class Channel(StrEnum):
     """The caller's code between denoising steps, which can exchange prompt embeds and latents."""
     ATTENTION = "attention"
     """Arguments of the attention layers."""
-    IMAGE = "image"
-    """Pictures that generation starts from or is steered by; who is in them stays in them."""
     ADAPTER_WEIGHTS = "adapter_weights"
     """LoRA and similar weights in the pipe, which can hold a person."""
     TEXTUAL_INVERSION = "textual_inversion"
     """Learned words of other people, which can hold a person."""
     PROMPT_SYNTAX = "prompt_syntax"
-    """What a server does to a prompt before it is encoded and that could weaken the prefix."""
+    """What a prompt holds besides plain text and that could weaken the prefix: the syntax of a server, or special
+    tokens that would end the user's turn of a chat template."""
     EXTENSION = "extension"
     """Scripts, settings and parts of a server that the guard does not know."""
 
 
-PROMPT_CHANNELS = (Channel.PROMPT,)
+PROMPT_CHANNELS = (Channel.PROMPT, Channel.PROMPT_2, Channel.PROMPT_3, Channel.PROMPT_4)
 """The channels that a prefix protects."""
-TEXT_CHANNELS = (*PROMPT_CHANNELS, Channel.NEGATIVE_PROMPT)
+TEXT_CHANNELS = (
+    *PROMPT_CHANNELS,
+    Channel.NEGATIVE_PROMPT,
+    Channel.NEGATIVE_PROMPT_2,
+    Channel.NEGATIVE_PROMPT_3,
+    Channel.NEGATIVE_PROMPT_4,
+)
 """The channels whose content is text, which can be looked at and rewritten."""
 
 
@@ -67,6 +87,8 @@ class GenerationRequest:
     """Arguments that the adapter does not know."""
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The arguments of the call, for the adapter."""
+    slots: tuple[str, ...] = ()
+    """The text encoders that the prompts go to, where the adapter can see them."""
     carries_prefix: bool = True
     """Whether a prefix can reach the text encoder. Into a hosted service no embedding can travel."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -79,6 +101,11 @@ class GenerationRequest:
     def prompts(self) -> tuple[str, ...]:
         """The prompts, in order."""
         return self.text.get(Channel.PROMPT, ())
+
+    @property
+    def batch(self) -> int:
+        """How many prompts each text encoder gets."""
+        return max((len(self.text.get(channel, ())) for channel in PROMPT_CHANNELS), default=0)
 
     def saying(self, text: Mapping[Channel, tuple[str, ...]]) -> GenerationRequest:
         """The same request with other texts, in `text` and in the arguments of the same names.

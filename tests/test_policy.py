@@ -63,7 +63,7 @@ def test_a_file_is_read(tmp_path):
         ("name: mine", "name: ../mine", "metadata.name"),
         ("apl-guard/v1", "apl-guard/v2", "'apiVersion' is 'apl-guard/v2'; expected 'apl-guard/v1'"),
         ("action: allow", "action: alow", r"line 13: 'spec.rules.1.then.action' is 'alow'; .*did you mean 'allow'"),
-        ("[prompt]", "[prompt, negative_prompt]", r"a prefix protects \['prompt'\] only; \['negative_prompt'\]"),
+        ("[prompt]", "[prompt, negative_prompt]", r"a prefix protects \['prompt', .*\] only; \['negative_prompt'\]"),
         ("[negative_prompt]", "[latents]", r"no prefix protects \['latents'\]; .*'unsafe_allow'"),
         ("{action: anonymize}", "{action: allow}", "no rule protects prompts; .*'unsafe_allow'"),
         ("{action: allow}", "{action: allow, category: x}", "'category' belongs to action 'block'"),

@@ -45,6 +45,10 @@ class Outcome(BaseModel):
     """Slot → for each prompt, how many prefix vectors the text encoder received in front of it."""
     tokens_cut: Mapping[str, tuple[int, ...]] = {}
     """Slot → for each prompt, how many of its tokens did not fit."""
+    change: Mapping[str, tuple[float, ...]] = {}
+    """Slot → for each prompt, how far the prefix moved what the text encoder gave, relative to its size."""
+    slots_without_prefix: tuple[str, ...] = ()
+    """Text encoders that got the prompts without a prefix, as the policy permits."""
     error: str | None = None
     """Type of the error. Its message is left out, for it may hold a prompt."""
     overhead_ms: float

@@ -1,15 +1,14 @@
 """The guard in front of pipelines of diffusers: same call, the picture of the prefix, nothing left open."""
 
-import inspect
 import shutil
 import threading
 
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
 from apl_guard import Guard, InvalidInput, ModelInvalid, PolicyBlocked, PrefixNotApplied, PrefixNotFound
-from apl_guard.adapters.diffusers_pipe import _CHANNELS, _HARMLESS, load_pipe
+from apl_guard.adapters.diffusers_pipe import load_pipe
 from apl_guard.testing import random_prefix, tiny_pipe
 
 LONG = "a photo of a man in a red shirt, " * 12
@@ -258,20 +257,18 @@ def test_a_pipeline_that_drops_the_prefix_gives_no_picture(shared_pipe, prefix, 
         guard("a photo of a man", num_inference_steps=1)
 
 
-def test_every_argument_of_the_pipeline_is_classified():
-    """A new argument in a new release of diffusers fails here."""
-    signature = inspect.signature(StableDiffusionPipeline.__call__)
-    named = set(signature.parameters) - {"self", "kwargs"}
+class _Extended(StableDiffusionPipeline):
+    """Takes a picture by a name that nobody knows."""
 
-    assert named <= _CHANNELS.keys() | _HARMLESS
-    assert not _CHANNELS.keys() & _HARMLESS
+    def __call__(self, prompt, portrait=None, **kwargs):
+        return super().__call__(prompt, **kwargs)
 
 
 def test_a_pipeline_with_unknown_arguments_is_refused(shared_pipe, prefix):
-    """Image-to-image takes a picture, which a prefix does not see."""
-    pipe = StableDiffusionImg2ImgPipeline(**shared_pipe.components, requires_safety_checker=False)
+    """The argument may be a channel, so the whole pipeline is refused by its name."""
+    pipe = _Extended(**shared_pipe.components, requires_safety_checker=False)
 
-    with pytest.raises(InvalidInput, match="image"):
+    with pytest.raises(InvalidInput, match=r"_Extended.*portrait"):
         Guard(pipe, prefix=prefix)
 
 

@@ -1,0 +1,92 @@
+"""Which pipelines of diffusers the guard stands in front of, and why not in front of the others."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from apl_guard.errors import InvalidInput
+
+from .diffusers_arguments import is_known
+
+__all__ = ["check_supported", "reason_against"]
+
+# Sub-packages of `diffusers.pipelines`. Of each, a pipeline of the true classes is tested against a sequence
+# made by hand; its variants share the code that encodes prompts.
+_SUPPORTED = frozenset(
+    {
+        "aura_flow",
+        "chroma",
+        "controlnet",
+        "controlnet_hunyuandit",
+        "controlnet_sd3",
+        "flux",
+        "hunyuandit",
+        "kandinsky2_2",
+        "latent_consistency_models",
+        "pag",
+        "pixart_alpha",
+        "stable_diffusion",
+        "stable_diffusion_3",
+        "stable_diffusion_xl",
+        "t2i_adapter",
+    }
+)
+
+_VIDEO = "makes videos, not pictures"
+_SOUND = "makes sound, not pictures"
+_TEXT = "makes text, not pictures"
+_OLD = "diffusers does not maintain it any more"
+_REWRITES = "a language model rewrites the prompt before it is encoded, so no prefix can be kept in front of it"
+_NO_ENCODER = "it has no text encoder: the model that draws reads the prompt itself"
+
+_REFUSED: Mapping[str, str] = {}
+"""Sub-package or class → why the guard cannot stand in front of it."""
+
+
+def check_supported(cls: type[Any]) -> None:
+    """Refuse a pipeline class that the guard cannot stand in front of.
+
+    Raises:
+        InvalidInput: It cannot. The message names the class and says why.
+    """
+    reason = reason_against(cls)
+    if reason is not None:
+        raise InvalidInput(f"{cls.__name__} is not covered: {reason}", where="pipe")
+
+
+def reason_against(cls: type[Any]) -> str | None:
+    """Why the guard cannot stand in front of a pipeline class, or None where it can.
+
+    Args:
+        cls: The class of a pipe. One outside of diffusers counts as the class of diffusers that it is made of,
+            but its own arguments are looked at.
+
+    Example:
+        >>> from diffusers import FluxPipeline
+        >>> reason_against(FluxPipeline) is None
+        True
+    """
+    family, name = _family_of(cls)
+    for key in (name, family):
+        if key in _REFUSED:
+            return _REFUSED[key]
+    named = [p.name for p in inspect.signature(cls.__call__).parameters.values() if p.kind is not p.VAR_KEYWORD][1:]
+    if "prompt" not in named:
+        return "it takes no prompt"
+    if family not in _SUPPORTED:
+        return "this version of apl-guard has not been tested with it"
+    unknown = [name for name in named if not is_known(name)]
+    if unknown:
+        return f"it takes {', '.join(unknown)}, which this version of apl-guard does not know"
+    return None
+
+
+def _family_of(cls: type[Any]) -> tuple[str, str]:
+    """The sub-package of `diffusers.pipelines`, and the class there, that a class is made of."""
+    for base in cls.__mro__:
+        parts = base.__module__.split(".")
+        if parts[:2] == ["diffusers", "pipelines"] and len(parts) > 3:
+            return parts[2], base.__name__
+    return "", cls.__name__

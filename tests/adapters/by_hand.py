@@ -1,0 +1,81 @@
+"""The definition of injection: what each text encoder has to give, computed without the code under test.
+
+A row is [before, P₁ … P_N, the user's tokens cut at their end, after, padding]. CLIP is computed layer by layer;
+the others take token embeddings, so they are called with the row of vectors.
+"""
+
+import torch
+from transformers.masking_utils import create_causal_mask
+
+
+@torch.no_grad()
+def clip_by_hand(text_encoder, tokenizer, prompts, vectors, length=77):
+    """Everything a CLIP text model gives: `last`, `hidden` of every layer, `pooled`, `projected`."""
+    inner = getattr(text_encoder, "text_model", text_encoder)
+    table = inner.embeddings.token_embedding.weight
+    n = len(vectors)
+    rows, ends = [], []
+    for prompt in prompts:
+        user = tokenizer(prompt, add_special_tokens=False).input_ids[: length - n - 2]
+        after = [*user, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * (length - n - len(user) - 2)]
+        rows.append(torch.cat([table[tokenizer.bos_token_id][None], vectors.to(table), table[torch.tensor(after)]]))
+        ends.append(1 + n + len(user))
+    state = torch.stack(rows) + inner.embeddings.position_embedding.weight[:length]
+    mask = create_causal_mask(
+        config=text_encoder.config, inputs_embeds=state, attention_mask=None, past_key_values=None
+    )
+    hidden = [state]
+    for layer in inner.encoder.layers:
+        output = layer(state, mask, is_causal=True)
+        state = output[0] if isinstance(output, tuple) else output
+        hidden.append(state)
+    last = inner.final_layer_norm(state)
+    pooled = last[torch.arange(len(prompts)), torch.tensor(ends)]
+    projected = text_encoder.text_projection(pooled) if hasattr(text_encoder, "text_projection") else None
+    return {"last": last, "hidden": hidden, "pooled": pooled, "projected": projected}
+
+
+def row_by_hand(tokenizer, prompt, n, length, before="", after=""):
+    """Ids of a row without padding, 0 in the places of the prefix, and where the prefix begins.
+
+    `before` and `after` are what the pipeline writes around the prompt.
+    """
+
+    def ids(text, special=False):
+        return list(tokenizer(text, add_special_tokens=special).input_ids)
+
+    frame = ids("", special=True)
+    end = frame[-1:] if frame and frame[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id) else []
+    start = frame[: len(frame) - len(end)] + (ids(before) if before else [])
+    room = length - n - len(start) - len(end)
+    user = (ids(prompt) + (ids(after) if after else []))[:room]
+    return [*start, *[0] * n, *user, *end], len(start)
+
+
+@torch.no_grad()
+def encoder_by_hand(text_encoder, tokenizer, rows, vectors, masked, length, **options):
+    """What a text encoder gives that takes token embeddings.
+
+    Args:
+        rows: From `row_by_hand`.
+        masked: Whether the pipeline hands over the attention mask.
+        length: Of the padded row; None pads to the longest.
+    """
+    table = text_encoder.get_input_embeddings()
+    length = length or max(len(ids) for ids, _ in rows)
+    embeddings, masks = [], []
+    for ids, place in rows:
+        row = table(torch.tensor(ids)).clone()
+        row[place : place + len(vectors)] = vectors.to(row)
+        missing = length - len(ids)
+        padding = table(torch.full((missing,), tokenizer.pad_token_id))
+        mask = torch.tensor([1] * len(ids))
+        if tokenizer.padding_side == "left":
+            embeddings.append(torch.cat([padding, row]))
+            masks.append(torch.cat([torch.zeros(missing, dtype=torch.long), mask]))
+        else:
+            embeddings.append(torch.cat([row, padding]))
+            masks.append(torch.cat([mask, torch.zeros(missing, dtype=torch.long)]))
+    mask = torch.stack(masks)
+    output = text_encoder(inputs_embeds=torch.stack(embeddings), attention_mask=mask if masked else None, **options)
+    return output, mask
