@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apl_guard.cli.services import Arguments, find_service
 from apl_guard.errors import PolicyBlocked, StorageFailed
 from apl_guard.storage import write_file
 
@@ -19,7 +20,13 @@ __all__ = ["generate", "open_model"]
 
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.", metavar="PROMPT...")],
-    model: Annotated[str, typer.Option(help="Model folder, hub id, or 'minifaces' for the shipped model.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Model folder, hub id, or 'minifaces' for the shipped model; or a service: a1111:URL, comfyui:URL or "
+            "openai:URL, whose key is read from APL_GUARD_API_KEY."
+        ),
+    ],
     output: Annotated[Path, typer.Option(help="Folder for the pictures: 000.png, 001.png, …")],
     policy: Annotated[str, typer.Option(help="Name of a built-in policy, or a policy file.")] = "anonymize_faces",
     prefix: Annotated[
@@ -33,6 +40,16 @@ def generate(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a service: the checkpoint that the prefix was made for, as a hash (a1111) or file (comfyui); "
+            "the model (openai)."
+        ),
+    ] = None,
+    insecure_http: Annotated[
+        bool, typer.Option("--insecure-http", help="Permit http:// to a service on another machine.")
+    ] = False,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda.", show_default="a GPU if there is one")
     ] = None,
@@ -40,26 +57,29 @@ def generate(
     """Generate pictures under a policy, and print the decision for each prompt.
 
     Example: apl-guard generate --model minifaces --seed 1 --output out "a photo of a man" "a red car"
-    """
-    import torch
 
+    Example: apl-guard generate --model a1111:http://127.0.0.1:7860 --prefix sd15 --output out "a photo of a man"
+    """
+    from apl_guard.adapters.http_client import RemoteError
     from apl_guard.guard import Guard
 
-    pipe = open_model(model)
-    pipe.set_progress_bar_config(leave=False)
-    pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipe, arguments = find_service(
+        model, checkpoint, insecure_http, seed=seed, steps=steps, guidance=guidance
+    ) or _open_local(model, device, seed, steps, guidance)
     guard = Guard(pipe, policy, prefix=prefix, audit=audit, audit_witness=audit_witness or ())
-    options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
-    options = {name: value for name, value in options.items() if value is not None}
     _make_folder(output)
     blocked = False
     for number, prompt in enumerate(prompts):
+        positional, named = arguments(prompt)
         try:
-            made = guard.generate(prompt, generator=torch.Generator("cpu").manual_seed(seed), **options)
+            made = guard.generate(*positional, **named)
         except PolicyBlocked as error:
             blocked = True
             typer.echo(f"{number:03d}  block  {error}")
             continue
+        except RemoteError as error:
+            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(1) from error
         path = output / f"{number:03d}.png"
         content = io.BytesIO()
         made.output.images[0].save(content, format="PNG")
@@ -67,6 +87,20 @@ def generate(
         typer.echo(f"{number:03d}  {_describe(made)}  {path}")
     if blocked:
         raise typer.Exit(3)
+
+
+def _open_local(
+    model: str, device: str | None, seed: int, steps: int | None, guidance: float | None
+) -> tuple[Any, Arguments]:
+    """A pipeline in this process, and how it is called."""
+    import torch
+
+    pipe = open_model(model)
+    pipe.set_progress_bar_config(leave=False)
+    pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
+    options = {name: value for name, value in options.items() if value is not None}
+    return pipe, lambda prompt: ((prompt,), {"generator": torch.Generator("cpu").manual_seed(seed), **options})
 
 
 def open_model(name: str) -> Any:
