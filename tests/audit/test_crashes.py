@@ -90,6 +90,22 @@ def test_many_processes_lose_nothing_and_repeat_nothing(folders):
     assert (report.verdict, report.writers, report.records) == (Verdict.VALID, 8, report.witnessed)
 
 
+def test_a_process_that_forks_while_it_writes(folders):
+    """Each child opens a row of its own; nobody waits for a lock that a thread of the parent held."""
+    log, witness = folders
+
+    found = program("fork", log, witness)
+
+    assert json.loads(found.stdout) == [0] * 4, found.stderr
+    expected = {f"parent{n}-{i}" for n in range(3) for i in range(60)}
+    expected |= {f"child{c}{n}-{i}" for c in range(4) for n in range(3) for i in range(10)}
+    assert sorted(in_log(log)) == sorted(
+        f"guard.{event} {name}" for name in expected for event in ("decision", "outcome")
+    )
+    report = verify_log(log, [witness])
+    assert (report.verdict, report.writers, report.records) == (Verdict.VALID, 5, report.witnessed)
+
+
 @pytest.fixture(scope="module")
 def system_calls(tmp_path_factory):
     """(call, n): the n-th such call of the program is one that the log makes."""

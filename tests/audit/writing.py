@@ -100,6 +100,42 @@ def crowd(log, witness, processes, calls):
     print(json.dumps(codes))
 
 
+def fork(log, witness):
+    """A process forks while its threads write and its checkpoints are made; parent and child both go on."""
+    durable = DurableLog(log, [witness], options=LogOptions(checkpoint_records=4, checkpoint_seconds=0.001))
+
+    def write(name, count):
+        for number in range(count):
+            fields = {"decision_id": f"{name}-{number}"}
+            durable.append("guard.decision", fields, decision=fields["decision_id"], opens=True)
+            durable.append("guard.outcome", fields, decision=fields["decision_id"], closes=True)
+
+    threads = [threading.Thread(target=write, args=(f"parent{number}", 60)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    children = []
+    for number in range(4):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                inner = [threading.Thread(target=write, args=(f"child{number}{n}", 10)) for n in range(3)]
+                for thread in inner:
+                    thread.start()
+                for thread in inner:
+                    thread.join()
+                durable.close()
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    for thread in threads:
+        thread.join()
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    durable.close()
+    print(json.dumps(codes))
+
+
 def steps(folder):
     """Open, write, seal, rotate, change keys, write on, close. What it says goes out by a call of its own."""
     said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -179,5 +215,7 @@ if __name__ == "__main__":
             rounds(Path(log), Path(witness), int(rest[0]), int(rest[1]))
         case "crowd":
             crowd(Path(log), Path(witness), int(rest[0]), int(rest[1]))
+        case "fork":
+            fork(Path(log), Path(witness))
         case "faults":
             faults(Path(log), witness)
