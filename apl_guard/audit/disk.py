@@ -134,6 +134,36 @@ def try_lock(handle: int) -> bool:
     return True
 
 
+def network_file_system(path: Path, mounts: str | None = None) -> str | None:
+    """The kind of network file system that a path is on; None for a local one, and where nobody can tell.
+
+    Args:
+        path: An existing path.
+        mounts: What stands in `/proc/self/mountinfo`. None reads it.
+    """
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text() if mounts is None else mounts
+        places = [str(path.resolve()), *map(str, path.resolve().parents)]
+    except OSError:
+        return None
+    kinds: dict[str, str] = {}
+    for line in mounts.splitlines():
+        before, dash, after = line.partition(" - ")
+        if dash and len(before.split(" ")) > 4 and after:
+            # A space in a name is written as \\040; of two mounts on one place, the later counts.
+            kinds[before.split(" ")[4].encode().decode("unicode_escape")] = after.split(" ")[0]
+    kind = next((kinds[place] for place in places if place in kinds), "")
+    return kind if kind in _NETWORK else None
+
+
+_NETWORK = frozenset(
+    [
+        *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.s3fs"),
+        *("fuse.rclone", "fuse.glusterfs", "fuse.ceph", "fuse.gcsfuse", "fuse.blobfuse2", "fuse.juicefs"),
+    ]
+)
+
+
 def unavailable(error: BaseException, where: str | Path) -> AuditUnavailable:
     """The error for a record that could not be written. It holds no text of the record."""
     reason = getattr(error, "strerror", None) or type(error).__name__

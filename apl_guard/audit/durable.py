@@ -146,6 +146,11 @@ class DurableLog:
     def _open(self) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            if kind := disk.network_file_system(self._folder):
+                raise AuditUnavailable(
+                    f"{self._folder} is on {kind}, whose locks and syncs do not keep their word; put the log on a "
+                    "local disk and the witness there"
+                )
             with disk.lock(self._folder / _LOCK):
                 self._identity = _open_or_create(self._folder, self._keys, self._options.epochs)
                 self._digest_key = disk.read_private(self._keys / DIGEST_KEY)

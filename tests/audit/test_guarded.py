@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections import Counter
+from pathlib import Path
 
 import instant
 import pytest
@@ -313,6 +314,56 @@ class TestKeys:
         with pytest.raises(AuditUnavailable, match="cannot be used"):
             self.reopen(log)
         log.chmod(0o700)
+
+
+MOUNTS = """\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+30 22 0:40 / /mnt rw - tmpfs tmpfs rw
+31 30 0:41 / /mnt/share rw shared:7 - nfs4 host:/share rw
+32 31 0:42 / /mnt/share/local rw - xfs /dev/vdb rw
+33 22 0:43 / /mnt/with\\040space rw - fuse.sshfs host:/ rw
+34 22 0:44 / /data rw - nfs host:/ rw
+35 22 0:45 / /data rw - ext4 /dev/vdc rw
+damaged line
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/var/log", None),
+        ("/mnt/log", None),
+        ("/mnt/share", "nfs4"),
+        ("/mnt/share/log/deep", "nfs4"),
+        ("/mnt/shared", None),
+        ("/mnt/share/local/log", None),
+        ("/mnt/with space/log", "fuse.sshfs"),
+        ("/data/log", None),
+    ],
+)
+def test_network_file_systems_are_told_from_local_ones(path, kind):
+    """By the innermost mount, of two on one place by the later."""
+    assert disk.network_file_system(Path(path), MOUNTS) == kind
+
+
+def test_a_log_on_a_network_file_system_is_refused(folders, monkeypatch):
+    """At the start. A witness may be on one."""
+    monkeypatch.setattr(disk, "network_file_system", lambda path: "nfs4")
+
+    with pytest.raises(AuditUnavailable, match="local"):
+        AuditLog(folders[0], witness=folders[1])
+
+
+def test_a_checkpoint_says_that_nothing_happened(folders):
+    """Without records too, from time to time."""
+    from apl_guard.audit.durable import DurableLog, LogOptions
+
+    log, witness = folders
+    durable = DurableLog(log, [witness], options=LogOptions(heartbeat_seconds=0.02, checkpoint_seconds=0.01))
+    assert wait_for(lambda: (witness / durable.identity.log / "checkpoints.jsonl").read_bytes().count(b"\n") > 4)
+    durable.close()
+    report = verify_log(log, [witness])
+    assert (report.verdict, report.records) == (Verdict.VALID, 2)
 
 
 def test_a_witness_inside_the_log_is_refused(folders):
