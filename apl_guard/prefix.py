@@ -196,6 +196,40 @@ class Prefix:
         """
         return _parse(content, where=Path(where))
 
+    @classmethod
+    def from_parts(
+        cls, arrays: Mapping[str, npt.NDArray[np.float32]], header: Mapping[str, str], where: str | os.PathLike[str]
+    ) -> Prefix:
+        """Put a prefix together from what was read of it, and check that the parts belong to each other.
+
+        Args:
+            arrays: Slot → array of shape (N, D).
+            header: What `header` gave.
+            where: Where it comes from, for messages.
+
+        Raises:
+            PrefixInvalid: They do not.
+        """
+        where = Path(where)
+        if not header.keys() >= {_METADATA_KEY, _DIGEST_KEY}:
+            raise PrefixInvalid("no metadata of apl-guard; expected a file from `apl-guard train`", where=where)
+        try:
+            metadata = PrefixMetadata.model_validate(parse_json(header[_METADATA_KEY], "metadata", where))
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "metadata"
+            raise PrefixInvalid(f"metadata field '{printable(field)}': {first['msg']}", where=where) from error
+        # One text for one content, or two files with one digest would differ.
+        if metadata.canonical_json() != header[_METADATA_KEY]:
+            raise PrefixInvalid("the metadata is not in its canonical form", where=where)
+        _check_arrays(arrays, metadata, where)
+        prefix = cls(arrays, metadata)
+        if prefix.digest != header[_DIGEST_KEY]:
+            raise PrefixInvalid(
+                "the digest does not fit the content: the file was changed or damaged; get it again", where=where
+            )
+        return prefix
+
     def check_norms(self, slot: str, largest: float) -> None:
         """Make sure that the vectors are not far larger than the token embeddings that they stand among.
 
@@ -233,6 +267,10 @@ class Prefix:
         files[FILE_NAME] = self.to_bytes()
         return write_folder(Path(folder), files)
 
+    def header(self) -> dict[str, str]:
+        """What stands in the header of its file: the metadata, and the digest over them and the vectors."""
+        return {_METADATA_KEY: self.metadata.canonical_json(), _DIGEST_KEY: self.digest}
+
     def to_bytes(self) -> bytes:
         """The content of its file, which `parse` reads.
 
@@ -241,7 +279,7 @@ class Prefix:
         """
         from safetensors.numpy import save
 
-        content = save(self._arrays, {_METADATA_KEY: self.metadata.canonical_json(), _DIGEST_KEY: self.digest})
+        content = save(self._arrays, self.header())
         if len(content) > MAX_FILE_BYTES:
             raise PrefixInvalid(f"{len(content)} bytes, expected ≤ {MAX_FILE_BYTES}: fewer vectors", where="vectors")
         return content
@@ -321,19 +359,4 @@ def _parse(content: bytes, where: Path) -> Prefix:
     arrays, header = parse_tensors(content, where)
     if header.keys() != {_METADATA_KEY, _DIGEST_KEY}:
         raise PrefixInvalid("no metadata of apl-guard; expected a file from `apl-guard train`", where=where)
-    try:
-        metadata = PrefixMetadata.model_validate(parse_json(header[_METADATA_KEY], "metadata", where))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "metadata"
-        raise PrefixInvalid(f"metadata field '{printable(field)}': {first['msg']}", where=where) from error
-    # One text for one content, or two files with one digest would differ.
-    if metadata.canonical_json() != header[_METADATA_KEY]:
-        raise PrefixInvalid("the metadata is not in its canonical form", where=where)
-    _check_arrays(arrays, metadata, where)
-    prefix = Prefix(arrays, metadata)
-    if prefix.digest != header[_DIGEST_KEY]:
-        raise PrefixInvalid(
-            "the digest does not fit the content: the file was changed or damaged; get it again", where=where
-        )
-    return prefix
+    return Prefix.from_parts(arrays, header, where)

@@ -1,11 +1,14 @@
 """The command line: what it prints, writes and returns."""
 
 import json
+import shutil
+import subprocess
 import sys
 
 import pytest
+from safetensors.torch import save_file
 
-from apl_guard import cli
+from apl_guard import Prefix, cli
 from apl_guard.testing import tiny_pipe
 
 
@@ -63,6 +66,61 @@ def test_verify_of_a_damaged_prefix_fails(run, trained, own_registry):
     assert err.startswith("error: ")
     assert str(path) in err
     assert len(err.splitlines()) == 1
+
+
+def test_export_and_import(run, trained, prefix, model, tmp_path):
+    """A prefix goes out as an embedding and comes back as the same prefix; a foreign one needs its model."""
+    assert run("prefix", "export", trained, "--output", tmp_path / "embeddings")[0] == 0
+    file = tmp_path / "embeddings" / f"{prefix.embedding_name}.safetensors"
+
+    assert run("prefix", "import", file, "--output", tmp_path / "again")[0] == 0
+    assert Prefix.load(tmp_path / "again").digest == prefix.digest
+
+    save_file({"emb_params": prefix.vectors["text_encoder"]}, tmp_path / "foreign.safetensors")
+    code, _, err = run("prefix", "import", tmp_path / "foreign.safetensors", "--output", tmp_path / "bound")
+    assert (code, "--model" in err) == (2, True)
+    arguments = ("--model", model, "--output", tmp_path / "bound")
+    assert run("prefix", "import", tmp_path / "foreign.safetensors", *arguments)[0] == 0
+    assert Prefix.load(tmp_path / "bound").metadata.fingerprints == prefix.metadata.fingerprints
+    assert run("prefix", "export", trained, "--output", tmp_path, "--key", "nonsense")[0] == 2
+
+
+def test_publish_and_take_over(run, trained, prefix, tmp_path):
+    """Push, pull into another registry, revoke; the exit codes of verify."""
+    bucket, other = f"file://{tmp_path / 'bucket'}", tmp_path / "other"
+    run("prefix", "register", trained, "--name", "sd15")
+    assert run("prefix", "push", "sd15", bucket)[0] == 0
+    assert run("prefix", "push", "sd15", bucket)[0] == 2  # versions only grow
+    assert run("prefix", "pull", bucket, "sd15", "--registry", other)[0] == 0
+    assert prefix.digest in run("prefix", "show", "sd15", "--registry", other)[1]
+
+    code, out, _ = run("prefix", "verify", "sd15", "--registry", other)
+    assert (code, "signature not checked" in out) == (0, True)
+    assert run("prefix", "revoke", "sd15", "--reason", "weak", "--registry", other)[0] == 0
+    assert run("prefix", "verify", "sd15", "--registry", other)[0] == 4
+    assert "REVOKED" in run("prefix", "list", "--all", "--registry", other)[1]
+    assert run("prefix", "verify", "nothing")[0] == 2
+
+
+def test_sign_and_verify(run, trained, tmp_path):
+    """A signature of the wrong key, and none at all, are exit code 4."""
+    pytest.importorskip("model_signing", reason="apl-guard[signing] is not installed")
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl is not installed")
+    for name in ("mine", "other"):
+        make = [program, "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", tmp_path / f"{name}.pem"]
+        subprocess.run(make, check=True)
+        public = [program, "ec", "-in", tmp_path / f"{name}.pem", "-pubout", "-out", tmp_path / f"{name}.pub"]
+        subprocess.run(public, check=True, capture_output=True)
+    run("prefix", "register", trained, "--name", "sd15")
+
+    assert run("prefix", "verify", "sd15", "--signer", tmp_path / "mine.pub")[0] == 4
+    assert run("prefix", "sign", "sd15", "--key", tmp_path / "mine.pem")[0] == 0
+    assert run("prefix", "verify", "sd15", "--signer", tmp_path / "mine.pub")[0] == 0
+    assert run("prefix", "verify", "sd15", "--signer", tmp_path / "other.pub")[0] == 4
+    assert run("prefix", "verify", "sd15", "--signer", tmp_path / "mine.pem")[0] == 2
+    assert run("prefix", "sign", "sd15", "--key", tmp_path / "mine.pub")[0] == 2
 
 
 def test_policies(run):

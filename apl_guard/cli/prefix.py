@@ -10,14 +10,16 @@ from typing import Annotated
 import typer
 
 from apl_guard.acceptance import Acceptance
-from apl_guard.errors import InvalidInput
+from apl_guard.errors import InvalidInput, StorageFailed
+from apl_guard.exchange import Embedding, bind, convert_pickle, from_embedding, is_pickle, to_embedding
 from apl_guard.registry import PrefixRegistry, RegistryEntry
-from apl_guard.tensorfile import printable
+from apl_guard.storage import write_file
+from apl_guard.tensorfile import printable, read_file
 
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Register prefixes, look at them, sign them, publish them and take them over.",
+    help="Register prefixes, look at them, sign and share them, exchange them with other programs.",
     epilog="A registry is a folder, a URL such as s3://bucket/prefixes, or owner/name on the Hugging Face hub. "
     "docs/registry.md describes it.",
     no_args_is_help=True,
@@ -35,6 +37,13 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Signers = Annotated[
     list[Path] | None,
     typer.Option("--signer", help="A public key in PEM, one of which must have signed. Can be repeated."),
+]
+
+_Keys = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--key", help="SLOT=KEY, the key of a slot's tensor in the file. Can be repeated.", show_default="auto"
+    ),
 ]
 
 
@@ -214,6 +223,82 @@ def push(
     here.check(entry, Acceptance())
     here.publish(entry, target)
     typer.echo(f"pushed {_line(entry)}\n  to {target}")
+
+
+@app.command("export", no_args_is_help=True)
+def export_embedding(
+    prefix: Annotated[str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.")],
+    output: Annotated[Path, typer.Option(help="A file that ends in .safetensors, or a folder to put it in.")],
+    key: _Keys = None,
+    registry: _Registry = None,
+) -> None:
+    """Write a prefix as an embedding for diffusers, AUTOMATIC1111, Forge or ComfyUI.
+
+    The file goes into the server's folder `embeddings`; its name is what is typed in a prompt. In a folder it is named
+    after the prefix's digest, which is the name that apl-guard's adapters for these servers look for. Keys are
+    `emb_params` for one text encoder, else `clip_l`, `clip_g` and `t5xxl`.
+
+    Example: apl-guard prefix export sd15 --output stable-diffusion-webui/embeddings
+    """
+    found = PrefixRegistry(registry)
+    loaded = found.check(found.open(prefix), Acceptance())
+    content = to_embedding(loaded, _read_pairs(key))
+    file = output if output.suffix == ".safetensors" else output / f"{loaded.embedding_name}.safetensors"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageFailed(error.strerror or "cannot be made", path=file.parent) from error
+    write_file(file, content)
+    typer.echo(f"exported {loaded.n} vectors\n  to {file}")
+
+
+@app.command("import", no_args_is_help=True)
+def import_embedding(
+    file: Annotated[Path, typer.Argument(help="A .safetensors, .pt, .bin or .ckpt embedding.")],
+    output: Annotated[Path, typer.Option(help="The prefix folder to write.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The model that it was trained with: folder, hub id, or 'minifaces'. Not needed for an export."
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What to call it.", show_default="the output folder")] = None,
+    key: _Keys = None,
+) -> None:
+    """Make a prefix of an embedding: an export, a textual inversion, or the file of the paper's authors.
+
+    A file in torch's pickle format is converted by another process of limited time and memory, which accepts tensors
+    and nothing else; it is never unpickled in this one.
+
+    Example: apl-guard prefix import apl.pt --model runwayml/stable-diffusion-v1-5 --output prefixes/authors
+    """
+    content = read_file(file, limit=16 << 20)
+    found = from_embedding(convert_pickle(file) if is_pickle(content) else content, where=file)
+    if isinstance(found, Embedding):
+        if model is None:
+            raise InvalidInput(
+                f"{file.name} does not say which text encoder it is for; name the model that it was trained with",
+                where="--model",
+            )
+        from apl_guard.cli.generate import open_model
+
+        found = bind(found, open_model(model), name or output.resolve().name, _read_pairs(key))
+    elif name is not None and name != found.metadata.name:
+        raise InvalidInput(
+            f"the export is of prefix '{found.metadata.name}' and stays so; register it under another name",
+            where="--name",
+        )
+    found.save(output)
+    typer.echo(f"imported {found.n} vectors  digest {found.digest[:12]}\n  to {output}")
+
+
+def _read_pairs(pairs: list[str] | None) -> dict[str, str] | None:
+    if pairs is None:
+        return None
+    found = dict(pair.partition("=")[::2] for pair in pairs)
+    if len(found) != len(pairs) or not all(found) or not all(found.values()):
+        raise InvalidInput("expected SLOT=KEY, such as text_encoder_2=clip_g, each slot once", where="--key")
+    return found
 
 
 def _read_keys(paths: list[Path] | None) -> tuple[str, ...]:
