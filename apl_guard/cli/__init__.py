@@ -11,7 +11,7 @@ import sys
 import typer
 
 from apl_guard._version import __version__
-from apl_guard.cli import audit, minifaces, policy, prefix
+from apl_guard.cli import audit, metrics, minifaces, policy, prefix
 from apl_guard.cli.demo import demo
 from apl_guard.cli.evaluate import evaluate
 from apl_guard.cli.generate import generate
@@ -48,6 +48,7 @@ app.command(no_args_is_help=True)(generate)
 app.add_typer(prefix.app, name="prefix")
 app.add_typer(policy.app, name="policy")
 app.add_typer(audit.app, name="audit")
+app.add_typer(metrics.app, name="metrics")
 app.command(no_args_is_help=True)(train)
 app.command("eval", no_args_is_help=True)(evaluate)
 app.command()(demo)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from apl_guard.errors import MetricsUnavailable
+from apl_guard.errors import MetricsUnavailable, PrefixNotApplied
 from apl_guard.metrics import labels
 from apl_guard.metrics.labels import ERROR_TYPES, OTHER, RELOADS, RESULTS, Known, Stage
 from apl_guard.metrics.serve import is_multiprocess
@@ -167,6 +167,7 @@ class Metrics:
             self._errors.labels(Stage.DETECT.value, kind, "fallback")
             for stage in (Stage.DETECT, Stage.FIND_PREFIX):
                 self._errors.labels(stage.value, kind, "passed_through")
+        self._errors.labels(Stage.INJECT.value, PrefixNotApplied.__name__, "blocked")
         for outcome in RELOADS:
             self._reloads.labels(outcome)
 

@@ -1,0 +1,60 @@
+"""`apl-guard metrics`: alert rules and a dashboard to take along, and metrics of several processes over HTTP."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apl_guard.storage import write_file
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Alert rules, a dashboard, and metrics of several processes.", no_args_is_help=True)
+
+_Output = Annotated[Path | None, typer.Option(help="File to write. Printed where none is named.")]
+
+
+@app.command("rules")
+def write_rules(output: _Output = None) -> None:
+    """Print the recording rules and alerts for Prometheus.
+
+    Example: apl-guard metrics rules --output /etc/prometheus/apl-guard.rules.yml
+    """
+    _give("rules.yml", output)
+
+
+@app.command("dashboard")
+def write_dashboard(output: _Output = None) -> None:
+    """Print the dashboard for Grafana, to be imported there.
+
+    Example: apl-guard metrics dashboard --output apl-guard.dashboard.json
+    """
+    _give("dashboard.json", output)
+
+
+@app.command("serve")
+def serve_metrics(
+    port: Annotated[int, typer.Option(help="Where to listen; 0 takes a free port.")] = 9108,
+    address: Annotated[str, typer.Option(help="On which address; 0.0.0.0 is reachable from elsewhere.")] = "127.0.0.1",
+) -> None:
+    """Serve what several processes count together in the folder of PROMETHEUS_MULTIPROC_DIR, until Ctrl-C.
+
+    Example: PROMETHEUS_MULTIPROC_DIR=/run/apl-guard/metrics apl-guard metrics serve --port 9108
+    """
+    from apl_guard.metrics import of_all_processes, serve
+
+    server = serve(of_all_processes(), port, address)
+    typer.echo(f"metrics of all processes on http://{address}:{server.port}/metrics")
+    server.wait()
+
+
+def _give(name: str, output: Path | None) -> None:
+    content = (files("apl_guard.metrics") / "monitoring" / name).read_bytes()
+    if output is None:
+        typer.echo(content.decode(), nl=False)
+    else:
+        write_file(output, content)
+        typer.echo(f"{output} written")
