@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from time import perf_counter
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -169,7 +170,9 @@ class DiffusersAdapter:
             for e in guarded.values():
                 block = injected(e.text_encoder, prefix.vectors[e.slot], compare=True, padding=e.tokenizer.pad_token_id)
                 received[e.slot] = stack.enter_context(block)
+            began = perf_counter()
             output = self._call(view, **(arguments | _marked(request, mark)))
+            seconds = perf_counter() - began
         cuts = {
             encoder.slot: tokenizer.tokens_cut[-request.batch :]
             for encoder, tokenizer in tokenizers
@@ -180,7 +183,7 @@ class DiffusersAdapter:
             tokens_cut={slot: cuts.get(slot, ()) for slot in received},
             change={slot: r.changes for slot, r in received.items()},
         )
-        return Generation(output, _count_images(output), receipt)
+        return Generation(output, _count_images(output), receipt, seconds)
 
     def get_setting(self, name: str) -> Any:
         """A setting of the pipe, or a method that places or speeds up its models.
