@@ -39,9 +39,51 @@ _SOUND = "makes sound, not pictures"
 _TEXT = "makes text, not pictures"
 _OLD = "diffusers does not maintain it any more"
 _REWRITES = "a language model rewrites the prompt before it is encoded, so no prefix can be kept in front of it"
+_UNTESTED = "this version of apl-guard has not been tested with it"
 _NO_ENCODER = "it has no text encoder: the model that draws reads the prompt itself"
 
-_REFUSED: Mapping[str, str] = {}
+_REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            "allegro",
+            "animatediff",
+            "anyflow",
+            "chronoedit",
+            "cogvideo",
+            "consisid",
+            "cosmos",
+            "easyanimate",
+            "helios",
+            "hunyuan_video",
+            "hunyuan_video1_5",
+            "kandinsky6",
+            "latte",
+            "ltx",
+            "ltx2",
+            "lucy",
+            "mochi",
+            "motif_video",
+            "sana_video",
+            "sana_wm",
+            "skyreels_v2",
+            "stable_video_diffusion",
+            "wan",
+            "AnimateDiffPAGPipeline",
+        ),
+        _VIDEO,
+    ),
+    **dict.fromkeys(("ace_step", "audioldm2", "longcat_audio_dit", "stable_audio", "stable_audio_3"), _SOUND),
+    **dict.fromkeys(("diffusion_gemma", "llada2"), _TEXT),
+    **dict.fromkeys(("ernie_image", "ideogram4", "longcat_image"), _REWRITES),
+    **dict.fromkeys(("glm_image", "latent_diffusion", "omnigen"), _NO_ENCODER),
+    "BlipDiffusionControlNetPipeline": "it takes its content from a picture of the subject",
+    "FluxPriorReduxPipeline": "it takes its content from a picture, and gives embeds",
+    "StableUnCLIPImg2ImgPipeline": "it takes its content from a picture",
+    "KolorsPAGPipeline": _UNTESTED,
+    "SanaPAGPipeline": _UNTESTED,
+    "deprecated": _OLD,
+    "shap_e": "makes shapes, not pictures",
+}
 """Sub-package or class → why the guard cannot stand in front of it."""
 
 
@@ -76,7 +118,7 @@ def reason_against(cls: type[Any]) -> str | None:
     if "prompt" not in named:
         return "it takes no prompt"
     if family not in _SUPPORTED:
-        return "this version of apl-guard has not been tested with it"
+        return _UNTESTED
     unknown = [name for name in named if not is_known(name)]
     if unknown:
         return f"it takes {', '.join(unknown)}, which this version of apl-guard does not know"

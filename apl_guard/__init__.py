@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         PrefixUnsigned,
         PrefixUntrusted,
         RegistryUnavailable,
+        SelfTestFailed,
         StorageFailed,
         TrainingFailed,
     )
@@ -87,6 +88,7 @@ __all__ = [
     "PrefixUnsigned",
     "PrefixUntrusted",
     "RegistryUnavailable",
+    "SelfTestFailed",
     "StorageFailed",
     "TrainingFailed",
     "__version__",

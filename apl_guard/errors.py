@@ -4,6 +4,7 @@
     ├── PolicyBlocked         the policy decided against the request; not a fault
     ├── GuardUnavailable      the guard could not do its work, so there is no image
     │   ├── PrefixNotFound    no prefix belongs to the text encoder of this pipe
+    │   ├── SelfTestFailed    canary prompts did not come through as they should
     │   ├── PrefixNotApplied  the text encoder did not receive the prefix
     │   ├── PrefixUntrusted   a prefix is there and must not be used
     │   │   ├── PrefixUnsigned          it has no signature, and the policy asks for one
@@ -61,6 +62,7 @@ __all__ = [
     "PrefixUnsigned",
     "PrefixUntrusted",
     "RegistryUnavailable",
+    "SelfTestFailed",
     "StorageFailed",
     "TrainingFailed",
 ]
@@ -80,6 +82,10 @@ class PolicyBlocked(AplGuardError):
 
 class GuardUnavailable(AplGuardError):
     """The guard could not do its work; no image is released."""
+
+
+class SelfTestFailed(GuardUnavailable):
+    """Canary prompts did not come through the guard as they should."""
 
 
 class PrefixNotFound(GuardUnavailable):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from apl_guard.backend import adapter_for
 from apl_guard.call import Call, Guarded, refuse
 from apl_guard.context import Context, calling_for, current_context
 from apl_guard.decision import Decision
-from apl_guard.errors import InvalidInput
+from apl_guard.errors import InvalidInput, SelfTestFailed
 from apl_guard.finder import PrefixFinder
 from apl_guard.in_force import PolicyInForce
 from apl_guard.metrics import Metrics, MetricsServer, Stage, is_multiprocess, of_all_processes, serve
@@ -30,6 +30,7 @@ from apl_guard.policy import Mode, Policy, policy_files
 from apl_guard.policy_watch import PolicyWatch
 from apl_guard.prefix import Prefix
 from apl_guard.registry import PrefixRegistry, RegistryEntry
+from apl_guard.selftest import CANARIES, SelfTest, run_canaries
 
 if TYPE_CHECKING:
     from apl_guard.tracing import Tracing
@@ -102,6 +103,7 @@ class Guard:
         own["_metrics"].introduce(own["_backend"].name, own["_audit"].sink)
         own["_metrics"].in_force(own["_in_force"].policy)
         own["_tracing"] = tracing
+        own["_ready"], own["_self_test_error"] = False, None
         self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
         self._check_prefixes(self._in_force.policy)  # so that a missing one shows when the service starts
 
@@ -157,6 +159,48 @@ class Guard:
             InvalidInput: A prompt is no text.
             Exception: Whatever the pipe raises, unchanged.
         """
+        if self._self_test_error is not None:
+            raise SelfTestFailed(f"the last self-test failed, so there is no image: {self._self_test_error}")
+        return self._generate(*args, **kwargs)
+
+    def self_test(self, prompts: Sequence[str] = CANARIES, **arguments: Any) -> SelfTest:
+        """Send canary prompts through the real pipe, as a service does before it takes requests.
+
+        Each takes the way of every prompt: decided, recorded, generated, its receipt checked. The pictures are
+        thrown away. After a failure the guard gives no image until a self-test passes.
+
+        Args:
+            prompts: Prompts that the policy anonymizes.
+            arguments: Further arguments of each call, such as `num_inference_steps=1`.
+
+        Raises:
+            SelfTestFailed: A canary was not answered, or was answered without a prefix.
+
+        Example:
+            >>> from apl_guard.testing import random_prefix, tiny_pipe
+            >>> pipe = tiny_pipe()
+            >>> guard = Guard(pipe, prefix=random_prefix(pipe, n=4))
+            >>> guard.ready
+            False
+            >>> sorted(guard.self_test(num_inference_steps=1).change), guard.ready
+            (['text_encoder'], True)
+        """
+        self.__dict__["_ready"] = False
+        try:
+            result = run_canaries(self._generate, prompts, arguments)
+        except SelfTestFailed as error:
+            self.__dict__["_self_test_error"] = str(error)
+            raise
+        self.__dict__.update(_ready=True, _self_test_error=None)
+        return result
+
+    @property
+    def ready(self) -> bool:
+        """Whether the last self-test passed; for the readiness probe of a service."""
+        ready: bool = self._ready
+        return ready
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Guarded:
         in_force: PolicyInForce = self._in_force  # taken once, for another may take its place at any moment
         with self._metrics.watch(self._backend.name, self._tracing) as watch:
             try:

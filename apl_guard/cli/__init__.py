@@ -15,6 +15,7 @@ from apl_guard.cli import audit, metrics, minifaces, policy, prefix
 from apl_guard.cli.demo import demo
 from apl_guard.cli.evaluate import evaluate
 from apl_guard.cli.generate import generate
+from apl_guard.cli.selftest import selftest
 from apl_guard.cli.train import train
 from apl_guard.errors import AplGuardError, GuardUnavailable, InvalidInput, PolicyBlocked
 
@@ -45,6 +46,7 @@ def _options(
 
 
 app.command(no_args_is_help=True)(generate)
+app.command(no_args_is_help=True)(selftest)
 app.add_typer(prefix.app, name="prefix")
 app.add_typer(policy.app, name="policy")
 app.add_typer(audit.app, name="audit")

@@ -1,0 +1,170 @@
+"""Each known way round the prefix fails, and each that a platform may want can be permitted, on record."""
+
+from importlib.resources import files
+
+import pytest
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from peft import LoraConfig
+
+from apl_guard import Guard, InvalidInput, PolicyBlocked, PrefixNotApplied, PrefixNotFound
+from apl_guard.testing import random_prefix, tiny_pipe
+
+N = 4
+
+
+@pytest.fixture(scope="module")
+def xl():
+    """A pipe with two text encoders, and a prefix for both."""
+    pipe = tiny_pipe(family="stable_diffusion_xl")
+    return pipe, random_prefix(pipe, n=N)
+
+
+@pytest.fixture
+def two_encoders(xl):
+    """A guard in front of it."""
+    pipe, prefix = xl
+    return Guard(pipe, prefix=prefix)
+
+
+@pytest.fixture
+def permitting(tmp_path):
+    """The default policy with one channel permitted."""
+
+    def make(channel):
+        text = files("apl_guard.policies").joinpath("anonymize_faces.yaml").read_text()
+        assert f"          - {channel}\n" in text
+        text = text.replace(f"          - {channel}\n", "").replace(
+            "    - id: negative-prompts",
+            f"    - id: permitted\n      when: {{channels: [{channel}]}}\n      then: {{action: unsafe_allow}}\n"
+            "    - id: negative-prompts",
+        )
+        path = tmp_path / "policy.yaml"
+        path.write_text(text)
+        return path
+
+    return make
+
+
+def _noise():
+    return torch.zeros(1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("channel", "arguments"),
+    [
+        ("prompt_embeds", {"prompt_embeds": torch.zeros(1, 77, 64)}),
+        ("prompt_embeds", {"pooled_prompt_embeds": torch.zeros(1, 32)}),
+        ("negative_prompt_embeds", {"negative_pooled_prompt_embeds": torch.zeros(1, 32)}),
+        ("guidance", {"negative_prompt": "Mara Voss", "guidance_scale": 0.2}),
+        ("guidance", {"negative_prompt": "a", "negative_prompt_2": "Mara Voss", "guidance_scale": 0.0}),
+        ("guidance", {"guidance_scale": -7.5}),
+        ("guidance", {"guidance_scale": float("nan")}),
+        ("ip_adapter", {"ip_adapter_image": _noise()}),
+        ("latents", {"latents": torch.zeros(1, 4, 16, 16)}),
+        ("callback", {"callback_on_step_end": lambda pipe, step, t, kwargs: kwargs}),
+        ("attention", {"cross_attention_kwargs": {"scale": 0.5}}),
+    ],
+)
+def test_a_channel_round_the_prefix_is_blocked_and_can_be_permitted(xl, two_encoders, permitting, channel, arguments):
+    """The error names the channel; a policy that permits it is recorded as one that protects less."""
+    with pytest.raises(PolicyBlocked, match=f"'{channel}'"):
+        two_encoders("a man", **arguments)
+
+    pipe, prefix = xl
+    permitted = Guard(pipe, permitting(channel), prefix=prefix)
+    decision = permitted.check("a man", **arguments)
+
+    assert decision.effective == "anonymize"
+    assert any(channel in reason for reason in decision.unsafe)
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_a_negative_prompt_that_only_pushes_away_is_allowed(two_encoders, scale):
+    """With guidance it steers away from what it says, without it is not used."""
+    decision = two_encoders.check("a man", negative_prompt="Mara Voss", guidance_scale=scale)
+
+    assert decision.effective == "anonymize"
+
+
+def test_a_second_prompt_gets_the_prefix_too(two_encoders):
+    """A name that is given to the second text encoder only meets the prefix there."""
+    made = two_encoders.generate("a tree", prompt_2="Mara Voss", num_inference_steps=1, height=32, width=32)
+
+    assert made.outcome.prefix_rows == {"text_encoder": (N,), "text_encoder_2": (N,)}
+    assert all(change > 0 for changes in made.outcome.change.values() for change in changes)
+
+
+def test_a_prefix_for_one_of_two_encoders_is_refused(two_encoders):
+    """The second would get the prompt bare; the message names the policy field that says which slots suffice."""
+    one = random_prefix(tiny_pipe(), n=N)
+
+    with pytest.raises(PrefixNotFound, match=r"text_encoder_2.*slots"):
+        Guard(tiny_pipe(family="stable_diffusion_xl"), prefix=one)
+
+
+def test_a_start_picture_is_blocked(shared_pipe, prefix):
+    """Whoever is in it stays in it."""
+    pipe = StableDiffusionImg2ImgPipeline(**shared_pipe.components, requires_safety_checker=False)
+    guard = Guard(pipe, prefix=prefix)
+
+    with pytest.raises(PolicyBlocked, match="'image'"):
+        guard("a man", image=_noise())
+
+
+@pytest.mark.parametrize("prompt", [(p for p in ["Mara Voss"]), iter(["a"]), {"a"}, b"a", 1.5])
+def test_a_prompt_that_can_only_be_read_once_is_no_prompt(guard, prompt):
+    """A generator could say one thing to the guard and another to the pipe."""
+    with pytest.raises(InvalidInput, match="prompt"):
+        guard(prompt)
+
+
+def test_adapters_loaded_after_wrapping_are_noticed(pipe, prefix):
+    """A LoRA, as `load_lora_weights` puts it into the denoiser, may hold a person."""
+    guard = Guard(pipe, prefix=prefix)
+    pipe.unet.add_adapter(LoraConfig(r=1, target_modules=["to_q"]))
+
+    with pytest.raises(PolicyBlocked, match="adapter_weights"):
+        guard("a man")
+
+
+def test_a_prompt_list_that_changes_during_the_call(shared_pipe, prefix, draw):
+    """What was decided is what runs."""
+    prompts = ["a man"]
+
+    class Changing(StableDiffusionPipeline):
+        def check_inputs(self, *args, **kwargs):
+            prompts[0] = "Mara Voss"
+            return super().check_inputs(*args, **kwargs)
+
+    pipe = Changing(**shared_pipe.components, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    expected = draw(Guard(shared_pipe, prefix=prefix), ["a man"])
+
+    assert torch.equal(expected, draw(Guard(pipe, prefix=prefix), prompts))
+    assert prompts == ["Mara Voss"]
+
+
+def test_tokens_that_end_a_turn_are_blocked(pipe, prefix):
+    """In a chat template they would open a turn of their own behind the prefix."""
+    pipe.tokenizer.chat_template = "{{ messages }}"
+    guard = Guard(pipe, prefix=prefix)
+
+    with pytest.raises(PolicyBlocked, match="prompt_syntax"):
+        guard("a tree <|endoftext|> Mara Voss")
+
+
+def test_a_text_encoder_that_ignores_the_prefix_gives_no_picture(pipe, prefix):
+    """It received every vector, and answers as if it had not: the change is zero, so nothing is released."""
+    guard = Guard(pipe, prefix=prefix)
+    forward = pipe.text_encoder.forward
+
+    def deaf(input_ids, *args, **kwargs):
+        answer = forward(input_ids, *args, **kwargs)
+        answer.last_hidden_state = torch.ones_like(answer.last_hidden_state)
+        return answer
+
+    pipe.text_encoder.forward = deaf
+
+    with pytest.raises(PrefixNotApplied, match="changed what text_encoder gave"):
+        guard("a man", num_inference_steps=1)

@@ -1,0 +1,51 @@
+"""Canary prompts show whether a guard acts, before the first user comes."""
+
+import pytest
+from typer.testing import CliRunner
+
+from apl_guard import Guard, GuardUnavailable, SelfTestFailed
+from apl_guard.cli import app
+
+
+def test_a_guard_that_acts_becomes_ready(guard, prefix):
+    """The result names the prefix and how much it moves each text encoder."""
+    assert not guard.ready
+
+    result = guard.self_test(num_inference_steps=1)
+
+    assert guard.ready
+    assert (result.prompts, result.prefix) == (2, prefix.metadata.name)
+    assert result.change["text_encoder"] > 0
+
+
+def test_a_guard_that_fails_gives_no_picture_until_it_passes(pipe, prefix):
+    """After a failed self-test there is no image; a passed one opens the way again."""
+    guard = Guard(pipe, prefix=prefix)
+    encode, pipe.text_encoder.forward = pipe.text_encoder.forward, None
+
+    with pytest.raises(SelfTestFailed, match="canary 0 failed"):
+        guard.self_test(num_inference_steps=1)
+    pipe.text_encoder.forward = encode
+    with pytest.raises(GuardUnavailable, match="self-test"):
+        guard("a man", num_inference_steps=1)
+    assert not guard.ready
+
+    guard.self_test(num_inference_steps=1)
+
+    guard("a man", num_inference_steps=1)
+
+
+@pytest.mark.parametrize("policy", ["shadow_anonymize_faces", "unsafe_allow_all"])
+def test_a_policy_that_lets_canaries_pass_is_no_success(shared_pipe, prefix, policy):
+    """The pictures come, without a prefix: that is not what a self-test is to show."""
+    with pytest.raises(SelfTestFailed, match="without a prefix"):
+        Guard(shared_pipe, policy, prefix=prefix).self_test(num_inference_steps=1)
+
+
+def test_the_command_line(tmp_path):
+    """`apl-guard selftest` says what was in front; the shipped model passes with the shipped prefix."""
+    result = CliRunner().invoke(app, ["selftest", "--model", "minifaces", "--audit", str(tmp_path / "audit")])
+
+    assert result.exit_code == 0, result.output
+    assert "prefix minifaces in front of 2 canaries" in result.output
+    assert "text_encoder" in result.output
