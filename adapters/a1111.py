@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,53 +24,14 @@ from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest
 
+from .a1111_fields import CHANNELS, GUIDANCE, HARMLESS, HARMLESS_SETTINGS, TEXT_FIELDS
 from .http_client import HttpClient, RemoteAnswerInvalid
-from .prompt_syntax import CHUNK, byte_bound, pieces, read_a1111, split
+from .prompt_syntax import byte_bound, prefixed, read_a1111
 from .remote_adapter import RemoteAdapter, as_json
 from .remote_images import decode_base64
 
 __all__ = ["A1111", "A1111Adapter", "A1111Images"]
 
-_TEXT_FIELDS = {
-    "prompt": Channel.PROMPT,
-    "hr_prompt": Channel.PROMPT,
-    "negative_prompt": Channel.NEGATIVE_PROMPT,
-    "hr_negative_prompt": Channel.NEGATIVE_PROMPT,
-}
-# What carries content otherwise.
-_CHANNELS = {
-    "init_images": Channel.IMAGE,
-    "init_latent": Channel.LATENTS,
-    "firstpass_image": Channel.IMAGE,
-    "mask": Channel.IMAGE,
-    "latent_mask": Channel.IMAGE,
-    "image_mask": Channel.IMAGE,
-    # Another model has another text encoder, for which the server drops the prefix without a word.
-    "refiner_checkpoint": Channel.EXTENSION,
-    "hr_checkpoint_name": Channel.EXTENSION,
-    "hr_additional_modules": Channel.EXTENSION,
-    # Scripts and extensions have prompts and pictures of their own.
-    "script_name": Channel.EXTENSION,
-    "script_args": Channel.EXTENSION,
-    "alwayson_scripts": Channel.EXTENSION,
-    # Fills every field that is not given, prompts too.
-    "infotext": Channel.EXTENSION,
-}
-_HARMLESS = {
-    "batch_size", "cfg_scale", "denoising_strength", "disable_extra_networks", "distilled_cfg_scale",
-    "do_not_save_grid", "do_not_save_samples", "enable_hr", "eta", "firstphase_height", "firstphase_width",
-    "force_task_id", "height", "hr_cfg", "hr_distilled_cfg", "hr_resize_x", "hr_resize_y", "hr_sampler_name",
-    "hr_scale", "hr_scheduler", "hr_second_pass_steps", "hr_upscaler", "image_cfg_scale", "include_init_images",
-    "initial_noise_multiplier", "inpaint_full_res", "inpaint_full_res_padding", "inpainting_fill",
-    "inpainting_mask_invert", "mask_blur", "mask_blur_x", "mask_blur_y", "mask_round", "n_iter",
-    "override_settings", "override_settings_restore_afterwards", "refiner_switch_at", "resize_mode",
-    "restore_faces", "s_churn", "s_min_uncond", "s_noise", "s_tmax", "s_tmin", "sampler_index", "sampler_name",
-    "save_images", "scheduler", "seed", "seed_resize_from_h", "seed_resize_from_w", "send_images", "steps",
-    "styles", "subseed", "subseed_strength", "tiling", "width",
-}  # fmt: skip
-_HARMLESS_SETTINGS = {"CLIP_stop_at_last_layers", "eta_noise_seed_delta", "jpeg_quality", "samples_format"}
-# Below 1 they draw what the negative prompt says.
-_GUIDANCE = ("cfg_scale", "hr_cfg", "distilled_cfg_scale", "hr_distilled_cfg")
 # A value that holds commas or colons, such as a prompt, stands in quotes.
 _PAIRS = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 # Without it an answer does not say which embeddings were used.
@@ -165,26 +126,27 @@ class A1111Adapter(RemoteAdapter):
         if len(args) > 1 or (args and "prompt" in kwargs):
             raise TypeError("expected the prompt and fields by name")
         fields = as_json({"prompt": args[0] if args else "", **kwargs})
+        known = frozenset(self._known_embeddings())
         text: dict[Channel, tuple[str, ...]] = {}
-        used = {_CHANNELS[name] for name, value in fields.items() if name in _CHANNELS and value}
+        used = {CHANNELS[name] for name, value in fields.items() if name in CHANNELS and value}
         for name, found in self._with_styles(fields).items():
-            syntax = read_a1111(found, self._known_embeddings())
-            channel = _TEXT_FIELDS[name]
+            syntax = read_a1111(found, known)
+            channel = TEXT_FIELDS[name]
             text[channel] = (*text.get(channel, ()), syntax.text)
             fields[name] = syntax.text
             used |= {channel} | syntax.channels
-        for name in _TEXT_FIELDS.keys() - {"prompt"}:
+        for name in TEXT_FIELDS.keys() - {"prompt"}:
             if not fields.get(name):
                 fields.pop(name, None)  # empty means the same as absent
         fields.pop("styles", None)  # they are in the texts now
-        if any(not _is_at_least_one(fields[name]) for name in _GUIDANCE if fields.get(name) is not None):
+        if any(not _is_at_least_one(fields[name]) for name in GUIDANCE if fields.get(name) is not None):
             used.add(Channel.GUIDANCE)
         settings = _of_type(fields, "override_settings", dict)
-        if settings.keys() - _HARMLESS_SETTINGS or fields.get("override_settings_restore_afterwards") is False:
+        if settings.keys() - HARMLESS_SETTINGS or fields.get("override_settings_restore_afterwards") is False:
             used.add(Channel.EXTENSION)
-        known = _TEXT_FIELDS.keys() | _CHANNELS.keys() | _HARMLESS
-        unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in fields.keys() - known)
-        return GenerationRequest(self.name, text, frozenset(used), unknown, {"fields": fields})
+        classified = TEXT_FIELDS.keys() | CHANNELS.keys() | HARMLESS
+        unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in fields.keys() - classified)
+        return GenerationRequest(self.name, text, frozenset(used), unknown, {"fields": fields, "embeddings": known})
 
     def check_prefix(self, prefix: Prefix) -> None:
         """Ask the server whether it has the embedding, loaded for the model that it has.
@@ -225,14 +187,13 @@ class A1111Adapter(RemoteAdapter):
         if prefix is None:
             output = self._client.send(_fields(request))
             return Generation(output, len(output.images))
-        known = self._embeddings or {}
         self.check_prefix(prefix)
-        if (self._embeddings or {}).keys() - known.keys():
+        if self._known_embeddings().keys() - request.arguments["embeddings"]:
             # The request was read without knowing them; one may stand in its prompt.
             raise GuardUnavailable("the server has got new embeddings since the request was read; send it again")
         fields = _fields(request)
         fields["override_settings"] = {**(fields.get("override_settings") or {}), **_RECEIPT_SETTING}
-        for name, channel in _TEXT_FIELDS.items():
+        for name, channel in TEXT_FIELDS.items():
             if channel == Channel.PROMPT and name in fields:
                 fields[name] = prefixed(fields[name], prefix.embedding_name, prefix.n, self._count)
         output = self._client.send(fields)
@@ -247,7 +208,7 @@ class A1111Adapter(RemoteAdapter):
 
     def _with_styles(self, fields: Mapping[str, Any]) -> dict[str, str]:
         """The texts as the server makes them: each style goes round a text or behind it."""
-        texts = {name: _text(fields[name], name) for name in _TEXT_FIELDS if fields.get(name) or name == "prompt"}
+        texts = {name: _text(fields[name], name) for name in TEXT_FIELDS if fields.get(name) or name == "prompt"}
         for name in _of_type(fields, "styles", list):
             for entry in self._client.http.get("/sdapi/v1/prompt-styles"):
                 if isinstance(entry, dict) and entry.get("name") == name:
@@ -273,40 +234,12 @@ class A1111Adapter(RemoteAdapter):
             raise PrefixNotApplied(f"{self._client} drew with another checkpoint than '{self._checkpoint}'")
 
 
-def prefixed(text: str, name: str, n: int, count: Callable[[str], int]) -> str:
-    """A prompt with an embedding in front of everything that is encoded by itself.
-
-    Args:
-        text: The prompt, as `read_a1111` gave it.
-        name: Name of the embedding.
-        n: Its number of vectors.
-        count: At most how many tokens a text has.
-
-    Raises:
-        PrefixNotApplied: A part of it can be cut nowhere, so that it would leave its chunk.
-
-    Example:
-        >>> prefixed("a cat AND a dog", "apl-0", 10, len)
-        'apl-0 a cat AND apl-0 a dog'
-    """
-    parts = split(text)
-    for position in range(0, len(parts), 2):
-        cut = pieces(parts[position].strip(), CHUNK - n, count)
-        if cut is None:
-            raise PrefixNotApplied(
-                f"brackets of the prompt, which cannot be cut, may hold more than {CHUNK - n} tokens, "
-                "and the prefix would stand in front of its beginning only; make it shorter, or give the tokenizer"
-            )
-        parts[position] = " BREAK ".join(f"{name} {piece}".strip() for piece in cut)
-    return " ".join(parts)
-
-
 def _fields(request: GenerationRequest) -> dict[str, Any]:
     """The fields with the request's texts, which a policy may have rewritten."""
     fields = dict(request.arguments["fields"])
     texts = {channel: iter(found) for channel, found in request.text.items()}
     return fields | {
-        name: next(texts[channel]) for name, channel in _TEXT_FIELDS.items() if fields.get(name) is not None
+        name: next(texts[channel]) for name, channel in TEXT_FIELDS.items() if fields.get(name) is not None
     }
 
 

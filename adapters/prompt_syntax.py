@@ -28,9 +28,10 @@ import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from apl_guard.errors import PrefixNotApplied
 from apl_guard.request import Channel
 
-__all__ = ["CHUNK", "Syntax", "byte_bound", "pieces", "read_a1111", "read_comfyui", "strip_comments"]
+__all__ = ["CHUNK", "Syntax", "byte_bound", "pieces", "prefixed", "read_a1111", "read_comfyui", "strip_comments"]
 
 CHUNK = 75
 """Tokens of a prompt that are encoded at once, start and end not counted."""
@@ -161,14 +162,32 @@ def pieces(text: str, room: int, count: Callable[[str], int]) -> list[str] | Non
     return None if any(_SPLIT.fullmatch(piece) for piece in found) else found
 
 
-def split(text: str) -> list[str]:
-    """Cut a prompt at the words behind which AUTOMATIC1111 begins anew. Every second part is such a word.
+def prefixed(text: str, name: str, n: int, count: Callable[[str], int]) -> str:
+    """A prompt with an embedding in front of everything that is encoded by itself.
+
+    Args:
+        text: The prompt, as `read_a1111` gave it.
+        name: Name of the embedding.
+        n: Its number of vectors.
+        count: At most how many tokens a text has.
+
+    Raises:
+        PrefixNotApplied: A part of it can be cut nowhere, so that it would leave its chunk.
 
     Example:
-        >>> split("a cat AND a dog")
-        ['a cat ', 'AND', ' a dog']
+        >>> prefixed("a cat AND a dog", "apl-0", 10, len)
+        'apl-0 a cat AND apl-0 a dog'
     """
-    return _SPLIT.split(text)
+    parts = _SPLIT.split(text)
+    for position in range(0, len(parts), 2):
+        cut = pieces(parts[position].strip(), CHUNK - n, count)
+        if cut is None:
+            raise PrefixNotApplied(
+                f"brackets of the prompt, which cannot be cut, may hold more than {CHUNK - n} tokens, "
+                "and the prefix would stand in front of its beginning only; make it shorter, or give the tokenizer"
+            )
+        parts[position] = " BREAK ".join(f"{name} {piece}".strip() for piece in cut)
+    return " ".join(parts)
 
 
 def _units(text: str) -> list[str]:

@@ -19,9 +19,9 @@ from apl_guard import (
     PrefixNotApplied,
     PrefixNotFound,
 )
-from apl_guard.adapters.a1111 import A1111Adapter, prefixed
+from apl_guard.adapters.a1111 import A1111Adapter
 from apl_guard.adapters.http_client import RemoteError
-from apl_guard.adapters.prompt_syntax import byte_bound, read_a1111
+from apl_guard.adapters.prompt_syntax import byte_bound, prefixed, read_a1111
 from apl_guard.request import Channel
 
 

@@ -282,8 +282,17 @@ class TestTheServerIsAsked:
 class TestFaults:
     """No picture, an error of the backend, a record, and no second run."""
 
-    @pytest.mark.parametrize("fault", FAULTS)
-    @pytest.mark.parametrize("route", ["POST /prompt", "GET /history/*", "GET /view"])
+    @pytest.mark.parametrize(
+        ("route", "fault"),
+        [
+            *(("POST /prompt", fault) for fault in FAULTS),
+            *(
+                ("GET /history/*", fault)
+                for fault in ("error", "redirect", "another shape", "a list", "cut off", "silent")
+            ),
+            *(("GET /view", fault) for fault in ("error", "redirect", "no JSON", "cut off", "slow body")),
+        ],
+    )
     def test_of_any_answer(self, server, prefix, tmp_path, fault, route):
         """While queueing, waiting and fetching."""
         guard = Guard(ComfyUI(server.url, models=[MODEL], **TIGHT), prefix=prefix, audit=tmp_path / "audit")

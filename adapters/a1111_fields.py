@@ -1,0 +1,48 @@
+"""What each field of AUTOMATIC1111's API carries. A field that is in no table is unknown, so it is refused."""
+
+from __future__ import annotations
+
+from apl_guard.request import Channel
+
+__all__ = ["CHANNELS", "GUIDANCE", "HARMLESS", "HARMLESS_SETTINGS", "TEXT_FIELDS"]
+
+TEXT_FIELDS = {
+    "prompt": Channel.PROMPT,
+    "hr_prompt": Channel.PROMPT,
+    "negative_prompt": Channel.NEGATIVE_PROMPT,
+    "hr_negative_prompt": Channel.NEGATIVE_PROMPT,
+}
+# What carries content otherwise.
+CHANNELS = {
+    "init_images": Channel.IMAGE,
+    "init_latent": Channel.LATENTS,
+    "firstpass_image": Channel.IMAGE,
+    "mask": Channel.IMAGE,
+    "latent_mask": Channel.IMAGE,
+    "image_mask": Channel.IMAGE,
+    # Another model has another text encoder, for which the server drops the prefix without a word.
+    "refiner_checkpoint": Channel.EXTENSION,
+    "hr_checkpoint_name": Channel.EXTENSION,
+    "hr_additional_modules": Channel.EXTENSION,
+    # Scripts and extensions have prompts and pictures of their own.
+    "script_name": Channel.EXTENSION,
+    "script_args": Channel.EXTENSION,
+    "alwayson_scripts": Channel.EXTENSION,
+    # Fills every field that is not given, prompts too.
+    "infotext": Channel.EXTENSION,
+}
+HARMLESS = {
+    "batch_size", "cfg_scale", "denoising_strength", "disable_extra_networks", "distilled_cfg_scale",
+    "do_not_save_grid", "do_not_save_samples", "enable_hr", "eta", "firstphase_height", "firstphase_width",
+    "force_task_id", "height", "hr_cfg", "hr_distilled_cfg", "hr_resize_x", "hr_resize_y", "hr_sampler_name",
+    "hr_scale", "hr_scheduler", "hr_second_pass_steps", "hr_upscaler", "image_cfg_scale", "include_init_images",
+    "initial_noise_multiplier", "inpaint_full_res", "inpaint_full_res_padding", "inpainting_fill",
+    "inpainting_mask_invert", "mask_blur", "mask_blur_x", "mask_blur_y", "mask_round", "n_iter",
+    "override_settings", "override_settings_restore_afterwards", "refiner_switch_at", "resize_mode",
+    "restore_faces", "s_churn", "s_min_uncond", "s_noise", "s_tmax", "s_tmin", "sampler_index", "sampler_name",
+    "save_images", "scheduler", "seed", "seed_resize_from_h", "seed_resize_from_w", "send_images", "steps",
+    "styles", "subseed", "subseed_strength", "tiling", "width",
+}  # fmt: skip
+HARMLESS_SETTINGS = {"CLIP_stop_at_last_layers", "eta_noise_seed_delta", "jpeg_quality", "samples_format"}
+# Below 1 they draw what the negative prompt says.
+GUIDANCE = ("cfg_scale", "hr_cfg", "distilled_cfg_scale", "hr_distilled_cfg")
