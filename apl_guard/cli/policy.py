@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from apl_guard.cli.policy_effects import diff_policies, explain_prompt
+from apl_guard.cli.policy_effects import diff_policies, explain_prompt, replay_log
 from apl_guard.errors import PolicyInvalid, StorageFailed
 from apl_guard.policy import Policy, built_in_policies
 
@@ -177,3 +177,4 @@ def init(
 
 app.command("diff", no_args_is_help=True)(diff_policies)
 app.command("explain", no_args_is_help=True)(explain_prompt)
+app.command("replay", no_args_is_help=True)(replay_log)

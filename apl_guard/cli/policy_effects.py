@@ -1,8 +1,10 @@
-"""`apl-guard policy diff` and `explain`: in what policies differ, and why one decides as it does."""
+"""`apl-guard policy diff`, `explain` and `replay`: in what policies differ, and what one decides and would have."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from apl_guard.decision import Reason
     from apl_guard.rules import Verdict
 
-__all__ = ["diff_policies", "explain_prompt"]
+__all__ = ["diff_policies", "explain_prompt", "replay_log"]
 
 _APPLIES = {True: "applies", False: "does not apply", None: "may apply or not"}
 _MARKS = {True: "yes", False: "no ", None: "?  "}
@@ -100,6 +102,51 @@ def explain_prompt(
     for name, runs_now in decision.texts.items():
         if runs_now != texts[name]:
             typer.echo(f"{name.value} that runs: {_printable(runs_now[0])}")
+
+
+def replay_log(
+    policy: Annotated[str, typer.Argument(help="The policy to try: name or file.")],
+    log: Annotated[Path, typer.Argument(help="Folder of an audit log.")],
+    was: Annotated[str | None, typer.Option(help="The policy in force then, so that its findings count.")] = None,
+    show: Annotated[int, typer.Option(min=0, help="How many changed calls to list.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a policy would have decided about the calls on record.
+
+    Records hold no text. Rules about names, patterns and persons can be answered with --was, where lists and
+    detectors are the same; else such calls are undecided, unless both answers lead to the same action.
+
+    Example: apl-guard policy replay mine.yaml /var/log/apl-guard --was anonymize_faces
+    """
+    from apl_guard.audit.reading import read_log
+    from apl_guard.replay import replay
+
+    tried = Policy.load(policy)
+    before = Policy.load(was) if was is not None else None
+    counts: Counter[str] = Counter()
+    ways: Counter[tuple[str, str]] = Counter()
+    listed: list[tuple[str, str, str | None, str, str]] = []
+    for call in replay(tried, (found.fields for found in read_log(log)), before):
+        after = " or ".join(sorted(action.value for action in call.after))
+        counts[call.change] += 1
+        if call.change != "same":
+            ways[call.before.value, after] += 1
+            if len(listed) < show:
+                listed.append((call.timestamp, call.decision_id, call.tenant, call.before.value, after))
+    if as_json:
+        changes = [{"before": old, "after": new, "calls": number} for (old, new), number in ways.most_common()]
+        names = ("timestamp", "decision_id", "tenant", "before", "after")
+        calls = [dict(zip(names, each, strict=True)) for each in listed]
+        shown = {"calls": counts.total(), "counts": dict(counts), "changes": changes, "listed": calls}
+        typer.echo(json.dumps(shown, indent=2))
+        return
+    typer.echo(f"{counts.total()} calls under {tried.name} version {tried.version}:")
+    for change in ("same", "stricter", "more lenient", "undecided"):
+        typer.echo(f"  {counts[change]:>8}  {change}")
+    for (old, new), number in ways.most_common():
+        typer.echo(f"  {number:>8}  {old} → {new}")
+    for timestamp, decision_id, tenant, old, new in listed:
+        typer.echo(_printable(f"{timestamp}  {decision_id}  {tenant or '-'}  {old} → {new}"))
 
 
 def _as_json(verdict: Verdict) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the strictest action counts, and a channel to which no rule applies is blocked.
 from apl_guard.policy.document import Policy, built_in_policies, policy_files
 from apl_guard.policy.schema import (
     DEFAULT_SCORE,
+    NO_TEXT,
     Action,
     Case,
     Entity,
@@ -28,6 +29,7 @@ from apl_guard.policy.schema import (
 
 __all__ = [
     "DEFAULT_SCORE",
+    "NO_TEXT",
     "Action",
     "Case",
     "Entity",

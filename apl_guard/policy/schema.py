@@ -18,6 +18,7 @@ from apl_guard.request import PROMPT_CHANNELS, TEXT_CHANNELS, Channel
 
 __all__ = [
     "DEFAULT_SCORE",
+    "NO_TEXT",
     "Action",
     "Limits",
     "Metadata",
@@ -35,6 +36,9 @@ __all__ = [
 
 DEFAULT_SCORE = 0.5
 """How sure a detector must be, unless a rule says otherwise."""
+
+NO_TEXT = "half of a surrogate pair is no text"
+"""Why a text is refused that no encoder could take."""
 
 Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 """How policies, rules, lists and categories are named."""
@@ -340,7 +344,7 @@ class Limits(_Part):
         if longest > self.characters:
             return f"{longest} characters, at most {self.characters} are allowed (limits.characters)"
         if not all(map(_is_text, texts)):
-            return "half of a surrogate pair is no text"
+            return NO_TEXT
         return None
 
 

@@ -1,0 +1,158 @@
+"""A policy tried on the calls of a log: held against deciding about the same calls with their texts at hand."""
+
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apl_guard import InvalidInput, Policy, cli
+from apl_guard.audit import AuditLog
+from apl_guard.audit.reading import read_log
+from apl_guard.context import Context
+from apl_guard.in_force import PolicyInForce
+from apl_guard.replay import replay
+from apl_guard.request import Channel, GenerationRequest
+
+STARS = {"id": "stars", "people": [{"name": "Mara Voss"}]}
+
+
+def rule(id, action, channels=("prompt",), **when):
+    return {"id": id, "when": {"channels": channels, **when}, "then": {"action": action}}
+
+
+def policy(*rules, **spec):
+    return Policy.model_validate(
+        {
+            "apiVersion": "apl-guard/v1",
+            "kind": "Policy",
+            "metadata": {"name": "p", "version": 1},
+            "spec": {"rules": rules, **spec},
+        }
+    )
+
+
+ALLOW = rule("allow", "allow", ["prompt", "negative_prompt"])
+OLD = policy(ALLOW, rule("stars", "anonymize", names=["stars"]), names=[STARS])
+PROMPTS = ["a cat", "Mara Voss", "MARA  voss and a cat", "a dog" * 30, "\ud800"]
+
+
+def calls():
+    """Calls of every kind: texts, channels, tenants, routes, backends."""
+    for number in range(60):
+        text = {Channel.PROMPT: tuple(PROMPTS[(number + i) % 5] for i in range(1 + number % 2))}
+        if number % 3 == 0:
+            text[Channel.NEGATIVE_PROMPT] = (PROMPTS[number % 2],)
+        used = {*text, *([Channel.LATENTS] if number % 4 == 0 else [])}
+        unknown = ("surprise",) if number % 7 == 0 else ()
+        backend = f"test:{'AB'[number % 2]}"
+        asked = GenerationRequest(backend, text, frozenset(used), unknown, carries_prefix=number % 5 > 0)
+        yield asked, Context([None, "lab", "acme"][number % 3], [None, "edit"][number % 2])
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    """A log of the calls under the old policy, and the calls by their ids."""
+    folder = tmp_path_factory.mktemp("log")
+    in_force, audit, made = PolicyInForce(OLD), AuditLog(folder), {}
+    for asked, context in calls():
+        audit.decision(in_force.decide(asked, context), asked)
+        made[asked.id] = (asked, context)
+    audit.close()
+    return folder, made
+
+
+POLICIES = {
+    "the same": OLD,
+    "another action": policy(ALLOW, rule("stars", "block", names=["stars"]), names=[STARS]),
+    "another list": policy(
+        ALLOW, rule("stars", "block", names=["stars"]), names=[STARS | {"people": [{"name": "A Cat"}]}]
+    ),
+    "a pattern": policy(ALLOW, rule("p", "block", patterns=["p"]), patterns=[{"id": "p", "regex": "dog"}]),
+    "always": policy(rule("always", "anonymize"), rule("n", "allow", ["negative_prompt"])),
+    "rewritten": policy(rule("always", "anonymize"), ALLOW, names=[STARS], without_prefix="rewrite"),
+    "tenants": policy(
+        ALLOW, rule("x", "block", tenants=["a*"]), rule("l", "unsafe_allow", ["latents"], routes=["edit"])
+    ),
+    "models": policy(ALLOW, rule("x", "block", models=["*:A"])),
+    "share": policy(ALLOW, rule("x", "block", share={"percent": 40})),
+    "share by prompt": policy(ALLOW, rule("x", "block", share={"percent": 40, "key": "prompt"})),
+    "limits": policy(ALLOW, rule("x", "block", tenants=["none"]), limits={"characters": 100, "texts": 1}),
+    "off": policy(ALLOW, rule("x", "block"), mode="unsafe_off"),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("was", [None, OLD])
+def test_a_replay_says_what_the_policy_says_with_the_texts_at_hand(log, name, was):
+    """Where it says one action, it is that one; where it says several, it is among them."""
+    folder, made = log
+    in_force = PolicyInForce(POLICIES[name])
+
+    replayed = list(replay(in_force.policy, (found.fields for found in read_log(folder)), was))
+
+    assert [call.decision_id for call in replayed] == list(made)
+    for call in replayed:
+        asked, context = made[call.decision_id]
+        assert in_force.decide(asked, context).action in call.after
+        assert call.before == PolicyInForce(OLD).decide(asked, context).action
+    undecided = {call.decision_id for call in replayed if call.change == "undecided"}
+    if was is not None and name in ("the same", "another action", "always", "rewritten"):
+        assert not undecided
+    if was is None and name == "the same":
+        assert undecided
+    if name in ("always", "tenants", "models", "share", "limits", "off"):
+        assert not undecided
+
+
+def test_the_same_policy_changes_nothing(log):
+    """And an always-on prefix makes every call stricter that passed."""
+    folder, _ = log
+    records = [found.fields for found in read_log(folder)]
+
+    assert {call.change for call in replay(OLD, records, OLD)} == {"same"}
+    assert {call.change for call in replay(POLICIES["always"], records)} == {"same", "stricter"}
+    assert {call.change for call in replay(POLICIES["off"], records)} == {"same", "more lenient"}
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["action", "channels", "text", "tenant", "reasons", "findings"]),
+        st.none() | st.text() | st.integers(),
+    )
+)
+def test_a_record_that_is_none_is_a_typed_error(log, changes):
+    """Or one whose change does not matter."""
+    folder, _ = log
+    record = next(found.fields for found in read_log(folder) if found.fields["event"] == "guard.decision")
+    message = "decision"
+    try:
+        assert list(replay(OLD, [record | changes], OLD))
+    except InvalidInput as error:
+        message = str(error)
+    assert message.startswith("decision")
+
+
+def test_the_command_counts_and_lists(log, tmp_path, capsys, monkeypatch):
+    """As text and as JSON."""
+    folder, _ = log
+    files = {}
+    for name, found in (("new", POLICIES["always"]), ("old", OLD)):
+        files[name] = tmp_path / f"{name}.yaml"
+        files[name].write_text(found.model_dump_json(exclude_none=True))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["apl-guard", "policy", "replay", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code or 0, capsys.readouterr().out
+
+    code, out = run(files["new"], folder, "--was", files["old"], "--show", 1)
+    assert code == 0
+    assert out.startswith("60 calls under p version 1:")
+    assert "allow → anonymize" in out
+    shown = json.loads(run(files["new"], folder, "--json", "--show", 3)[1])
+    assert shown["calls"] == sum(shown["counts"].values()) == 60
+    assert len(shown["listed"]) == 3
+    assert run(files["new"], tmp_path)[0] == 2
