@@ -9,6 +9,7 @@ from typing import BinaryIO
 from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import Identity, key_file, log_file
 from apl_guard.errors import AuditUnavailable
+from apl_guard.storage import sync_folder
 
 __all__ = ["Witness"]
 
@@ -76,14 +77,11 @@ class Witness:
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / log_file()).exists():
-            disk.append_through(self.folder / log_file(), self._identity.to_json())
+            _place(self.folder / log_file(), self._identity.to_json())
         while (source := self._log / key_file(self._generations)).exists():
             target = self.folder / key_file(self._generations)
             if not target.exists() or target.stat().st_size != source.stat().st_size:
-                temporary = target.with_name(f".{target.name}.{os.getpid()}")
-                temporary.unlink(missing_ok=True)
-                disk.append_through(temporary, source.read_bytes())
-                temporary.replace(target)
+                _place(target, source.read_bytes())
             self._generations += 1
 
     def _differs(self, how: str) -> AuditUnavailable:
@@ -91,3 +89,12 @@ class Witness:
             f"{self.folder}: the witness {how}; nothing is written until somebody has looked: "
             f"apl-guard audit verify {self._log} --witness {self.folder.parent}"
         )
+
+
+def _place(target: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    disk.append_through(temporary, content)
+    temporary.replace(target)
+    sync_folder(target.parent)
