@@ -9,7 +9,7 @@ import weakref
 from collections import Counter as Multiset
 from collections.abc import Callable, Iterable
 from time import time
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Metrics"]
 
 _P = ParamSpec("_P")
+_Metric = TypeVar("_Metric", Counter, Gauge, Histogram)
 
 _log = logging.getLogger("apl_guard")
 
@@ -92,6 +93,7 @@ class Metrics:
         self._tenants = Known()
         self._in_force: Multiset[tuple[str, ...]] = Multiset()
         self._lock = threading.Lock()
+        self._series: dict[tuple[str, ...], Any] = {}
         try:
             self._make(registry)
         except OSError as error:
@@ -250,41 +252,49 @@ class Metrics:
         """Begin to watch a call."""
         return Watch(self, self._backends(backend), tracing)
 
+    def _one(self, metric: _Metric, *values: str) -> _Metric:
+        """The series with these labels. The library takes ten times as long to look it up; there are few of them."""
+        key = (metric._name, *values)
+        series: _Metric | None = self._series.get(key)
+        if series is None:
+            series = self._series[key] = metric.labels(*values)
+        return series
+
     @_beside
     def entered(self, backend: str, change: int) -> None:
         """Count a call that begins (1) or ends (-1)."""
-        self._in_progress.labels(backend).inc(change)
+        self._one(self._in_progress, backend).inc(change)
 
     @_beside
     def spent(self, stage: Stage, backend: str, seconds: float) -> None:
         """Note how long a stage took."""
-        self._stages.labels(stage.value, backend).observe(seconds)
+        self._one(self._stages, stage.value, backend).observe(seconds)
 
     @_beside
     def decided(self, decision: Decision, policy: Policy, backend: str) -> None:
         """Count a decision, what was found for it, and which detectors failed."""
         name = self._policies(decision.policy)
-        self._requests.labels(name, backend, labels.verdict_of(decision), labels.action_of(decision)).inc()
+        self._one(self._requests, name, backend, labels.verdict_of(decision), labels.action_of(decision)).inc()
         if decision.findings:
             rules = {reason.channel: reason.rule for reason in decision.reasons}
             for finding in decision.findings:
                 channel = finding.channel.value
                 category = finding.source.partition(".")[0]
-                self._findings.labels(name, self._rules(rules.get(channel)), category, channel).inc()
+                self._one(self._findings, name, self._rules(rules.get(channel)), category, channel).inc()
         for kind in decision.failed.values():
             disposition = labels.disposition_of(policy.spec.on_error, decision.mode)
-            self._errors.labels(Stage.DETECT.value, labels.error_type(kind), disposition).inc()
+            self._one(self._errors, Stage.DETECT.value, labels.error_type(kind), disposition).inc()
 
     @_beside
     def recorded(self, sink: str, *, success: bool) -> None:
         """Count a record that was written, or could not be."""
-        self._audit_events.labels(sink, "written" if success else "failed").inc()
+        self._one(self._audit_events, sink, "written" if success else "failed").inc()
 
     @_beside
     def used(self, prefix: Prefix) -> None:
         """Note which prefix is in use."""
         digest = self._versions.add(prefix.digest)
-        self._prefix_info.labels(self._prefixes.add(prefix.metadata.name), digest, str(prefix.n)).set(1)
+        self._one(self._prefix_info, self._prefixes.add(prefix.metadata.name), digest, str(prefix.n)).set(1)
 
     @_beside
     def released(self, decision: Decision, backend: str, images: int, effective: str) -> None:
@@ -297,7 +307,7 @@ class Metrics:
             effective: Whether what the rules say holds for them: true, false, or unknown.
         """
         name = self._policies(decision.policy)
-        self._images.labels(name, backend, labels.action_of(decision), effective).inc(images)
+        self._one(self._images, name, backend, labels.action_of(decision), effective).inc(images)
 
     @_beside
     def failed(self, stage: str, error: BaseException, disposition: str = "blocked") -> None:
@@ -308,7 +318,7 @@ class Metrics:
             error: What was raised.
             disposition: What followed, one of `DISPOSITIONS`.
         """
-        self._errors.labels(stage, labels.error_type(error), disposition).inc()
+        self._one(self._errors, stage, labels.error_type(error), disposition).inc()
 
     @_beside
     def took(self, backend: str, mode: str, result: str, *, overhead: float, generation: float | None) -> None:
@@ -321,9 +331,9 @@ class Metrics:
             overhead: Seconds that the guard took.
             generation: Seconds that the backend took, or None where it was not asked.
         """
-        self._overhead.labels(backend, mode).observe(overhead)
+        self._one(self._overhead, backend, mode).observe(overhead)
         if generation is not None:
-            self._backend.labels(backend, result).observe(generation)
+            self._one(self._backend, backend, result).observe(generation)
 
     @_beside
     def ended(self, result: str, tenant: str | None = None) -> None:
@@ -333,9 +343,9 @@ class Metrics:
             result: One of `RESULTS`.
             tenant: For whom it was made.
         """
-        self._outcomes.labels(result).inc()
+        self._one(self._outcomes, result).inc()
         if self._counts_tenants:
-            self._tenant_outcomes.labels(self._tenants(tenant), result).inc()
+            self._one(self._tenant_outcomes, self._tenants(tenant), result).inc()
 
 
 class _Shared:
