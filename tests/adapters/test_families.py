@@ -115,6 +115,31 @@ def test_the_picture_is_that_of_the_embeds_made_by_hand(made, family, prompt):
     torch.testing.assert_close(m.draw(m.guard, prompt, **options), expected, rtol=0, atol=WITHIN.get(family, 0.0))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"num_images_per_prompt": 2}, {"negative_prompt": "a dog"}, {"guidance_scale": 1.0}],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_the_call_work_as_in_the_bare_pipe(made, options):
+    """Several pictures for each of several prompts, a negative prompt that stays plain, no guidance: bit for bit."""
+    m = made("stable_diffusion_xl")
+    prompts = ["a cat", "a photo of Mara Voss"]
+
+    expected = m.draw(m.pipe, None, **_stable_diffusion_xl(m, prompts), **options)
+
+    assert torch.equal(expected, m.draw(m.guard, prompts, **options))
+
+
+def test_clip_skip_takes_an_earlier_layer_of_the_same_sequence(made):
+    """One layer earlier in both encoders, with the prefix in place."""
+    m = made("stable_diffusion_xl")
+    slots = ("text_encoder", "text_encoder_2")
+    embeds = _stable_diffusion_xl(m, ["a cat"])
+    embeds["prompt_embeds"] = torch.cat([m.clip(slot, ["a cat"], "hidden")[-3] for slot in slots], -1)
+
+    assert torch.equal(m.draw(m.pipe, None, **embeds), m.draw(m.guard, "a cat", clip_skip=1))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_bare_pipe_gives_the_same_picture_before_and_after(made, family):
     """Bit for bit, in every family; and the guarded picture is another one."""
