@@ -1,5 +1,6 @@
 """The guard in front of ComfyUI: the prefix begins every chunk of every prompt of a workflow, or nothing runs."""
 
+import contextlib
 import copy
 import json
 
@@ -14,6 +15,7 @@ from apl_guard.adapters.comfyui import text_to_image
 from apl_guard.adapters.comfyui_graph import read_graph, with_prefix
 from apl_guard.adapters.http_client import RemoteAnswerInvalid, RemoteError, RemoteRefused, RemoteTimeout
 from apl_guard.adapters.prompt_syntax import byte_bound
+from apl_guard.exchange.embedding import to_embedding
 from apl_guard.request import Channel
 
 MODEL = "sd15.safetensors"
@@ -259,6 +261,15 @@ class TestTheServerIsAsked:
         server.embeddings[prefix.embedding_name] = (10, {"apl_guard_digest": "ab" * 32})
         with pytest.raises(PrefixNotApplied, match="another prefix"):
             Guard(ComfyUI(server.url), prefix=prefix)
+
+    def test_the_export_is_what_is_looked_for(self, server, prefix):
+        """Its header, as the server shows it, says the digest; that of another prefix does not."""
+        for exported, fits in ((prefix, True), (prefix.first(4), False)):
+            content = to_embedding(exported)
+            size = int.from_bytes(content[:8], "little")
+            server.embeddings[prefix.embedding_name] = (10, json.loads(content[8 : 8 + size])["__metadata__"])
+            with contextlib.nullcontext() if fits else pytest.raises(PrefixNotApplied, match="another prefix"):
+                Guard(ComfyUI(server.url), prefix=prefix)
 
     def test_removed_while_running(self, guard, server, prefix, tmp_path):
         """Seen before the next run, and recorded."""
