@@ -64,7 +64,7 @@ def test_exact_before_compatible_before_none(shared_pipe, rounded, prefix, tmp_p
         return Guard(pipe, accepting).generate("a man", num_inference_steps=1).outcome.prefix
 
     assert used(shared_pipe) == "random"
-    assert Guard(rounded, accepting)._find_prefix(None).prefix.metadata.name == "rounded"
+    assert used(rounded.to(torch.bfloat16)) == "rounded"
     with pytest.raises(PrefixNotFound):
         Guard(tiny_pipe(seed=4), accepting)
 
