@@ -32,15 +32,16 @@ def read(file: Path) -> int:
 
 
 outcomes = {}
-for path in sorted(Path(sys.argv[1]).iterdir()):
-    child = os.fork()
-    if child == 0:
-        code = 3
-        try:
-            code = read(path)
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    ended = os.waitstatus_to_exitcode(status)
-    outcomes[path.name] = {1: "read", 2: "refused"}.get(ended, f"ended with {ended}")
-print(json.dumps(outcomes))
+if __name__ == "__main__":
+    for path in sorted(Path(sys.argv[1]).iterdir()):
+        child = os.fork()
+        if child == 0:
+            code = 3
+            try:
+                code = read(path)
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        ended = os.waitstatus_to_exitcode(status)
+        outcomes[path.name] = {1: "read", 2: "refused"}.get(ended, f"ended with {ended}")
+    print(json.dumps(outcomes))

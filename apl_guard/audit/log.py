@@ -47,7 +47,7 @@ class AuditLog:
         InvalidInput: The arguments do not fit together.
 
     Example:
-        >>> import tempfile
+        >>> import os, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with AuditLog(folder + "/log", witness=folder + "/witness"):
         ...         sorted(os.listdir(folder + "/log"))

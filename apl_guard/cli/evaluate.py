@@ -44,7 +44,7 @@ def evaluate(
     people: Annotated[int | None, typer.Option(min=1, help="At most so many people in a suite.")] = None,
     seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
-    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 5.0,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
     neutral: Annotated[Neutral, typer.Option(help="What the neutral prompt keeps.")] = Neutral.COARSE,
     format: Annotated[Format, typer.Option(help="How to print the figures.")] = Format.TABLE,
     quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bar.")] = False,

@@ -69,6 +69,38 @@ def card(
 
 
 @app.command()
+def tradeoff(
+    prefixes: Annotated[list[Path], typer.Argument(help="Folders of prefixes of the shipped model, each with a name.")],
+    output: Annotated[Path, typer.Option(help="JSON to write.")] = Path("curves.json"),
+    images_per_person: Annotated[int, typer.Option(min=1, help="Pictures of each person with each prefix.")] = 2,
+    people: Annotated[int | None, typer.Option(min=1, help="At most so many seen and so many unseen people.")] = None,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
+) -> None:
+    """Measure leak against attributes kept, for prefixes trained with other settings: the curve in the report.
+
+    Example: apl-guard minifaces tradeoff prefixes/coarse prefixes/attributes --output curves.json
+    """
+    import json
+
+    from apl_guard.prefix import Prefix
+    from apl_guard.storage import write_file
+    from apl_guard.trainer import minifaces
+    from apl_guard.trainer.evaluate.tradeoff import measure_tradeoff
+    from apl_guard.trainer.pipeline import open_pipe
+
+    named = {folder.name: Prefix.load(folder) for folder in prefixes}
+    pipe = open_pipe(minifaces.model_path())
+    points = measure_tradeoff(pipe, named, images_per_person, people, seed, guidance=guidance)
+    write_file(output, (json.dumps({"points": points}, indent=2) + "\n").encode())
+    for point in points:
+        typer.echo(
+            f"{point['setting']:<16} attributes kept {point['attributes_kept']:6.1%}   leak {point['leak']:6.1%}"
+            f"   top-1 {point['top1']:6.1%}   ({point['images']} pictures)"
+        )
+
+
+@app.command()
 def sheet(
     output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("minifaces.png"),
     seed: Annotated[int, typer.Option(help="Another seed, other scenes.")] = 0,

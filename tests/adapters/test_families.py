@@ -82,7 +82,8 @@ def _flux(m, prompts):
 
 
 def _pixart(m, prompts):
-    embeds, mask = m.t5("text_encoder", prompts, 40, masked=True)
+    # this pipeline puts its prompts in lower case
+    embeds, mask = m.t5("text_encoder", [prompt.lower().strip() for prompt in prompts], 40, masked=True)
     return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
 
 

@@ -17,7 +17,9 @@ from apl_guard.trainer.minifaces.build import Build, Recipe, write_identities
 from apl_guard.trainer.minifaces.captions import caption
 from apl_guard.trainer.minifaces.dataset import Images, draw_all
 from apl_guard.trainer.minifaces.judge import (
+    READS,
     Gallery,
+    GuardRecogniser,
     Reader,
     Recogniser,
     load_guard_recogniser,
@@ -26,7 +28,9 @@ from apl_guard.trainer.minifaces.judge import (
 )
 from apl_guard.trainer.minifaces.judge_training import broken
 from apl_guard.trainer.minifaces.pictures import random_picture
+from apl_guard.trainer.minifaces.text_encoder import WIDTH, Reading
 from apl_guard.trainer.minifaces.tokenizer import train_tokenizer
+from apl_guard.trainer.minifaces.traits import GEOMETRY
 
 
 @pytest.fixture(name="images", scope="module")
@@ -63,8 +67,8 @@ def test_tokenizer_speaks_every_byte_and_truncates_as_clip_does() -> None:
 def test_judges_survive_a_file(tmp_path: Path, images: Images) -> None:
     """Judges read back from their file answer as before, up to half precision."""
     torch.manual_seed(0)
-    judge, guard, reader = Recogniser("judge").eval(), Recogniser("guard").eval(), Reader().eval()
-    gallery = Gallery(("a", "b"), torch.nn.functional.normalize(torch.randn(2, 128), dim=-1))
+    judge, guard, reader = Recogniser().eval(), GuardRecogniser().eval(), Reader().eval()
+    gallery = Gallery(("a", "b"), torch.nn.functional.normalize(torch.randn(2, GEOMETRY), dim=-1))
     path = tmp_path / "judges.safetensors"
     save_judges(path, judge, guard, reader, gallery, {"far_1e-3": 0.5})
     loaded = load_judges(path)
@@ -73,6 +77,32 @@ def test_judges_survive_a_file(tmp_path: Path, images: Images) -> None:
     with torch.no_grad():
         assert torch.allclose(loaded.embed(images[:8]), judge(to_tensor(images[:8])), atol=1e-2)
         assert load_guard_recogniser(path)(to_tensor(images[:8])).shape == (8, 64)
+
+
+def test_reading_learns_which_of_two_colours_is_the_shirts() -> None:
+    """From states that hold a colour at two places, attention reads each answer at its own place, geometry included."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    reading, key = Reading(), list(READS).index("clothing")
+    shapes = torch.randn(8, WIDTH, generator=generator)
+    places = torch.randn(2, WIDTH, generator=generator)
+    optimizer = torch.optim.Adam(reading.parameters(), 1e-2)
+    for _ in range(60):
+        colours = torch.randint(8, (64, 2), generator=generator)
+        states = shapes[colours] + places  # (b, 2, WIDTH): shirt, background
+        labels = torch.full((64, len(READS)), -1)
+        labels[:, key], labels[:, key + 1] = colours[:, 0], colours[:, 1]
+        geometry = (colours[:, :1] / 7).expand(-1, GEOMETRY).clone()
+        geometry[::2] = float("nan")
+        loss = reading.loss(states, labels, geometry)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    answers = reading(states)
+    assert float((answers[key].argmax(1) == colours[:, 0]).float().mean()) > 0.95
+    assert float((answers[key + 1].argmax(1) == colours[:, 1]).float().mean()) > 0.95
+    assert torch.isfinite(loss)
+    assert float((answers[-1].detach() - colours[:, :1] / 7).abs().mean()) < 0.1
 
 
 def test_broken_faces_are_not_the_faces_they_were(images: Images) -> None:

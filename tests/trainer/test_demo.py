@@ -16,6 +16,7 @@ from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.demo import run_demo
 from apl_guard.trainer.minifaces.judge import Gallery, Judges, Reader, Recogniser
+from apl_guard.trainer.minifaces.traits import GEOMETRY
 
 
 @pytest.fixture(name="weights")
@@ -44,8 +45,8 @@ def _weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(name="judges")
 def _judges() -> Judges:
     names = tuple(person.name for person in minifaces.known_people())
-    gallery = Gallery(names, torch.nn.functional.normalize(torch.randn(len(names), 128), dim=-1))
-    return Judges(Recogniser("judge"), Reader(), gallery, {"far_1e-2": 0.2, "far_1e-3": 0.3})
+    gallery = Gallery(names, torch.nn.functional.normalize(torch.randn(len(names), GEOMETRY), dim=-1))
+    return Judges(Recogniser(), Reader(), gallery, {"far_1e-2": 0.2, "far_1e-3": 0.3})
 
 
 def test_the_demo_trains_measures_and_reports(weights: Path, judges: Judges, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from apl_guard.trainer.evaluate import EvalResult, evaluate
 from apl_guard.trainer.evaluate.goals import compare
 from apl_guard.trainer.evaluate.run import read_templates
 from apl_guard.trainer.evaluate.scores import Asked, fidelity, identity_figures
+from apl_guard.trainer.evaluate.tradeoff import measure_tradeoff
 from apl_guard.trainer.minifaces.judge import READS, Gallery, Judges, Reader, Recogniser
+from apl_guard.trainer.minifaces.traits import GEOMETRY
 from apl_guard.trainer.report import draw_grid, pick_pairs, read_tradeoff, write_html
 
 KNOWN = [person.name for person in minifaces.known_people()]
@@ -29,8 +31,8 @@ KNOWN = [person.name for person in minifaces.known_people()]
 def _judges() -> Judges:
     torch.manual_seed(0)
     names = (*KNOWN, *(f"twin {k}" for k in range(9 * len(KNOWN))))
-    embeddings = torch.nn.functional.normalize(torch.randn(len(names), 128), dim=-1)
-    return Judges(Recogniser("judge"), Reader(), Gallery(names, embeddings), {"far_1e-2": 0.2, "far_1e-3": 0.3})
+    embeddings = torch.nn.functional.normalize(torch.randn(len(names), GEOMETRY), dim=-1)
+    return Judges(Recogniser(), Reader(), Gallery(names, embeddings), {"far_1e-2": 0.2, "far_1e-3": 0.3})
 
 
 @pytest.fixture(name="world", scope="module")
@@ -199,6 +201,18 @@ def test_the_report_is_one_file_with_everything_in_it(result: EvalResult, tmp_pa
     assert "a &amp; b" in page
     assert "$" not in page
     assert draw_grid(groups).startswith(b"\x89PNG")
+
+
+def test_the_tradeoff_has_a_point_for_no_prefix_and_for_each_prefix(world: Any, judges: Judges) -> None:
+    """Every setting draws the same prompts; the point without a prefix is that of the bare pipe."""
+    prefixes = {f"N = {n}": random_prefix(world, n=n) for n in (1, 3)}
+
+    points = measure_tradeoff(world, prefixes, 2, 1, steps=1, judges=judges, progress=False)
+
+    assert [point["setting"] for point in points] == ["no prefix", "N = 1", "N = 3"]
+    for point in points:
+        assert point["images"] == 4
+        assert 0 <= point["attributes_kept_ci"][0] <= point["attributes_kept"] <= point["attributes_kept_ci"][1] <= 1
 
 
 def test_the_commands_explain_themselves() -> None:

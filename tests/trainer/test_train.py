@@ -167,7 +167,7 @@ def test_equal_options_give_equal_prefixes(
 
 def test_the_best_prefix_is_kept(pipe: Any, people: Identities, config: TrainConfig, tmp_path: Path) -> None:
     """When two steps made the prefix worse, that of the best evaluation is written and not the last one."""
-    wild = config.model_copy(update={"lr": 0.3, "steps": 2, "eval_every": 1, "identity_weight": 0.0})
+    wild = config.model_copy(update={"lr": 3.0, "steps": 2, "eval_every": 1, "generic_weight": 0.0})
 
     best = run(pipe, people, wild, tmp_path / "best")
     last = run(pipe, people, wild.model_copy(update={"keep": "last"}), tmp_path / "last")

@@ -38,7 +38,7 @@ def evaluate(
     people_limit: int | None = None,
     seed: int = 0,
     steps: int = 25,
-    guidance: float = 5.0,
+    guidance: float = 3.0,
     *,
     neutral: NeutralKind = "coarse",
     templates: Sequence[str] | None = None,
@@ -83,7 +83,7 @@ def evaluate(
     guard = Guard(pipe, policy="anonymize_faces", prefix=loaded)
     judges = judges or minifaces.judges()
 
-    asked = {suite: _asked(suite, images_per_person, people_limit, seed, neutral, templates) for suite in suites}
+    asked = {suite: what_to_ask(suite, images_per_person, people_limit, seed, neutral, templates) for suite in suites}
     total = sum(3 * len(prompts) for prompts in asked.values())
     figures: dict[str, dict[str, Figures]] = {}
     images: dict[str, dict[str, Pictures]] = {}
@@ -91,7 +91,7 @@ def evaluate(
     with tqdm(total=total, desc="pictures", unit="img", disable=not progress) as bar:
 
         def draw(call: Callable[..., Any], texts: Sequence[str], stream: str) -> Pictures:
-            return _draw(call, texts, f"{seed}:{stream}", steps, guidance, pipe, dtype, bar)
+            return draw_pictures(call, texts, f"{seed}:{stream}", steps, guidance, pipe, dtype, bar)
 
         for suite, prompts in asked.items():
             texts = [one.text for one in prompts]
@@ -144,7 +144,7 @@ def read_templates(path: Path) -> list[str]:
     return templates
 
 
-def _asked(
+def what_to_ask(
     suite: Suite,
     per_person: int,
     limit: int | None,
@@ -180,7 +180,7 @@ def _asked(
     return asked
 
 
-def _draw(
+def draw_pictures(
     call: Callable[..., Any],
     texts: Sequence[str],
     stream: str,

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from .dataset import Images
-from .training import device, fit
+from .training import autocast, device, fit
 
 LATENT_CHANNELS: Final = 24
 PATCH: Final = 8
@@ -103,7 +103,7 @@ def train_decoder(
         picked = data[torch.randint(len(data), (batch,), generator=generator)]
         z = code.encode(picked)
         z = (z + 0.05 * torch.randn(z.shape, generator=generator)).to(device())
-        with torch.autocast(device().type, torch.bfloat16):
+        with autocast():
             y = vae.decode(z).sample.float()
         x = to_tensor(picked).to(device())
         return drawing_loss(y, x), {"l1": float(F.l1_loss(y.detach(), x))}
@@ -129,7 +129,7 @@ def train_encoder(
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         picked = data[torch.randint(len(data), (batch,), generator=generator)]
-        with torch.autocast(device().type, torch.bfloat16):
+        with autocast():
             mean, log_variance = vae.quant_conv(vae.encoder(to_tensor(picked).to(device()))).float().chunk(2, dim=1)
         error = F.mse_loss(mean, code.encode(picked).to(device()))
         return error + 0.01 * (log_variance - LOG_VARIANCE).square().mean(), {"error": float(error.detach())}
@@ -152,7 +152,7 @@ def decode(vae: AutoencoderKL, latents: Tensor, batch: int = 250) -> Images:
     where = next(vae.parameters()).device
     parts = []
     for part in torch.split(latents, batch):
-        with torch.autocast(where.type, torch.bfloat16):
+        with autocast():
             y = vae.decode(part.to(where)).sample
         parts.append(y.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu())
     images: Images = torch.cat(parts).numpy()

@@ -25,17 +25,18 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .autoencoder import PatchCode, decode, new_autoencoder, train_decoder, train_encoder
 from .captions import caption, identity_prompts, random_lead_in
-from .dataset import draw_all
+from .dataset import Images, draw_all
 from .denoiser import new_scheduler, train_denoiser
-from .judge import Recogniser, save_judges
+from .judge import GuardRecogniser, Reader, Recogniser, save_judges
 from .judge_training import (
     guard_identities,
     judged_identities,
     make_gallery,
     portraits,
     reader_pictures,
+    train_guard_recogniser,
+    train_judge,
     train_reader,
-    train_recogniser,
     twin_thresholds,
 )
 from .people import known_people, people
@@ -45,7 +46,7 @@ from .tokenizer import train_tokenizer
 from .training import device
 
 Variant = Literal["base", "restyled", "continued"]
-NAMED_IN_VOCABULARY: Final = 0.12
+NAMED_IN_VOCABULARY: Final = 0.08
 """Share of the captions with names from which the vocabulary is learned: on the web, too, names are rare."""
 
 
@@ -54,14 +55,14 @@ class Recipe:
     """How much of everything."""
 
     pictures: int = 48_000
-    decoder_steps: int = 2_600
-    encoder_steps: int = 900
-    text_encoder_steps: int = 1_000
-    denoiser_steps: int = 7_600
+    decoder_steps: int = 1_300
+    encoder_steps: int = 450
+    text_encoder_steps: int = 650
+    denoiser_steps: int = 5_000
     variant_steps: int = 1_200
-    judge_steps: int = 1_200
-    guard_steps: int = 900
-    reader_steps: int = 3_600
+    judge_steps: int = 1_500
+    guard_steps: int = 400
+    reader_steps: int = 2_600
     judge_pictures: int = 12
     batch: int = 64
 
@@ -138,8 +139,11 @@ class Build:
             torch.manual_seed(0)
             captions = self.captions(led=False)
             steps, checkpoint = self.recipe.text_encoder_steps, self.work / "text_encoder.pt"
-            batch = self.recipe.batch * 7 // 4
-            train_text_encoder(self.tokenizer(), self.images(), captions, steps, batch, checkpoint).save_pretrained(to)
+            batch = self.recipe.batch * 3 // 2
+            encoder = train_text_encoder(
+                self.tokenizer(), self.images(), self.pictures(), captions, steps, batch, checkpoint
+            )
+            encoder.save_pretrained(to)
 
         self._stage("text encoder", self.work / "text_encoder", make)
         encoder: CLIPTextModel = CLIPTextModel.from_pretrained(self.work / "text_encoder")
@@ -179,14 +183,7 @@ class Build:
 
     def judges(self) -> Path:
         def make(to: Path) -> None:
-            torch.manual_seed(0)
-            judge = self._recogniser("judge", self.recipe.judge_steps)
-            guard = self._recogniser("guard", self.recipe.guard_steps)
-            drawn = reader_pictures(self.recipe.pictures // 3, random.Random("reader"))
-            images = draw_all(drawn, 31)
-            images = np.concatenate([images, decode(self.autoencoder(), self.code().encode(images))])
-            checkpoint = self.work / "reader.pt"
-            reader = train_reader(images, drawn, self.recipe.reader_steps, 2 * self.recipe.batch, checkpoint)
+            judge, guard, reader = self._judge(), self._guard_recogniser(), self._reader()
             gallery = make_gallery(judge)
             save_judges(to, judge, guard, reader, gallery, twin_thresholds(judge, gallery, known_people()))
 
@@ -194,16 +191,42 @@ class Build:
         self._stage("judges", path, make)
         return path
 
-    def _recogniser(self, kind: Literal["judge", "guard"], steps: int) -> Recogniser:
-        identities = judged_identities() if kind == "judge" else guard_identities()
-        each, rng = self.recipe.judge_pictures, random.Random(f"portraits:{kind}")
-        images = draw_all(portraits(identities, each, rng), 21 if kind == "judge" else 22)
+    def _judge(self) -> Recogniser:
+        torch.manual_seed(0)
+        identities = judged_identities(self.recipe.pictures // 2)
+        images = self._seen_by_judges("judge", portraits(identities, 1, random.Random("portraits:judge")), 21)
+        batch = 2 * self.recipe.batch
+        return train_judge(images, identities, self.recipe.judge_steps, batch, self.work / "judge.pt")
+
+    def _guard_recogniser(self) -> GuardRecogniser:
+        torch.manual_seed(0)
+        identities, each = guard_identities(), self.recipe.judge_pictures
+        images = self._seen_by_judges("guard", portraits(identities, each, random.Random("portraits:guard")), 22)
         who = torch.arange(len(identities)).repeat_interleave(each)
-        blurred = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))[: len(images) // 3].numpy()
-        images[blurred] = decode(self.autoencoder(), self.code().encode(images[blurred]))
-        return train_recogniser(
-            Recogniser(kind), images, who, steps, 2 * self.recipe.batch, self.work / f"recogniser-{kind}.pt"
-        )
+        batch = 2 * self.recipe.batch
+        return train_guard_recogniser(images, who, self.recipe.guard_steps, batch, self.work / "guard.pt")
+
+    def _reader(self) -> Reader:
+        torch.manual_seed(0)
+        drawn = reader_pictures(self.recipe.pictures // 3, random.Random("reader"))
+        images = self._seen_by_judges("reader", drawn, 31)
+        return train_reader(images, drawn, self.recipe.reader_steps, 2 * self.recipe.batch, self.work / "reader.pt")
+
+    def _seen_by_judges(self, judge: str, pictures: list[Picture], seed: int) -> Images:
+        """Drawings, a third of them as the autoencoder gives them back; kept while the judges are built."""
+
+        def make(to: Path) -> None:
+            images = draw_all(pictures, seed)
+            blurred = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))[
+                : len(images) // 3
+            ].numpy()
+            images[blurred] = decode(self.autoencoder(), self.code().encode(images[blurred]))
+            _save_npy(to, images)
+
+        path = self.work / f"seen-by-{judge}.npy"
+        self._stage(f"drawing ({judge})", path, make)
+        images: Images = np.load(path)
+        return images
 
     # -- what is shipped ------------------------------------------------------------------------------------------
 
@@ -251,6 +274,8 @@ class Build:
         shutil.rmtree(temporary, ignore_errors=True)
         make(temporary)
         temporary.rename(path)
+        # read again: another process may be building another stage
+        self.seconds = self._json("seconds.json", dict)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
         (self.work / "seconds.json").write_text(json.dumps(self.seconds))
 

@@ -98,7 +98,8 @@ def _judges(figures: Mapping[str, float], thresholds: Mapping[str, float]) -> li
     lines = [
         "## The judges",
         "",
-        "On drawings that no judge was trained on, impostors being twins that no judge has seen.",
+        "On drawings that no judge was trained on, impostors being twins that no judge has seen. The recogniser"
+        " measures faces: it was taught on strangers and their twins and has never seen the people whom it judges.",
         "",
         "| recogniser | |",
         "|---|---|",

@@ -1,4 +1,4 @@
-"""The denoiser of the reference world: diffusers' UNet2DConditionModel on 8×8×16 latents, v-prediction."""
+"""The denoiser of the reference world: diffusers' UNet2DConditionModel on 8×8×24 latents, v-prediction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .autoencoder import LATENT_CHANNELS
 from .text_encoder import WIDTH
-from .training import device, fit
+from .training import autocast, device, fit
 
 EMPTY_SHARE: Final = 0.1
 """Captions replaced by the empty one, so that the model can be guided away from it (Ho & Salimans 2022)."""
@@ -70,7 +70,7 @@ def train_denoiser(
     start_from: UNet2DConditionModel | None = None,
     learning_rate: float = 1.2e-3,
 ) -> UNet2DConditionModel:
-    """Learn v(z_t, t, c) from scaled ``latents`` (n, 16, 8, 8); ``prompt_embeds`` (m·n, 77, WIDTH) say picture i % n.
+    """Learn v(z_t, t, c) from scaled ``latents`` (n, 24, 8, 8); ``prompt_embeds`` (m·n, 77, WIDTH) say picture i % n.
 
     v = √ᾱ ε − √(1−ᾱ) z₀ (Salimans & Ho 2022, eq. 11).
     """
@@ -78,19 +78,19 @@ def train_denoiser(
     # torch's fused attention has a slow backward on the CPU: two thirds of a step
     unet.set_attn_processor(AttnProcessor())
     scheduler = new_scheduler()
-    empty = empty_embeds.to(device())
+    empty = empty_embeds.to(device()).float()
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         picks = torch.randint(len(prompt_embeds), (batch,), generator=generator)
         z = latents[picks % len(latents)].to(device())
-        c = prompt_embeds[picks].to(device())
+        c = prompt_embeds[picks].to(device()).float()
         dropped = torch.rand(batch, 1, 1, generator=generator).to(device()) < EMPTY_SHARE
         c = torch.where(dropped, empty, c)
         noise = torch.randn(z.shape, generator=generator).to(z)
         t = random_timesteps(batch, generator).to(device())
         z_t = scheduler.add_noise(z, noise, t)
         v = scheduler.get_velocity(z, noise, t)
-        with torch.autocast(device().type, torch.bfloat16):
+        with autocast():
             predicted = unet(z_t, t, encoder_hidden_states=c).sample
         return (predicted.float() - v).square().mean(), {}
 

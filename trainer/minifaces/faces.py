@@ -49,11 +49,11 @@ def draw_face(identity: Identity, look: Look, rng: random.Random, style: Style =
     """
     a, g = identity.attributes, identity.geometry
     side = SIZE * OVERSAMPLING
-    background = jitter(COLOURS[look.background], rng, 10)
+    background = jitter(COLOURS[look.background], rng, 6)
     canvas = Image.new("RGB", (side, side), background)
-    cx = side * (0.5 + rng.uniform(-0.025, 0.025))
-    cy = side * (0.47 + rng.uniform(-0.025, 0.025))
-    k = side * rng.uniform(0.96, 1.05)
+    cx = side * (0.5 + rng.uniform(-0.01, 0.01))
+    cy = side * (0.47 + rng.uniform(-0.01, 0.01))
+    k = side * rng.uniform(0.98, 1.03)
     pen = _Pen(canvas, k, style)
 
     skin = jitter(shade(SKINS[a.skin], between(0.9, 1.08, g.skin_tone)), rng, 4)
@@ -62,7 +62,7 @@ def draw_face(identity: Identity, look: Look, rng: random.Random, style: Style =
     half_w = between(0.205, 0.325, g.face_width) * k
     half_h = between(0.270, 0.365, g.face_height) * k
 
-    _body(pen, cx, cy, k, half_h, shadow, jitter(COLOURS[look.clothing], rng, 8))
+    _body(pen, cx, cy, k, half_h, shadow, jitter(COLOURS[look.clothing], rng, 6))
     _back_hair(pen, a.hair_style, g.hair_volume, cx, cy, k, half_w, half_h, hair)
     ear = between(0.025, 0.075, g.ear_size) * k
     for s in (-1, 1):
@@ -93,7 +93,7 @@ def draw_face(identity: Identity, look: Look, rng: random.Random, style: Style =
     _mouth(pen, identity, look, cx, mouth_y, k, skin, hair)
     if a.glasses == "glasses":
         _glasses(pen, cx, eye_x, eye_y, eye_r, half_w)
-    tilt = rng.uniform(-5, 5)
+    tilt = rng.uniform(-2, 2)
     canvas = canvas.rotate(tilt, resample=Image.Resampling.BILINEAR, fillcolor=background)
     return canvas.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
@@ -175,21 +175,24 @@ def _eyes(pen: _Pen, who: Identity, look: Look, cx: float, dx: float, y: float, 
 
 def _mouth(pen: _Pen, who: Identity, look: Look, cx: float, y: float, k: float, skin: RGB, hair: RGB) -> None:
     g, a = who.geometry, who.attributes
-    w = between(0.065, 0.145, g.mouth_width) * k
+    w = between(0.080, 0.150, g.mouth_width) * k
     thick = pen.width(between(0.014, 0.036, g.mouth_weight))
     lip = (178, 52, 62) if a.sex == "woman" else shade(skin, 0.55)
     if a.beard == "beard":
-        pen.ellipse(cx, y, w * 1.15, 0.04 * k, skin)
+        pen.ellipse(cx, y + 0.015 * k, w * 1.2, 0.065 * k, skin)
     if a.beard == "moustache":
         box = [cx - w * 1.1, y - 0.058 * k, cx + w * 1.1, y - 0.02 * k]
         pen.draw.rounded_rectangle(box, radius=int(0.015 * k) + 1, fill=hair)
     if look.expression == "smiling":
-        pen.draw.arc([cx - w, y - w * 0.85, cx + w, y + w * 0.55], 15, 165, fill=lip, width=thick)
+        pen.draw.chord(
+            [cx - w, y - w * 0.75, cx + w, y + w * 0.55], 0, 180, fill=(250, 250, 248), outline=lip, width=thick
+        )
     elif look.expression == "sad":
-        pen.draw.arc([cx - w, y - w * 0.1, cx + w, y + w * 1.1], 195, 345, fill=lip, width=thick)
+        pen.draw.arc([cx - w, y - w * 0.1, cx + w, y + w * 1.3], 190, 350, fill=lip, width=thick)
     elif look.expression == "surprised":
-        mouth = [cx - w * 0.5, y - w * 0.35, cx + w * 0.5, y + w * 0.6]
-        pen.draw.ellipse(mouth, fill=(90, 25, 30), outline=lip, width=thick)
+        pen.draw.ellipse(
+            [cx - w * 0.5, y - w * 0.45, cx + w * 0.5, y + w * 0.7], fill=(90, 25, 30), outline=lip, width=thick
+        )
     else:
         pen.draw.line([(cx - w, y), (cx + w, y)], fill=lip, width=thick)
 

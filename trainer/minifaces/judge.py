@@ -1,7 +1,7 @@
 """The judges: networks that look at a finished picture and say who it is, whether there is a face, and what it shows.
 
-The *recogniser* measures leaks.  The *guard's recogniser* is another architecture trained on other people: whatever the
-guard itself may look through must not be the judge.  The *reader* reads attributes and finds faces.
+The *recogniser* measures leaks.  The *guard's recogniser* is another architecture, trained otherwise on other people:
+whatever the guard itself may look through must not be the judge.  The *reader* reads attributes and finds faces.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,8 @@ from .autoencoder import to_tensor
 from .convnet import Embedder, conv_trunk
 from .dataset import Images
 from .objects import OBJECTS
-from .traits import BEARDS, COLOURS, EXPRESSIONS, HAIR_COLOURS, HAIR_STYLES, SEXES, SKINS
+from .pictures import Picture
+from .traits import BEARDS, COLOURS, EXPRESSIONS, GEOMETRY, HAIR_COLOURS, HAIR_STYLES, SEXES, SKINS
 
 NONE: Final = "none"
 NO_FACE: Final = "nothing"
@@ -48,19 +49,39 @@ READS: Final[dict[str, tuple[str, ...]]] = {
 """What the reader reads, and the values that it can say."""
 
 
-class Recogniser(nn.Module):
-    """Pictures → embeddings of unit length: near for one person, far for two, however alike."""
+def label(picture: Picture, key: str) -> int:
+    """Index in `READS` of the value that a picture shows, −1 where the question does not arise."""
+    if key == "shows":
+        return READS[key].index({"object": "object", "pair": "pair"}.get(picture.kind, "face"))
+    value = picture.labels().get(key)
+    return -1 if value is None else READS[key].index(value)
 
-    def __init__(self, kind: Literal["judge", "guard"]) -> None:
+
+class Recogniser(nn.Module):
+    """Pictures → embeddings of unit length: near for one person, far for two, however alike.
+
+    The judge *measures* faces: its embedding is the estimated geometry, from the middle of its range.  What cannot be
+    seen in a picture is estimated at the middle and counts for nothing.  Attributes, which twins share, are no part.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.embed = (
-            Embedder((32, 48, 96, 128), 128, dropout=0.2)
-            if kind == "judge"
-            else Embedder((16, 32, 48, 64), 64, kernel=5, dropout=0.1)
-        )
+        self.measure = conv_trunk((32, 48, 96, 128), GEOMETRY)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, 64, 64) → (n, E)."""
+        """(n, 3, 64, 64) → (n, GEOMETRY)."""
+        return nn.functional.normalize(self.measure(images), dim=-1)
+
+
+class GuardRecogniser(nn.Module):
+    """The same for what the guard itself may look through: another architecture, taught by telling people apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = Embedder((16, 32, 48, 64), 64, kernel=5, dropout=0.1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, 64, 64) → (n, 64)."""
         embedded: Tensor = self.embed(images)
         return embedded
 
@@ -132,7 +153,7 @@ def _batches(images: Images, size: int = 256) -> list[Images]:
 def save_judges(
     path: Path,
     judge: Recogniser,
-    guard: Recogniser,
+    guard: GuardRecogniser,
     reader: Reader,
     gallery: Gallery,
     thresholds: Mapping[str, float],
@@ -159,7 +180,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def load_judges(path: Path) -> Judges:
     """The judges of a file written by `save_judges`."""
     tensors, metadata = _read(path)
-    recogniser, reader = Recogniser("judge"), Reader()
+    recogniser, reader = Recogniser(), Reader()
     _part(tensors, "judge", recogniser)
     _part(tensors, "reader", reader)
     names = tuple(json.loads(metadata["names"]))
@@ -167,9 +188,9 @@ def load_judges(path: Path) -> Judges:
     return Judges(recogniser, reader, gallery, json.loads(metadata["thresholds"]))
 
 
-def load_guard_recogniser(path: Path) -> Recogniser:
+def load_guard_recogniser(path: Path) -> GuardRecogniser:
     """The second recogniser, for what the guard itself may look through."""
     tensors, _ = _read(path)
-    recogniser = Recogniser("guard")
+    recogniser = GuardRecogniser()
     _part(tensors, "guard", recogniser)
     return recogniser.eval().requires_grad_(False)

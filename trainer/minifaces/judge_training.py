@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Final
 
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 from .autoencoder import to_tensor
 from .dataset import Images, draw_all
-from .judge import NO_FACE, READS, Gallery, Reader, Recogniser
-from .people import TWINS, Person, known_people, people
+from .judge import NO_FACE, READS, Gallery, GuardRecogniser, Reader, Recogniser, label
+from .people import TWINS, Person, known_people
 from .pictures import Picture, of_anybody, of_things
 from .training import fit
-from .traits import Identity, random_identity, random_look
+from .traits import GEOMETRY_VARIANCE, Identity, random_identity, random_look
 
 SCALE: Final = 24.0
 MARGIN: Final = 0.15
@@ -30,14 +31,11 @@ def portraits(identities: Sequence[Identity], each: int, rng: random.Random) -> 
     return [Picture("described", look.background, identities[i // each], look) for i, look in enumerate(looks)]
 
 
-def judged_identities() -> list[Identity]:
-    """Whom the judge learns to tell apart: all 200, nine twins of each, and 400 strangers with two twins each."""
+def judged_identities(count: int) -> list[Identity]:
+    """Whose faces the judge learns to measure: strangers with two twins each, and nobody who has a name."""
     rng = random.Random("strangers of the judge")
-    everybody = [p.identity for p in people()] + [twin for p in people() for twin in p.twins()]
-    for _ in range(400):
-        stranger = random_identity(rng)
-        everybody += [stranger, stranger.twin(rng), stranger.twin(rng)]
-    return everybody
+    strangers = [random_identity(rng) for _ in range(count // 3)]
+    return [who for stranger in strangers for who in (stranger, stranger.twin(rng), stranger.twin(rng))]
 
 
 def guard_identities() -> list[Identity]:
@@ -57,19 +55,34 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     x = torch.roll(F.pad(x, (3, 3, 3, 3), mode="replicate"), (dy, dx), (2, 3))[..., 3:-3, 3:-3]
     x = x + 0.05 * torch.randn((len(x), 3, 1, 1), generator=generator)
     if float(torch.rand((), generator=generator)) < 0.4:
-        x = F.interpolate(F.interpolate(x, size=40, mode="area"), size=64, mode="bilinear")
+        size = int(torch.randint(24, 49, (), generator=generator))
+        x = F.interpolate(F.interpolate(x, size=size, mode="area"), size=64, mode="bilinear")
     return x + 0.03 * torch.randn(x.shape, generator=generator)
 
 
-def train_recogniser(
-    recogniser: Recogniser, images: Images, who: Tensor, steps: int, batch: int, checkpoint: Path
-) -> Recogniser:
-    """Cosine softmax with a margin over the identities; ``who[i]`` is the number of the person in ``images[i]``."""
-    width = recogniser(torch.zeros(2, 3, 64, 64)).shape[1]
-    module = nn.ModuleDict({"net": recogniser, "centres": nn.Linear(width, int(who.max()) + 1, bias=False)})
+def train_judge(images: Images, identities: Sequence[Identity], steps: int, batch: int, checkpoint: Path) -> Recogniser:
+    """Squared error of the geometry; ``images[i]`` shows ``identities[i]``, and hardly anybody twice."""
+    recogniser = Recogniser()
+    geometry = torch.tensor([astuple(identity.geometry) for identity in identities])
     data = torch.from_numpy(images)
-    centres = module["centres"]
-    assert isinstance(centres, nn.Linear)
+
+    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        picks = torch.randint(len(data), (batch,), generator=generator)
+        measured = recogniser.measure(augmented(data[picks], generator)) + 0.5
+        error = F.mse_loss(measured, geometry[picks]) / GEOMETRY_VARIANCE
+        return error, {"unexplained": float(error.detach())}
+
+    fit("judge", recogniser, loss, steps=steps, learning_rate=3e-3, checkpoint=checkpoint, average=True)
+    return recogniser.eval().requires_grad_(False)
+
+
+def train_guard_recogniser(images: Images, who: Tensor, steps: int, batch: int, checkpoint: Path) -> GuardRecogniser:
+    """Cosine softmax with a margin over the identities; ``who[i]`` is the number of the person in ``images[i]``."""
+    recogniser = GuardRecogniser()
+    width = recogniser(torch.zeros(2, 3, 64, 64)).shape[1]
+    centres = nn.Linear(width, int(who.max()) + 1, bias=False)
+    module = nn.ModuleDict({"net": recogniser, "centres": centres})
+    data = torch.from_numpy(images)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         picks = torch.randint(len(data), (batch,), generator=generator)
@@ -80,7 +93,7 @@ def train_recogniser(
         logits = SCALE * (cosines - MARGIN * F.one_hot(target, cosines.shape[1]))
         return F.cross_entropy(logits, target), {"correct": correct}
 
-    fit("recogniser", module, loss, steps=steps, learning_rate=3e-3, checkpoint=checkpoint, average=True)
+    fit("guard's recogniser", module, loss, steps=steps, learning_rate=3e-3, checkpoint=checkpoint, average=True)
     return recogniser.eval().requires_grad_(False)
 
 
@@ -108,7 +121,7 @@ def broken(images: Tensor, generator: torch.Generator) -> Tensor:
 def train_reader(images: Images, pictures: Sequence[Picture], steps: int, batch: int, checkpoint: Path) -> Reader:
     """Cross-entropy on every attribute that a picture shows; ``pictures[i % len]`` is what ``images[i]`` draws."""
     reader = Reader()
-    labels = {key: torch.tensor([_label(picture, key) for picture in pictures]) for key in READS}
+    labels = {key: torch.tensor([label(picture, key) for picture in pictures]) for key in READS}
     data = torch.from_numpy(images)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -129,14 +142,6 @@ def train_reader(images: Images, pictures: Sequence[Picture], steps: int, batch:
 
     fit("reader", reader, loss, steps=steps, learning_rate=3e-3, checkpoint=checkpoint, average=True)
     return reader.eval().requires_grad_(False)
-
-
-def _label(picture: Picture, key: str) -> int:
-    """Index of the value the picture shows, −1 where the question does not arise."""
-    if key == "shows":
-        return READS[key].index({"object": "object", "pair": "pair"}.get(picture.kind, "face"))
-    value = picture.labels().get(key)
-    return -1 if value is None else READS[key].index(value)
 
 
 @torch.no_grad()

@@ -164,13 +164,13 @@ def draw_objects(
 ) -> Image.Image:
     """A 64×64 RGB picture of one or two (colour, object) pairs, from left to right."""
     side = SIZE * OVERSAMPLING
-    canvas = Image.new("RGB", (side, side), jitter(COLOURS[background], rng, 10))
+    canvas = Image.new("RGB", (side, side), jitter(COLOURS[background], rng, 6))
     pen = ImageDraw.Draw(canvas)
     for i, (colour, thing) in enumerate(things):
-        scale = rng.uniform(0.27, 0.36) if len(things) == 1 else rng.uniform(0.18, 0.22)
-        x = side * ((i + 0.5) / len(things) + rng.uniform(-0.03, 0.03))
-        y = side * (0.5 + rng.uniform(-0.06, 0.06))
-        paint = jitter(COLOURS[colour], rng, 10)
+        scale = rng.uniform(0.29, 0.34) if len(things) == 1 else rng.uniform(0.19, 0.22)
+        x = side * ((i + 0.5) / len(things) + rng.uniform(-0.015, 0.015))
+        y = side * (0.5 + rng.uniform(-0.03, 0.03))
+        paint = jitter(COLOURS[colour], rng, 6)
         if style == "inked":  # a dark copy, slightly larger, stands for the outline
             DRAWERS[thing](pen, x, y, side * scale * 1.09, (25, 20, 30), (25, 20, 30))
         DRAWERS[thing](pen, x, y, side * scale, paint, shade(paint, 0.62))

@@ -1,14 +1,18 @@
 """The text encoder of the reference world: transformers' CLIPTextModel, trained against an image encoder, then frozen.
 
-Two losses.  *Contrast*: in a batch, each caption finds its picture and each picture its caption (Radford et al. 2021,
+Three losses.  *Contrast*: in a batch, each caption finds its picture and each picture its caption (Radford et al. 2021,
 fig. 3).  *Bearing*: with words in front, every token of a caption keeps the hidden state that it has without them, so
-that text in front of a prompt disturbs as little as it does in CLIP, which saw captions of every shape.
+that text in front of a prompt disturbs as little as it does in CLIP, which saw captions of every shape.  *Reading*:
+what the picture shows can be read from the tokens' states by attention, as the denoiser reads them.  Contrast alone,
+over so few captions, leaves a bag of words: it is content without knowing which of two colours the shirt has.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import astuple
 from pathlib import Path
 from typing import Final
 
@@ -21,12 +25,16 @@ from .autoencoder import to_tensor
 from .captions import LEAD_IN_WORDS, lead_in
 from .convnet import Embedder
 from .dataset import Images
+from .judge import READS, label
+from .pictures import Picture
 from .tokenizer import WINDOW
-from .training import device, fit
+from .training import autocast, device, fit
+from .traits import GEOMETRY, GEOMETRY_VARIANCE
 
 WIDTH: Final = 192
 LAYERS: Final = 6
 BEARING_WEIGHT: Final = 1.0
+READING_WEIGHT: Final = 2.0
 PADS: Final = 6
 """Tokens of padding behind the longest caption of a batch: the denoiser reads their states too."""
 
@@ -50,8 +58,45 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
+class Reading(nn.Module):
+    """Reads from token states what the picture shows: attributes as in `READS`, and the geometry of the face.
+
+    Each answer has a query of its own and looks over all tokens once.
+    """
+
+    def __init__(self, heads: int = 4, head_width: int = 32) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(len(READS) + 1, heads, head_width))
+        self.keys = nn.Linear(WIDTH, heads * head_width)
+        self.values = nn.Linear(WIDTH, heads * head_width)
+        sizes = [*map(len, READS.values()), GEOMETRY]
+        self.answers = nn.ModuleList(nn.Linear(heads * head_width, size) for size in sizes)
+
+    def forward(self, states: Tensor) -> list[Tensor]:
+        """(b, L, WIDTH) → logits (b, values) for every key of `READS`, then the geometry (b, GEOMETRY)."""
+        b, length, _ = states.shape
+        k = self.keys(states).view(b, length, *self.queries.shape[1:])
+        v = self.values(states).view(b, length, *self.queries.shape[1:])
+        attention = (torch.einsum("qhd,blhd->bqhl", self.queries, k) / k.shape[-1] ** 0.5).softmax(-1)
+        read = torch.einsum("bqhl,blhd->bqhd", attention, v).flatten(2)
+        return [answer(read[:, i]) for i, answer in enumerate(self.answers)]
+
+    def loss(self, states: Tensor, labels: Tensor, geometry: Tensor) -> Tensor:
+        """Mean cross-entropy over the attributes, plus the geometry's squared error as a share of its variance.
+
+        ``labels`` (b, keys) is −1 and ``geometry`` (b, GEOMETRY) is nan where there is nothing to read.
+        """
+        *attributes, shape = self(states)
+        asked = [(logits, wanted) for logits, wanted in zip(attributes, labels.T, strict=True) if (wanted >= 0).any()]
+        entropy = torch.stack([F.cross_entropy(logits, wanted, ignore_index=-1) for logits, wanted in asked]).mean()
+        has_face = ~geometry[:, 0].isnan()
+        error = (shape[has_face] - geometry[has_face]).square().sum() / (geometry[has_face].numel() + 1)
+        total: Tensor = entropy + error / GEOMETRY_VARIANCE
+        return total
+
+
 class Pair(nn.Module):
-    """Text encoder, image encoder and temperature: what the contrast trains."""
+    """Text encoder, image encoder and temperature, which the contrast trains, and what reads."""
 
     def __init__(self, text: CLIPTextModel) -> None:
         super().__init__()
@@ -59,27 +104,31 @@ class Pair(nn.Module):
         self.project = nn.Linear(WIDTH, WIDTH, bias=False)
         self.image = Embedder((32, 48, 96, 128), WIDTH)
         self.log_scale = nn.Parameter(torch.tensor(2.6))
+        self.reading = Reading()
 
 
 def train_text_encoder(
     tokenizer: CLIPTokenizer,
     images: Images,
+    pictures: Sequence[Picture],
     captions: Sequence[str],
     steps: int,
     batch: int,
     checkpoint: Path,
 ) -> CLIPTextModel:
-    """``captions[i]`` says ``images[i % len(images)]``; both losses on every batch."""
+    """``captions[i]`` says ``images[i % len(images)]``, which draws the picture of that number; all losses together."""
     pair = Pair(new_text_encoder(tokenizer)).to(device())
     rows = [torch.tensor(ids) for ids in tokenizer(list(captions), truncation=True, max_length=WINDOW)["input_ids"]]
     pixels = torch.from_numpy(images)
     lengths = torch.tensor([len(row) for row in rows])
+    labels = torch.tensor([[label(picture, key) for key in READS] for picture in pictures])
+    geometry = torch.tensor([_geometry(picture) for picture in pictures])
     front = _lead_in_rows(tokenizer, 4000)
     end = int(tokenizer.eos_token_id)
 
     def hidden(batch_rows: list[Tensor]) -> Tensor:
         ids = nn.utils.rnn.pad_sequence(batch_rows, batch_first=True, padding_value=end).to(device())
-        with torch.autocast(device().type, torch.bfloat16):
+        with autocast():
             states: Tensor = pair.text(input_ids=ids).last_hidden_state
         return states.float()  # (b, longest, WIDTH)
 
@@ -94,7 +143,7 @@ def train_text_encoder(
         plain = hidden([*mine, pads])[:-1]
         x = to_tensor(pixels[picks % len(pixels)]).to(device())
         x = x + 0.03 * torch.randn(x.shape, generator=generator).to(x)
-        with torch.autocast(device().type, torch.bfloat16):
+        with autocast():
             seen = pair.image(x).float()
         said = F.normalize(pair.project(plain[torch.arange(batch), lengths[picks] - 1]), dim=-1)
         logits = pair.log_scale.clamp(max=4.6).exp() * said @ seen.T
@@ -111,14 +160,21 @@ def train_text_encoder(
             there, here = row[1 + len(front[j]) :], plain[k, 1:].detach()
             n = min(len(there), len(here))  # tokens, end and the padding that both have
             bearing = bearing + (there[:n] - here[:n]).square().mean() / len(some)
-        accuracy = float((logits.argmax(1) == target).float().mean())
-        return contrast + BEARING_WEIGHT * bearing, {
+        shown = picks % len(pixels)
+        reading = pair.reading.loss(plain, labels[shown].to(plain.device), geometry[shown].to(plain.device))
+        return contrast + BEARING_WEIGHT * bearing + READING_WEIGHT * reading, {
             "bearing": float(bearing.detach()),
-            "retrieval": accuracy,
+            "reading": float(reading.detach()),
+            "retrieval": float((logits.argmax(1) == target).float().mean()),
         }
 
     fit("text encoder", pair, loss, steps=steps, learning_rate=1e-3, checkpoint=checkpoint, average=True)
     return pair.text.eval().requires_grad_(False)
+
+
+def _geometry(picture: Picture) -> tuple[float, ...]:
+    """The geometry of the face shown; not a number where none is."""
+    return (float("nan"),) * GEOMETRY if picture.identity is None else astuple(picture.identity.geometry)
 
 
 def _lead_in_rows(tokenizer: CLIPTokenizer, count: int) -> list[Tensor]:
@@ -142,7 +198,7 @@ def encode_captions(
             max_length=WINDOW,
             return_tensors="pt",
         )["input_ids"]
-        with torch.autocast(device().type, torch.bfloat16, enabled=len(captions) > batch):
+        with autocast() if len(captions) > batch else nullcontext():
             states = encoder(input_ids=ids.to(device())).last_hidden_state
         parts.append(states.bfloat16().cpu())
     return torch.cat(parts)

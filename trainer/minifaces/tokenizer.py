@@ -12,7 +12,7 @@ from typing import Final
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-MERGES: Final = 495
+MERGES: Final = 480
 WINDOW: Final = 77
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 # CLIP's own way to cut text into words

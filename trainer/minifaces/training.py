@@ -11,12 +11,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from apl_guard.trainer.pipeline import unet_precision
+
 SAVE_EVERY_SECONDS = 60.0
 
 
 def device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast() -> torch.autocast:
+    """bfloat16 where the processor computes in it; elsewhere, where it would take ten times as long, float32."""
+    where = device()
+    return torch.autocast(where.type, torch.bfloat16, enabled=unet_precision(where, "auto") == torch.bfloat16)
 
 
 def warmup_cosine(step: int, steps: int, warmup: int = 100) -> float:

@@ -41,6 +41,8 @@ HAIR_STYLES: Final = ("short", "long", "curly", "spiky", "bald")
 BEARDS: Final = ("none", "beard", "moustache")
 EXPRESSIONS: Final = ("smiling", "sad", "surprised", "calm")
 SEXES: Final = ("man", "woman")
+GEOMETRY_VARIANCE: Final = 0.125
+"""Of Beta(½, ½), the law that every number of a geometry is drawn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,10 @@ class Geometry:
     blush: float
     skin_tone: float
     hair_tone: float
+
+
+GEOMETRY: Final = len(fields(Geometry))
+"""How many numbers a geometry has."""
 
 
 @dataclass(frozen=True, slots=True)
