@@ -248,6 +248,11 @@ class Build:
             # transformers opens in the dtype that is stated here, diffusers in float32: they must agree
             config = to / "text_encoder" / "config.json"
             config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+            for part in ("unet", "vae"):  # where they were built concerns nobody
+                config = to / part / "config.json"
+                stated = json.loads(config.read_text())
+                stated.pop("_name_or_path", None)
+                config.write_text(json.dumps(stated, indent=2) + "\n")
 
         self._stage(f"model ({variant})", self.output / variant, make)
         return self.output / variant
