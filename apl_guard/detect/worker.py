@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import weakref
@@ -21,8 +22,10 @@ class Worker:
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         # A pool of concurrent.futures would be joined at exit, and so hang with work that hangs.
-        threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
-        weakref.finalize(self, self._jobs.put, None)
+        thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
+        thread.start()
+        _threads[thread] = self._jobs
+        weakref.finalize(self, self._jobs.put, None).atexit = False
 
     def run(self, work: Callable[[], _T], seconds: float) -> _T:
         """Run work.
@@ -42,6 +45,20 @@ class Worker:
         except TimeoutError:
             future.cancel()
             raise
+
+
+_PATIENCE_SECONDS = 5.0
+_threads: weakref.WeakKeyDictionary[threading.Thread, queue.SimpleQueue[_Job | None]] = weakref.WeakKeyDictionary()
+
+
+@atexit.register
+def _end_all() -> None:
+    """A thread that is inside a model when the interpreter goes away would abort the process: wait for it a little."""
+    ending = list(_threads.items())
+    for _, jobs in ending:
+        jobs.put(None)
+    for thread, _ in ending:
+        thread.join(_PATIENCE_SECONDS)
 
 
 def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
