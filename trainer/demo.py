@@ -14,11 +14,12 @@ from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.evaluate import evaluate
 from apl_guard.trainer.evaluate.result import EvalResult
+from apl_guard.trainer.folders import make_folder
 from apl_guard.trainer.history import read_history
 from apl_guard.trainer.pipeline import open_pipe
 from apl_guard.trainer.plan import make_plan
 from apl_guard.trainer.report import draw_grid, pick_pairs, read_tradeoff, write_html
-from apl_guard.trainer.train import make_folder, train
+from apl_guard.trainer.train import train
 
 if TYPE_CHECKING:
     from apl_guard.trainer.minifaces.judge import Judges

@@ -1,4 +1,4 @@
-"""Prompts and pictures that the user brings."""
+"""Folders, and the prompts and pictures that the user brings in them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apl_guard.errors import InvalidInput
+from apl_guard.errors import InvalidInput, StorageFailed
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents.
+
+    Raises:
+        StorageFailed: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageFailed(f"the folder cannot be made: {error.strerror}", path=path) from error
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -22,10 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apl_guard.adapters.inject import embed, tokenize_with_prefix
-from apl_guard.errors import ConfigInvalid, InvalidInput, StorageFailed, TrainingFailed
+from apl_guard.errors import ConfigInvalid, InvalidInput, TrainingFailed
 from apl_guard.trainer.checkpoint import State, load_state, save_state
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data import draw_batch, prepare
+from apl_guard.trainer.folders import make_folder
 from apl_guard.trainer.history import History
 from apl_guard.trainer.identities import Identities, load_identities
 from apl_guard.trainer.loss import apl_loss, distance, noise_weight
@@ -217,18 +218,6 @@ def generic_prompts(
             raise InvalidInput("no such file or folder; expected generic prompts or images", where=path)
         return path
     return generic
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and its parents.
-
-    Raises:
-        StorageFailed: It cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageFailed(f"the folder cannot be made: {error.strerror}", path=path) from error
 
 
 @torch.no_grad()

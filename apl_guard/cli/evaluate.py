@@ -10,7 +10,7 @@ import typer
 
 
 class Suite(StrEnum):
-    """What to measure on."""
+    """What to measure."""
 
     SEEN = "seen"
     UNSEEN = "unseen"
@@ -35,7 +35,10 @@ class Neutral(StrEnum):
 def evaluate(
     model: Annotated[str, typer.Option(help="A model of the reference world, or 'minifaces'.")],
     prefix: Annotated[str, typer.Option(help="Prefix folder or name; 'minifaces' is the shipped one.")],
-    suite: Annotated[Suite, typer.Option(help="Whom or what to draw.")] = Suite.ALL,
+    suite: Annotated[
+        list[Suite] | None,
+        typer.Option(help="What to measure; may be repeated.", show_default="seen, unseen and generic"),
+    ] = None,
     templates: Annotated[
         Path | None,
         typer.Option(help="Text file, one template with {name} a line, in place of the held-out prompts."),
@@ -49,10 +52,16 @@ def evaluate(
     format: Annotated[Format, typer.Option(help="How to print the figures.")] = Format.TABLE,
     quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bar.")] = False,
 ) -> None:
-    """Measure a prefix on the reference world: leak, faces, attributes, scenes and generic drift."""
+    """Measure a prefix on the reference world: leak, faces, attributes, scenes and generic drift.
+
+    Pictures are kept in the user's cache: a stopped run goes on when the same command is given again.
+
+    Example: apl-guard eval --model minifaces --prefix minifaces --suite seen --people 20
+    """
     from apl_guard.prefix import Prefix
     from apl_guard.trainer.evaluate import evaluate as run
-    from apl_guard.trainer.evaluate.run import SUITES, read_templates
+    from apl_guard.trainer.evaluate.asking import read_templates
+    from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES, SUITES
     from apl_guard.trainer.pipeline import open_pipe
 
     texts = read_templates(templates) if templates else None
@@ -60,7 +69,7 @@ def evaluate(
     result = run(
         open_pipe(model),
         loaded,
-        [name for name in SUITES if suite.value in (name, "all")],
+        list(SUITES) if Suite.ALL in (suite or ()) else [one.value for one in suite or ()] or DEFAULT_SUITES,
         images_per_person,
         people,
         seed,

@@ -16,8 +16,8 @@ from apl_guard.errors import InvalidInput
 from apl_guard.testing import random_prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.evaluate import EvalResult, evaluate
+from apl_guard.trainer.evaluate.asking import read_templates
 from apl_guard.trainer.evaluate.goals import compare
-from apl_guard.trainer.evaluate.run import read_templates
 from apl_guard.trainer.evaluate.scores import Asked, fidelity, identity_figures
 from apl_guard.trainer.evaluate.tradeoff import measure_tradeoff
 from apl_guard.trainer.minifaces.judge import READS, Gallery, Judges, Reader, Recogniser
@@ -67,7 +67,9 @@ def test_the_figures_have_the_promised_names(result: EvalResult) -> None:
     assert suites["generic"]["guarded"]["frechet_plain_vs_plain"] == suites["generic"]["plain"]["frechet"]
 
 
-def test_the_arms_differ_by_prompt_and_guard_alone(result: EvalResult, world: Any, judges: Judges) -> None:
+def test_the_arms_differ_by_prompt_and_guard_alone(
+    result: EvalResult, world: Any, judges: Judges, tmp_path: Path
+) -> None:
     """The plain arm is drawn to the same bits again; the guarded and the neutral arm are other pictures."""
     again = evaluate(
         world,
@@ -77,6 +79,7 @@ def test_the_arms_differ_by_prompt_and_guard_alone(result: EvalResult, world: An
         2,
         steps=1,
         judges=judges,
+        folder=tmp_path,
         keep_images=True,
         progress=False,
     )

@@ -43,6 +43,18 @@ class Asked:
     """What the neutral prompt keeps of the person; in generic prompts, everything that was asked for."""
     scene: Mapping[str, str]
     """What was asked for besides the person."""
+    label: str = ""
+    """Which picture it is, whatever else is drawn: seeds are made of it."""
+
+
+@dataclass
+class Album:
+    """Pictures that a report may show."""
+
+    images: dict[str, dict[str, Pictures]] = field(default_factory=dict)
+    """Suite → arm → pictures; in one suite all arms are drawn from the same seeds."""
+    asked: dict[str, list[Asked]] = field(default_factory=dict)
+    """Suite → what each picture should show."""
 
 
 @dataclass(frozen=True)

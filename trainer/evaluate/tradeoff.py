@@ -6,17 +6,15 @@ this curve is a setting of training, `neutral`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from tqdm import tqdm
-
-from apl_guard.guard import Guard
+from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
-from apl_guard.trainer.evaluate.result import Asked
-from apl_guard.trainer.evaluate.run import draw_pictures, what_to_ask
+from apl_guard.trainer.evaluate.asking import ask_for_people
 from apl_guard.trainer.evaluate.scores import identity_figures
+from apl_guard.trainer.evaluate.setting import Setting
 
 if TYPE_CHECKING:
     from apl_guard.trainer.minifaces.judge import Judges
@@ -53,25 +51,33 @@ def measure_tradeoff(
 
     Raises:
         PrefixNotFound: A prefix belongs to another text encoder.
+        InvalidInput: There is no prefix.
     """
     from apl_guard.trainer import minifaces
 
-    judges = judges or minifaces.judges()
+    if not prefixes:
+        raise InvalidInput("found no prefix; expected at least one", where="prefixes")
+    settings = {
+        name: Setting.of(
+            pipe, prefix, judges or minifaces.judges(), seed=seed, steps=steps, guidance=guidance,
+            images_per_person=images_per_person, people_limit=people_limit, progress=progress,
+        )
+        for name, prefix in prefixes.items()
+    }  # fmt: skip
+    first = next(iter(settings.values()))
     looks = {person.name: person.attributes for person in minifaces.people()}
     asked = [
-        Asked(one.text, one.neutral_text, one.person, looks[one.person or ""], one.scene)
-        for suite in ("seen", "unseen")
-        for one in what_to_ask(suite, images_per_person, people_limit, seed, "coarse", None)
+        replace(one, attributes=looks[one.person or ""])
+        for split in ("seen", "unseen")
+        for one in ask_for_people(first, split)
     ]
-    texts: Sequence[str] = [one.text for one in asked]
-    guards = {name: Guard(pipe, policy="anonymize_faces", prefix=prefix) for name, prefix in prefixes.items()}
+    texts, labels = [one.text for one in asked], [one.label for one in asked]
     points = []
-    with tqdm(total=len(texts) * (1 + len(guards)), desc="tradeoff", unit="img", disable=not progress) as bar:
-        for name, call in {"no prefix": pipe, **guards}.items():
-            pictures = draw_pictures(call, texts, f"{seed}:tradeoff", steps, guidance, pipe, torch.float32, bar)
-            figures = identity_figures(judges, pictures, asked)
-            point: dict[str, Any] = {"setting": name, "images": figures["images"]}
-            for key, figure in (("leak", "leak_far_1e-3"), ("top1", "top1"), ("attributes_kept", "attribute_fidelity")):
-                point |= {key: figures[figure], f"{key}_ci": figures[f"{figure}_ci"]}
-            points.append(point)
+    for name, setting in {"no prefix": first, **settings}.items():
+        call = setting.pipe if name == "no prefix" else setting.guard
+        figures = identity_figures(setting.judges, setting.draw(call, texts, "tradeoff", labels=labels), asked)
+        point: dict[str, Any] = {"setting": name, "images": figures["images"]}
+        for key, figure in (("leak", "leak_far_1e-3"), ("top1", "top1"), ("attributes_kept", "attribute_fidelity")):
+            point |= {key: figures[figure], f"{key}_ci": figures[f"{figure}_ci"]}
+        points.append(point)
     return points

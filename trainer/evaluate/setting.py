@@ -1,0 +1,251 @@
+"""How an evaluation is done, and the drawing of its pictures, which are kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from apl_guard.errors import InvalidInput
+from apl_guard.guard import Guard
+from apl_guard.prefix import Prefix
+from apl_guard.storage import write_file
+from apl_guard.trainer.config import NeutralKind
+from apl_guard.trainer.evaluate.result import Album, Asked, Pictures
+from apl_guard.trainer.folders import make_folder
+from apl_guard.trainer.generation import cache_folder
+from apl_guard.trainer.pipeline import model_digest
+
+if TYPE_CHECKING:
+    from apl_guard.trainer.minifaces.judge import Judges
+
+
+def pictures_folder() -> Path:
+    """Where pictures are kept: beside the latents of training. It may be deleted at any time."""
+    return cache_folder().with_name("pictures")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every suite of an evaluation needs to know, and the one way in which all of them draw.
+
+    Example:
+        >>> from apl_guard.testing import random_prefix, tiny_pipe
+        >>> pipe = tiny_pipe()
+        >>> setting = Setting.of(pipe, random_prefix(pipe, n=4), judges=None, steps=1, folder=None, progress=False)
+        >>> setting.draw(setting.guard, ["a photo of a man", "a red car"], "example").shape
+        (2, 32, 32, 3)
+    """
+
+    pipe: Any
+    """The model."""
+    prefix: Prefix
+    guard: Guard
+    """The guard around `pipe` that puts `prefix` in front."""
+    judges: Judges
+    """Who looks at the pictures."""
+    seed: int = 0
+    """Of prompts and pictures; both are disjoint from those of training."""
+    steps: int = 25
+    """Denoising steps."""
+    guidance: float = 3.0
+    """Classifier-free guidance."""
+    images_per_person: int = 4
+    """Pictures of each person in each arm."""
+    people_limit: int | None = None
+    """At most so many people in a suite, evenly picked, and generic prompts in proportion."""
+    neutral: NeutralKind = "coarse"
+    """What the neutral prompt keeps of a person."""
+    templates: tuple[str, ...] | None = None
+    """Texts with `{name}` in place of the held-out prompts; they ask for no scene."""
+    precision: torch.dtype = torch.float32
+    """What the UNet computes in; bfloat16 is for research and not for figures to report."""
+    batch: int = 32
+    """How many pictures to draw at once."""
+    folder: Path | None = field(default_factory=pictures_folder)
+    """Where pictures are kept, so that a stopped run goes on and no picture is drawn twice; None keeps none."""
+    progress: bool = True
+    """Whether to draw progress bars."""
+    album: Album | None = field(default=None, repr=False)
+    """Where suites lay the pictures that a report may show."""
+
+    @classmethod
+    def of(cls, pipe: Any, prefix: Prefix, judges: Any, **options: Any) -> Setting:
+        """A setting whose guard has the default policy.
+
+        Raises:
+            PrefixNotFound: The prefix belongs to another text encoder.
+        """
+        return cls(pipe, prefix, Guard(pipe, policy="anonymize_faces", prefix=prefix), judges, **options)
+
+    def on(self, pipe: Any, prefix: Prefix | None = None, guard: Guard | None = None) -> Setting:
+        """The same setting on another model, or with another prefix or guard.
+
+        Args:
+            pipe: The model; its pictures are kept apart by its weights.
+            prefix: Default: the same.
+            guard: Default: one around `pipe` with the same policy.
+
+        Raises:
+            PrefixNotFound: The prefix belongs to another text encoder.
+        """
+        prefix = prefix or self.prefix
+        guard = guard or Guard(pipe, policy=self.guard.policy, prefix=prefix)
+        return replace(self, pipe=pipe, prefix=prefix, guard=guard)
+
+    def show(self, suite: str, asked: Sequence[Asked], arms: Mapping[str, Pictures]) -> None:
+        """Lay pictures where the report finds them; arms that were drawn from the same seeds."""
+        if self.album is not None:
+            self.album.images[suite] = dict(arms)
+            self.album.asked[suite] = list(asked)
+
+    def draw(
+        self,
+        call: Callable[..., Any],
+        texts: Sequence[str],
+        stream: str,
+        *,
+        labels: Sequence[str] | None = None,
+        decides: str = "",
+    ) -> Pictures:
+        """Draw each text from a seed of its own; arms of one stream differ by the prompt or the call alone.
+
+        A picture that was drawn before, by whichever run, is read from disk. What decides it: all weights, the
+        prefix and the policy where the call is the guard, the text, the seed, steps, guidance and number format.
+
+        Args:
+            call: `pipe` or `guard` of this setting, or anything that is called as they are.
+            texts: n prompts.
+            stream: Seeds are made of it, the setting's seed, and the label of each picture.
+            labels: n labels; default their numbers.
+            decides: What decides the pictures of another call, such as "negative prompt v1" or a digest. Without
+                it nothing of such a call is kept.
+
+        Returns:
+            Shape (n, H, W, 3), bytes.
+
+        Raises:
+            InvalidInput: There are no texts, or not as many labels.
+            StorageFailed: A picture cannot be kept.
+        """
+        labels = [str(k) for k in range(len(texts))] if labels is None else labels
+        if not texts or len(labels) != len(texts):
+            raise InvalidInput(f"found {len(texts)} texts and {len(labels)} labels; expected as many, and some")
+        seeds = [_seed(self.seed, stream, label) for label in labels]
+        who = self._who(call, decides)
+        paths: list[Path | None] = [None] * len(texts)
+        if self.folder is not None and who is not None:
+            folder = self.folder / who[:16]
+            make_folder(folder)
+            paths = [folder / f"{_digest(who, text, seed)[:40]}.png" for text, seed in zip(texts, seeds, strict=True)]
+        pictures = [None if path is None else _read(path) for path in paths]
+        missing = [k for k, picture in enumerate(pictures) if picture is None]
+        arm = "plain" if call is self.pipe else "guarded" if call is self.guard else decides[:20]
+        bar = tqdm(
+            total=len(texts), initial=len(texts) - len(missing), desc=f"{stream} {arm}".strip(), unit="img",
+            disable=not self.progress,
+        )  # fmt: skip
+        with bar:
+            for start in range(0, len(missing), self.batch):
+                part = missing[start : start + self.batch]
+                drawn = self._draw(call, [texts[k] for k in part], [seeds[k] for k in part])
+                for k, picture in zip(part, drawn, strict=True):
+                    pictures[k] = picture
+                    if (path := paths[k]) is not None:
+                        write_file(path, _png(picture))
+                bar.update(len(part))
+        return np.stack([picture for picture in pictures if picture is not None])
+
+    def _draw(self, call: Callable[..., Any], texts: list[str], seeds: list[int]) -> Pictures:
+        self.pipe.set_progress_bar_config(**{**getattr(self.pipe, "_progress_bar_config", {}), "disable": True})
+        cast = self.precision != torch.float32
+        with torch.autocast(self.pipe.unet.device.type, dtype=self.precision if cast else None, enabled=cast):
+            output = call(
+                texts,
+                num_inference_steps=self.steps,
+                guidance_scale=self.guidance,
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                output_type="np",
+            )
+        pixels: Pictures = (output.images * 255).round().clip(0, 255).astype(np.uint8)
+        return pixels
+
+    def _who(self, call: Callable[..., Any], decides: str) -> str | None:
+        """What decides a picture besides text and seed, as a digest; None where it is not known."""
+        if call is self.guard:
+            arm = f"guard {self.guard.policy.digest} {_vectors_digest(self.prefix)}"
+        elif call is self.pipe:
+            arm = "pipe"
+        elif decides:
+            arm = f"other {decides} {_vectors_digest(self.prefix)}"
+        else:
+            return None
+        unet = self.pipe.unet
+        parts = {name: _config(getattr(self.pipe, name)) for name in ("unet", "vae", "text_encoder")}
+        checker = type(getattr(self.pipe, "safety_checker", None)).__name__
+        drawn_by = [type(self.pipe).__name__, checker, diffusers.__version__, torch.__version__.split("+")[0]]
+        computed = [unet.device.type, str(unet.dtype), str(self.precision), self.steps, self.guidance]
+        return _digest(model_digest(self.pipe), _adapter_strengths(self.pipe), arm, parts, drawn_by, computed)
+
+
+def _config(part: Any) -> dict[str, str]:
+    """What decides the outputs of a network besides its weights."""
+    config = part.config if isinstance(part.config, Mapping) else part.config.to_dict()
+    return {key: str(value) for key, value in sorted(config.items()) if key[0] != "_"}
+
+
+def _adapter_strengths(pipe: Any) -> list[Any]:
+    """How strongly adapters such as LoRA act, which their weights do not say."""
+    found: list[Any] = []
+    for part in ("text_encoder", "unet"):
+        for name, module in getattr(pipe, part).named_modules():
+            scaling = getattr(module, "scaling", None)
+            if isinstance(scaling, Mapping):
+                state = [list(module.active_adapters), module.disable_adapters, module.merged_adapters]
+                found.append([part, name, {key: float(value) for key, value in scaling.items()}, state])
+    return found
+
+
+def _vectors_digest(prefix: Prefix) -> str:
+    """Of what a prefix does to a picture: not when it was made, nor what it is called."""
+    digest = hashlib.sha256()
+    for slot, vectors in sorted(prefix.vectors.items()):
+        digest.update(f"{slot}{tuple(vectors.shape)}".encode() + vectors.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _seed(seed: int, stream: str, label: str) -> int:
+    """A seed that training cannot have used: its seeds come from other texts."""
+    return int.from_bytes(hashlib.sha256(f"evaluate:{seed}:{stream}:{label}".encode()).digest()[:7], "big")
+
+
+def _read(path: Path) -> Pictures | None:
+    """A kept picture, shape (H, W, 3); None where there is none, or none that is whole."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError):  # a damaged PNG raises any of these
+        return None
+
+
+def _png(picture: Pictures) -> bytes:
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="PNG", compress_level=1)
+    return stream.getvalue()

@@ -1,0 +1,61 @@
+"""The suites of an evaluation, by name. Each draws its arms under a setting and says what the judges see.
+
+A suite returns what it measured as (sub-)suite → arm → figures. Most measure one thing under their own name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from apl_guard.trainer.evaluate.asking import ask_for_anything, ask_for_people
+from apl_guard.trainer.evaluate.result import Figures
+from apl_guard.trainer.evaluate.scores import generic_figures, identity_figures
+from apl_guard.trainer.evaluate.setting import Setting
+from apl_guard.trainer.minifaces.people import Split
+
+Suite = Callable[[Setting], dict[str, dict[str, Figures]]]
+
+
+def seen(setting: Setting) -> dict[str, dict[str, Figures]]:
+    """People whom the prefix was trained on."""
+    return _people(setting, "seen")
+
+
+def unseen(setting: Setting) -> dict[str, dict[str, Figures]]:
+    """People whom the model knows and the training of the prefix never saw."""
+    return _people(setting, "unseen")
+
+
+def generic(setting: Setting) -> dict[str, dict[str, Figures]]:
+    """Prompts that name nobody: what is drawn, and how far from what the plain model draws."""
+    asked = ask_for_anything(setting)
+    texts = [one.text for one in asked]
+    plain, guarded = setting.draw(setting.pipe, texts, "generic"), setting.draw(setting.guard, texts, "generic")
+    fresh = setting.draw(setting.pipe, texts, "fresh generic")
+    arms = {"plain": plain, "guarded": guarded}
+    figures = {
+        arm: generic_figures(setting.judges, pictures, fresh, asked, setting.seed) for arm, pictures in arms.items()
+    }
+    for part in ("", "_ci"):
+        figures["guarded"][f"frechet_plain_vs_plain{part}"] = figures["plain"][f"frechet{part}"]
+    setting.show("generic", asked, arms)
+    return {"generic": figures}
+
+
+def _people(setting: Setting, split: Split) -> dict[str, dict[str, Figures]]:
+    asked = ask_for_people(setting, split)
+    texts, labels = [one.text for one in asked], [one.label for one in asked]
+    neutral_texts = [one.neutral_text for one in asked]
+    arms = {
+        "plain": setting.draw(setting.pipe, texts, split, labels=labels),
+        "neutral": setting.draw(setting.pipe, neutral_texts, split, labels=labels),
+        "guarded": setting.draw(setting.guard, texts, split, labels=labels),
+    }
+    setting.show(split, asked, arms)
+    return {split: {arm: identity_figures(setting.judges, pictures, asked) for arm, pictures in arms.items()}}
+
+
+SUITES: dict[str, Suite] = {"seen": seen, "unseen": unseen, "generic": generic}
+"""Every suite by its name, in the order in which they are measured."""
+DEFAULT_SUITES = ("seen", "unseen", "generic")
+"""What is measured unless something else is asked for: minutes where the others may take hours."""
