@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from apl_guard.errors import InvalidInput, StorageFailed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -59,7 +62,7 @@ def captioned_images(folder: Path, default: str | None) -> list[tuple[Path, str]
                 msg = f"line {number} is not an object with 'file_name' and 'text'"
                 raise InvalidInput(msg, where=index) from error
     found: list[tuple[Path, str]] = []
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _IMAGE_SUFFIXES):
+    for path in image_files(folder):
         beside = path.with_suffix(".txt")
         text = captions.get(path.name) or (beside.read_text(encoding="utf-8").strip() if beside.is_file() else default)
         if text:
@@ -67,21 +70,37 @@ def captioned_images(folder: Path, default: str | None) -> list[tuple[Path, str]
     return found
 
 
+def image_files(folder: Path) -> list[Path]:
+    """The files of a folder that are images by their names, in the order of names."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
+
+
+def read_image(path: Path) -> Image:
+    """Read an image as RGB.
+
+    Raises:
+        InvalidInput: It cannot be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise InvalidInput(f"not an image that can be read: {error}", where=path) from error
+
+
 @torch.no_grad()
 def encode_images(pipe: Any, paths: Sequence[Path], batch: int) -> Tensor:
     """Latents of pictures, cut square from the middle and scaled to the model's own size: (M, C, H, W)."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     latents: list[Tensor] = []
     for start in range(0, len(paths), batch):
         pixels: list[Tensor] = []
         for path in paths[start : start + batch]:
-            try:
-                with Image.open(path) as opened:
-                    image = opened.convert("RGB")
-            except (OSError, UnidentifiedImageError) as error:
-                raise InvalidInput(f"not an image that can be read: {error}", where=path) from error
+            image = read_image(path)
             side = min(image.size)
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)

@@ -1,12 +1,12 @@
-"""The page of the report, with `$name` where its parts go. It holds everything it needs."""
+"""The pages of the reports, with `$name` where their parts go. They hold everything that they need."""
 
-PAGE = """\
+_HEAD = """\
 <!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>apl-guard demo</title>
+<title>$title</title>
 <style>
 :root { color-scheme: light dark; --ground: #fbfaf8; --sheet: #fff; --ink: #1d2126; --soft: #66707a;
   --rule: #e3e1dc;
@@ -54,12 +54,31 @@ figcaption .key { margin-left: 14px; font-size: .85rem; color: var(--soft); }
 polyline.line0 { stroke: var(--c0); } polyline.line1 { stroke: var(--c1); }
 circle.line0, i.line0 { fill: var(--c0); background: var(--c0); }
 circle.line1, i.line1 { fill: var(--c1); background: var(--c1); }
+.arms { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 14px; }
+.arms .pair div { display: flex; gap: 6px; } .arms .pair span { flex: 1; font-size: .75rem; color: var(--soft); }
+.arms .pair img { width: 100%; padding: 0; display: block; }
+pre { background: var(--sheet); border: 1px solid var(--rule); border-radius: 8px; padding: 12px 14px; overflow-x: auto;
+  font-size: .88rem; }
+dd { overflow-wrap: anywhere; }
+polyline.line2 { stroke: var(--good); } circle.line2, i.line2 { fill: var(--good); background: var(--good); }
+polyline.line3 { stroke: var(--soft); } circle.line3, i.line3 { fill: var(--soft); background: var(--soft); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; }
 dt { color: var(--soft); } dd { margin: 0; }
 </style>
 </head>
 <body>
 <main>
+"""
+
+_FOOT = """\
+</main>
+</body>
+</html>
+"""
+
+PAGE = (
+    _HEAD
+    + """\
 <h1>Named people in, nobody in particular out</h1>
 <p>A text-to-image model that draws people by name was put behind <code>Guard(pipe,
 policy="anonymize_faces")</code>.
@@ -91,7 +110,34 @@ $tradeoff
 
 <h2>How this was made</h2>
 <dl>$facts</dl>
-</main>
-</body>
-</html>
 """
+    + _FOOT
+)
+"""Of the demo."""
+
+EVALUATION_PAGE = (
+    _HEAD
+    + """\
+<h1>What the guard hides, and what it leaves alone</h1>
+<p>The same prompts from the same seeds, drawn by the model as it is (<em>plain</em>), with names replaced by words
+such as “a woman” (<em>neutral</em>), and through the guard (<em>guarded</em>). In brackets are 95&nbsp;% intervals:
+of Clopper and Pearson for shares, of the bootstrap for distances and means.</p>
+<pre><code>$command</code></pre>
+<div class="cards">$headline</div>
+$goals
+
+<h2>Figures</h2>
+$tables
+
+$curves
+
+<h2>Pictures</h2>
+<p>The first ones of different people and prompts, not chosen ones.</p>
+$pictures
+
+<h2>How this was made</h2>
+<dl>$facts</dl>
+"""
+    + _FOOT
+)
+"""Of an evaluation."""

@@ -43,7 +43,10 @@ def pick_pairs(result: EvalResult, count: int = _SHOWN) -> dict[str, list[Pair]]
     """
     groups: dict[str, list[Pair]] = {}
     titles = {"seen": "People seen in training", "unseen": "People never seen in training"}
-    for suite, arms in result.images.items():
+    for suite in ("seen", "unseen", "generic"):
+        if suite not in result.images:
+            continue
+        arms = result.images[suite]
         shown: set[str | None] = set()
         for one, plain, guarded in zip(result.asked[suite], arms["plain"], arms["guarded"], strict=True):
             if suite == "generic":
@@ -100,16 +103,22 @@ def write_html(
     """
     rows = compare(result)
     return Template(PAGE).substitute(
-        headline=_headline(result),
+        title="apl-guard demo",
+        headline=headline(result),
         pictures="".join(_gallery(title, pairs) for title, pairs in groups.items()),
-        table=_table(rows),
+        table=goals_table(rows),
         curves=_curves(history),
         tradeoff=_tradeoff(tradeoff),
-        facts="".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items()),
+        facts=facts_list(facts),
     )
 
 
-def _headline(result: EvalResult) -> str:
+def facts_list(facts: Mapping[str, str]) -> str:
+    """What was done, label → text, as entries of a list."""
+    return "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
+
+
+def headline(result: EvalResult) -> str:
     """The few figures that say whether it works."""
     cards: list[str] = []
     for suite, label in (("seen", "seen people recognised"), ("unseen", "unseen people recognised")):
@@ -147,7 +156,8 @@ def _gallery(title: str, pairs: Sequence[Pair]) -> str:
     return f'<h3>{escape(title)}</h3><div class="pairs">{"".join(cells)}</div>'
 
 
-def _table(rows: Sequence[Row]) -> str:
+def goals_table(rows: Sequence[Row]) -> str:
+    """The rows of a table that holds figures against goals."""
     marks = {"met": "✓ met", "likely met": "✓ likely", "likely missed": "✗ likely", "missed": "✗ missed"}
     lines: list[str] = []
     suite = ""

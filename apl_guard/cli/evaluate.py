@@ -15,6 +15,8 @@ class Suite(StrEnum):
     SEEN = "seen"
     UNSEEN = "unseen"
     GENERIC = "generic"
+    INACTIVITY = "inactivity"
+    GATED = "gated"
     ALL = "all"
 
 
@@ -50,20 +52,41 @@ def evaluate(
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
     neutral: Annotated[Neutral, typer.Option(help="What the neutral prompt keeps.")] = Neutral.COARSE,
     format: Annotated[Format, typer.Option(help="How to print the figures.")] = Format.TABLE,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML file to write: pictures, tables, curves, versions and digests in one.")
+    ] = None,
+    curves: Annotated[
+        list[Path] | None,
+        typer.Option(help="Curves to show in the report, as `minifaces scale` and `tradeoff` write them."),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder where pictures are kept.", show_default="in the user's cache")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bar.")] = False,
 ) -> None:
     """Measure a prefix on the reference world: leak, faces, attributes, scenes and generic drift.
 
-    Pictures are kept in the user's cache: a stopped run goes on when the same command is given again.
+    Suites: seen and unseen (people who are named), generic (prompts that name nobody), inactivity (those prompts
+    guarded against plain, beside a few steps less), gated (H_c: a policy that guards only listed people).
 
-    Example: apl-guard eval --model minifaces --prefix minifaces --suite seen --people 20
+    Pictures are kept: a stopped run goes on when the same command is given again.
+
+    Example: apl-guard eval --model minifaces --prefix minifaces --suite seen --people 20 --report report.html
     """
+    from apl_guard.errors import InvalidInput
     from apl_guard.prefix import Prefix
+    from apl_guard.storage import write_file
     from apl_guard.trainer.evaluate import evaluate as run
     from apl_guard.trainer.evaluate.asking import read_templates
+    from apl_guard.trainer.evaluate.curves import read_curves
+    from apl_guard.trainer.evaluate.provenance import command
     from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES, SUITES
+    from apl_guard.trainer.evaluation_report import write_report
     from apl_guard.trainer.pipeline import open_pipe
 
+    if curves and report is None:
+        raise InvalidInput("curves are shown in a report; name its file with --report", where="--curves")
+    lines = [curve for path in curves or () for curve in read_curves(path)]
     texts = read_templates(templates) if templates else None
     loaded = Prefix.load(prefix)
     result = run(
@@ -77,6 +100,11 @@ def evaluate(
         guidance,
         neutral=neutral.value,
         templates=texts,
+        folder=pictures,
+        keep_images=report is not None,
         progress=not quiet,
     )
+    if report is not None:
+        write_file(report, write_report(result, command(), lines).encode())
+        typer.echo(f"report: {report}", err=True)
     typer.echo(result.to_json() if format is Format.JSON else result.to_table())

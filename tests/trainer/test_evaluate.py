@@ -57,7 +57,9 @@ def test_the_figures_have_the_promised_names(result: EvalResult) -> None:
     for suite in ("seen", "unseen"):
         assert list(suites[suite]) == ["plain", "neutral", "guarded"]
         for figures in suites[suite].values():
-            assert figures.keys() == {"images"} | names | {f"{name}_ci" for name in names}
+            assert figures.keys() >= {"images"} | names | {f"{name}_ci" for name in names}
+            assert figures["worst_leak_far_1e-3"] >= figures["leak_far_1e-3"]
+            assert figures["worst_leak_far_1e-3_images"] == 2
             assert figures["images"] == 4
             for name in names:
                 low, high = figures[f"{name}_ci"]
@@ -227,3 +229,27 @@ def test_the_commands_explain_themselves() -> None:
         answer = runner.invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
         assert answer.exit_code == 0
         assert option in answer.output
+
+
+def test_the_command_measures_and_reports(world: Any, tmp_path: Path) -> None:
+    """`eval` on a model from a folder, with the shipped judges: figures on stdout, pictures in a folder, a report."""
+    from apl_guard.cli import app
+
+    world.save_pretrained(tmp_path / "model")
+    random_prefix(world, n=2).save(tmp_path / "prefix")
+    arguments = [
+        "eval", "--model", tmp_path / "model", "--prefix", tmp_path / "prefix", "--suite", "unseen", "--people", 1,
+        "--images-per-person", 1, "--steps", 1, "--format", "json", "--quiet", "--pictures", tmp_path / "pictures",
+        "--report", tmp_path / "report.html",
+    ]  # fmt: skip
+
+    answer = CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    assert answer.exit_code == 0, answer.output
+    figures = json.loads(answer.stdout)
+    assert figures["suites"]["unseen"]["guarded"]["images"] == 1
+    assert figures["settings"]["versions"]["torch"] == torch.__version__
+    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 3
+    page = (tmp_path / "report.html").read_text()
+    assert figures["settings"]["model"] in page
+    assert page.count("<img") == 3

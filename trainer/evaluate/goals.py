@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from apl_guard.trainer.evaluate.result import EvalResult, Figures
+from apl_guard.trainer.evaluate.result import EvalResult, Figures, is_rate
 
 Verdict = Literal["met", "likely met", "likely missed", "missed"]
 
@@ -54,6 +54,18 @@ GOALS = (
         points_below=("plain", "attribute_fidelity", 0.01),
     ),
     Goal("generic", "frechet", "Fréchet distance", times=("plain", "frechet", 1.5)),
+    *(
+        Goal(
+            "inactivity", f"{measure}_distance", f"changed in {label}", times=("fewer_steps", f"{measure}_distance", 1)
+        )
+        for measure, label in (("feature", "judge's features"), ("pixel", "pixels"), ("structure", "structure"))
+    ),
+    Goal(
+        "inactivity",
+        "attribute_fidelity",
+        "attributes kept",
+        points_below=("plain", "attribute_fidelity", 0.01),
+    ),
 )
 
 
@@ -92,7 +104,7 @@ def compare(result: EvalResult) -> list[Row]:
         holds = value <= limit if is_ceiling else value >= limit
         sure = high <= limit or low > limit if is_ceiling else low >= limit or high < limit
         verdict: Verdict = ("met" if holds else "missed") if sure else "likely met" if holds else "likely missed"
-        shown = f"{limit:.2f}" if goal.figure == "frechet" else f"{100 * limit:.1f} %"
+        shown = f"{100 * limit:.1f} %" if is_rate(goal.figure) else f"{limit:.{2 if abs(limit) >= 1 else 3}f}"
         rows.append(Row(goal, arms, f"{'≤' if is_ceiling else '≥'} {shown}", verdict))
     return rows
 

@@ -15,18 +15,51 @@ Pictures = npt.NDArray[np.uint8]
 Figures = dict[str, Any]
 """Name → figure; beside each, under `NAME_ci`, its 95 % interval [low, high]."""
 
-_ROWS = (
+ROWS = (
     ("images", "images"),
     ("top1", "top-1"),
     ("leak_far_1e-2", "leak at FAR 1e-2"),
     ("leak_far_1e-3", "leak at FAR 1e-3"),
+    ("worst_leak_far_1e-3", "… of worst person"),
+    ("worst_leak_far_1e-3_person", "… who that is"),
+    ("cosine_mean", "cosine, mean"),
+    ("cosine_max", "cosine, maximum"),
+    ("faceless", "without a face"),
     ("face_ratio", "face ratio"),
     ("attribute_fidelity", "attributes kept"),
     ("scene_fidelity", "scene kept"),
     ("frechet", "Fréchet distance"),
     ("frechet_plain_vs_plain", "… of plain sets"),
+    ("acc_erased", "listed identified"),
+    ("acc_retained", "others identified"),
+    ("h_c", "H_c"),
+    ("feature_distance", "feature distance"),
+    ("pixel_distance", "pixel distance"),
+    ("structure_distance", "1 − SSIM"),
+    ("feature_distance_ratio", "… over fewer steps"),
+    ("pixel_distance_ratio", "… in pixels"),
+    ("structure_distance_ratio", "… in structure"),
+    ("clip_score", "CLIP score"),
 )
-ARMS = ("plain", "neutral", "guarded")
+"""Figure → its label, in the order in which they are shown."""
+_NO_RATES = ("frechet", "cosine", "feature_", "pixel_", "structure_", "clip_", "h_c")
+ARMS = ("plain", "neutral", "fewer_steps", "gated", "guarded")
+"""The order in which arms are shown; others follow."""
+
+
+def is_rate(key: str) -> bool:
+    """Whether a figure is a share, to be shown in per cent.
+
+    Example:
+        >>> is_rate("top1"), is_rate("frechet")
+        (True, False)
+    """
+    return not key.startswith(_NO_RATES)
+
+
+def arms_of(figures: Mapping[str, Figures]) -> list[str]:
+    """The arms of a suite, in the order in which they are shown."""
+    return [*(arm for arm in ARMS if arm in figures), *(arm for arm in figures if arm not in ARMS)]
 
 
 @dataclass(frozen=True)
@@ -83,9 +116,9 @@ class EvalResult:
         """A table for people: one row a figure, one column an arm, intervals in brackets."""
         lines: list[str] = []
         for suite, arms in self.suites.items():
-            columns = [arm for arm in ARMS if arm in arms]
+            columns = arms_of(arms)
             lines.append(f"{suite:20}" + "".join(f"{arm:>26}" for arm in columns))
-            for key, label in _ROWS:
+            for key, label in ROWS:
                 if any(key in arms[arm] for arm in columns):
                     cells = "".join(f"{show_figure(arms[arm], key):>26}" for arm in columns)
                     lines.append(f"  {label:18}{cells}")
@@ -101,15 +134,18 @@ def show_figure(figures: Figures, key: str) -> str:
         '12.5 % [4.0, 29.0]'
         >>> show_figure({"frechet": 1.234, "frechet_ci": [1.0, 1.5]}, "frechet")
         '1.23 [1.00, 1.50]'
+        >>> show_figure({"cosine_mean": 0.051}, "cosine_mean")
+        '0.051'
     """
     value = figures.get(key)
     if value is None:
         return "–"
-    if isinstance(value, int):
+    if isinstance(value, (int, str)):
         return str(value)
-    is_rate = not key.startswith("frechet")
     interval = figures.get(f"{key}_ci")
-    if is_rate:
+    if is_rate(key):
         text = f"{100 * value:.1f} %"
         return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-    return f"{value:.2f}" if interval is None else f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    digits = 2 if abs(value) >= 1 else 3
+    text = f"{value:.{digits}f}"
+    return text if interval is None else f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"

@@ -12,6 +12,7 @@ from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
 from apl_guard.trainer.config import NeutralKind
 from apl_guard.trainer.evaluate.asking import check_templates
+from apl_guard.trainer.evaluate.provenance import provenance
 from apl_guard.trainer.evaluate.result import Album, EvalResult, Figures
 from apl_guard.trainer.evaluate.setting import Setting, pictures_folder
 from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES, SUITES
@@ -96,7 +97,7 @@ def evaluate(
     return EvalResult(
         suites=figures,
         settings={
-            "prefix": loaded.digest,
+            "suites": list(suites),
             "images_per_person": images_per_person,
             "people_limit": people_limit,
             "seed": seed,
@@ -104,6 +105,7 @@ def evaluate(
             "guidance": guidance,
             "neutral": neutral,
             "own_templates": templates is not None,
+            **provenance(setting),
         },
         images={} if album is None else album.images,
         asked={} if album is None else album.asked,

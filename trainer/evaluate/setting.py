@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -24,9 +24,6 @@ from apl_guard.trainer.evaluate.result import Album, Asked, Pictures
 from apl_guard.trainer.folders import make_folder
 from apl_guard.trainer.generation import cache_folder
 from apl_guard.trainer.pipeline import model_digest
-
-if TYPE_CHECKING:
-    from apl_guard.trainer.minifaces.judge import Judges
 
 
 def pictures_folder() -> Path:
@@ -51,8 +48,8 @@ class Setting:
     prefix: Prefix
     guard: Guard
     """The guard around `pipe` that puts `prefix` in front."""
-    judges: Judges
-    """Who looks at the pictures."""
+    judges: Any
+    """Who looks at the pictures: the judges of the reference world, or on other models another `FaceJudge`."""
     seed: int = 0
     """Of prompts and pictures; both are disjoint from those of training."""
     steps: int = 25

@@ -80,6 +80,9 @@ def bootstrap_interval(
     seed: int = 0,
     repetitions: int = 200,
     confidence: float = CONFIDENCE,
+    *,
+    paired: bool = False,
+    lowest: float | None = 0.0,
 ) -> tuple[float, float]:
     """A bootstrap interval of a statistic of one or more sets of pictures.
 
@@ -92,6 +95,8 @@ def bootstrap_interval(
         seed: Of the draws.
         repetitions: How many.
         confidence: Share of the repetitions inside.
+        paired: Whether row k of each set is of one thing, such as one prompt, and rows are drawn together.
+        lowest: The least value that the statistic can have, if there is one.
 
     Example:
         >>> low, high = bootstrap_interval(lambda x: x.mean(), [np.arange(100.0)])
@@ -100,10 +105,11 @@ def bootstrap_interval(
     """
     rng = np.random.default_rng(seed)
     value = statistic(*samples)
-    drawn = [
-        statistic(*(sample[rng.integers(len(sample), size=len(sample))] for sample in samples))
-        for _ in range(repetitions)
-    ]
+    drawn = []
+    for _ in range(repetitions):
+        together = rng.integers(len(samples[0]), size=len(samples[0])) if paired else None
+        rows = [rng.integers(len(one), size=len(one)) if together is None else together for one in samples]
+        drawn.append(statistic(*(one[row] for one, row in zip(samples, rows, strict=True))))
     tail = (1 - confidence) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail]) - np.mean(drawn) + value
-    return max(0.0, float(low)), float(high)
+    low, high = (float(x) for x in np.quantile(drawn, [tail, 1 - tail]) - np.mean(drawn) + value)
+    return (low if lowest is None else max(lowest, low)), high

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from apl_guard.trainer.evaluate.asking import ask_for_anything, ask_for_people
+from apl_guard.trainer.evaluate.gated import gated
+from apl_guard.trainer.evaluate.inactivity import inactivity
 from apl_guard.trainer.evaluate.result import Figures
 from apl_guard.trainer.evaluate.scores import generic_figures, identity_figures
 from apl_guard.trainer.evaluate.setting import Setting
@@ -55,7 +57,13 @@ def _people(setting: Setting, split: Split) -> dict[str, dict[str, Figures]]:
     return {split: {arm: identity_figures(setting.judges, pictures, asked) for arm, pictures in arms.items()}}
 
 
-SUITES: dict[str, Suite] = {"seen": seen, "unseen": unseen, "generic": generic}
+SUITES: dict[str, Suite] = {
+    "seen": seen,
+    "unseen": unseen,
+    "generic": generic,
+    "inactivity": inactivity,
+    "gated": gated,
+}
 """Every suite by its name, in the order in which they are measured."""
 DEFAULT_SUITES = ("seen", "unseen", "generic")
 """What is measured unless something else is asked for: minutes where the others may take hours."""

@@ -6,6 +6,7 @@ whatever the guard itself may look through must not be the judge.  The *reader* 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,6 +121,17 @@ class Judges:
         self.gallery = gallery
         self.thresholds = dict(thresholds)
         """Cosine similarities above which a picture is taken for a person, set on twin impostors."""
+
+    name: Final = "judges of the reference world"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all weights, of the gallery and of the thresholds: equal where every answer is."""
+        digest = hashlib.sha256(json.dumps([self.gallery.names, self.thresholds], sort_keys=True).encode())
+        for tensor in (*self._recogniser.state_dict().values(), *self._reader.state_dict().values()):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(self.gallery.embeddings.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def embed(self, images: Images) -> Tensor:

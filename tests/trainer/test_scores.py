@@ -1,0 +1,149 @@
+"""Figures of the evaluation against independent definitions of the same, and suites that compare arms."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_model import small_pipe
+
+from apl_guard.testing import random_prefix
+from apl_guard.trainer import minifaces
+from apl_guard.trainer.evaluate.asking import ask_for_people
+from apl_guard.trainer.evaluate.gated import gated, harmonic
+from apl_guard.trainer.evaluate.inactivity import distances, inactivity
+from apl_guard.trainer.evaluate.result import EvalResult
+from apl_guard.trainer.evaluate.scores import likeness, mean_figure, worst_person
+from apl_guard.trainer.evaluate.setting import Setting
+from apl_guard.trainer.minifaces.judge import Gallery, Judges, Reader, Recogniser
+from apl_guard.trainer.minifaces.traits import GEOMETRY
+
+
+class SeesFaces(Judges):
+    """Judges of random weights that see a face in each picture."""
+
+    def has_face(self, images: Any) -> Any:
+        return np.ones(len(images), dtype=np.bool_)
+
+
+@pytest.fixture(name="setting", scope="module")
+def _setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
+    """Two seen and two unseen people, one picture each; the gallery holds what the plain pipe draws of them."""
+    torch.manual_seed(0)
+    pipe = small_pipe(shallow=True)
+    names = tuple(person.name for person in minifaces.known_people())
+    embeddings = torch.nn.functional.normalize(torch.randn(len(names), GEOMETRY), dim=-1)
+    judges = SeesFaces(Recogniser(), Reader(), Gallery(names, embeddings), {"far_1e-2": 0.9, "far_1e-3": 0.99})
+    setting = Setting.of(
+        pipe, random_prefix(pipe, n=4), judges, steps=5, images_per_person=1, people_limit=2,
+        folder=tmp_path_factory.mktemp("pictures"), progress=False,
+    )  # fmt: skip
+    for split in ("seen", "unseen"):
+        asked = ask_for_people(setting, split)
+        pictures = setting.draw(pipe, [one.text for one in asked], split, labels=[one.label for one in asked])
+        for one, embedding in zip(asked, judges.embed(pictures), strict=True):
+            embeddings[names.index(one.person or "")] = embedding
+    return setting
+
+
+@given(st.floats(0, 0.99), st.floats(0.01, 1))
+def test_h_c_is_the_harmonic_mean_of_what_is_gone_and_what_is_kept(erased: float, retained: float) -> None:
+    """Against the definition of the standard library."""
+    assert harmonic(erased, retained) == pytest.approx(statistics.harmonic_mean([1 - erased, retained]))
+
+
+@pytest.mark.parametrize(
+    ("erased", "retained", "published"),
+    [(0.0430, 0.8807, 0.9173), (0.0012, 0.3790, 0.5495), (0.2784, 0.2793, 0.4027), (0.9223, 0.9076, 0.1431)],
+)
+def test_h_c_is_what_the_field_publishes(erased: float, retained: float, published: float) -> None:
+    """Rows of published tables (ANT, UCE, ESD-x, FMN; 100 erased, 100 retained) come out as printed."""
+    assert harmonic(erased, retained) == pytest.approx(published, abs=1e-4)
+
+
+people = st.lists(
+    st.tuples(st.sampled_from("ABCD"), st.booleans(), st.booleans(), st.floats(-1, 1)), min_size=1, max_size=30
+)
+
+
+@given(people)
+def test_nobody_is_worse_than_the_worst_person(rows: list[tuple[str, bool, bool, float]]) -> None:
+    """Counted anew for each person; the interval holds the rate and is wider than that of one person alone."""
+    names = [name for name, *_ in rows]
+    hits, cosine = np.array([row[1] for row in rows]), np.array([row[3] for row in rows])
+
+    found = worst_person("leak", hits, cosine, names)
+
+    rates = {name: np.mean([hit for who, hit in zip(names, hits, strict=True) if who == name]) for name in names}
+    assert found["worst_leak"] == max(rates.values()) == rates[found["worst_leak_person"]]
+    assert found["worst_leak_images"] == names.count(found["worst_leak_person"])
+    assert found["worst_leak_ci"][0] <= found["worst_leak"] <= found["worst_leak_ci"][1]
+
+
+@given(people)
+def test_likeness_leaves_pictures_without_faces_out_and_counts_them(rows: list[tuple[str, bool, bool, float]]) -> None:
+    """Mean and maximum over people who are seen at all; where nobody is, there is no figure."""
+    names = [name for name, *_ in rows]
+    found = likeness(np.array([row[3] for row in rows]), np.array([row[2] for row in rows]), names)
+
+    own = {name: [cosine for who, _, face, cosine in rows if who == name and face] for name in names}
+    shown = [values for values in own.values() if values]
+    assert found["faceless"] == sum(not row[2] for row in rows)
+    assert found["people"] == len(shown)
+    if shown:
+        assert found["cosine_mean"] == pytest.approx(statistics.fmean(statistics.fmean(v) for v in shown))
+        assert found["cosine_max"] == pytest.approx(statistics.fmean(max(v) for v in shown))
+        assert (found["cosine_mean_ci"] is None) == (len(shown) == 1)
+    else:
+        assert "cosine_mean" not in found
+
+
+def test_the_interval_of_a_mean_is_that_of_the_normal_law() -> None:
+    """For many values the bootstrap agrees with mean ± 1.96 standard errors."""
+    values = np.random.default_rng(0).normal(size=400)
+
+    low, high = mean_figure("m", values)["m_ci"]
+
+    error = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.25 * error)
+
+
+def test_a_gate_hides_those_listed_and_nobody_else(setting: Setting) -> None:
+    """Others come out as without a guard, those listed as with every prompt guarded."""
+    figures = gated(setting)["gated"]
+
+    assert figures["plain"]["acc_erased"] == figures["plain"]["acc_retained"] == 1
+    assert figures["plain"]["h_c"] == 0
+    assert figures["gated"]["acc_retained"] == 1
+    assert figures["gated"]["acc_erased"] == figures["guarded"]["acc_erased"]
+    assert figures["gated"]["h_c"] == pytest.approx(harmonic(figures["gated"]["acc_erased"], 1.0))
+    assert figures["gated"]["images"] == 4
+    assert "H_c" in EvalResult({"gated": figures}).to_table()
+
+
+def test_inactivity_is_measured_against_fewer_steps(setting: Setting) -> None:
+    """Both are compared with the same plain pictures; the ratio is that of the two means."""
+    figures = inactivity(setting)["inactivity"]
+
+    assert list(figures) == ["plain", "fewer_steps", "guarded"]
+    assert (figures["plain"]["steps"], figures["fewer_steps"]["steps"]) == (5, 4)
+    assert "pixel_distance" not in figures["plain"]
+    for name in ("feature_distance", "pixel_distance", "structure_distance"):
+        assert figures["guarded"][name] > 0
+        ratio = figures["guarded"][name] / figures["fewer_steps"][name]
+        assert figures["guarded"][f"{name}_ratio"] == pytest.approx(ratio)
+
+
+def test_distances_are_those_of_the_pixels(setting: Setting) -> None:
+    """Equal pictures are 0 apart by each measure; pictures of one grey and another differ by that much."""
+    same = np.random.default_rng(0).integers(0, 256, size=(2, 64, 64, 3), dtype=np.uint8)
+    dark, light = np.full((1, 64, 64, 3), 51, np.uint8), np.full((1, 64, 64, 3), 102, np.uint8)
+
+    for values in distances(setting, same, same).values():
+        assert values == pytest.approx([0, 0], abs=1e-6)
+    assert distances(setting, dark, light)["pixel_distance"] == pytest.approx([0.2])
