@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from apl_guard.adapters.comfyui import ComfyUI
     from apl_guard.adapters.openai_images import OpenAIImages
     from apl_guard.decision import Decision, decide
+    from apl_guard.detect.gallery import Gallery
+    from apl_guard.detect.output import OutputCheck
     from apl_guard.errors import (
         AplGuardError,
         AuditUnavailable,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
         InvalidInput,
         MetricsUnavailable,
         ModelInvalid,
+        OutputCheckFailed,
+        OutputWithheld,
         PolicyBlocked,
         PolicyInvalid,
         PrefixInvalid,
@@ -64,6 +68,7 @@ __all__ = [
     "Decision",
     "ExtraMissing",
     "Fingerprint",
+    "Gallery",
     "Guard",
     "GuardUnavailable",
     "Guarded",
@@ -72,6 +77,9 @@ __all__ = [
     "MetricsUnavailable",
     "ModelInvalid",
     "OpenAIImages",
+    "OutputCheck",
+    "OutputCheckFailed",
+    "OutputWithheld",
     "Policy",
     "PolicyBlocked",
     "PolicyInvalid",
@@ -103,6 +111,8 @@ _HOME = {
     "Decision": "decision",
     "decide": "decision",
     "Fingerprint": "fingerprint",
+    "Gallery": "detect.gallery",
+    "OutputCheck": "detect.output",
     "Guard": "guard",
     "Guarded": "guard",
     "Policy": "policy",

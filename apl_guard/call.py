@@ -14,11 +14,12 @@ from apl_guard.audit import AuditLog, Outcome
 from apl_guard.backend import Backend, Generation, Receipt
 from apl_guard.context import current_context
 from apl_guard.decision import Decision, Reason
-from apl_guard.errors import AplGuardError, GuardUnavailable, PolicyBlocked, PrefixNotApplied
+from apl_guard.detect.output import Looked, OutputCheck
+from apl_guard.errors import AplGuardError, GuardUnavailable, OutputWithheld, PolicyBlocked, PrefixNotApplied
 from apl_guard.fit import Fit
 from apl_guard.in_force import PolicyInForce
 from apl_guard.metrics import Stage, Watch
-from apl_guard.policy import Action, OnError, Policy
+from apl_guard.policy import Action, Mode, OnError, Policy
 from apl_guard.prefix import Prefix
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
 
@@ -48,6 +49,7 @@ class Call:
         find_prefix: Finds the prefix for the text encoders that are in the pipe now, by name or None, under
             what the policy accepts.
         watch: What times and counts the call.
+        output_check: What looks at the finished pictures, or None.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Call:
         audit: AuditLog,
         find_prefix: Callable[[str | None, Acceptance], Fit],
         watch: Watch,
+        output_check: OutputCheck | None = None,
     ) -> None:
         self._request = request
         self._backend = backend
@@ -66,6 +69,7 @@ class Call:
         self._audit = audit
         self._find_prefix = find_prefix
         self._watch = watch
+        self._output_check = output_check
         self._fit: Fit | None = None
         self._prefix: Prefix | None = None
         self._in_front: Prefix | None = None
@@ -73,12 +77,15 @@ class Call:
         self._generation: Generation | None = None
         self._unprotected: Exception | None = None
         """Why there is no prefix, where the policy lets requests pass without."""
+        self._looked: Looked | None = None
+        self._unlooked: Exception | None = None
+        """Why nobody looked at the pictures, where the policy lets them pass."""
 
     def run(self) -> Guarded:
         """Decide, act, record.
 
         Raises:
-            PolicyBlocked: The policy decided against the request.
+            PolicyBlocked: The policy decided against the request, or the output check against a picture.
             GuardUnavailable: The guard could not do its work.
             Exception: Whatever the pipe raises, unchanged.
         """
@@ -108,6 +115,8 @@ class Call:
         if self._prefix is not None and self._in_front is not None:
             self._check_receipt(self._in_front, generation)
             self._watch.used(self._prefix)
+        if self._output_check is not None and self._decision.mode != Mode.OFF:
+            self._look_at(generation, self._output_check)
         outcome = self._end("passed")
         self._watch.released(self._decision, generation.images, self._is_effective)
         return Guarded(generation.output, self._decision, outcome)
@@ -115,7 +124,7 @@ class Call:
     @property
     def _is_effective(self) -> bool | None:
         """Whether what the rules say holds for the images; None where no receipt says so."""
-        if self._unprotected is not None or self._decision.effective != self._decision.action:
+        if self._unprotected or self._unlooked or self._decision.effective != self._decision.action:
             return False
         return True if self._prefix is not None or self._decision.action == Action.ALLOW else None
 
@@ -157,9 +166,34 @@ class Call:
             self._end("failed", error)
             raise error
 
+    def _look_at(self, generation: Generation, check: OutputCheck) -> None:
+        """Release no picture of anybody in the gallery, and none that nobody could look at."""
+        is_enforced = self._decision.mode == Mode.ENFORCE and self._decision.in_rollout
+        try:
+            with self._watch.stage(Stage.CHECK_OUTPUT):
+                looked = check.look_at(generation.output, generation.images)
+        except Exception as error:
+            self._unlooked = error
+            if is_enforced and self._policy.spec.on_error != OnError.PASSTHROUGH:
+                self._end("failed", error)
+                raise _unavailable(error) from error
+            self._watch.passed_through(Stage.CHECK_OUTPUT, error)
+            _log.warning("pictures pass unchecked: %s (decision %s)", type(error).__name__, self._decision.id)
+            return
+        self._looked = looked
+        self._watch.looked(looked)
+        if looked.sightings and is_enforced:
+            self._end("withheld")
+            matches = f"{len(looked.sightings)} of {len(looked.faces)} pictures"
+            raise OutputWithheld(
+                f"{matches} show somebody of the gallery, so none is released",
+                decision=self._decision,
+                sightings=looked.sightings,
+            )
+
     def _end(self, result: str, error: BaseException | None = None) -> Outcome:
         """Record how the call ended. Nothing is released if that fails."""
-        generation, prefix = self._generation, self._prefix
+        generation, prefix, check = self._generation, self._prefix, self._output_check
         outcome = Outcome(
             id=self._decision.id,
             result=result,
@@ -172,7 +206,8 @@ class Call:
             tokens_cut=dict(generation.receipt.tokens_cut) if generation is not None else {},
             change=dict(generation.receipt.change or {}) if generation is not None else {},
             slots_without_prefix=tuple(s for s in self._request.slots if prefix and s not in prefix.metadata.widths),
-            error=type(error or self._unprotected).__name__ if error or self._unprotected else None,
+            output_check=None if check is None else check.record(self._looked, self._unlooked),
+            error=type(why).__name__ if (why := error or self._unprotected or self._unlooked) else None,
             overhead_ms=round(1000 * self._watch.overhead_seconds, 3),
             generation_ms=_milliseconds(self._watch.generation_seconds),
         )

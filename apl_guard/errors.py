@@ -2,10 +2,12 @@
 
     AplGuardError
     ├── PolicyBlocked         the policy decided against the request; not a fault
+    │   └── OutputWithheld    the picture shows somebody of the gallery
     ├── GuardUnavailable      the guard could not do its work, so there is no image
     │   ├── PrefixNotFound    no prefix belongs to the text encoder of this pipe
     │   ├── SelfTestFailed    canary prompts did not come through as they should
     │   ├── PrefixNotApplied  the text encoder did not receive the prefix
+    │   ├── OutputCheckFailed the finished pictures could not be looked at
     │   ├── PrefixUntrusted   a prefix is there and must not be used
     │   │   ├── PrefixUnsigned          it has no signature, and the policy asks for one
     │   │   ├── PrefixSignatureInvalid  none of the accepted signers signed this content
@@ -38,6 +40,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from apl_guard.decision import Decision
+    from apl_guard.detect.output import Sighting
     from apl_guard.fingerprint import Fingerprint
 
 __all__ = [
@@ -50,6 +53,8 @@ __all__ = [
     "InvalidInput",
     "MetricsUnavailable",
     "ModelInvalid",
+    "OutputCheckFailed",
+    "OutputWithheld",
     "PolicyBlocked",
     "PolicyInvalid",
     "PrefixInvalid",
@@ -80,6 +85,15 @@ class PolicyBlocked(AplGuardError):
         self.decision = decision
 
 
+class OutputWithheld(PolicyBlocked):
+    """A picture shows somebody of the gallery, so the call gives none. Another seed may give another picture."""
+
+    def __init__(self, message: str, *, decision: Decision, sightings: tuple[Sighting, ...]) -> None:
+        super().__init__(message, decision=decision)
+        self.sightings = sightings
+        """Who was seen, by the entries of the gallery: for the platform, not for its users."""
+
+
 class GuardUnavailable(AplGuardError):
     """The guard could not do its work; no image is released."""
 
@@ -100,6 +114,10 @@ class PrefixNotFound(GuardUnavailable):
 
 class PrefixNotApplied(GuardUnavailable):
     """The text encoder did not receive the prefix that it should have received."""
+
+
+class OutputCheckFailed(GuardUnavailable):
+    """The finished pictures could not be looked at, so they are not released."""
 
 
 class PrefixUntrusted(GuardUnavailable):

@@ -1,6 +1,6 @@
 """The guard: stands where the pipe stood, decides about each call, carries the decision out and records it.
 
-    call → adapter.read → decide → decision recorded → adapter.generate → outcome recorded → image
+    call → adapter.read → decide → decision recorded → adapter.generate → look → outcome recorded → image
 
 An error anywhere on this way means that there is no image.
 """
@@ -22,6 +22,7 @@ from apl_guard.backend import adapter_for
 from apl_guard.call import Call, Guarded, refuse
 from apl_guard.context import Context, calling_for, current_context
 from apl_guard.decision import Decision
+from apl_guard.detect.output import OutputCheck
 from apl_guard.errors import InvalidInput, SelfTestFailed
 from apl_guard.finder import PrefixFinder
 from apl_guard.in_force import PolicyInForce
@@ -54,6 +55,7 @@ class Guard:
         metrics_registry: The Prometheus registry to count on. None makes one for this guard.
         metrics_tenants: Tenants whose outcomes are counted by name; all others count as `other`. None are, if empty.
         tracing: Where OpenTelemetry spans go. None makes none.
+        output_check: What looks for people of a gallery in finished pictures. None looks at none.
 
     Raises:
         PolicyInvalid: The policy is missing or damaged.
@@ -83,6 +85,7 @@ class Guard:
         metrics_registry: CollectorRegistry | None = None,
         metrics_tenants: Iterable[str] = (),
         tracing: Tracing | None = None,
+        output_check: OutputCheck | None = None,
     ) -> None:
         if isinstance(audit, AuditLog) and audit_witness:
             raise InvalidInput("this log has its own witnesses; name them where it is made", where="audit_witness")
@@ -103,6 +106,7 @@ class Guard:
         own["_metrics"].introduce(own["_backend"].name, own["_audit"].sink)
         own["_metrics"].in_force(own["_in_force"].policy)
         own["_tracing"] = tracing
+        own["_output_check"] = output_check
         own["_ready"], own["_self_test_error"] = False, None
         self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
         self._check_prefixes(self._in_force.policy)  # so that a missing one shows when the service starts
@@ -123,7 +127,7 @@ class Guard:
             What the pipe returns.
 
         Raises:
-            PolicyBlocked: The policy decided against the request.
+            PolicyBlocked: The policy decided against the request, or the output check against a picture.
             GuardUnavailable: The guard could not do its work.
             InvalidInput: A prompt is no text.
             Exception: Whatever the pipe raises, unchanged.
@@ -154,7 +158,7 @@ class Guard:
         """Generate as `__call__` does, and return the decision and the outcome with the output.
 
         Raises:
-            PolicyBlocked: The policy decided against the request.
+            PolicyBlocked: The policy decided against the request, or the output check against a picture.
             GuardUnavailable: The guard could not do its work.
             InvalidInput: A prompt is no text.
             Exception: Whatever the pipe raises, unchanged.
@@ -202,6 +206,7 @@ class Guard:
 
     def _generate(self, *args: Any, **kwargs: Any) -> Guarded:
         in_force: PolicyInForce = self._in_force  # taken once, for another may take its place at any moment
+        check: OutputCheck | None = self._output_check
         with self._metrics.watch(self._backend.name, self._tracing) as watch:
             try:
                 with watch.stage(Stage.READ):
@@ -209,7 +214,7 @@ class Guard:
             except Exception as error:
                 refuse(error, self._backend, in_force.policy, self._audit, watch)
                 raise
-            return Call(request, self._backend, in_force, self._audit, self._finder.find, watch).run()
+            return Call(request, self._backend, in_force, self._audit, self._finder.find, watch, check).run()
 
     def reload_policy(self) -> bool:
         """Read the policy file again and put it in force, if it is good. Calls that run keep the old one.

@@ -79,6 +79,9 @@ class TrainConfig(BaseModel):
     """The prefix that is evaluated and kept is a running mean with this decay; 0 keeps the last one."""
     hard_identities: float = Field(default=0.0, ge=0)
     """Identities are drawn in proportion to (their recent loss) to this power; 0 draws all alike."""
+    adversarial: int = Field(default=0, ge=0, le=100)
+    """Steps of an attack on half of each identity batch: vectors in the prompt that bring the person back, against
+    which the prefix is then trained; 0: none.  See `attacks.adversary`."""
     reuse_batches: int = Field(default=0, ge=0)
     """Draw only so many batches and go round them, so that targets are computed once; 0: all are fresh."""
     seed: int = 0

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from apl_guard.adapters.inject import embed, tokenize_with_prefix
+from apl_guard.trainer.attacks.adversary import attacked
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.folders import read_prompts
 from apl_guard.trainer.identities import Identities, load_identities
@@ -106,9 +107,13 @@ def make_plan(
 
         seconds_target = _time(target_pass, measured_steps)
         seconds_step = _time(step, measured_steps)
+    seconds_full = seconds_step
     if config.reuse_batches:
         seconds_step -= seconds_target * max(0.0, 1 - config.reuse_batches / config.steps)
     passes = config.sampling_steps * (2 if config.guidance_scale > 1 else 1)
+    # A step of the attack costs what a step costs, on a part of the batch, and needs a target of its own.
+    share = attacked(config) / size
+    seconds_step += share * (config.adversarial * seconds_full + (seconds_target if config.adversarial else 0))
     held_examples = held * config.images_per_identity + min(config.held_aside_generic, n_generic // 4)
     seconds_steps = config.steps * seconds_step
     if config.time_limit_minutes is not None:

@@ -4,7 +4,8 @@
 
 The model is frozen. N vectors P in front of each prompt learn to make a prompt with a name act like the same
 prompt with a neutral description in place of the name, and to leave every other prompt as it is.
-`loss` has the equations.
+`loss` has the equations. With `adversarial` steps, half of the named prompts are attacked first
+(`attacks.adversary`), and the prefix learns to withstand that.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tqdm import tqdm
 
 from apl_guard.adapters.inject import embed, tokenize_with_prefix
 from apl_guard.errors import ConfigInvalid, InvalidInput, TrainingFailed
+from apl_guard.trainer.attacks.adversary import Adversary
 from apl_guard.trainer.checkpoint import State, load_state, save_state
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data import draw_batch, prepare
@@ -119,6 +121,7 @@ def train(
 
         targets = Targets(pipe, data, dtype, keep=config.reuse_batches > 0)
         gauge = Gauge(pipe, data, config, dtype)
+        adversary = Adversary(pipe, data, config, dtype) if config.adversarial else None
         identity_ids = tokenize_with_prefix(pipe.tokenizer, data.identity.prompts, N)  # (M₁, L)
         generic_ids = tokenize_with_prefix(pipe.tokenizer, data.generic.prompts, N)  # (M₂, L)
         measured: Measurement | None = None
@@ -159,7 +162,10 @@ def train(
                 z_t, eps_neutral = targets(batch, index)  # (B, C, H, W) twice
                 t = batch.t.to(device)  # (B,)
                 ids = torch.cat([identity_ids[batch.identity], generic_ids[batch.generic]])  # (B, L)
-                eps = predict(pipe.unet, z_t, t, embed(pipe.text_encoder, ids, P), dtype)  # (B, C, H, W)
+                vectors: Tensor = P
+                if adversary is not None:
+                    ids, vectors = adversary(ids, P, batch, z_t, t, state.step)
+                eps = predict(pipe.unet, z_t, t, embed(pipe.text_encoder, ids, vectors), dtype)  # (B, C, H, W)
                 weight = half_weights(config, done).to(device)  # (B,)
                 weight = weight * noise_weight(schedule, t, config.noise_weighting, prediction_type)
                 loss = apl_loss(eps, eps_neutral, config.eta, weight)

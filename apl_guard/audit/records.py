@@ -51,6 +51,8 @@ class Outcome(BaseModel):
     """Slot → for each prompt, how far the prefix moved what the text encoder gave, relative to its size."""
     slots_without_prefix: tuple[str, ...] = ()
     """Text encoders that got the prompts without a prefix, as the policy permits."""
+    output_check: Mapping[str, Any] | None = None
+    """What the output check saw, or how it failed; None where there was none. Never who was seen."""
     error: str | None = None
     """Type of the error. Its message is left out, for it may hold a prompt."""
     overhead_ms: float

@@ -24,6 +24,13 @@ def train(
         Neutral | None,
         typer.Option(help="What stands for a name in the target: the sex alone, or all attributes (default: coarse)."),
     ] = None,
+    adversarial: Annotated[
+        bool,
+        typer.Option(
+            "--adversarial",
+            help="Attack half of the named prompts in each step, and learn to withstand it: --set adversarial=4.",
+        ),
+    ] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Set an option, as in --set lr=1e-2. May be repeated.")
@@ -42,7 +49,9 @@ def train(
     from apl_guard.trainer.config import TrainConfig
 
     options = TrainConfig.load(config) if config else TrainConfig()
-    options = options.with_overrides([*([f"neutral={neutral.value}"] if neutral else []), *(assignments or [])])
+    flags = [f"neutral={neutral.value}"] if neutral else []
+    flags += ["adversarial=4"] if adversarial else []
+    options = options.with_overrides([*flags, *(assignments or [])])
     if identities is None:
         if model != "minifaces":
             raise InvalidInput("missing; give a YAML file of people", where="--identities")

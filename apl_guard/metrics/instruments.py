@@ -22,6 +22,7 @@ from apl_guard.policy import Policy
 
 if TYPE_CHECKING:
     from apl_guard.decision import Decision
+    from apl_guard.detect.output import Looked
     from apl_guard.prefix import Prefix
     from apl_guard.tracing import Tracing
 
@@ -126,6 +127,7 @@ class Metrics:
         self._errors = counter(
             "errors", "Errors by where they happened and what followed.", "stage", "error_type", "disposition"
         )
+        self._looked = counter("checked_pictures", "What the output check saw in finished pictures.", "seen")
         self._tenant_outcomes = counter(
             "tenant_outcomes", "How calls ended, for the tenants that are to be counted.", "tenant", "result"
         )
@@ -165,9 +167,11 @@ class Metrics:
         # So that a rate is 0 before the first event, not absent: an alert would miss the first one.
         for result in RESULTS:
             self._outcomes.labels(result)
+        for seen in labels.SEEN:
+            self._looked.labels(seen)
         for kind in (*sorted(ERROR_TYPES), OTHER):
             self._errors.labels(Stage.DETECT.value, kind, "fallback")
-            for stage in (Stage.DETECT, Stage.FIND_PREFIX):
+            for stage in (Stage.DETECT, Stage.FIND_PREFIX, Stage.CHECK_OUTPUT):
                 self._errors.labels(stage.value, kind, "passed_through")
         self._errors.labels(Stage.INJECT.value, PrefixNotApplied.__name__, "blocked")
         for outcome in RELOADS:
@@ -295,6 +299,13 @@ class Metrics:
         """Note which prefix is in use."""
         digest = self._versions.add(prefix.digest)
         self._one(self._prefix_info, self._prefixes.add(prefix.metadata.name), digest, str(prefix.n)).set(1)
+
+    @_beside
+    def looked(self, looked: Looked) -> None:
+        """Count the pictures that the output check looked at."""
+        matches = {sighting.picture for sighting in looked.sightings}
+        for number, faces in enumerate(looked.faces):
+            self._one(self._looked, "match" if number in matches else "stranger" if faces else "nobody").inc()
 
     @_beside
     def released(self, decision: Decision, backend: str, images: int, effective: str) -> None:

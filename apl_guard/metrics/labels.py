@@ -20,6 +20,7 @@ __all__ = [
     "OTHER",
     "RELOADS",
     "RESULTS",
+    "SEEN",
     "VERDICTS",
     "Known",
     "Stage",
@@ -34,9 +35,9 @@ OTHER = "other"
 NONE = "none"
 """Stands for no value."""
 
-RESULTS = ("passed", "blocked", "invalid", "failed", "backend_error")
-"""How a call can end: an image was released, the policy blocked it, its arguments could not be read, the guard
-failed, the backend failed."""
+RESULTS = ("passed", "blocked", "withheld", "invalid", "failed", "backend_error")
+"""How a call can end: an image was released, the policy blocked it, the output check saw somebody of the gallery, its
+arguments could not be read, the guard failed, the backend failed."""
 
 RELOADS = ("accepted", "unchanged", "rejected")
 """How reloading a policy can end: another is in force, the file says the same, the one before stays."""
@@ -51,6 +52,8 @@ the backend gives no receipt for it."""
 DISPOSITIONS = ("blocked", "passed_through", "fallback")
 """What followed from an error."""
 AUDIT_OUTCOMES = ("written", "failed")
+SEEN = ("nobody", "stranger", "match")
+"""What the output check sees in a picture: no face, faces of nobody in the gallery, somebody of the gallery."""
 
 
 class Stage(StrEnum):
@@ -68,6 +71,8 @@ class Stage(StrEnum):
     """Find the prefix for the text encoders that are in the pipe now."""
     INJECT = "inject"
     """Put the prefix in front, and check what the text encoders received."""
+    CHECK_OUTPUT = "check_output"
+    """Look at the finished pictures, where there is an output check."""
     RECORD_OUTCOME = "record_outcome"
     """Make the outcome's record durable."""
 

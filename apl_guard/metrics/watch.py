@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from apl_guard.backend import Generation
     from apl_guard.decision import Decision
+    from apl_guard.detect.output import Looked
     from apl_guard.metrics.instruments import Metrics
     from apl_guard.policy import Policy
     from apl_guard.prefix import Prefix
@@ -87,6 +88,10 @@ class Watch:
     def used(self, prefix: Prefix) -> None:
         """Note which prefix was in front."""
         self._metrics.used(prefix)
+
+    def looked(self, looked: Looked) -> None:
+        """Note what the output check saw."""
+        self._metrics.looked(looked)
 
     def passed_through(self, stage: Stage, error: BaseException) -> None:
         """Count an error after which the call went on unprotected, as the policy says."""

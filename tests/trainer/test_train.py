@@ -110,6 +110,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "warmup_steps": {"warmup_steps": 4},
     "ema_decay": {"ema_decay": 0.9},
     "hard_identities": {"hard_identities": 3.0},
+    "adversarial": {"adversarial": 1},
     "reuse_batches": {"reuse_batches": 1},
     "seed": {"seed": 1},
     "images_per_identity": {"images_per_identity": 3},

@@ -1,0 +1,78 @@
+"""`apl-guard attack`: how long somebody who has the weights needs to undo a prefix."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Searches(StrEnum):
+    """For what to search."""
+
+    TOKENS = "tokens"
+    EMBEDDING = "embedding"
+    ALL = "all"
+
+
+def attack(
+    model: Annotated[str, typer.Option(help="A model of the reference world, or 'minifaces'.")],
+    prefix: Annotated[
+        list[str],
+        typer.Option(help="Prefix folder or name. May be repeated: others are held against the first."),
+    ],
+    output: Annotated[Path, typer.Option(help="The folder to write: attack.json, attack.png and the curves so far.")],
+    search: Annotated[
+        Searches, typer.Option(help="Tokens in front of the prompt (text), or a pseudo-word in place of the name.")
+    ] = Searches.ALL,
+    people: Annotated[int, typer.Option(min=1, help="How many people to search for.")] = 6,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each search.")] = 320,
+    draw_steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the pictures that are judged.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of searches and pictures.")] = 0,
+    fast: Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 where the processor can.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.")] = False,
+) -> None:
+    """Attack a prefix with the weights in hand, and say after how many steps people are back.
+
+    Beside each prefix stand two negative controls, without which the figures would prove nothing: people whom the
+    model never saw, and a UNet of random weights. A run that was stopped goes on when the same command is given
+    again. Attacks that need no weights: apl-guard eval --suite attacks.
+
+    Example: apl-guard attack --model minifaces --prefix minifaces --prefix prefixes/hardened --output attack
+    """
+    import json
+
+    import torch
+
+    from apl_guard.errors import InvalidInput
+    from apl_guard.prefix import Prefix
+    from apl_guard.storage import write_file
+    from apl_guard.trainer import minifaces
+    from apl_guard.trainer.attacks.curve import measure_curves
+    from apl_guard.trainer.attacks.page import draw_curves, to_table
+    from apl_guard.trainer.attacks.reference import reference_check
+    from apl_guard.trainer.evaluate.setting import Setting
+    from apl_guard.trainer.pipeline import open_pipe, unet_precision
+
+    if len(set(prefix)) < len(prefix):
+        raise InvalidInput("a prefix is given twice", where="--prefix")
+    prefixes = {name: Prefix.load(name) for name in prefix}
+    pipe = open_pipe(model)
+    setting = Setting.of(
+        pipe,
+        prefixes[prefix[0]],
+        minifaces.judges(),
+        seed=seed,
+        steps=draw_steps,
+        precision=unet_precision(pipe.unet.device, "auto") if fast else torch.float32,
+        folder=None,
+        progress=not quiet,
+    )
+    kinds = [kind for kind in ("tokens", "embedding") if search.value in (kind, "all")]
+    found = measure_curves(setting, prefixes, kinds, people, steps, output, reference_check(seed))  # type: ignore[arg-type]
+    write_file(output / "attack.json", json.dumps(found, indent=2).encode())
+    draw_curves(found, output / "attack.png")
+    typer.echo(to_table(found))
+    typer.echo(f"written to {output}: attack.json, attack.png")

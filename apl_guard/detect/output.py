@@ -1,0 +1,156 @@
+"""Looks at finished pictures for people of a gallery that the platform supplies, before they are released."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from apl_guard.detect.gallery import Gallery, Recogniser, unit
+from apl_guard.detect.pictures import Picture, read_pictures
+from apl_guard.detect.worker import Worker
+from apl_guard.errors import InvalidInput, OutputCheckFailed
+
+__all__ = ["Looked", "OutputCheck", "Sighting"]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Somebody of the gallery in a picture: the one who is most alike."""
+
+    picture: int
+    """Its number in the call, from 0."""
+    entry: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen in the pictures of a call."""
+
+    faces: tuple[int, ...]
+    """How many in each picture."""
+    highest: float | None
+    """The greatest similarity of a face to an entry; None where there is no face."""
+    sightings: tuple[Sighting, ...]
+    """At most one for each picture."""
+
+
+class OutputCheck:
+    """Compares every face in finished pictures with a gallery. A picture with a match is not released.
+
+    The prefix hides whom a prompt brings in; this sees who is in the picture, whatever brought them there. It protects
+    those in the gallery and nobody else. The recogniser errs both ways: set the threshold on pictures of people who
+    are not in the gallery, by the share of them that may be withheld.
+
+    Args:
+        recogniser: What finds and tells faces. Not the one that measures leaks: what judges must not take part.
+        gallery: Whom to look for.
+        threshold: The cosine similarity from which a face counts as an entry's.
+        seconds: How long a call waits for the recogniser. After that, the check has failed.
+
+    Raises:
+        InvalidInput: The gallery comes from another recogniser, or the threshold is out of range.
+
+    Example:
+        >>> class Brightness:
+        ...     name = "brightness 1"
+        ...     def __call__(self, pictures):
+        ...         return [np.array([[p.mean(), 255 - p.mean()]]) for p in pictures]
+        >>> white, black = np.full((4, 4, 3), 255, np.uint8), np.zeros((4, 4, 3), np.uint8)
+        >>> check = OutputCheck(Brightness(), Gallery.enroll(Brightness(), {"case 17": [white]}), threshold=0.9)
+        >>> check.look([black, white]).sightings
+        (Sighting(picture=1, entry='case 17', similarity=1.0),)
+    """
+
+    def __init__(self, recogniser: Recogniser, gallery: Gallery, threshold: float, *, seconds: float = 10.0) -> None:
+        if recogniser.name != gallery.recogniser:
+            raise InvalidInput(
+                f"made with recogniser '{gallery.recogniser}', found '{recogniser.name}'; enroll its people anew",
+                where="gallery",
+            )
+        if not -1 < threshold <= 1:
+            raise InvalidInput(
+                f"found {threshold}; expected a cosine similarity above -1, at most 1", where="threshold"
+            )
+        if not seconds > 0:
+            raise InvalidInput(f"found {seconds}; expected a time above 0", where="seconds")
+        self.gallery = gallery
+        self.threshold = threshold
+        self._recogniser = recogniser
+        self._seconds = seconds
+        self._worker = Worker("apl-guard output")
+
+    def __repr__(self) -> str:
+        return f"OutputCheck({self.gallery!r}, threshold={self.threshold})"
+
+    def look_at(self, output: object, images: int) -> Looked:
+        """Look at what a pipe returned.
+
+        Args:
+            output: In any type that `read_pictures` reads.
+            images: How many pictures there must be.
+
+        Raises:
+            OutputCheckFailed: They cannot be read or looked at.
+        """
+        pictures = read_pictures(output)
+        if len(pictures) != images:
+            raise OutputCheckFailed(f"found {len(pictures)} pictures; the backend says {images}")
+        return self.look(pictures)
+
+    def record(self, looked: Looked | None, error: Exception | None) -> dict[str, Any] | None:
+        """What of a look goes on record: never who was seen.
+
+        Args:
+            looked: What was seen, or None.
+            error: Why nothing was, or None where nobody looked.
+        """
+        if looked is None and error is None:
+            return None
+        by = {
+            "recogniser": self.gallery.recogniser,
+            "gallery_digest": self.gallery.digest,
+            "threshold": self.threshold,
+        }
+        if looked is None:
+            return by | {"failed": type(error).__name__}
+        highest = None if looked.highest is None else round(looked.highest, 6)
+        return by | {"faces": list(looked.faces), "matches": len(looked.sightings), "highest": highest}
+
+    def look(self, pictures: Sequence[Picture]) -> Looked:
+        """Look at pictures.
+
+        Raises:
+            OutputCheckFailed: The recogniser failed, took too long, or gave an answer that is none.
+        """
+        try:
+            found = self._worker.run(lambda: list(self._recogniser(pictures)), self._seconds)
+        except TimeoutError as error:
+            raise OutputCheckFailed(f"the recogniser took more than {self._seconds:g} s") from error
+        except Exception as error:
+            raise OutputCheckFailed(f"the recogniser failed ({type(error).__name__})") from error
+        if len(found) != len(pictures):
+            raise OutputCheckFailed(f"the recogniser gave {len(found)} answers for {len(pictures)} pictures")
+        width = self.gallery.embeddings.shape[1]
+        faces: list[int] = []
+        sightings: list[Sighting] = []
+        highest: list[float] = []
+        for number, each in enumerate(found):
+            embeddings = np.asarray(each, dtype=np.float32)
+            faces.append(len(embeddings) if embeddings.ndim else 0)
+            if embeddings.ndim == 2 and not len(embeddings):
+                continue
+            if embeddings.ndim != 2 or embeddings.shape[1] != width:
+                raise OutputCheckFailed(f"an answer has shape {embeddings.shape}; expected (faces, {width})")
+            try:
+                similarity = unit(embeddings, where=f"picture {number}") @ self.gallery.embeddings.T
+            except InvalidInput as error:
+                raise OutputCheckFailed(f"the recogniser gave embeddings that are none: {error}") from error
+            entry = int(similarity.max(0).argmax())
+            highest.append(float(similarity.max()))
+            if highest[-1] >= self.threshold:
+                sightings.append(Sighting(number, self.gallery.entries[entry], highest[-1]))
+        return Looked(tuple(faces), max(highest, default=None), tuple(sightings))

@@ -1,0 +1,72 @@
+"""Finished pictures as bytes, whatever the type in which a backend returns them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from apl_guard.errors import OutputCheckFailed
+
+__all__ = ["Picture", "read_pictures"]
+
+Picture = npt.NDArray[np.uint8]
+"""Shape (H, W, 3)."""
+_TOLERANCE = 1e-3
+
+
+def read_pictures(output: object) -> list[Picture]:
+    """Read the pictures of what a pipe returned.
+
+    Args:
+        output: Pictures of PIL, NumPy (n, H, W, 3) or torch (n, 3, H, W), values in [0, 1] or bytes; a list of those,
+            a tuple that begins with them, or an object that has them as `images`.
+
+    Raises:
+        OutputCheckFailed: There are no pictures in it, such as where latents were asked for.
+
+    Example:
+        >>> read_pictures((np.ones((2, 4, 4, 3)), None))[1].shape
+        (4, 4, 3)
+        >>> read_pictures(np.full((1, 4, 4, 3), -2.5))
+        Traceback (most recent call last):
+        apl_guard.errors.OutputCheckFailed: a picture holds values from -2.5 to -2.5; expected 0 to 1, or bytes
+    """
+    found: Any = getattr(output, "images", output)
+    if isinstance(found, tuple):
+        found = found[0] if found else ()
+    if isinstance(found, list | tuple):
+        return [picture for each in found for picture in read_pictures(each)]
+    return [_as_bytes(picture) for picture in _split(found)]
+
+
+def _split(found: Any) -> list[npt.NDArray[Any]]:
+    """One or several pictures in one object, each as (H, W, 3)."""
+    if hasattr(found, "convert") and hasattr(found, "mode"):  # of PIL
+        return [np.asarray(found.convert("RGB"))]
+    if hasattr(found, "detach"):  # of torch, which keeps colours first
+        values = found.detach().cpu()
+        array = (values.float() if values.is_floating_point() else values).numpy()
+        array = np.moveaxis(array, -3, -1) if array.ndim >= 3 else array
+    else:
+        array = found
+    if not isinstance(array, np.ndarray) or array.ndim not in (3, 4) or array.shape[-1] != 3 or not array.size:
+        shape = f" of shape {array.shape}" if isinstance(array, np.ndarray) else ""
+        raise OutputCheckFailed(
+            f"found {type(found).__name__}{shape}; expected pictures in three colours. Ask for output_type 'pil', "
+            "'np' or 'pt'"
+        )
+    return list(array) if array.ndim == 4 else [array]
+
+
+def _as_bytes(picture: npt.NDArray[Any]) -> Picture:
+    if picture.dtype == np.uint8:
+        return picture
+    if not np.issubdtype(picture.dtype, np.floating):
+        raise OutputCheckFailed(f"a picture holds {picture.dtype}; expected floats or bytes")
+    low, high = float(picture.min()), float(picture.max())
+    if not (-_TOLERANCE <= low <= high <= 1 + _TOLERANCE):  # NaN too is no picture
+        raise OutputCheckFailed(f"a picture holds values from {low:g} to {high:g}; expected 0 to 1, or bytes")
+    scaled: Picture = (picture * 255).round().clip(0, 255).astype(np.uint8)
+    return scaled

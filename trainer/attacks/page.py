@@ -1,0 +1,68 @@
+"""The curves of the white-box searches, as a table and as a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from apl_guard.errors import ExtraMissing
+from apl_guard.storage import write_file
+
+__all__ = ["draw_curves", "to_table"]
+
+
+def to_table(found: Mapping[str, Any]) -> str:
+    """A table for people: for each side the leak after some steps, and the steps that the search needed.
+
+    Example:
+        >>> point = {"steps": 0, "leak": 0.25, "leak_ci": [0.0, 0.8], "images": 4}
+        >>> found = {"searches": {"tokens": {"mine": {"points": [point], "needed": None, "is_control": False}}}}
+        >>> print(to_table(found))
+        tokens                            0   needed
+          mine                         25 %    never
+    """
+    lines: list[str] = []
+    for kind, sides in found["searches"].items():
+        steps = [point["steps"] for point in next(iter(sides.values()))["points"]]
+        lines.append(f"{kind:26}" + "".join(f"{step:>9}" for step in steps) + "   needed")
+        for name, curve in sides.items():
+            cells = "".join(f"{100 * point['leak']:7.0f} %" for point in curve["points"])
+            needed = "never" if curve["needed"] is None else str(curve["needed"])
+            times = curve.get("times")
+            more = "" if times is None else f"  {'≥ ' if curve['times_is_lower_bound'] else ''}{times:.1f} ×"
+            lines.append(f"  {name:24}{cells}{needed:>9}{more}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def draw_curves(found: Mapping[str, Any], path: Path) -> None:
+    """Draw leak against steps, one panel for each search, controls dashed.
+
+    Raises:
+        ExtraMissing: matplotlib is not installed.
+        StorageFailed: The picture cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ExtraMissing("eval", needs="matplotlib") from error
+    searches = found["searches"]
+    figure = Figure(figsize=(6.4 * len(searches), 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (kind, sides) in zip(figure.subplots(1, len(searches), squeeze=False)[0], searches.items(), strict=True):
+        for name, curve in sides.items():
+            points = curve["points"]
+            steps, leaks = [p["steps"] for p in points], [p["leak"] for p in points]
+            (line,) = axes.plot(steps, leaks, "--" if curve["is_control"] else "-", marker="o", label=name)
+            low, high = zip(*(p["leak_ci"] for p in points), strict=True)
+            axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.1)
+        axes.axhline(found["settings"]["success"], color="0.6", linewidth=0.8)
+        axes.set(title=kind, xlabel="steps of the search", ylabel="pictures that show the person", ylim=(-0.02, 1.02))
+        axes.set_xscale("symlog", linthresh=5)
+        axes.legend(fontsize="small")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    write_file(path, stream.getvalue())

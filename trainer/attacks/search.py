@@ -1,0 +1,216 @@
+"""Searches by somebody who has the weights and pictures of the person: for what to write so that the prefix fails.
+
+tokens     Discrete tokens in front of the prompt that names the person, behind the prefix. What is found is text, and
+           can be sent to a guard by anybody.                         (Zhang et al., UnlearnDiffAtk, arXiv:2310.11868)
+embedding  One pseudo-word in place of the name. It is no text: only who can bring an embedding along can use it.
+                                                              (Pham et al., Concept Inversion, arXiv:2308.01508)
+
+Both minimise the denoising loss of the person's pictures, with the prefix in place:
+
+    ‖ ε(z_t, t, [P, …A…]) − ε ‖²        (or v in place of ε, where that is what the model predicts)
+
+The search for tokens walks over mixtures of tokens (Adam, then back onto the simplex) and looks at the loss of the
+likeliest token in each place, with the gradient passed straight through.
+
+Letters: M people, R pictures of each, K tokens or vectors, V tokens in the vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from apl_guard.adapters.inject import embed, tokenize_with_prefix
+from apl_guard.trainer.attacks.rows import insert_vectors, length_of, sentinels
+from apl_guard.trainer.loss import distance
+from apl_guard.trainer.pipeline import predict
+from apl_guard.trainer.targets import add_noise
+
+__all__ = ["EmbeddingSearch", "Kind", "Search", "TokenSearch", "Wanted", "make_search", "onto_simplex"]
+
+Kind = Literal["tokens", "embedding"]
+TOKENS = 5
+"""K of the search for tokens."""
+_BATCH = 4
+"""Noised pictures of each person in a step."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Whom the searcher wants."""
+
+    names: tuple[str, ...]
+    """M names."""
+    latents: Tensor
+    """Pictures of them, shape (M, R, C, H, W)."""
+
+
+class Search:
+    """A search for all people at once, each for themselves.
+
+    Args:
+        pipe: The model, frozen.
+        vectors: The prefix that is in place, shape (N, D); None for the bare model.
+        wanted: Whom the searcher wants.
+        rows: Token ids of the prompts, with room for prefix and attack, shape (M, L).
+        parameters: What is learned, with the people in the first dimension.
+        rate: Learning rate.
+        seed: Of noise and noise levels.
+        dtype: What the UNet computes in.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        vectors: Tensor | None,
+        wanted: Wanted,
+        rows: Tensor,
+        parameters: Tensor,
+        rate: float,
+        seed: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self._pipe, self._wanted, self._rows, self._dtype = pipe, wanted, rows, dtype
+        device = pipe.unet.device
+        self._vectors = None if vectors is None else vectors.to(device)
+        self._table: Tensor = pipe.text_encoder.get_input_embeddings().weight.detach().float()  # (V, D)
+        self.parameters = parameters.to(device).requires_grad_(True)
+        self._adam = torch.optim.Adam([self.parameters], lr=rate)
+        self._rng = torch.Generator().manual_seed(seed)
+        self.steps = 0
+        """Steps done."""
+
+    def found(self) -> Tensor:
+        """The embeddings found so far, shape (M, K, D), with a graph that leads to the parameters."""
+        raise NotImplementedError
+
+    def prompt_embeds(self) -> Tensor:
+        """The prompt embeds of what was found, with the prefix in place, shape (M, L, D)."""
+        A = self.found().flatten(0, 1)  # (MK, D)
+        return embed(self._pipe.text_encoder, self._rows, A if self._vectors is None else torch.cat([self._vectors, A]))
+
+    def step(self) -> float:
+        """Take one step for every person.
+
+        Returns:
+            The loss before it, the mean over the people.
+        """
+        loss = self._loss(self._rng)
+        self._adam.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self._adam.step()
+        self._project()
+        self.steps += 1
+        return float(loss.detach()) / len(self._wanted.names)
+
+    @torch.no_grad()
+    def loss(self, seed: int, draws: int = 4) -> float:
+        """The loss of what was found, on noise of its own: for comparison between steps."""
+        rng = torch.Generator().manual_seed(seed)
+        return sum(float(self._loss(rng)) for _ in range(draws)) / draws / len(self._wanted.names)
+
+    def _loss(self, rng: torch.Generator) -> Tensor:
+        """The sum of the people's losses, so that none depends on how many others there are."""
+        z, M = self._wanted.latents, len(self._wanted.names)
+        scheduler = self._pipe.scheduler
+        picture = torch.randint(z.shape[1], (M, _BATCH), generator=rng)
+        z = torch.stack([z[m, picture[m]] for m in range(M)]).flatten(0, 1)  # (M·batch, C, H, W)
+        noise = torch.randn(z.shape, generator=rng)
+        t = torch.randint(len(scheduler.alphas_cumprod), (len(z),), generator=rng)
+        device = self._pipe.unet.device
+        z, noise, t = z.to(device), noise.to(device), t.to(device)
+        z_t = add_noise(scheduler.alphas_cumprod, z, noise, t)
+        target = noise
+        if scheduler.config.get("prediction_type", "epsilon") == "v_prediction":
+            alpha = scheduler.alphas_cumprod.to(z)[t].view(-1, 1, 1, 1)
+            target = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
+        c = self.prompt_embeds().repeat_interleave(_BATCH, dim=0)
+        return distance(predict(self._pipe.unet, z_t, t, c, self._dtype), target).sum() / _BATCH
+
+    def _project(self) -> None:
+        """Bring the parameters back to where they may be."""
+
+
+class EmbeddingSearch(Search):
+    """A search for one pseudo-word in place of each name."""
+
+    def found(self) -> Tensor:
+        """The pseudo-words, shape (M, 1, D)."""
+        return self.parameters
+
+
+class TokenSearch(Search):
+    """A search for tokens in front of the prompt."""
+
+    def found(self) -> Tensor:
+        """The likeliest tokens, shape (M, K, D), with the gradient of the mixtures."""
+        likeliest = torch.nn.functional.one_hot(self.parameters.argmax(-1), self.parameters.shape[-1])
+        straight = likeliest.to(self.parameters) + self.parameters - self.parameters.detach()  # (M, K, V)
+        return straight @ self._table
+
+    def texts(self) -> list[str]:
+        """What was found, as text in front of the prompts."""
+        tokenizer = self._pipe.tokenizer
+        ids = self.parameters.argmax(-1).tolist()
+        return [f"{tokenizer.decode(k)} a photo of {n}" for k, n in zip(ids, self._wanted.names, strict=True)]
+
+    @torch.no_grad()
+    def _project(self) -> None:
+        self.parameters.copy_(_mixtures(self.parameters, self._pipe.tokenizer))
+
+
+def make_search(
+    kind: Kind, pipe: Any, vectors: Tensor | None, wanted: Wanted, *, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> Search:
+    """Begin a search.
+
+    Args:
+        kind: For what.
+        pipe: The model, frozen.
+        vectors: The prefix that is in place, shape (N, D); None for the bare model.
+        wanted: Whom the searcher wants.
+        seed: Of the start, of noise and of noise levels.
+        dtype: What the UNet computes in.
+    """
+    n = 0 if vectors is None else len(vectors)
+    M, end = len(wanted.names), pipe.tokenizer.eos_token_id
+    rng = torch.Generator().manual_seed(seed)
+    table: Tensor = pipe.text_encoder.get_input_embeddings().weight.detach().float().cpu()
+    if kind == "embedding":
+        before = "a photo of"
+        rows = tokenize_with_prefix(pipe.tokenizer, [before] * M, n)
+        rows = insert_vectors(rows, 1 + n + length_of(pipe.tokenizer, before), sentinels(M, n, 1), end)
+        start = table[[pipe.tokenizer("person", add_special_tokens=False)["input_ids"][0]] * M].unsqueeze(1)
+        return EmbeddingSearch(pipe, vectors, wanted, rows, start.clone(), 0.2 * float(table.std()), seed, dtype)
+    rows = tokenize_with_prefix(pipe.tokenizer, [f"a photo of {name}" for name in wanted.names], n)
+    rows = insert_vectors(rows, 1 + n, sentinels(M, n, TOKENS), end)
+    ids = torch.randint(len(table), (M, TOKENS), generator=rng)
+    mixed = 0.5 * torch.nn.functional.one_hot(ids, len(table)).float() + 0.5 / len(table)
+    return TokenSearch(pipe, vectors, wanted, rows, _mixtures(mixed, pipe.tokenizer), 0.05, seed, dtype)
+
+
+def _mixtures(x: Tensor, tokenizer: Any) -> Tensor:
+    """The nearest mixtures of tokens that can be typed, shape (M, K, V)."""
+    typed = x.clone()
+    typed[..., sorted(tokenizer.all_special_ids)] = -1e4  # far from every point of the simplex
+    return onto_simplex(typed)
+
+
+def onto_simplex(x: Tensor) -> Tensor:
+    """The nearest points whose last dimension is ≥ 0 and sums to 1.
+
+    Source:
+        Held, Wolfe and Crowder, Mathematical Programming 6 (1974).
+
+    Example:
+        >>> onto_simplex(torch.tensor([2.0, 1.0, -1.0]))
+        tensor([1., 0., 0.])
+    """
+    ordered = x.sort(-1, descending=True).values
+    above = ordered.cumsum(-1) - 1
+    places = torch.arange(1, x.shape[-1] + 1, device=x.device)
+    last = (ordered - above / places > 0).sum(-1, keepdim=True)
+    return (x - above.gather(-1, last - 1) / last).clamp(min=0)
