@@ -319,13 +319,9 @@ def test_pictures_are_read_alike_from_every_type(n, seed):
 
 
 @pytest.mark.parametrize(
-    "output",
-    [None, "a picture", [], np.zeros((1, 4, 8, 8)), np.full((1, 4, 4, 3), np.nan), torch.randn(1, 3, 8, 8) * 3],
+    "output", [None, "a picture", np.zeros((1, 4, 8, 8)), np.full((1, 4, 4, 3), np.nan), torch.randn(1, 3, 8, 8) * 3]
 )
 def test_what_holds_no_pictures_is_not_taken_for_some(output):
-    """An empty answer has none to count; everything else is refused."""
-    if output == []:
-        assert read_pictures(output) == []
-    else:
-        with pytest.raises(OutputCheckFailed):
-            read_pictures(output)
+    """Nothing, text, four channels, no numbers, latents that have three channels like a picture."""
+    with pytest.raises(OutputCheckFailed):
+        read_pictures(output)

@@ -17,6 +17,7 @@ class Suite(StrEnum):
     GENERIC = "generic"
     INACTIVITY = "inactivity"
     GATED = "gated"
+    ATTACKS = "attacks"
     ALL = "all"
 
 

@@ -11,7 +11,7 @@ from apl_guard.trainer.attacks.attack import Attack, Target
 __all__ = ["NAME_ATTACKS"]
 
 _LOOKALIKES = {
-    latin: [letter for letter, looks_like in LOOKS_LIKE.items() if looks_like == latin]
+    latin: [letter for letter, looks_like in LOOKS_LIKE.items() if looks_like == latin and letter.isalpha()]
     for latin in sorted(set(LOOKS_LIKE.values()))
 }
 _UNSEEN = ("\u200b", "\u200c", "\u2060", "\u00ad", "\ufeff")  # zero width, soft hyphen

@@ -21,7 +21,7 @@ from apl_guard.trainer.attacks.names import NAME_ATTACKS
 from apl_guard.trainer.attacks.prompts import PROMPT_ATTACKS, near_the_prefix, nearest_words
 from apl_guard.trainer.attacks.reference import reference_check
 from apl_guard.trainer.evaluate.asking import ask_for_people
-from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
+from apl_guard.trainer.evaluate.result import ATTACK, Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import identity_figures
 from apl_guard.trainer.evaluate.setting import Setting
 
@@ -46,7 +46,7 @@ def attacks(setting: Setting) -> dict[str, dict[str, Figures]]:
     asked = _who_is_asked_for(setting)
     check = reference_check(setting.seed)
     classes = attacks_on(setting)
-    return {f"attack {attack.name}": measure(setting, attack, asked, check) for attack in classes}
+    return {f"{ATTACK}{attack.name}": measure(setting, attack, asked, check) for attack in classes}
 
 
 def attacks_on(setting: Setting) -> tuple[Attack, ...]:

@@ -45,6 +45,8 @@ ROWS = (
 _NO_RATES = ("frechet", "cosine", "feature_", "pixel_", "structure_", "clip_", "h_c")
 ARMS = ("plain", "neutral", "fewer_steps", "gated", "guarded")
 """The order in which arms are shown; others follow."""
+ATTACK = "attack "
+"""What the names of the suites of attacks begin with."""
 
 
 def is_rate(key: str) -> bool:
@@ -115,7 +117,10 @@ class EvalResult:
     def to_table(self) -> str:
         """A table for people: one row a figure, one column an arm, intervals in brackets."""
         lines: list[str] = []
+        attacks = {suite: arms for suite, arms in self.suites.items() if suite.startswith(ATTACK)}
         for suite, arms in self.suites.items():
+            if suite in attacks:
+                continue
             columns = arms_of(arms)
             lines.append(f"{suite:20}" + "".join(f"{arm:>26}" for arm in columns))
             for key, label in ROWS:
@@ -123,7 +128,21 @@ class EvalResult:
                     cells = "".join(f"{show_figure(arms[arm], key):>26}" for arm in columns)
                     lines.append(f"  {label:18}{cells}")
             lines.append("")
-        return "\n".join(lines).rstrip()
+        return "\n".join(lines + _attack_lines(attacks)).rstrip()
+
+
+def _attack_lines(attacks: Mapping[str, Mapping[str, Figures]]) -> list[str]:
+    """One line for each class of attacks, the leak in each of its arms; what was refused or withheld behind it."""
+    if not attacks:
+        return []
+    columns = ("plain", "guarded", "guarded_checked")
+    lines = [f"{'leak at FAR 1e-3':36}" + "".join(f"{arm.replace('_', ', '):>26}" for arm in columns)]
+    for suite, arms in attacks.items():
+        cells = "".join(f"{show_figure(arms[arm], 'leak_far_1e-3'):>26}" for arm in columns)
+        checked = arms["guarded_checked"]
+        counts = [f"{checked[key]} {key}" for key in ("refused", "withheld") if checked[key]]
+        lines.append(f"  {suite.removeprefix(ATTACK):34}{cells}  {', '.join(counts)}".rstrip())
+    return lines
 
 
 def show_figure(figures: Figures, key: str) -> str:

@@ -57,12 +57,20 @@ def _people(setting: Setting, split: Split) -> dict[str, dict[str, Figures]]:
     return {split: {arm: identity_figures(setting.judges, pictures, asked) for arm, pictures in arms.items()}}
 
 
+def attacks(setting: Setting) -> dict[str, dict[str, Figures]]:
+    """What black-box attacks bring back, one class after the other."""
+    from apl_guard.trainer.attacks.suite import attacks as measure
+
+    return measure(setting)
+
+
 SUITES: dict[str, Suite] = {
     "seen": seen,
     "unseen": unseen,
     "generic": generic,
     "inactivity": inactivity,
     "gated": gated,
+    "attacks": attacks,
 }
 """Every suite by its name, in the order in which they are measured."""
 DEFAULT_SUITES = ("seen", "unseen", "generic")
