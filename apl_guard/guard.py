@@ -23,7 +23,7 @@ from apl_guard.call import Call, Guarded, refuse
 from apl_guard.context import Context, calling_for, current_context
 from apl_guard.decision import Decision
 from apl_guard.detect.output import OutputCheck
-from apl_guard.errors import InvalidInput, SelfTestFailed
+from apl_guard.errors import InvalidInput, PolicyInvalid, SelfTestFailed
 from apl_guard.finder import PrefixFinder
 from apl_guard.in_force import PolicyInForce
 from apl_guard.metrics import Metrics, MetricsServer, Stage, is_multiprocess, of_all_processes, serve
@@ -109,7 +109,7 @@ class Guard:
         own["_output_check"] = output_check
         own["_ready"], own["_self_test_error"] = False, None
         self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
-        self._check_prefixes(self._in_force.policy)  # so that a missing one shows when the service starts
+        self._check_demands(self._in_force.policy)  # so that what is missing shows when the service starts
 
     @property
     def policy(self) -> Policy:
@@ -235,7 +235,7 @@ class Guard:
                 changed = policy.digest != self.policy.digest
                 if changed:
                     in_force = PolicyInForce.tested(policy)
-                    self._check_prefixes(policy)
+                    self._check_demands(policy)
                     self._metrics.in_force(policy, instead_of=self.policy)
                     self.__dict__["_in_force"] = in_force
             except Exception:
@@ -297,8 +297,13 @@ class Guard:
 
         return call
 
-    def _check_prefixes(self, policy: Policy) -> None:
-        """Find every prefix that a policy asks for, so that a missing one shows before the first call."""
+    def _check_demands(self, policy: Policy) -> None:
+        """Find what a policy asks for, so that a missing prefix or output check shows before the first call."""
+        if policy.spec.output_check == "required" and self._output_check is None:
+            raise PolicyInvalid(
+                "it requires an output check, and this guard has none; pass output_check=",
+                where=f"policy '{policy.name}'",
+            )
         if policy.mode == Mode.ENFORCE and self._backend.carries_prefix:
             for name in policy.prefixes:
                 self._finder.find(name, policy.spec.prefix)

@@ -19,6 +19,7 @@ from apl_guard import (
     OutputWithheld,
     Policy,
     PolicyBlocked,
+    PolicyInvalid,
 )
 from apl_guard.detect.pictures import read_pictures
 
@@ -216,6 +217,22 @@ def test_mode_off_looks_at_nothing(make, tmp_path):
     """As it decides nothing."""
     assert call(make(Breaking("raises"), mode="unsafe_off"), 1).images
     assert records(tmp_path / "audit")[-1]["output_check"] is None
+
+
+def test_a_policy_can_require_it(make, shared_pipe, prefix, tmp_path):
+    """A guard without one is not made, and does not take such a policy over while it runs."""
+    demanding = policy(output_check="required")
+    with pytest.raises(PolicyInvalid, match="output check"):
+        Guard(shared_pipe, demanding, prefix=prefix)
+    assert call(make(output_check="required"), 2).images
+
+    path = tmp_path / "policy.yaml"
+    path.write_text(policy().model_dump_json(exclude_none=True, by_alias=True))
+    guard = Guard(shared_pipe, path, prefix=prefix)
+    path.write_text(demanding.model_dump_json(exclude_none=True, by_alias=True))
+    with pytest.raises(PolicyInvalid, match="output check"):
+        guard.reload_policy()
+    assert guard.policy.spec.output_check == "optional"
 
 
 def test_a_gallery_survives_its_file(gallery, tmp_path):

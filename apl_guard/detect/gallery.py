@@ -51,8 +51,8 @@ class Gallery:
 
     Example:
         >>> gallery = Gallery(["case 17"], np.array([[3.0, 4.0]]), "demo 1")
-        >>> gallery.embeddings.round(1).tolist()
-        [[0.6, 0.8]]
+        >>> print(gallery.embeddings)
+        [[0.6 0.8]]
     """
 
     def __init__(self, entries: Sequence[str], embeddings: npt.ArrayLike, recogniser: str) -> None:

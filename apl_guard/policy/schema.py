@@ -366,6 +366,8 @@ class Spec(_Part):
     """Decisions are carried out for this part of all requests; for the others as in mode `shadow`."""
     on_error: OnError = OnError.BLOCK
     without_prefix: WithoutPrefix = WithoutPrefix.BLOCK
+    output_check: Literal["optional", "required"] = "optional"
+    """Whether a guard can be made with this policy that does not look at finished pictures."""
     limits: Limits = Limits()
     prefix: Acceptance = Acceptance()
     """Which prefixes may be put in front."""

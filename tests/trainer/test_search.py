@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apl_guard.testing import random_prefix
+from apl_guard.prefix import Prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.attacks import curve
 from apl_guard.trainer.attacks.curve import checkpoints, measure_curves, sides_of, steps_needed, wanted_of
@@ -25,9 +25,9 @@ from apl_guard.trainer.pipeline import frozen, model_digest, open_pipe
 
 @pytest.fixture(scope="module")
 def world():
-    """The shipped model with a random prefix."""
+    """The shipped model with a part of its prefix."""
     pipe = open_pipe("minifaces")
-    prefix = random_prefix(pipe, n=4)
+    prefix = Prefix.load("minifaces").first(4)
     return Setting.of(pipe, prefix, minifaces.judges(), steps=1, folder=None, progress=False)
 
 
@@ -143,8 +143,11 @@ def test_a_search_is_looked_at_first_and_last(steps):
 
 def test_further_prefixes_are_held_against_the_first():
     """By the steps that were needed; where none sufficed, the factor is a lower bound."""
-    sides = {name: {"points": [], "needed": needed} for name, needed in (("first", 20), ("later", 80), ("never", None))}
+    needed = {"first": (20, 160), "later": (80, None), "never": (None, None)}
+    sides = {name: {"needed": bare, "needed_checked": checked} for name, (bare, checked) in needed.items()}
     curve._compare(sides, list(sides), steps=320)
-    assert (sides["later"]["times"], sides["later"]["times_is_lower_bound"]) == (4, False)
-    assert (sides["never"]["times"], sides["never"]["times_is_lower_bound"]) == (16, True)
+    found = {name: (side["times"], side["times_is_lower_bound"]) for name, side in sides.items()}
+    assert found == {"first": (1, False), "later": (4, False), "never": (16, True)}
+    assert (sides["first"]["times_checked"], sides["first"]["times_checked_is_lower_bound"]) == (8, False)
+    assert (sides["later"]["times_checked"], sides["later"]["times_checked_is_lower_bound"]) == (16, True)
     assert steps_needed([{"steps": 0, "leak": 0.2}, {"steps": 5, "leak": 0.5}, {"steps": 10, "leak": 0.1}]) == 5

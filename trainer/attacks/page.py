@@ -17,22 +17,26 @@ def to_table(found: Mapping[str, Any]) -> str:
     """A table for people: for each side the leak after some steps, and the steps that the search needed.
 
     Example:
-        >>> point = {"steps": 0, "leak": 0.25, "leak_ci": [0.0, 0.8], "images": 4}
-        >>> found = {"searches": {"tokens": {"mine": {"points": [point], "needed": None, "is_control": False}}}}
-        >>> print(to_table(found))
-        tokens                            0   needed
-          mine                         25 %    never
+        >>> points = [{"steps": 0, "leak": 0.25, "leak_checked": 0.0}]
+        >>> curve = {"points": points, "needed": None, "needed_checked": None}
+        >>> print(to_table({"searches": {"tokens": {"mine": curve}}}))
+        tokens                               0   needed
+          mine                            25 %    never
+            behind the output check        0 %    never
     """
     lines: list[str] = []
     for kind, sides in found["searches"].items():
         steps = [point["steps"] for point in next(iter(sides.values()))["points"]]
-        lines.append(f"{kind:26}" + "".join(f"{step:>9}" for step in steps) + "   needed")
+        lines.append(f"{kind:29}" + "".join(f"{step:>9}" for step in steps) + "   needed")
         for name, curve in sides.items():
-            cells = "".join(f"{100 * point['leak']:7.0f} %" for point in curve["points"])
-            needed = "never" if curve["needed"] is None else str(curve["needed"])
-            times = curve.get("times")
-            more = "" if times is None else f"  {'≥ ' if curve['times_is_lower_bound'] else ''}{times:.1f} ×"
-            lines.append(f"  {name:24}{cells}{needed:>9}{more}")
+            for behind, label in (("", name), ("_checked", "  behind the output check")):
+                cells = "".join(f"{100 * point[f'leak{behind}']:7.0f} %" for point in curve["points"])
+                needed = "never" if curve[f"needed{behind}"] is None else str(curve[f"needed{behind}"])
+                times = curve.get(f"times{behind}")
+                more = (
+                    "" if times is None else f"  {'≥ ' if curve[f'times{behind}_is_lower_bound'] else ''}{times:.1f} ×"
+                )
+                lines.append(f"  {label:27}{cells}{needed:>9}{more}")
         lines.append("")
     return "\n".join(lines).rstrip()
 

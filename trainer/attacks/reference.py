@@ -23,9 +23,9 @@ __all__ = ["GuardRecogniser", "reference_check"]
 
 WITHHELD = 0.01
 """The share of pictures of strangers that may be withheld by mistake; it sets the threshold."""
-_EACH = 4
+_EACH = 3
 """Drawings of each person in the gallery."""
-_STRANGERS = 600
+_STRANGERS = 500
 
 
 class GuardRecogniser:
