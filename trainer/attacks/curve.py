@@ -218,7 +218,8 @@ def _templates(setting: Setting, people: Sequence[Person]) -> Tensor:
     judges = setting.judges
     rows = {name: k for k, name in reversed(list(enumerate(judges.gallery.names)))}
     if all(person.name in rows for person in people):
-        return judges.gallery.embeddings[[rows[person.name] for person in people]]
+        known: Tensor = judges.gallery.embeddings[[rows[person.name] for person in people]]
+        return known
     shown = draw_all(portraits([p.identity for p in people], 8, Random("strangers before the judge")), setting.seed)
     return torch.nn.functional.normalize(judges.embed(shown).view(len(people), 8, -1).mean(1), dim=-1)
 
