@@ -194,8 +194,10 @@ class Guard:
             result = run_canaries(self._generate, prompts, arguments)
         except SelfTestFailed as error:
             self.__dict__["_self_test_error"] = str(error)
+            self._metrics.self_tested(self._backend.name, None, success=False)
             raise
         self.__dict__.update(_ready=True, _self_test_error=None)
+        self._metrics.self_tested(self._backend.name, result.prefix, success=True)
         return result
 
     @property

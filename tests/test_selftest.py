@@ -1,5 +1,7 @@
 """Canary prompts show whether a guard acts, before the first user comes."""
 
+import time
+
 import pytest
 from typer.testing import CliRunner
 
@@ -40,6 +42,30 @@ def test_a_policy_that_lets_canaries_pass_is_no_success(shared_pipe, prefix, pol
     """The pictures come, without a prefix: that is not what a self-test is to show."""
     with pytest.raises(SelfTestFailed, match="without a prefix"):
         Guard(shared_pipe, policy, prefix=prefix).self_test(num_inference_steps=1)
+
+
+def test_how_it_ended_is_a_metric(pipe, prefix, metrics_registry):
+    """0 or 1 for the backend, whatever earlier ones said, so that an alert fires and ends; with the time."""
+
+    def said():
+        found = {m.name.removeprefix("apl_guard_selftest_"): m.samples for m in metrics_registry.collect()}
+        assert [sample.labels for sample in found["success"]] == [s.labels for s in found["timestamp_seconds"]]
+        assert all(abs(time.time() - sample.value) < 60 for sample in found["timestamp_seconds"])
+        return {sample.labels["prefix"]: sample.value for sample in found["success"]}
+
+    guard = Guard(pipe, prefix=prefix, metrics_registry=metrics_registry)
+    assert said() == {}
+    encode, pipe.text_encoder.forward = pipe.text_encoder.forward, None
+    with pytest.raises(SelfTestFailed):
+        guard.self_test(num_inference_steps=1)
+    assert said() == {"none": 0}
+    pipe.text_encoder.forward = encode
+    guard.self_test(num_inference_steps=1)
+    assert said() == {"none": 1, prefix.metadata.name: 1}
+    pipe.text_encoder.forward = None
+    with pytest.raises(SelfTestFailed):
+        guard.self_test(num_inference_steps=1)
+    assert said() == {"none": 0, prefix.metadata.name: 0}
 
 
 def test_the_command_line(tmp_path):

@@ -93,6 +93,8 @@ class Metrics:
         self._prefixes = Known()
         self._tenants = Known()
         self._in_force: Multiset[tuple[str, ...]] = Multiset()
+        self._tested: dict[str, dict[str, None]] = {}
+        """Backend → the prefixes of its self-tests."""
         self._lock = threading.Lock()
         self._series: dict[tuple[str, ...], Any] = {}
         try:
@@ -246,11 +248,24 @@ class Metrics:
         if outcome != "rejected":
             self._reloaded.set(time())
 
-    def self_tested(self, backend: str, prefix: str, *, success: bool) -> None:
-        """Note how a self-test ended."""
-        names = self._backends(backend), self._prefixes.add(prefix)
-        self._selftest.labels(*names).set(success)
-        self._selftest_time.labels(*names).set(time())
+    @_beside
+    def self_tested(self, backend: str, prefix: str | None, *, success: bool) -> None:
+        """Note how a self-test ended.
+
+        Args:
+            backend: What was tested.
+            prefix: The prefix that was found at work; None where none was.
+            success: Whether there was one.
+        """
+        backend = self._backends(backend)
+        with self._lock:
+            tested = self._tested.setdefault(backend, {})
+            if prefix is not None or not tested:
+                tested[labels.NONE if prefix is None else self._prefixes.add(prefix)] = None
+            # The last self-test counts for all of a backend: what an earlier one said of another prefix is over.
+            for name in tested:
+                self._one(self._selftest, backend, name).set(success)
+                self._one(self._selftest_time, backend, name).set(time())
 
     def watch(self, backend: str, tracing: Tracing | None = None) -> Watch:
         """Begin to watch a call."""

@@ -4,26 +4,20 @@ A policy is a YAML file of rules. Each rule has conditions and an action. Where 
 the strictest action counts, and a channel to which no rule applies is blocked.
 """
 
+from apl_guard.policy.cases import Case
 from apl_guard.policy.document import Policy, built_in_policies, policy_files
-from apl_guard.policy.schema import (
+from apl_guard.policy.schema import Rule, Share, Then, When
+from apl_guard.policy.sources import Listed, Names, Pattern, Person
+from apl_guard.policy.words import (
     DEFAULT_SCORE,
     NO_TEXT,
     Action,
-    Case,
     Entity,
-    Listed,
     Mode,
-    Names,
     OnError,
-    Pattern,
-    Person,
     Role,
-    Rule,
-    Share,
     ShareKey,
-    Then,
     Verb,
-    When,
     WithoutPrefix,
 )
 

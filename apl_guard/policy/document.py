@@ -14,9 +14,11 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from apl_guard.errors import PolicyInvalid
+from apl_guard.policy.cases import Case
 from apl_guard.policy.names_file import names_folder, read_names
 from apl_guard.policy.problems import describe
-from apl_guard.policy.schema import Api, Case, Kind, Metadata, Mode, Rule, Spec, Verb
+from apl_guard.policy.schema import Api, Kind, Metadata, Rule, Spec
+from apl_guard.policy.words import Mode, Verb
 from apl_guard.policy.yaml_tree import MAX_BYTES, read_tree
 
 __all__ = ["Policy", "built_in_policies", "policy_files"]

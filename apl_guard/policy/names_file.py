@@ -12,7 +12,7 @@ from pathlib import Path
 from platformdirs import user_config_path
 
 from apl_guard.errors import PolicyInvalid
-from apl_guard.policy.schema import Listed, Names
+from apl_guard.policy.sources import Listed, Names
 
 __all__ = ["names_folder", "read_names"]
 
