@@ -27,6 +27,9 @@ __all__ = ["Call", "Guarded", "refuse"]
 
 _log = logging.getLogger("apl_guard")
 
+_MOST_EXPLAINED = 20
+_MOST_EXPLAINED_NAME = 64
+
 
 @dataclass(frozen=True)
 class Guarded:
@@ -96,21 +99,24 @@ class Call:
             with self._watch.stage(Stage.DECIDE):
                 self._decision = self._in_force.decide(self._request, context, findings)
             self._record(Stage.RECORD_DECISION, lambda: self._audit.decision(self._decision, self._request))
-            self._watch.decided(self._decision, self._policy, self._request)
-            self._warn(self._decision)
         except Exception as error:
             self._watch.ended("failed", self._policy, error)
+            raise _unavailable(error) from error
+        # From here on there is a decision on record, and whatever happens, an outcome.
+        try:
+            self._watch.decided(self._decision, self._policy, self._request)
+            self._warn(self._decision)
+            if self._decision.prefixed:
+                self._take_prefix(self._decision)
+            self._request = self._request.saying(self._decision.texts)
+        except BaseException as error:
+            self._end("failed", error)
+            if not isinstance(error, Exception):  # such as Ctrl-C
+                raise
             raise _unavailable(error) from error
         if self._decision.effective == Action.BLOCK:
             self._end("blocked")
             raise PolicyBlocked(_explain(self._decision), decision=self._decision)
-        try:
-            if self._decision.prefixed:
-                self._take_prefix(self._decision)
-            self._request = self._request.saying(self._decision.texts)
-        except Exception as error:
-            self._end("failed", error)
-            raise _unavailable(error) from error
         self._generation = generation = self._generate()
         if self._prefix is not None and self._in_front is not None:
             self._check_receipt(self._in_front, generation)
@@ -275,14 +281,16 @@ def _unavailable(error: Exception) -> AplGuardError:
 
 def _explain(decision: Decision) -> str:
     """Say what was blocked, and which line of the policy would permit it."""
-    parts = [_explain_reason(reason) for reason in decision.reasons if reason.action == Action.BLOCK]
+    blocking = [reason for reason in decision.reasons if reason.action == Action.BLOCK]
+    parts = [_explain_reason(reason) for reason in blocking[:_MOST_EXPLAINED]]
+    parts += [f"and {len(blocking) - _MOST_EXPLAINED} more"] if len(blocking) > _MOST_EXPLAINED else []
     return f"policy '{decision.policy}' blocks this request: {'; '.join(parts)}"
 
 
 def _explain_reason(reason: Reason) -> str:
     channel = reason.channel
     if channel not in list(Channel):
-        return f"argument '{channel}' is unknown to this version of apl-guard"
+        return f"argument '{channel[:_MOST_EXPLAINED_NAME]}' is unknown to this version of apl-guard"
     text = f"channel '{channel}' is blocked"
     text += f" by rule '{reason.rule}'" if reason.rule is not None else ""
     text += f" (category {reason.category})" if reason.category is not None else ""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,14 +22,15 @@ from apl_guard.call import Call, Guarded, refuse
 from apl_guard.context import Context, calling_for, current_context
 from apl_guard.decision import Decision
 from apl_guard.detect.output import OutputCheck
-from apl_guard.errors import InvalidInput, PolicyInvalid, SelfTestFailed
+from apl_guard.errors import InvalidInput, SelfTestFailed
 from apl_guard.finder import PrefixFinder
 from apl_guard.in_force import PolicyInForce
 from apl_guard.metrics import Metrics, MetricsServer, Stage, is_multiprocess, of_all_processes, serve
-from apl_guard.policy import Mode, Policy, policy_files
+from apl_guard.policy import Policy
 from apl_guard.policy_watch import PolicyWatch
 from apl_guard.prefix import Prefix
 from apl_guard.registry import PrefixRegistry, RegistryEntry
+from apl_guard.reloadable import ReloadablePolicy
 from apl_guard.selftest import CANARIES, SelfTest, run_canaries
 
 if TYPE_CHECKING:
@@ -91,7 +91,6 @@ class Guard:
             raise InvalidInput("this log has its own witnesses; name them where it is made", where="audit_witness")
         own: dict[str, Any] = {
             "_backend": adapter_for(pipe),
-            "_policy_file": None if isinstance(policy, Policy) else policy,
             "_audit": audit if isinstance(audit, AuditLog) else AuditLog(audit, witness=audit_witness),
             "_metrics_registry": metrics_registry or CollectorRegistry(),
         }
@@ -100,21 +99,20 @@ class Guard:
         if isinstance(given, Prefix):
             given = RegistryEntry(given.metadata.name, Path(given.metadata.name), given)
         own["_finder"] = PrefixFinder(own["_backend"], registry, given)
-        own["_in_force"] = PolicyInForce.tested(policy if isinstance(policy, Policy) else Policy.load(policy))
-        own["_reloading"] = threading.Lock()
         own["_metrics"] = Metrics.on(own["_metrics_registry"], metrics_tenants)
         own["_metrics"].introduce(own["_backend"].name, own["_audit"].sink)
-        own["_metrics"].in_force(own["_in_force"].policy)
+        own["_policy"] = ReloadablePolicy(
+            policy, *(own[part] for part in ("_backend", "_finder", "_audit", "_metrics"))
+        )
         own["_tracing"] = tracing
         own["_output_check"] = output_check
         own["_ready"], own["_self_test_error"] = False, None
         self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
-        self._check_demands(self._in_force.policy)  # so that what is missing shows when the service starts
 
     @property
     def policy(self) -> Policy:
         """The policy in force."""
-        in_force: PolicyInForce = self._in_force
+        in_force: PolicyInForce = self._policy.in_force
         return in_force.policy
 
     def __repr__(self) -> str:
@@ -151,7 +149,7 @@ class Guard:
 
     def check(self, *args: Any, **kwargs: Any) -> Decision:
         """Decide about a call without generating or recording anything."""
-        decision: Decision = self._in_force.decide(self._backend.read(args, kwargs), current_context())
+        decision: Decision = self._policy.in_force.decide(self._backend.read(args, kwargs), current_context())
         return decision
 
     def generate(self, *args: Any, **kwargs: Any) -> Guarded:
@@ -207,7 +205,7 @@ class Guard:
         return ready
 
     def _generate(self, *args: Any, **kwargs: Any) -> Guarded:
-        in_force: PolicyInForce = self._in_force  # taken once, for another may take its place at any moment
+        in_force: PolicyInForce = self._policy.in_force
         check: OutputCheck | None = self._output_check
         with self._metrics.watch(self._backend.name, self._tracing) as watch:
             try:
@@ -227,24 +225,11 @@ class Guard:
         Raises:
             PolicyInvalid: The file is missing or damaged, or a test in it does not hold. The old policy stays.
             PrefixNotFound: The prefix for it is missing. The old policy stays.
+            AuditUnavailable: The change cannot be recorded. The old policy stays.
             InvalidInput: The guard was made with a policy that is no file.
         """
-        if self._policy_file is None:
-            raise InvalidInput("the guard was made with a policy that is no file", where="policy")
-        with self._reloading:
-            try:
-                policy = Policy.load(self._policy_file)
-                changed = policy.digest != self.policy.digest
-                if changed:
-                    in_force = PolicyInForce.tested(policy)
-                    self._check_demands(policy)
-                    self._metrics.in_force(policy, instead_of=self.policy)
-                    self.__dict__["_in_force"] = in_force
-            except Exception:
-                self._metrics.reloaded("rejected")
-                raise
-            self._metrics.reloaded("accepted" if changed else "unchanged")
-            return changed
+        changed: bool = self._policy.reload()
+        return changed
 
     def watch_policy(self, seconds: float = 1.0) -> PolicyWatch:
         """Reload the policy whenever its file, or one that it names, changes; in a thread of this process.
@@ -260,9 +245,8 @@ class Guard:
         Raises:
             InvalidInput: The guard was made with a policy that is no file.
         """
-        if self._policy_file is None:
-            raise InvalidInput("the guard was made with a policy that is no file", where="policy")
-        return PolicyWatch(lambda: policy_files(self._policy_file, self.policy), self.reload_policy, seconds)
+        watch: PolicyWatch = self._policy.watch(seconds)
+        return watch
 
     def serve_metrics(self, port: int, address: str = "127.0.0.1") -> MetricsServer:
         """Serve the metrics for Prometheus over HTTP, in a thread of this process.
@@ -298,14 +282,3 @@ class Guard:
             return None if method(*args, **kwargs) is None else self
 
         return call
-
-    def _check_demands(self, policy: Policy) -> None:
-        """Find what a policy asks for, so that a missing prefix or output check shows before the first call."""
-        if policy.spec.output_check == "required" and self._output_check is None:
-            raise PolicyInvalid(
-                "it requires an output check, and this guard has none; pass output_check=",
-                where=f"policy '{policy.name}'",
-            )
-        if policy.mode == Mode.ENFORCE and self._backend.carries_prefix:
-            for name in policy.prefixes:
-                self._finder.find(name, policy.spec.prefix)

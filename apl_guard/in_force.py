@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from apl_guard.context import Context
@@ -75,6 +76,11 @@ class PolicyInForce:
                 where=f"policy '{policy.name}'",
             )
         return in_force
+
+    @property
+    def models(self) -> Mapping[str, str]:
+        """Source → SHA-256 of the weights of the detector behind it."""
+        return self._detectors.models
 
     def look(self, request: GenerationRequest, context: Context) -> Findings:
         """Look at the texts of a request."""

@@ -216,7 +216,8 @@ def test_records_go_to_the_structlog_configuration_of_the_platform(shared_pipe, 
     finally:
         structlog.reset_defaults()
 
-    assert [entry["event"] for entry in captured.entries] == ["guard.decision", "guard.outcome"]
+    events = [entry["event"] for entry in captured.entries]
+    assert events == ["policy.in_force", "guard.decision", "guard.outcome"]
 
 
 def test_records_go_to_standard_logging_otherwise(shared_pipe, prefix, caplog, capsys):
@@ -224,7 +225,8 @@ def test_records_go_to_standard_logging_otherwise(shared_pipe, prefix, caplog, c
     with caplog.at_level(logging.INFO, "apl_guard.audit"):
         Guard(shared_pipe, prefix=prefix)(SECRET, num_inference_steps=1)
 
-    assert [json.loads(r.message)["event"] for r in caplog.records] == ["guard.decision", "guard.outcome"]
+    events = [json.loads(r.message)["event"] for r in caplog.records]
+    assert events == ["policy.in_force", "guard.decision", "guard.outcome"]
     assert capsys.readouterr().out == ""
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "HAS_LOCKS",
     "append_through",
     "create_private",
+    "destroy",
     "lock",
     "read_private",
     "sync",
@@ -83,6 +84,25 @@ def create_private(path: Path, content: bytes) -> None:
             os.link(temporary, path)  # unlike a rename, does not replace what another process made meanwhile
     finally:
         os.unlink(temporary)
+    sync_folder(path.parent)
+
+
+def destroy(path: Path) -> None:
+    """Overwrite a key where it stands, then remove it.
+
+    Copies in backups are out of reach. File systems that copy on write and flash memory may keep what was
+    overwritten for a while.
+
+    Raises:
+        OSError: It cannot be destroyed.
+    """
+    handle = os.open(path, os.O_WRONLY)
+    try:
+        write_all(handle, bytes(os.fstat(handle).st_size))
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    path.unlink()
     sync_folder(path.parent)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from apl_guard.audit import disk
-from apl_guard.audit.durable import DIGEST_KEY, KEYS, DurableLog
+from apl_guard.audit.digest_keys import DigestKeys
+from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.reading import find_decision
 from apl_guard.audit.subjects import SubjectKeys
 from apl_guard.errors import InvalidInput
@@ -21,41 +21,41 @@ def erase(
     decision_id: str | None = None,
     witnesses: Sequence[Path] = (),
     keys: Path | None = None,
-) -> str:
+) -> list[str]:
     """Destroy the key under which the prompts of a subject were recorded.
 
     Args:
         folder: The log.
         subject: Who asked, as the platform called it.
-        decision_id: Instead, one of the subject's decisions; all others of the subject are erased with it.
+        decision_id: Instead, one of the subject's decisions; all others of the subject that were recorded under the
+            same digest key are erased with it.
         witnesses: Folders that receive the checkpoints.
         keys: Folder of the log's keys, where it is not inside the log.
 
     Returns:
-        The id of the key that is gone.
+        The ids of the keys that are gone: one for each digest key under which the subject was recorded.
 
     Raises:
         InvalidInput: There is no such decision, or nothing to erase.
         AuditUnavailable: The erasure cannot be recorded. The key is destroyed all the same.
         OSError: The key cannot be destroyed.
     """
-    found = _keys(folder, keys)
+    found = DigestKeys.of_log(folder, keys)
     if subject is not None:
-        name = found.name_of(subject)
+        names = [SubjectKeys(found.folder, key).name_of(subject) for key in found.kept().values()]
     else:
         fields = next((each.fields for each in find_decision(folder, decision_id or "") if "enc" in each.fields), None)
         if fields is None:
             raise InvalidInput("its record holds no text", where=f"decision {decision_id}")
-        name = fields["subject"]
-    kid = found.destroy(name)
-    if kid is None:
+        names = [fields["subject"]]
+    subjects = SubjectKeys(found.folder, found.in_use)
+    destroyed = {name: kid for name in names if (kid := subjects.destroy(name)) is not None}
+    if not destroyed:
         raise InvalidInput("there is no key, so there is nothing to erase", where="subject")
-    log = DurableLog(folder, witnesses, keys)
-    try:
-        log.append("audit.erasure", {"subject": name, "kid": kid}, decision=None)
-    finally:
-        log.close()
-    return kid
+    with DurableLog(folder, witnesses, keys) as log:
+        for name, kid in destroyed.items():
+            log.append("audit.erasure", {"subject": name, "kid": kid}, decision=None)
+    return list(destroyed.values())
 
 
 def reveal(
@@ -70,15 +70,8 @@ def reveal(
     fields = next((each.fields for each in find_decision(folder, decision_id) if "enc" in each.fields), None)
     if fields is None:
         return None
-    log = DurableLog(folder, witnesses, keys)
-    try:
+    with DurableLog(folder, witnesses, keys) as log:
         log.append("audit.access", {"decision_id": decision_id, "kid": fields["enc"]["kid"]}, decision=decision_id)
-    finally:
-        log.close()
-    texts: dict[str, list[str]] | None = _keys(folder, keys).decrypt(decision_id, fields)
+    found = DigestKeys.of_log(folder, keys)
+    texts: dict[str, list[str]] | None = SubjectKeys(found.folder, found.in_use).decrypt(decision_id, fields)
     return texts
-
-
-def _keys(folder: Path, keys: Path | None) -> SubjectKeys:
-    keys = folder / KEYS if keys is None else keys
-    return SubjectKeys(keys, disk.read_private(keys / DIGEST_KEY))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apl_guard.audit.durable import SEGMENTS
+from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
@@ -60,7 +60,7 @@ class Question:
     """What to look for."""
 
     where: Mapping[str, str | int | float]
-    """Column → value that it has."""
+    """Column → value that it has. A text that reads as a number stands for the number, too."""
     since: str | None = None
     """Timestamps from here on,"""
     until: str | None = None
@@ -68,6 +68,8 @@ class Question:
     group_by: Sequence[str] = ()
     """Count by these columns rather than list."""
     limit: int = 100
+    containing: Sequence[Sequence[str]] | None = None
+    """Digests: of each list, one has to stand in the record."""
 
 
 class Index:
@@ -155,12 +157,19 @@ class Index:
         for name in [*question.where, *question.group_by]:
             if name not in COLUMNS:
                 raise InvalidInput(f"there is no column '{name}'; there are: {', '.join(COLUMNS)}", where="query")
-        conditions = [f'"{name}" = ?' for name in question.where]
-        values: list[Any] = list(question.where.values())
-        for condition, value in (("timestamp >= ?", question.since), ("timestamp < ?", question.until)):
-            if value is not None:
+        conditions: list[str] = []
+        values: list[Any] = []
+        for name, value in question.where.items():
+            same = [value, *_as_number(value)]
+            conditions.append(f'"{name}" IN ({", ".join("?" * len(same))})')
+            values += same
+        for digests in question.containing or ():
+            conditions.append(f"({' OR '.join(['instr(line, ?)'] * len(digests))})")
+            values += digests
+        for condition, moment in (("timestamp >= ?", question.since), ("timestamp < ?", question.until)):
+            if moment is not None:
                 conditions.append(condition)
-                values.append(value)
+                values.append(moment)
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         if question.group_by:
             names = ", ".join(f'"{name}"' for name in question.group_by)
@@ -238,3 +247,11 @@ class Index:
             except OSError as error:
                 raise StorageFailed(f"cannot be removed ({error.strerror})", path=path) from error
         self._open()
+
+
+def _as_number(value: str | int | float) -> list[float]:
+    """The number that a text reads as. In a record, a version is one, and the name of a tenant may look like one."""
+    try:
+        return [float(value)] if isinstance(value, str) and value.isascii() else []
+    except ValueError:
+        return []

@@ -89,8 +89,9 @@ class AuditLog:
         Raises:
             AuditUnavailable: The record is not durable.
         """
-        fields = decision_record(decision, request, self._digest_key)
-        fields |= self._about_subject(decision, request)
+        key = self._digest_key  # taken once, for another may be put in use at any moment
+        fields = decision_record(decision, request, key)
+        fields |= self._about_subject(decision, request, key)
         self._write("guard.decision", fields, decision=decision.id, opens=True)
 
     def outcome(self, outcome: Outcome) -> None:
@@ -115,6 +116,18 @@ class AuditLog:
             AuditUnavailable: The record is not durable.
         """
         self._write("guard.refusal", refusal_record(decision_id, backend, policy, result, error), decision=decision_id)
+
+    def in_force(self, event: Literal["in_force", "reloaded", "rejected"], fields: Mapping[str, Any]) -> None:
+        """Write which policy is in force from now on, or that another was not put in force.
+
+        Args:
+            event: A guard has started; another policy has taken the place of its policy; or one was found wrong.
+            fields: What `policy_record` makes of it.
+
+        Raises:
+            AuditUnavailable: The record is not durable.
+        """
+        self._write(f"policy.{event}", fields, decision=None)
 
     @property
     def identity(self) -> Identity | None:
@@ -145,11 +158,11 @@ class AuditLog:
     def _digest_key(self) -> bytes:
         return self._key if self._durable is None else self._durable.digest_key
 
-    def _about_subject(self, decision: Decision, request: GenerationRequest) -> dict[str, Any]:
+    def _about_subject(self, decision: Decision, request: GenerationRequest, key: bytes) -> dict[str, Any]:
         subject = current_context().subject
         if self._durable is None or not (subject or self._captures):
             return {}
-        keys = SubjectKeys(self._durable.keys, self._digest_key)
+        keys = SubjectKeys(self._durable.keys, key)
         if not self._captures:
             return {"subject": keys.name_of(str(subject))}
         try:
@@ -158,13 +171,15 @@ class AuditLog:
         except OSError as error:
             raise unavailable(error, self._durable.keys) from error
 
-    def _write(self, event: str, fields: Mapping[str, Any], *, decision: str, **place: bool) -> None:
+    def _write(self, event: str, fields: Mapping[str, Any], *, decision: str | None, **place: bool) -> None:
         if self._durable is not None:
             self._durable.append(event, fields, decision=decision, **place)
         if self._durable is None or self._logger is not None:
             try:
                 self._platform_logger().info(event, **fields)
             except Exception as error:
+                if self._durable is not None and decision is not None and place.get("opens"):
+                    self._durable.refuse("guard.outcome", decision)  # the call ends here
                 raise unavailable(error, "audit") from error
 
     def _platform_logger(self) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.audit.chain import read_identity
-from apl_guard.audit.durable import SEGMENTS
+from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Line, Row

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apl_guard.audit.durable import SEGMENTS
+from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Line, Row
@@ -52,10 +52,14 @@ def read_log(folder: Path, containing: bytes = b"") -> Iterator[Found]:
 
 
 def is_about(record: Record, decision_id: str) -> bool:
-    """Whether a record is of a decision, or names it as one whose record is missing."""
+    """Whether a record is of a decision, or names it as one whose record is missing.
+
+    The id of a guard stands for the records of its policies.
+    """
     fields = record.fields
     named = [decision for _, decision in fields.get("records", ())]
-    return fields.get("decision_id") == decision_id or decision_id in named or decision_id in fields.get("orphans", ())
+    is_named = decision_id in named or decision_id in fields.get("orphans", ())
+    return is_named or decision_id in (fields.get("decision_id"), fields.get("guard"))
 
 
 def find_decision(folder: Path, decision_id: str) -> list[Found]:

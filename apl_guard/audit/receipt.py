@@ -13,7 +13,7 @@ from typing import Any
 
 from apl_guard.audit.chain import read_identity, read_keys, read_lines
 from apl_guard.audit.checkpoint import Checkpoint, Identity
-from apl_guard.audit.durable import SEGMENTS
+from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.merkle import (
     consistency_proof,
     inclusion_proof,

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from apl_guard._version import __version__
 from apl_guard.canonical import canonical
-from apl_guard.decision import Decision
+from apl_guard.decision import Decision, Reason
 from apl_guard.policy import Policy
-from apl_guard.request import GenerationRequest
+from apl_guard.request import Channel, GenerationRequest
 
-__all__ = ["Outcome", "decision_record", "digest", "outcome_record", "refusal_record"]
+if TYPE_CHECKING:
+    from apl_guard.backend import Backend
+    from apl_guard.fit import Fit
+
+__all__ = [
+    "Outcome",
+    "brief",
+    "decision_record",
+    "digest",
+    "key_id",
+    "normal_digest",
+    "outcome_record",
+    "policy_record",
+    "refusal_record",
+]
 
 _SCHEMA_VERSION = 2
 _MAX_TEXTS = 64
@@ -24,6 +38,7 @@ _MAX_NAME = 64
 _MAX_NORMAL = 10_000
 """Of a longer text, the start is evened out: it is refused anyhow, and must not cost seconds."""
 _MAX_FINDINGS = 100
+_MAX_REASONS = 100
 
 
 class Outcome(BaseModel):
@@ -87,7 +102,8 @@ def decision_record(decision: Decision, request: GenerationRequest, key: bytes) 
         "prefixed": decision.prefixed,
         "strength": decision.strength,
         "category": decision.category,
-        "reasons": [_short(reason.__dict__) for reason in decision.reasons],
+        "reasons": [_short(reason.__dict__) for reason in _first(decision.reasons)],
+        "reasons_count": len(decision.reasons),
         # A prompt can be made of names; the record stays short.
         "findings": [finding.model_dump(mode="json") for finding in decision.findings[:_MAX_FINDINGS]],
         "findings_count": len(decision.findings),
@@ -116,14 +132,58 @@ def refusal_record(decision_id: str, backend: str, policy: Policy, result: str, 
         "apl_guard_version": __version__,
         "decision_id": decision_id,
         "backend": backend,
-        "policy": {
-            "name": policy.name,
-            "version": policy.version,
-            "digest": policy.digest,
-            "mode": policy.mode.value,
-        },
+        "policy": brief(policy),
         "result": result,
         "error": error,
+    }
+
+
+def policy_record(
+    guard: str,
+    backend: Backend,
+    policy: Policy,
+    prefixes: Iterable[Fit] = (),
+    models: Mapping[str, str] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """The fields of a record about the policy of a guard.
+
+    Args:
+        guard: The id of the guard. A process may have several.
+        backend: Its adapter.
+        policy: The policy that is in force after this record.
+        prefixes: What was found for the prefixes that the policy asks for.
+        models: Source → SHA-256 of the weights of the detector behind it.
+        more: Further fields.
+    """
+    rollout = policy.spec.rollout
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "apl_guard_version": __version__,
+        "guard": guard,
+        "backend": backend.name,
+        "carries_prefix": backend.carries_prefix,
+        "policy": {
+            **brief(policy),
+            "rollout_percent": None if rollout is None else rollout.percent,
+            "owner": policy.metadata.owner,
+            "description": policy.metadata.description,
+        },
+        "prefixes": [
+            {"name": fit.prefix.metadata.name, "digest": fit.prefix.digest, "match": fit.tier.value} for fit in prefixes
+        ],
+        "models": dict(models or {}),
+        **more,
+    }
+
+
+def brief(policy: Policy) -> dict[str, Any]:
+    """What tells a policy apart from every other."""
+    return {
+        "name": policy.name,
+        "version": policy.version,
+        "digest": policy.digest,
+        "mode": policy.mode.value,
     }
 
 
@@ -136,6 +196,16 @@ def digest(key: bytes, text: str) -> str:
     """
     # A prompt may hold lone surrogates; it must not be able to stop the record.
     return hmac.digest(key, text.encode("utf-8", "surrogatepass"), "sha256").hex()
+
+
+def normal_digest(key: bytes, text: str) -> str:
+    """The keyed digest of what a text looks like: of its canonical form without case.
+
+    Example:
+        >>> normal_digest(bytes(32), "A  cat") == normal_digest(bytes(32), "a cat")
+        True
+    """
+    return digest(key, canonical(text[:_MAX_NORMAL]).casefold())
 
 
 @lru_cache(maxsize=64)
@@ -153,7 +223,7 @@ def _texts(key: bytes, texts: tuple[str, ...]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [
         {
             "hmac": digest(key, text),
-            "norm_hmac": digest(key, canonical(text[:_MAX_NORMAL]).casefold()),
+            "norm_hmac": normal_digest(key, text),
             "chars": len(text),
         }
         for text in texts[:_MAX_TEXTS]
@@ -161,6 +231,14 @@ def _texts(key: bytes, texts: tuple[str, ...]) -> list[dict[str, Any]]:
     if rest := texts[_MAX_TEXTS:]:
         found.append({"hmac": digest(key, "\0".join(rest)), "chars": sum(map(len, rest)), "texts": len(rest)})
     return found
+
+
+def _first(reasons: tuple[Reason, ...]) -> list[Reason]:
+    """Those of channels, then as many as fit of arguments that nobody knows, of which a caller can send any number."""
+    return sorted(reasons, key=lambda reason: reason.channel not in _CHANNELS)[:_MAX_REASONS]
+
+
+_CHANNELS = frozenset(channel.value for channel in Channel)
 
 
 def _short(reason: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from apl_guard.audit import disk
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.record import Record
-from apl_guard.audit.writer import segment_name
+from apl_guard.audit.segments import segment_name
 
 __all__ = ["Remains", "is_alive", "read_remains", "segments_of", "writers_in"]
 

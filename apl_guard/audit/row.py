@@ -10,7 +10,7 @@ from typing import Any
 
 from apl_guard.audit.merkle import leaf_hash
 from apl_guard.audit.record import MAX_LINE, NO_PREVIOUS, Record
-from apl_guard.audit.writer import segment_name
+from apl_guard.audit.segments import segment_name
 
 __all__ = ["Line", "Row"]
 

@@ -19,7 +19,6 @@ from typing import Any
 from apl_guard.audit import disk
 from apl_guard.audit.records import digest
 from apl_guard.errors import AuditUnavailable
-from apl_guard.storage import sync_folder
 
 __all__ = ["SubjectKeys"]
 
@@ -105,10 +104,7 @@ class SubjectKeys:
             raise AuditUnavailable(f"{path}: the key does not fit the text of {decision_id}") from error
 
     def destroy(self, name: str) -> str | None:
-        """Destroy the key of a subject: overwrite it where it stands, then remove it.
-
-        Copies in backups are out of reach. File systems that copy on write and flash memory may keep what was
-        overwritten for a while.
+        """Destroy the key of a subject; see `disk.destroy` for what that reaches.
 
         Returns:
             The id of the key; None where there is none.
@@ -119,20 +115,11 @@ class SubjectKeys:
         path = self._path(name)
         if not path.exists():
             return None
-        with contextlib.suppress(AuditUnavailable):
+        found = None
+        with contextlib.suppress(AuditUnavailable):  # damaged, but its bytes go all the same
             found = self._read(path).id
-            handle = os.open(path, os.O_WRONLY)
-            try:
-                os.pwrite(handle, bytes(path.stat().st_size), 0)
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            path.unlink()
-            sync_folder(self._folder)
-            return found
-        path.unlink()
-        sync_folder(self._folder)
-        return None
+        disk.destroy(path)
+        return found
 
     def _key(self, name: str) -> _SubjectKey:
         # Read each time: another process may have destroyed it.

@@ -11,7 +11,7 @@ from typing import Any
 
 from apl_guard.audit.chain import Chain, read_chain, read_identity, read_keys, read_lines
 from apl_guard.audit.checkpoint import Identity, log_file
-from apl_guard.audit.durable import SEGMENTS
+from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.merkle import Tree
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import is_alive, writers_in

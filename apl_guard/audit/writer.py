@@ -17,18 +17,12 @@ from typing import Any
 from apl_guard.audit import disk
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.record import NO_PREVIOUS, encode_body, encode_line
+from apl_guard.audit.segments import SEGMENT_BYTES, Segments
 from apl_guard.errors import AuditUnavailable
-from apl_guard.storage import sync_folder
 
-__all__ = ["SEGMENT_BYTES", "Writer", "segment_name"]
+__all__ = ["Writer"]
 
-SEGMENT_BYTES = 64 << 20
 _MAX_NAMED = 10_000
-
-
-def segment_name(writer: str, number: int) -> str:
-    """Name of a file of records."""
-    return f"{writer}.{number:06d}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -79,6 +73,7 @@ class Writer:
     ) -> None:
         self.id = f"{int(time.time() * 1000) & (1 << 48) - 1:012x}{os.urandom(6).hex()}"
         self._folder = folder
+        self._segments = Segments(folder, self.id)
         self._about = about
         self._on_commit = on_commit
         self._segment_bytes = segment_bytes
@@ -87,13 +82,9 @@ class Writer:
         self._has_leader = False
         self._is_closed = False
         self._state = _State(Tree(), NO_PREVIOUS, -1, 0)
-        self._is_suspect = False
-        self._handle: int | None = None
-        self._next_segment = 0
         self._open: dict[str, None] = {}
         self._refused: list[tuple[str, str | None]] = []
         self._refused_count = 0
-        self._alive: int | None = None
         self._write([])
 
     @property
@@ -125,6 +116,7 @@ class Writer:
         try:
             entry = _Entry(encode_body(event, fields), event, decision, opens, closes)
         except (ValueError, TypeError) as error:
+            self.refuse(event, decision, closes=closes)
             raise AuditUnavailable(
                 f"the record cannot be written down ({type(error).__name__}), so there is no image"
             ) from error
@@ -163,10 +155,7 @@ class Writer:
     def release(self) -> None:
         """Close the files, without writing. Other processes take it for dead from now on."""
         self._is_closed = True
-        for handle in {self._handle, self._alive} - {None}:
-            with contextlib.suppress(OSError):
-                os.close(handle)  # type: ignore[arg-type]
-        self._handle = self._alive = None
+        self._segments.release()
 
     def _wait(self, entry: _Entry) -> None:
         try:
@@ -187,7 +176,7 @@ class Writer:
         try:
             self._commit(batch)
         except BaseException as error:
-            self._give_up_segment()
+            self._segments.give_up()
             for entry in batch:
                 entry.error = error
             self._refuse(batch)
@@ -215,14 +204,14 @@ class Writer:
             self._write(batch)
         except OSError:
             # After a failed sync nothing is known about that file; what matters goes into a new one, once.
-            self._give_up_segment()
+            self._segments.give_up()
             self._write(batch)
 
     def _write(self, batch: list[_Entry]) -> None:
         state = self._state
-        if self._handle is not None and state.length >= self._segment_bytes:
-            self._end_segment()
-        is_new = self._handle is None
+        if self._segments.is_open and state.length >= self._segment_bytes:
+            self._segments.end()
+        is_new = not self._segments.is_open
         tree, last = state.tree.copy(), state.last
         lines: list[bytes] = []
         bodies = [entry.body for entry in batch]
@@ -241,13 +230,9 @@ class Writer:
         lines.append(b"")
         content = b"\n".join(lines)
         if is_new:
-            self._begin_segment(content)
-            self._state = _State(tree, last, self._next_segment - 1, len(content))
-            self._is_suspect = False
+            self._state = _State(tree, last, self._segments.begin(content), len(content))
         else:
-            assert self._handle is not None
-            disk.write_all(self._handle, content)
-            disk.sync(self._handle)
+            self._segments.append(content)
             self._state = _State(tree, last, state.segment, state.length + len(content))
         if refused:
             with self._lock:
@@ -268,48 +253,17 @@ class Writer:
             previous = {
                 "segment": state.segment,
                 "bytes": state.length,
-                "suspect": self._is_suspect,
+                "suspect": self._segments.is_suspect,
             }
         fields = {
             **self._about,
-            "segment": self._next_segment,
+            "segment": self._segments.next_number,
             "previous": previous,
             "size": state.tree.size,
             "peaks": [peak.hex() for peak in state.tree.peaks],
             "open": list(self._open),
         }
         return encode_body("audit.segment", fields)
-
-    def _begin_segment(self, content: bytes) -> None:
-        path = self._folder / segment_name(self.id, self._next_segment)
-        self._next_segment += 1
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-        handle = os.open(path, flags, 0o640)
-        try:
-            if not disk.try_lock(handle):
-                raise OSError(11, "somebody else holds the lock of a new file")
-            disk.write_all(handle, content)
-            disk.sync(handle)
-            sync_folder(self._folder)
-        except BaseException:
-            os.close(handle)
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise
-        self._handle = handle
-        if self._alive is None:
-            self._alive = handle  # its lock tells others that this writer lives
-
-    def _end_segment(self) -> None:
-        if self._handle is not None and self._handle != self._alive:
-            with contextlib.suppress(OSError):
-                os.close(self._handle)
-        self._handle = None
-
-    def _give_up_segment(self) -> None:
-        if self._handle is not None:
-            self._is_suspect = True
-        self._end_segment()
 
     def _refuse(self, batch: Iterable[_Entry]) -> None:
         """Remember what could not be written, to say so in the next record that can."""

@@ -19,9 +19,13 @@ Output = Annotated[Path | None, typer.Option(help="File to write.", show_default
 
 
 def prove(
-    folder: Folder, decision: Annotated[str, typer.Argument(help="Id of the decision.")], output: Output = None
+    folder: Folder,
+    decision: Annotated[str, typer.Argument(help="Id of the decision, or of a guard whose policies are to be proved.")],
+    output: Output = None,
 ) -> None:
     """Write a receipt for one image: its records, and all that proves that they are in the log.
+
+    For a guard, whose id stands in `policy.in_force`, it proves which policies were in force and since when.
 
     Anybody checks it with the log's public key: apl-guard audit verify receipt.json --public-key KEY
 
@@ -64,8 +68,8 @@ def erase(
 
     if (subject is None) == (decision is None):
         raise InvalidInput("expected one of --subject and --decision", where="erase")
-    kid = destroy(folder, subject=subject, decision_id=decision, witnesses=witness or (), keys=keys)
-    typer.echo(f"destroyed key {kid}")
+    for kid in destroy(folder, subject=subject, decision_id=decision, witnesses=witness or (), keys=keys):
+        typer.echo(f"destroyed key {kid}")
 
 
 def reveal(

@@ -1,20 +1,23 @@
-"""`apl-guard audit query | tail | stats | export | reindex`: what is in the log."""
+"""`apl-guard audit query | tail | stats | policies | export | reindex`: what is in the log."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from apl_guard.cli.audit_proofs import Keys
 from apl_guard.cli.audit_verify import Folder, Json
 from apl_guard.errors import InvalidInput, StorageFailed
 
-__all__ = ["export", "query", "reindex", "stats", "tail"]
+__all__ = ["export", "policies", "query", "reindex", "stats", "tail"]
 
 IndexFile = Annotated[
     Path | None, typer.Option("--index", help="The index.", show_default="index.sqlite in the log's folder")
@@ -33,14 +36,23 @@ def query(
     policy: Annotated[str | None, typer.Option(help="Name of the policy.")] = None,
     tenant: Annotated[str | None, typer.Option(help="For whom the call was made.")] = None,
     decision: Annotated[str | None, typer.Option(help="Id of a decision.")] = None,
-    event: Annotated[str | None, typer.Option(help="Such as guard.decision or audit.recovery.")] = None,
+    event: Annotated[str | None, typer.Option(help="Such as guard.decision or policy.reloaded.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Calls with this prompt, or one that looks like it; - reads it."),
+    ] = None,
+    subject: Annotated[str | None, typer.Option(help="About this subject, as your platform calls it.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be repeated.")] = None,
     group_by: Annotated[list[str] | None, typer.Option(help="Count by this column; may be repeated.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many lines.")] = 100,
     index: IndexFile = None,
+    keys: Keys = None,
     as_json: Json = False,
 ) -> None:
     """Ask the log a question, through an index that is brought up to date first.
+
+    Records hold keyed digests of prompts and subjects. With --prompt or --subject, those of every digest key that
+    is kept are looked for.
 
     Example: apl-guard audit query /var/log/apl-guard --since 7d --action block --group-by policy
     """
@@ -55,8 +67,9 @@ def query(
         name, equals, value = each.partition("=")
         if not equals:
             raise InvalidInput(f"found {each!r}; expected COLUMN=VALUE", where="--where")
-        conditions[name] = float(value) if value.replace(".", "", 1).isdigit() else value
-    question = Question(conditions, _moment(since), _moment(until), group_by or (), limit)
+        conditions[name] = value
+    digests = _digests(folder, keys, prompt, subject) if prompt is not None or subject is not None else None
+    question = Question(conditions, _moment(since), _moment(until), group_by or (), limit, digests)
     with Index(folder, index) as opened:
         opened.update()
         found = opened.ask(question)
@@ -128,6 +141,31 @@ def stats(
             typer.echo(f"  {number:>10}  {_plain(value)}")
 
 
+def policies(
+    folder: Folder,
+    at: Annotated[str | None, typer.Option(help="Only what was in force then: 2026-11-01T12:00Z, or 24h ago.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show which policy was in force when: from the start of a guard, from reload to reload, to the end.
+
+    Prove it to others: apl-guard audit prove LOG GUARD, with the id of the guard that stands here.
+
+    Example: apl-guard audit policies /var/log/apl-guard --at 2026-11-01T12:00Z
+    """
+    from apl_guard.audit.periods import periods
+
+    moment = _moment(at, "--at")
+    found = [period for period in periods(folder) if moment is None or period.covers(moment)]
+    for period in found:
+        if as_json:
+            typer.echo(json.dumps(dataclasses.asdict(period)))
+            continue
+        parts = [period.since, period.until or f"({period.end})", _named(period.policy), period.backend, period.guard]
+        typer.echo("  ".join(_plain(part) for part in parts))
+    if not found and not as_json:
+        typer.echo("nothing found")
+
+
 def export(
     folder: Folder,
     to_csv: Annotated[bool, typer.Option("--csv", help="One row for each call.")] = False,
@@ -193,26 +231,58 @@ def reindex(folder: Folder, index: IndexFile = None) -> None:
         typer.echo(f"{opened.rebuild()} records")
 
 
-def _moment(given: str | None) -> str | None:
+def _digests(folder: Path, keys: Path | None, prompt: str | None, subject: str | None) -> list[list[str]]:
+    """What a prompt and a subject may be called in records; one of each list has to stand there."""
+    from apl_guard.audit.digest_keys import DigestKeys
+    from apl_guard.audit.subjects import SubjectKeys
+
+    found = DigestKeys.of_log(folder, keys)
+    digests = []
+    if prompt is not None:
+        digests.append(list(found.digests_of(sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt)))
+    if subject is not None:
+        digests.append([SubjectKeys(found.folder, key).name_of(subject) for key in found.kept().values()])
+    return digests
+
+
+def _moment(given: str | None, option: str = "--since") -> str | None:
     """A time as it stands in records."""
     from apl_guard.audit.checkpoint import timestamp_of
 
     if given is None:
         return None
-    if given[-1:] in _UNITS and given[:-1].isdigit() and len(given) < 10:
-        return timestamp_of((datetime.now(UTC) - timedelta(**{_UNITS[given[-1]]: int(given[:-1])})).timestamp())
     try:
-        moment = datetime.fromisoformat(given)
-    except ValueError as error:
-        raise InvalidInput(f"found {given[:40]!r}; expected a date, a time or such as 24h", where="--since") from error
-    return timestamp_of(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
+        if given[-1:] in _UNITS and given[:-1].isdecimal():
+            moment = datetime.now(UTC) - timedelta(**{_UNITS[given[-1]]: int(given[:-1])})
+        else:
+            moment = datetime.fromisoformat(given)
+        return timestamp_of(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(f"found {given[:40]!r}; expected a date, a time or such as 24h", where=option) from error
 
 
 def _line(row: dict[str, Any]) -> str:
-    policy = row.get("policy") or {}
-    parts = [row["timestamp"], row["event"], row.get("decision_id"), policy.get("name") if policy else None]
+    parts = [row["timestamp"], row["event"], row.get("decision_id", row.get("guard"))]
+    if str(row["event"]).startswith("policy."):
+        parts += [_named(row.get("policy")), _change(row)]
+    else:
+        parts.append((row.get("policy") or {}).get("name"))
     parts += [row.get(name) for name in ("action", "result", "error", "tenant")]
     return "  ".join(_plain(part) for part in parts if part is not None)
+
+
+def _named(policy: Any) -> str | None:
+    """A policy of a record, with what tells it apart."""
+    if not isinstance(policy, Mapping):
+        return None
+    return f"{policy.get('name')} version {policy.get('version')} {policy.get('mode')} {str(policy.get('digest'))[:12]}"
+
+
+def _change(row: dict[str, Any]) -> str | None:
+    for name, word in (("before", "instead of"), ("refused", "refused")):
+        if described := _named(row.get(name)):
+            return f"{word} {described}"
+    return None
 
 
 def _counted(row: dict[str, Any]) -> str:

@@ -51,6 +51,11 @@ class Detectors:
         self._person_neutral = spec.person.neutral if spec.person is not None else ""
         self._person = PersonDetector(spec.person, _least_score(policy)) if spec.person is not None else None
 
+    @property
+    def models(self) -> dict[str, str]:
+        """Source → SHA-256 of the weights of the model behind it."""
+        return {} if self._person is None else {f"entity.{Entity.PERSON.value}": self._person.sha256}
+
     def look(self, request: GenerationRequest, tenant: str | None = None) -> Findings:
         """Look at every text of a request.
 

@@ -45,7 +45,7 @@ class PersonDetector:
     def __init__(self, settings: Person, least: float) -> None:
         self._settings = settings
         self._least = max(least, 1e-6)
-        self._tokenizer, self._model = _open(settings.path, settings.sha256)
+        self._tokenizer, self._model, self.sha256 = _open(settings.path, settings.sha256)
         labels: dict[int, str] = self._model.config.id2label
         self._persons = [number for number, label in labels.items() if _kind(label) in settings.labels]
         if not self._persons:
@@ -129,7 +129,8 @@ def _kind(label: str) -> str:
     return label.removeprefix("B-").removeprefix("I-")
 
 
-def _open(path: Path, sha256: str | None) -> tuple[Any, Any]:
+def _open(path: Path, sha256: str | None) -> tuple[Any, Any, str]:
+    """Tokenizer, model, and digest of its weights."""
     try:
         from transformers import AutoModelForTokenClassification, AutoTokenizer
     except ImportError as error:
@@ -139,8 +140,10 @@ def _open(path: Path, sha256: str | None) -> tuple[Any, Any]:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if sha256 not in (None, found):
             raise PolicyInvalid(f"{_WEIGHTS} has sha256 {found}; the policy wants {sha256}", where=path)
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model = AutoModelForTokenClassification.from_pretrained(path, local_files_only=True, use_safetensors=True)
+        # Without the last, transformers would ask on the terminal whether to run code from the folder.
+        options = {"local_files_only": True, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        model = AutoModelForTokenClassification.from_pretrained(path, use_safetensors=True, **options)
     except PolicyInvalid:
         raise
     except Exception as error:
@@ -150,4 +153,4 @@ def _open(path: Path, sha256: str | None) -> tuple[Any, Any]:
         ) from error
     if not tokenizer.is_fast:
         raise PolicyInvalid("its tokenizer cannot say where tokens are; expected a fast one", where=path)
-    return tokenizer, model.eval()
+    return tokenizer, model.eval(), found

@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from apl_guard import AuditUnavailable, Guard, InvalidInput, PolicyBlocked, backend
 from apl_guard.audit import AuditLog, disk
+from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
 from apl_guard.audit.verify import Verdict, verify_log
@@ -239,9 +240,55 @@ def test_the_records_flow_through_the_platforms_logger_too(prefix, folders):
     with AuditLog(log, witness=witness, logger=logger) as audit:
         Guard(instant.Pipe(), prefix=prefix, audit=audit)("a cat")
 
-    assert [entry["event"] for entry in captured.entries] == ["guard.decision", "guard.outcome"]
+    events = [entry["event"] for entry in captured.entries]
+    assert events == ["policy.in_force", "guard.decision", "guard.outcome"]
     ours = [r for r in records(log) if r["event"].startswith("guard.")]
-    assert [entry["decision_id"] for entry in captured.entries] == [r["decision_id"] for r in ours]
+    assert [entry["decision_id"] for entry in captured.entries[1:]] == [r["decision_id"] for r in ours]
+
+
+def test_a_platforms_logger_that_fails_leaves_no_decision_open(prefix, folders):
+    """The decision is on disk when the logger raises: there is no image, and the log says that no outcome follows."""
+    log, witness = folders
+
+    class Broken:
+        def info(self, event, **_):
+            if event == "guard.decision":
+                raise OSError(32, "Broken pipe")
+
+    with AuditLog(log, witness=witness, logger=Broken()) as audit:
+        guard = Guard(instant.Pipe(), prefix=prefix, audit=audit)
+        with pytest.raises(AuditUnavailable):
+            guard("a cat")
+
+    decision = next(r for r in records(log) if r["event"] == "guard.decision")
+    (gap,) = [r for r in records(log) if r["event"] == "audit.gap"]
+    assert gap["records"] == [["guard.outcome", decision["decision_id"]]]
+    assert [r["open"] for r in records(log) if r["event"] == "audit.close"] == [[]]
+
+
+def test_no_number_of_unknown_arguments_makes_a_call_vanish_from_the_log(prefix, folders):
+    """It is blocked as any other, in records and messages of bounded size, and the reasons of channels stay."""
+    log, witness = folders
+    guard = Guard(instant.Pipe(), prefix=prefix, audit=log, audit_witness=witness)
+    with pytest.raises(PolicyBlocked) as caught:
+        guard("a cat", **{f"{number:05d}" + "x" * 1000: 1 for number in range(20_000)})
+    guard._audit.close()
+
+    assert len(str(caught.value)) < 5_000
+    decision, outcome = (r for r in records(log) if r["event"].startswith("guard."))
+    assert (decision["reasons_count"], outcome["result"]) == (20_001, "blocked")
+    assert len(json.dumps(decision)) < 50_000
+    assert decision["reasons"][0]["channel"] == "prompt"
+
+
+def test_a_record_that_cannot_be_written_down_is_named_in_the_next(prefix, folders):
+    """One longer than a line may be. Nothing is lost without a trace."""
+    log, _ = folders
+    with DurableLog(log) as durable, pytest.raises(AuditUnavailable, match="cannot be written down"):
+        durable.append("guard.decision", {"decision_id": "d", "x": "x" * (2 << 20)}, decision="d", opens=True)
+
+    (gap,) = [r for r in records(log) if r["event"] == "audit.gap"]
+    assert gap["records"] == [["guard.decision", "d"]]
 
 
 @pytest.mark.parametrize(
@@ -356,7 +403,7 @@ def test_a_log_on_a_network_file_system_is_refused(folders, monkeypatch):
 
 def test_a_checkpoint_says_that_nothing_happened(folders):
     """Without records too, from time to time."""
-    from apl_guard.audit.durable import DurableLog, LogOptions
+    from apl_guard.audit.durable import LogOptions
 
     log, witness = folders
     durable = DurableLog(log, [witness], options=LogOptions(heartbeat_seconds=0.02, checkpoint_seconds=0.01))
@@ -384,7 +431,7 @@ def test_a_clock_that_goes_backwards_changes_nothing(folders, monkeypatch):
 
     from logs import call
 
-    from apl_guard.audit.durable import DurableLog, LogOptions
+    from apl_guard.audit.durable import LogOptions
 
     log, witness = folders
     real = time.time

@@ -1,0 +1,103 @@
+"""The files of one writer: where a row of records goes, and how far it counts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from apl_guard.audit import disk
+from apl_guard.storage import sync_folder
+
+__all__ = ["SEGMENT_BYTES", "Segments", "segment_name"]
+
+SEGMENT_BYTES = 64 << 20
+
+
+def segment_name(writer: str, number: int) -> str:
+    """Name of a file of records."""
+    return f"{writer}.{number:06d}.jsonl"
+
+
+class Segments:
+    """The segments of one writer, of which at most one is open.
+
+    The lock on the first tells other processes that the writer lives.
+
+    Args:
+        folder: Where they are.
+        writer: The id of the writer.
+    """
+
+    def __init__(self, folder: Path, writer: str) -> None:
+        self.next_number = 0
+        """Of the segment that is begun next."""
+        self.is_suspect = False
+        """Whether bytes may follow what counts of the last segment."""
+        self._folder = folder
+        self._writer = writer
+        self._handle: int | None = None
+        self._alive: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is one to append to."""
+        return self._handle is not None
+
+    def begin(self, content: bytes) -> int:
+        """Begin the next segment, and return its number when its content is on disk.
+
+        Raises:
+            OSError: It is not on disk; the number is used up.
+        """
+        number = self.next_number
+        path = self._folder / segment_name(self._writer, number)
+        self.next_number += 1
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
+        handle = os.open(path, flags, 0o640)
+        try:
+            if not disk.try_lock(handle):
+                raise OSError(11, "somebody else holds the lock of a new file")
+            disk.write_all(handle, content)
+            disk.sync(handle)
+            sync_folder(self._folder)
+        except BaseException:
+            os.close(handle)
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+        self._handle = handle
+        if self._alive is None:
+            self._alive = handle
+        self.is_suspect = False
+        return number
+
+    def append(self, content: bytes) -> None:
+        """Append to the open segment, and return when it is on disk.
+
+        Raises:
+            OSError: It is not on disk for certain.
+        """
+        assert self._handle is not None
+        disk.write_all(self._handle, content)
+        disk.sync(self._handle)
+
+    def end(self) -> None:
+        """Append no more to the open segment."""
+        if self._handle is not None and self._handle != self._alive:
+            with contextlib.suppress(OSError):
+                os.close(self._handle)
+        self._handle = None
+
+    def give_up(self) -> None:
+        """The same where nobody knows what is on disk."""
+        if self._handle is not None:
+            self.is_suspect = True
+        self.end()
+
+    def release(self) -> None:
+        """Close all files, without writing. Other processes take the writer for dead from now on."""
+        for handle in {self._handle, self._alive} - {None}:
+            with contextlib.suppress(OSError):
+                os.close(handle)  # type: ignore[arg-type]
+        self._handle = self._alive = None

@@ -1,0 +1,138 @@
+"""The policy of one guard: which one is in force, and how another takes its place while calls run.
+
+Each change is on record before the first decision under it, so that the log shows which policy was in force when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import uuid
+from pathlib import Path
+
+from apl_guard.audit import AuditLog
+from apl_guard.audit.records import brief, policy_record
+from apl_guard.backend import Backend
+from apl_guard.errors import AuditUnavailable, InvalidInput, PolicyInvalid
+from apl_guard.finder import PrefixFinder
+from apl_guard.fit import Fit
+from apl_guard.in_force import PolicyInForce
+from apl_guard.metrics import Metrics
+from apl_guard.policy import Mode, Policy, policy_files
+from apl_guard.policy_watch import PolicyWatch
+
+__all__ = ["ReloadablePolicy"]
+
+
+class ReloadablePolicy:
+    """A policy in force that is read again when its file has changed.
+
+    Args:
+        policy: A policy, the name of a built-in one, or a policy file.
+        backend: The adapter of the pipe.
+        finder: Finds the prefixes that the policy asks for.
+        audit: Where it is recorded.
+        metrics: Where it is counted.
+        has_output_check: Whether the guard looks at finished pictures.
+
+    Raises:
+        PolicyInvalid: The policy is missing or damaged, or a test in it does not hold.
+        PrefixNotFound: No prefix fits the text encoder of the pipe.
+        AuditUnavailable: That it is in force cannot be recorded.
+    """
+
+    def __init__(
+        self,
+        policy: str | Path | Policy,
+        backend: Backend,
+        finder: PrefixFinder,
+        audit: AuditLog,
+        metrics: Metrics,
+        *,
+        has_output_check: bool = False,
+    ) -> None:
+        self._id = uuid.uuid4().hex
+        self._file = None if isinstance(policy, Policy) else policy
+        self._backend = backend
+        self._finder = finder
+        self._audit = audit
+        self._metrics = metrics
+        self._has_output_check = has_output_check
+        self._reloading = threading.Lock()
+        self.in_force = PolicyInForce.tested(policy if isinstance(policy, Policy) else Policy.load(policy))
+        """Taken once for each call, for another may take its place at any moment."""
+        found = self._find_demands(self.policy)  # so that what is missing shows when the service starts
+        audit.in_force("in_force", self._record(self.in_force, found))
+        metrics.in_force(self.policy)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self.in_force.policy
+
+    def reload(self) -> bool:
+        """Read the file again and put it in force, if it is good.
+
+        Returns:
+            Whether another policy is in force now.
+
+        Raises:
+            PolicyInvalid: The file is missing or damaged, or a test in it does not hold. The old policy stays.
+            PrefixNotFound: The prefix for it is missing. The old policy stays.
+            AuditUnavailable: The change cannot be recorded. The old policy stays.
+            InvalidInput: The policy is no file.
+        """
+        file = self._path()
+        with self._reloading:
+            policy: Policy | None = None
+            try:
+                policy = Policy.load(file)
+                changed = policy.digest != self.policy.digest
+                if changed:
+                    in_force = PolicyInForce.tested(policy)
+                    found = self._find_demands(policy)
+                    self._audit.in_force("reloaded", self._record(in_force, found, before=brief(self.policy)))
+                    self._metrics.in_force(policy, instead_of=self.policy)
+                    self.in_force = in_force
+            except Exception as error:
+                self._reject(policy, error)
+                raise
+            self._metrics.reloaded("accepted" if changed else "unchanged")
+            return changed
+
+    def watch(self, seconds: float) -> PolicyWatch:
+        """Reload whenever the file, or one that it names, changes.
+
+        Raises:
+            InvalidInput: The policy is no file.
+        """
+        file = self._path()
+        return PolicyWatch(lambda: policy_files(file, self.policy), self.reload, seconds)
+
+    def _path(self) -> str | Path:
+        if self._file is None:
+            raise InvalidInput("the guard was made with a policy that is no file", where="policy")
+        return self._file
+
+    def _find_demands(self, policy: Policy) -> list[Fit]:
+        """The prefixes that a policy asks for. What else it asks for is there."""
+        if policy.spec.output_check == "required" and not self._has_output_check:
+            raise PolicyInvalid(
+                "it requires an output check, and this guard has none; pass output_check=",
+                where=f"policy '{policy.name}'",
+            )
+        if policy.mode != Mode.ENFORCE or not self._backend.carries_prefix:
+            return []
+        names = sorted(policy.prefixes, key=lambda name: name or "")
+        return [self._finder.find(name, policy.spec.prefix) for name in names]
+
+    def _record(self, in_force: PolicyInForce, found: list[Fit], **more: object) -> dict[str, object]:
+        more = {"output_check": self._has_output_check, **more}
+        return policy_record(self._id, self._backend, in_force.policy, found, in_force.models, **more)
+
+    def _reject(self, refused: Policy | None, error: Exception) -> None:
+        """Count and record that the policy stays. What led to it is raised, whatever becomes of the record."""
+        self._metrics.reloaded("rejected")
+        more = {"refused": None if refused is None else brief(refused), "error": type(error).__name__}
+        with contextlib.suppress(AuditUnavailable):  # the next record that can be written says that it is missing
+            self._audit.in_force("rejected", self._record(self.in_force, [], **more))
