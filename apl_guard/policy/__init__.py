@@ -7,7 +7,7 @@ the strictest action counts, and a channel to which no rule applies is blocked.
 from apl_guard.policy.cases import Case
 from apl_guard.policy.document import Policy, built_in_policies, policy_files
 from apl_guard.policy.schema import Rule, Share, Then, When
-from apl_guard.policy.sources import Listed, Names, Pattern, Person
+from apl_guard.policy.sources import Entry, Listed, Names, Pattern, Person
 from apl_guard.policy.words import (
     DEFAULT_SCORE,
     NO_TEXT,
@@ -27,6 +27,7 @@ __all__ = [
     "Action",
     "Case",
     "Entity",
+    "Entry",
     "Listed",
     "Mode",
     "Names",

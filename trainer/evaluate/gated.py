@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apl_guard.guard import Guard
-from apl_guard.policy import Policy
-from apl_guard.policy.schema import Entry, Names
+from apl_guard.policy import Entry, Names, Policy
 from apl_guard.trainer.evaluate.asking import ask_for_people
 from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import rate
