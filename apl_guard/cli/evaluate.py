@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from apl_guard.trainer.evaluate.result import EvalResult
 
 
 class Suite(StrEnum):
@@ -19,6 +22,12 @@ class Suite(StrEnum):
     GATED = "gated"
     ATTACKS = "attacks"
     ALL = "all"
+
+
+class Protocol(StrEnum):
+    """Whose way of measuring."""
+
+    APL_2026 = "apl-2026"
 
 
 class Format(StrEnum):
@@ -35,22 +44,62 @@ class Neutral(StrEnum):
     ATTRIBUTES = "attributes"
 
 
+_WORLD = "On the reference world"
+_OTHERS = "On any model"
+
+
 def evaluate(
-    model: Annotated[str, typer.Option(help="A model of the reference world, or 'minifaces'.")],
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="Model folder, hub id, or 'minifaces'.")],
     prefix: Annotated[str, typer.Option(help="Prefix folder or name; 'minifaces' is the shipped one.")],
     suite: Annotated[
         list[Suite] | None,
-        typer.Option(help="What to measure; may be repeated.", show_default="seen, unseen and generic"),
+        typer.Option(
+            help="What to measure; may be repeated.", show_default="seen, unseen and generic", rich_help_panel=_WORLD
+        ),
     ] = None,
     templates: Annotated[
         Path | None,
-        typer.Option(help="Text file, one template with {name} a line, in place of the held-out prompts."),
+        typer.Option(
+            help="Text file, one template with {name} a line, in place of the held-out prompts.", rich_help_panel=_WORLD
+        ),
     ] = None,
-    images_per_person: Annotated[int, typer.Option(min=1, help="Pictures of each person in each arm.")] = 4,
-    people: Annotated[int | None, typer.Option(min=1, help="At most so many people in a suite.")] = None,
-    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
-    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
+    images_per_person: Annotated[
+        int, typer.Option(min=1, help="Pictures of each person in each arm.", rich_help_panel=_WORLD)
+    ] = 4,
+    seed: Annotated[int, typer.Option(help="Of prompts and pictures.", rich_help_panel=_WORLD)] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.", rich_help_panel=_WORLD)] = 25,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.", rich_help_panel=_WORLD)] = 3.0,
+    protocol: Annotated[
+        Protocol | None,
+        typer.Option(help="Measure in the way of the paper's authors, in place of suites.", rich_help_panel=_OTHERS),
+    ] = None,
+    identities: Annotated[
+        list[Path] | None,
+        typer.Option(help="YAML file of people, as for training; each is a group.", rich_help_panel=_OTHERS),
+    ] = None,
+    references: Annotated[
+        Path | None, typer.Option(help="Folder with a folder of pictures of each person.", rich_help_panel=_OTHERS)
+    ] = None,
+    references_per_person: Annotated[
+        int, typer.Option(min=1, help="How many of them to take of each.", rich_help_panel=_OTHERS)
+    ] = 1,
+    detector: Annotated[
+        Path | None, typer.Option(help="Face detector: ONNX file of YuNet or SCRFD.", rich_help_panel=_OTHERS)
+    ] = None,
+    recogniser: Annotated[
+        Path | None, typer.Option(help="Face recogniser: ONNX file of SFace or ArcFace.", rich_help_panel=_OTHERS)
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(help="Folder of a CLIP model, to measure quality.", rich_help_panel=_OTHERS)
+    ] = None,
+    captions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text file of captions without names, for quality.", show_default="built in", rich_help_panel=_OTHERS
+        ),
+    ] = None,
+    people: Annotated[int | None, typer.Option(min=1, help="At most so many people in a suite or group.")] = None,
     neutral: Annotated[Neutral, typer.Option(help="What the neutral prompt keeps.")] = Neutral.COARSE,
     format: Annotated[Format, typer.Option(help="How to print the figures.")] = Format.TABLE,
     report: Annotated[
@@ -65,47 +114,119 @@ def evaluate(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bar.")] = False,
 ) -> None:
-    """Measure a prefix on the reference world: leak, faces, attributes, scenes and generic drift.
+    """Measure a prefix: leak, faces, attributes, scenes, and what becomes of other prompts.
 
-    Suites: seen and unseen (people who are named), generic (prompts that name nobody), inactivity (those prompts
-    guarded against plain, beside a few steps less), gated (H_c: a policy that guards only listed people).
+    On the reference world by suites: seen and unseen (people who are named), generic (prompts that name nobody),
+    inactivity (those prompts guarded against plain, beside a few steps less), gated (H_c: a policy that guards only
+    listed people).
+
+    On any Stable Diffusion model, and on the reference world too, by the protocol of the paper's authors.
 
     Pictures are kept: a stopped run goes on when the same command is given again.
 
     Example: apl-guard eval --model minifaces --prefix minifaces --suite seen --people 20 --report report.html
+
+    Example: apl-guard eval --model sd15 --prefix prefixes/sd15 --protocol apl-2026 --identities people.yaml
+    --references faces --detector yunet.onnx --recogniser sface.onnx --clip clip-vit-large-patch14
     """
     from apl_guard.errors import InvalidInput
     from apl_guard.prefix import Prefix
     from apl_guard.storage import write_file
-    from apl_guard.trainer.evaluate import evaluate as run
-    from apl_guard.trainer.evaluate.asking import read_templates
     from apl_guard.trainer.evaluate.curves import read_curves
     from apl_guard.trainer.evaluate.provenance import command
-    from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES, SUITES
     from apl_guard.trainer.evaluation_report import write_report
     from apl_guard.trainer.pipeline import open_pipe
 
+    _refuse_what_nobody_reads(context, protocol)
     if curves and report is None:
         raise InvalidInput("curves are shown in a report; name its file with --report", where="--curves")
     lines = [curve for path in curves or () for curve in read_curves(path)]
-    texts = read_templates(templates) if templates else None
     loaded = Prefix.load(prefix)
-    result = run(
-        open_pipe(model),
-        loaded,
-        list(SUITES) if Suite.ALL in (suite or ()) else [one.value for one in suite or ()] or DEFAULT_SUITES,
-        images_per_person,
-        people,
-        seed,
-        steps,
-        guidance,
-        neutral=neutral.value,
-        templates=texts,
-        folder=pictures,
-        keep_images=report is not None,
-        progress=not quiet,
-    )
+    shared: dict[str, Any] = {
+        "people_limit": people,
+        "neutral": neutral.value,
+        "folder": pictures,
+        "keep_images": report is not None,
+        "progress": not quiet,
+    }
+    if protocol is None:
+        from apl_guard.trainer.evaluate import evaluate as run
+        from apl_guard.trainer.evaluate.asking import read_templates
+        from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES, SUITES
+
+        shared |= {
+            "suites": list(SUITES) if Suite.ALL in (suite or ()) else [s.value for s in suite or ()] or DEFAULT_SUITES,
+            "templates": read_templates(templates) if templates else None,
+            "images_per_person": images_per_person,
+            "seed": seed,
+            "steps": steps,
+            "guidance": guidance,
+        }
+        result = run(open_pipe(model), loaded, **shared)
+    else:
+        result = _by_protocol(
+            model, loaded, shared, identities or [], references, references_per_person, detector, recogniser, clip,
+            captions,
+        )  # fmt: skip
     if report is not None:
         write_file(report, write_report(result, command(), lines).encode())
         typer.echo(f"report: {report}", err=True)
     typer.echo(result.to_json() if format is Format.JSON else result.to_table())
+
+
+def _refuse_what_nobody_reads(context: typer.Context, protocol: Protocol | None) -> None:
+    """Options of suites beside a protocol, and the other way round.
+
+    Raises:
+        InvalidInput: There is one.
+    """
+    from apl_guard.errors import InvalidInput
+
+    panel = _OTHERS if protocol is None else _WORLD
+    for parameter in context.command.params:
+        if getattr(parameter, "rich_help_panel", None) != panel or parameter.name is None:
+            continue
+        source = context.get_parameter_source(parameter.name)
+        if source is not None and source.name == "COMMANDLINE":
+            reason = "belongs to a protocol; add --protocol apl-2026" if protocol is None else "is set by the protocol"
+            raise InvalidInput(reason, where=parameter.opts[0])
+
+
+def _by_protocol(
+    model: str,
+    prefix: Any,
+    shared: dict[str, Any],
+    identities: list[Path],
+    references: Path | None,
+    references_per_person: int,
+    detector: Path | None,
+    recogniser: Path | None,
+    clip: Path | None,
+    captions: Path | None,
+) -> EvalResult:
+    from apl_guard.errors import InvalidInput
+    from apl_guard.trainer.captions import generic_captions
+    from apl_guard.trainer.evaluate.clip import Clip
+    from apl_guard.trainer.evaluate.faces import open_faces
+    from apl_guard.trainer.evaluate.run_apl2026 import evaluate_apl_2026
+    from apl_guard.trainer.folders import read_prompts
+    from apl_guard.trainer.pipeline import open_pipe
+
+    if (detector is None) != (recogniser is None):
+        raise InvalidInput("one without the other; give both", where="--detector and --recogniser")
+    if captions is not None and clip is None:
+        raise InvalidInput("captions are for quality, which is measured by CLIP; name its folder", where="--clip")
+    faces = None if detector is None or recogniser is None else open_faces(detector, recogniser)
+    looks = None if clip is None else Clip(clip)
+    texts = read_prompts(captions) if captions is not None else generic_captions(500, seed=0)
+    return evaluate_apl_2026(
+        open_pipe(model),
+        prefix,
+        faces=faces,
+        identities=identities,
+        references=references,
+        references_per_person=references_per_person,
+        clip=looks,
+        captions=texts if looks is not None else (),
+        **shared,
+    )

@@ -100,6 +100,89 @@ def tradeoff(
         )
 
 
+class AxisName(StrEnum):
+    """What is varied."""
+
+    identities = "identities"
+    vectors = "vectors"
+    eta = "eta"
+    share = "share"
+
+
+@app.command()
+def scale(
+    output: Annotated[Path, typer.Option(help="Folder for prefixes, curves.json and curves.png.")] = Path("scale"),
+    axis: Annotated[
+        list[AxisName] | None,
+        typer.Option(help="What to vary; may be repeated.", show_default="all four"),
+    ] = None,
+    value: Annotated[
+        list[float] | None, typer.Option(help="A value in place of the usual ones; may be repeated; for one axis.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of training options.", show_default="the shipped prefix's")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="Set an option of training. May be repeated.")
+    ] = None,
+    images_per_person: Annotated[int, typer.Option(min=1, help="Pictures of each person with each prefix.")] = 2,
+    people: Annotated[int | None, typer.Option(min=1, help="At most so many seen and so many unseen people.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the measurement.")] = 20,
+    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.")] = False,
+) -> None:
+    """Train and measure prefixes with 20, 60 and 120 people, with 1 to 20 vectors, with other η, with other shares.
+
+    Twelve trainings and evaluations; a run that was stopped goes on when the same command is given again. What is done
+    is in curves.json and curves.png at any time, and `apl-guard eval --curves` shows it in a report.
+
+    Example: apl-guard minifaces scale --output scale --axis vectors
+
+    Example: apl-guard minifaces scale --output small --axis identities --value 5 --value 10 --set steps=50 --people 10
+    """
+    from apl_guard.errors import InvalidInput
+    from apl_guard.storage import write_file
+    from apl_guard.trainer import minifaces
+    from apl_guard.trainer.config import TrainConfig
+    from apl_guard.trainer.evaluate.curves import Curve, draw_curves, write_curves
+    from apl_guard.trainer.evaluate.scale import AXES, measure_scale
+    from apl_guard.trainer.folders import make_folder
+    from apl_guard.trainer.identities import load_identities
+    from apl_guard.trainer.pipeline import open_pipe
+
+    names = [one.value for one in axis or ()] or list(AXES)
+    if value and len(names) != 1:
+        raise InvalidInput("values are of one axis; name it with --axis", where="--value")
+    recipe = TrainConfig.load(config or minifaces.prefix_path() / "config.yaml").with_overrides(assignments or [])
+    make_folder(output)
+
+    def keep(curves: list[Curve]) -> None:
+        write_curves(output / "curves.json", curves)
+        write_file(output / "curves.png", draw_curves(curves))
+
+    curves = measure_scale(
+        open_pipe(minifaces.model_path()),
+        recipe,
+        load_identities(minifaces.identities_file()),
+        output,
+        {name: tuple(value) if value else AXES[name] for name in names},
+        measured=keep,
+        progress=not quiet,
+        judges=minifaces.judges(),
+        images_per_person=images_per_person,
+        people_limit=people,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+    )
+    for curve in curves:
+        for point in curve.points:
+            shares = "   ".join(f"{name} {point[name]:.1%}" for name in curve.series)
+            typer.echo(f"{point['label']:<14} {shares}")
+    typer.echo(f"curves: {output / 'curves.json'}, {output / 'curves.png'}")
+
+
 @app.command()
 def sheet(
     output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("minifaces.png"),

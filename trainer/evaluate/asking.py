@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from apl_guard.errors import InvalidInput
+from apl_guard.errors import InvalidInput, ModelInvalid
 from apl_guard.trainer.evaluate.result import Asked
 from apl_guard.trainer.evaluate.scores import spoken
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.folders import read_prompts
+from apl_guard.trainer.minifaces.faces import SIZE
 from apl_guard.trainer.minifaces.people import Person, Split
 
 GENERIC_PER_IMAGE = 80
@@ -60,6 +62,20 @@ def ask_for_anything(setting: Setting) -> list[Asked]:
         count = max(8, count * min(setting.people_limit, 40) // 40)
     prompts = minifaces.generic_prompts(count, seed=setting.seed, held_out=True)
     return [Asked(p.text, p.text, None, p.scene, {}, str(k)) for k, p in enumerate(prompts)]
+
+
+def require_reference_world(pipe: Any) -> None:
+    """Make sure that the judges of the reference world can look at what a pipe draws.
+
+    Raises:
+        ModelInvalid: It draws pictures of another size.
+    """
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    if size != SIZE:
+        raise ModelInvalid(
+            f"this model draws pictures of {size} pixels; the judges of the reference world look at {SIZE}. For other "
+            "models use --protocol apl-2026 with --identities, --references, --detector and --recogniser"
+        )
 
 
 def check_templates(templates: list[str], where: str | Path) -> list[str]:

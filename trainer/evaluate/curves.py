@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apl_guard.errors import InvalidInput
+from apl_guard.errors import ExtraMissing, InvalidInput
 from apl_guard.storage import write_file
 
 
@@ -72,3 +73,32 @@ def read_curves(path: Path) -> list[Curve]:
         msg = "no curves in it; expected what `apl-guard minifaces scale` or `minifaces tradeoff` wrote"
         raise InvalidInput(msg, where=path) from error
     return curves
+
+
+def draw_curves(curves: Sequence[Curve]) -> bytes:
+    """All curves side by side as one PNG, each figure with its interval.
+
+    Raises:
+        ExtraMissing: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ExtraMissing("eval", needs="matplotlib") from error
+    figure = Figure(figsize=(4.6 * max(1, len(curves)), 3.6), layout="constrained")
+    for axes, curve in zip(figure.subplots(1, max(1, len(curves)), squeeze=False)[0], curves, strict=False):
+        for name, line in curve.series.items():
+            by_x = {float(point["x"]): point.get(f"{name}_ci") for point in curve.points}
+            reach = [by_x[x] or (y, y) for x, y in line]
+            below = [max(0.0, 100 * (y - low)) for (_, y), (low, _) in zip(line, reach, strict=True)]
+            above = [max(0.0, 100 * (high - y)) for (_, y), (_, high) in zip(line, reach, strict=True)]
+            x, y = zip(*line, strict=True)
+            axes.errorbar(x, [100 * value for value in y], yerr=(below, above), marker="o", capsize=3, label=name)
+        axes.set(title=curve.title, xlabel=curve.x, ylabel="%")
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        if curve.series:
+            axes.legend(fontsize="small")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=130)
+    return stream.getvalue()

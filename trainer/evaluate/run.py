@@ -11,7 +11,7 @@ import torch
 from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
 from apl_guard.trainer.config import NeutralKind
-from apl_guard.trainer.evaluate.asking import check_templates
+from apl_guard.trainer.evaluate.asking import check_templates, require_reference_world
 from apl_guard.trainer.evaluate.provenance import provenance
 from apl_guard.trainer.evaluate.result import Album, EvalResult, Figures
 from apl_guard.trainer.evaluate.setting import Setting, pictures_folder
@@ -64,6 +64,7 @@ def evaluate(
 
     Raises:
         PrefixInvalid, PrefixNotFound: The prefix is damaged or belongs to another text encoder.
+        ModelInvalid: The model is not of the reference world.
         InvalidInput: A template has no `{name}` in it, or a suite is unknown.
         ExtraMissing: scipy is not installed.
         StorageFailed: A picture cannot be kept.
@@ -73,6 +74,7 @@ def evaluate(
     unknown = [suite for suite in suites if suite not in SUITES]
     if unknown or not suites:
         raise InvalidInput(f"found {unknown or 'none'}; expected some of {list(SUITES)}", where="suites")
+    require_reference_world(pipe)
     loaded = Prefix.load(prefix) if isinstance(prefix, (str, Path)) else prefix
     album = Album() if keep_images else None
     setting = Setting.of(
