@@ -118,7 +118,7 @@ def evaluate(
 
     On the reference world by suites: seen and unseen (people who are named), generic (prompts that name nobody),
     inactivity (those prompts guarded against plain, beside a few steps less), gated (H_c: a policy that guards only
-    listed people).
+    listed people), attacks (what black-box attacks bring back).
 
     On any Stable Diffusion model, and on the reference world too, by the protocol of the paper's authors.
 
