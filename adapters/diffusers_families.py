@@ -12,25 +12,34 @@ from .diffusers_arguments import is_known
 
 __all__ = ["check_supported", "reason_against"]
 
-# Sub-packages of `diffusers.pipelines`. Of each, a pipeline of the true classes is tested against a sequence
-# made by hand; its variants share the code that encodes prompts.
+# Sub-packages of `diffusers.pipelines`. Every pipeline of theirs that is not refused below is drawn through a guard in
+# a test, with random weights, and compared with a sequence made by hand.
 _SUPPORTED = frozenset(
     {
         "aura_flow",
         "chroma",
+        "cogview3",
         "controlnet",
         "controlnet_hunyuandit",
         "controlnet_sd3",
         "flux",
+        "flux2",
+        "hidream_image",
         "hunyuandit",
         "kandinsky2_2",
+        "kandinsky3",
         "latent_consistency_models",
+        "lumina2",
         "pag",
         "pixart_alpha",
+        "qwenimage",
+        "sana",
+        "stable_cascade",
         "stable_diffusion",
         "stable_diffusion_3",
         "stable_diffusion_xl",
         "t2i_adapter",
+        "z_image",
     }
 )
 
@@ -79,8 +88,34 @@ _REFUSED: Mapping[str, str] = {
     "BlipDiffusionControlNetPipeline": "it takes its content from a picture of the subject",
     "FluxPriorReduxPipeline": "it takes its content from a picture, and gives embeds",
     "StableUnCLIPImg2ImgPipeline": "it takes its content from a picture",
-    "KolorsPAGPipeline": _UNTESTED,
-    "SanaPAGPipeline": _UNTESTED,
+    "StableCascadeCombinedPipeline": (
+        "its decoder takes over the embeds of its prior, so one of its text encoders never reads the prompt; "
+        "guard the prior and give its output to the decoder"
+    ),
+    **dict.fromkeys(
+        ("QwenImageEditPipeline", "QwenImageEditInpaintPipeline", "QwenImageEditPlusPipeline"),
+        "its text encoder reads the prompt together with a picture",
+    ),
+    **dict.fromkeys(
+        (
+            "Flux2KleinInpaintPipeline",
+            "Flux2KleinKVPipeline",
+            "Flux2Pipeline",
+            "KolorsPAGPipeline",
+            "QwenImageControlNetInpaintPipeline",
+            "QwenImageControlNetPipeline",
+            "QwenImageLayeredPipeline",
+            "SanaControlNetPipeline",
+            "SanaPAGPipeline",
+            "SanaSprintImg2ImgPipeline",
+            "SanaSprintPipeline",
+            "StableCascadeDecoderPipeline",
+            "ZImageControlNetInpaintPipeline",
+            "ZImageControlNetPipeline",
+            "ZImageOmniPipeline",
+        ),
+        _UNTESTED,
+    ),
     "deprecated": _OLD,
     "shap_e": "makes shapes, not pictures",
 }

@@ -16,8 +16,9 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from apl_guard.anatomy import has_parameter_named
 from apl_guard.backend import Generation, Receipt
-from apl_guard.errors import GuardUnavailable, InvalidInput
+from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.fingerprint import Fingerprint, fingerprint
 from apl_guard.prefix import Prefix
 from apl_guard.request import PROMPT_CHANNELS, Channel, GenerationRequest, texts
@@ -28,8 +29,10 @@ from .diffusers_arguments import IMPOSSIBLE, TEXT, channel_of, is_known, turns_g
 from .diffusers_families import check_supported
 from .diffusers_load import load_pipe
 from .diffusers_view import Encoder, encoders_of, view_of
-from .inject import Received, injected
-from .prefix_tokenizer import new_mark, prefix_tokenizer
+from .inject import injected
+from .mark import marked, new_mark, part_of_prompts
+from .prefix_tokenizer import prefix_tokenizer
+from .received import Received
 
 __all__ = ["DiffusersAdapter", "load_pipe"]
 
@@ -155,12 +158,12 @@ class DiffusersAdapter:
             return Generation(output, _count_images(output))
 
         guarded = {id(e.text_encoder): e for e in encoders_of(self._pipe) if e.slot in prefix.vectors}
-        mark = new_mark()
+        mark, is_prompt = new_mark(), part_of_prompts(request)
         tokenizers: list[tuple[Encoder | None, Any]] = []
 
         def exchange(text_encoder: nn.Module | None, tokenizer: Any) -> Any:
             encoder = guarded.get(id(text_encoder))
-            made = prefix_tokenizer(tokenizer, mark, 0 if encoder is None else prefix.n)
+            made = prefix_tokenizer(tokenizer, mark, 0 if encoder is None else prefix.n, is_prompt)
             tokenizers.append((encoder, made))
             return made
 
@@ -171,8 +174,15 @@ class DiffusersAdapter:
                 block = injected(e.text_encoder, prefix.vectors[e.slot], compare=True, padding=e.tokenizer.pad_token_id)
                 received[e.slot] = stack.enter_context(block)
             began = perf_counter()
-            output = self._call(view, **(arguments | _marked(request, mark)))
+            output = self._call(view, **(arguments | marked(request, mark)))
             seconds = perf_counter() - began
+        for slot, seen in received.items():
+            known = [tokenizer for encoder, tokenizer in tokenizers if encoder is not None and encoder.slot == slot]
+            if not all(any(tokenizer.may_be_plain(row) for tokenizer in known) for row in seen.plain_rows):
+                raise PrefixNotApplied(
+                    f"{slot} received a part of a prompt without the prefix; what splits a long prompt has to cut the "
+                    "tokens of the whole text into chunks of the text encoder's window"
+                )
         cuts = {
             encoder.slot: tokenizer.tokens_cut[-request.batch :]
             for encoder, tokenizer in tokenizers
@@ -236,29 +246,14 @@ class DiffusersAdapter:
 
     def _has_adapter_weights(self) -> bool:
         models = [model for model in self._pipe.components.values() if isinstance(model, nn.Module)]
-        return any(
-            getattr(model, "peft_config", None) or any("lora_" in name for name, _ in model.named_parameters())
-            for model in models
-        )
+        return any(getattr(model, "peft_config", None) or has_parameter_named("lora_", model) for model in models)
 
 
 def _has_turns(tokenizer: Any) -> bool:
+    if getattr(tokenizer, "chat_template", None):
+        return True
     # Some pipelines write the turns of Qwen's template themselves.
-    return bool(getattr(tokenizer, "chat_template", None)) or "<|im_start|>" in tokenizer.get_vocab()
-
-
-def _marked(request: GenerationRequest, mark: str) -> dict[str, str | list[str]]:
-    """The text arguments of the call, the prompts with the mark in front."""
-    arguments: dict[str, str | list[str]] = {}
-    for name, channel in TEXT.items():
-        found = request.text.get(channel)
-        if found is None:
-            continue
-        # An empty second prompt means "the same as the first", and must go on meaning that.
-        marked = channel in PROMPT_CHANNELS and (channel == Channel.PROMPT or any(found))
-        new = [f"{mark} {text}" for text in found] if marked else list(found)
-        arguments[name] = new if isinstance(request.arguments.get(name), list) else new[0]
-    return arguments
+    return tokenizer.convert_tokens_to_ids("<|im_start|>") not in (None, tokenizer.unk_token_id)
 
 
 def _copied(value: Any) -> Any:

@@ -31,9 +31,11 @@ from torch import Tensor, nn
 
 from apl_guard.errors import InvalidInput, PrefixInvalid
 
-from .prefix_tokenizer import new_mark, prefix_tokenizer
+from .mark import new_mark
+from .prefix_tokenizer import prefix_tokenizer
+from .received import Received
 
-__all__ = ["Received", "embed", "encode_prompts", "injected", "tokenize_with_prefix"]
+__all__ = ["embed", "encode_prompts", "injected", "tokenize_with_prefix"]
 
 
 def encode_prompts(
@@ -112,50 +114,6 @@ def _hidden(output: Any) -> Tensor:
     return hidden
 
 
-class Received:
-    """What a text encoder really received and gave during one block of `injected`."""
-
-    def __init__(self, vectors: Tensor, padding: int | None) -> None:
-        self.vectors = vectors
-        self.padding = padding
-        self._counts: list[Tensor] = []
-        self._changes: list[Tensor] = []
-
-    def count(self, is_prefix: Tensor) -> None:
-        """Take note of the prefix in one batch of rows, shape (B, L)."""
-        # Kept as tensors: reading them now would make a GPU wait in the middle of a call.
-        self._counts.append(is_prefix.sum(-1))
-
-    def compare(self, output: Any, plain: Any, has_prefix: Tensor) -> None:
-        """Take note of how far the answer to rows with the prefix is from that to the same rows without."""
-        ours, theirs = _answer(output), _answer(plain)
-        if ours is None or theirs is None or ours.shape != theirs.shape:
-            return
-        rows = has_prefix.to(ours.device)
-        ours, theirs = ours[rows].float().flatten(1), theirs[rows].float().flatten(1)
-        self._changes.append((ours - theirs).norm(dim=1) / theirs.norm(dim=1).clamp(min=1e-12))
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """The number of prefix vectors in each row that had any, in the order of the calls."""
-        return tuple(n for counts in self._counts for n in counts.reshape(-1).tolist() if n)
-
-    @property
-    def changes(self) -> tuple[float, ...]:
-        """‖with − without‖ / ‖without‖ of the text encoder's answer, for each row that had a prefix."""
-        return tuple(float(f"{c:.6g}") for changes in self._changes for c in changes.tolist())
-
-
-def _answer(output: Any) -> Tensor | None:
-    """What of a text encoder's output is compared, with the prompts in the first dimension."""
-    hidden = getattr(output, "hidden_states", None)
-    if hidden is not None:
-        answer = hidden[-1]
-    else:
-        answer = output[0] if isinstance(output, tuple) or hasattr(output, "to_tuple") else output
-    return answer if isinstance(answer, Tensor) else None
-
-
 @contextmanager
 def injected(
     text_encoder: nn.Module, vectors: Tensor, *, compare: bool = False, padding: int | None = None
@@ -232,7 +190,7 @@ class _EmbeddingGate:
         if received is None:
             return super().__call__(input, *args, **kwargs)  # type: ignore[misc,no-any-return]
         is_prefix = input < 0  # (B, L)
-        received.count(is_prefix)
+        received.take(input)
         embeddings: Tensor = super().__call__(input.clamp(min=0), *args, **kwargs)  # type: ignore[misc]
         vectors = received.vectors.to(embeddings)  # (N, D)
         rows = vectors[torch.where(is_prefix, -input - 1, 0)]  # (B, L, D)
@@ -254,16 +212,25 @@ class _EncoderGate:
         if received is not None and isinstance(input_ids, Tensor):
             has_prefix = (input_ids < 0).any(-1)
             if has_prefix.any():
-                plain_ids, mask = _without_prefix(input_ids, kwargs.get("attention_mask"), received.padding or 0)
-                changed: dict[str, Any] = {"input_ids": plain_ids}
-                if "attention_mask" in kwargs:
-                    changed["attention_mask"] = mask
-                rest = () if "input_ids" in kwargs else args[1:]
-                received.compare(output, call(*rest, **{**kwargs, **changed}), has_prefix)
+                plain_args, plain_kwargs = _plain_arguments(args, kwargs, received.padding or 0)
+                with received.comparing():
+                    plain = call(*plain_args, **plain_kwargs)
+                received.compare(output, plain, has_prefix)
         return output
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _reduce(self)
+
+
+def _plain_arguments(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], padding: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a text encoder without the prefix: ids and mask, by position or by name."""
+    given = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | dict(kwargs)
+    ids, mask = _without_prefix(given["input_ids"], given.get("attention_mask"), padding)
+    plain = {name: new for name, new in (("input_ids", ids), ("attention_mask", mask)) if name in given}
+    by_position = tuple(plain.pop(name) for name in ("input_ids", "attention_mask")[: len(args)])
+    return (*by_position, *args[2:]), {**kwargs, **plain}
 
 
 def _without_prefix(input_ids: Tensor, mask: Tensor | None, padding: int) -> tuple[Tensor, Tensor | None]:

@@ -12,28 +12,17 @@ receipt showing it.
 
 from __future__ import annotations
 
-import copy
 import functools
-import secrets
 import threading
-import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from apl_guard.errors import PrefixInvalid, PrefixNotApplied
 
-__all__ = ["new_mark", "prefix_tokenizer"]
+from .private_tokenizer import private_copy
 
-
-def new_mark() -> str:
-    """Make a mark: lower-case letters only, so that cleaning, templates and lower-casing leave it alone.
-
-    Example:
-        >>> new_mark().isalpha(), new_mark() == new_mark()
-        (True, False)
-    """
-    return "zqx" + "".join(secrets.choice("bcdfghjklmnpqrstvwxz") for _ in range(24)) + "xqz"
+__all__ = ["prefix_tokenizer"]
 
 
 @dataclass
@@ -43,10 +32,13 @@ class _Prefix:
     mark: str
     n: int
     lock: threading.RLock
+    is_prompt: Callable[[str], bool]
     cuts: list[int] = field(default_factory=list)
+    plain: list[str] = field(default_factory=list)
+    """The ids of the texts that may run without the prefix."""
 
 
-def prefix_tokenizer(tokenizer: Any, mark: str, n: int) -> Any:
+def prefix_tokenizer(tokenizer: Any, mark: str, n: int, is_prompt: Callable[[str], bool] = lambda text: False) -> Any:
     """Make a tokenizer of the same class that puts sentinel ids −1 … −n where a text holds the mark.
 
     Args:
@@ -54,14 +46,16 @@ def prefix_tokenizer(tokenizer: Any, mark: str, n: int) -> Any:
             tokenizer is shared between threads.
         mark: The mark of this call.
         n: Number of prefix vectors; 0 takes the mark away and changes nothing else.
+        is_prompt: Says of a text without the mark whether it is a part of a prompt all the same.
 
     Returns:
-        The tokenizer. Its `tokens_cut` says for each marked text how many tokens did not fit.
+        The tokenizer. Its `tokens_cut` says for each marked text how many tokens did not fit, and `may_be_plain`
+        whether a row of ids may run without the prefix.
     """
-    private, lock = _private_copy(tokenizer)
+    private, lock = private_copy(tokenizer)
     made: Any = object.__new__(_prefix_class(_class_of(private)))
     made.__dict__.update(private.__dict__)
-    made.__dict__["_prefix"] = _Prefix(mark, n, lock)
+    made.__dict__["_prefix"] = _Prefix(mark, n, lock, is_prompt)
     return made
 
 
@@ -91,12 +85,33 @@ class _PrefixTokenizer:
         """How many tokens of each marked text did not fit, in the order of the texts."""
         return tuple(self._prefix.cuts)
 
+    def may_be_plain(self, row: Sequence[int]) -> bool:
+        """Whether a row of ids without the prefix comes from a text that is no prompt, or is a part of such a row."""
+        return any(self._content(row) in plain for plain in ["", *self._prefix.plain])
+
+    def _note_plain(self, texts: Any, ids: Any) -> None:
+        if not isinstance(texts, list | tuple):
+            return
+        rows = ids.tolist() if hasattr(ids, "tolist") else ids
+        rows = [rows] if not rows or isinstance(rows[0], int) else rows
+        for text, row in zip(texts, rows, strict=False):
+            if isinstance(text, str) and not self._prefix.is_prompt(text):
+                self._prefix.plain.append(self._content(row))
+
+    def _content(self, row: Sequence[int]) -> str:
+        """The ids that stand for text, one behind the other."""
+        me: Any = self
+        framing = set(me.all_special_ids)
+        return "".join(f" {i}," for i in row if i not in framing)
+
     def __call__(self, text: Any = None, *args: Any, **options: Any) -> Any:
         """Tokenize as the pipe's own tokenizer would, with room for the prefix where the mark is."""
         with self._prefix.lock:
             texts = [text] if isinstance(text, str) else text
             if not self._any_marked(texts):
-                return self._super("__call__", text, *args, **options)
+                encoded = self._super("__call__", text, *args, **options)
+                self._note_plain(texts, encoded["input_ids"])
+                return encoded
             unknown = sorted(name for name, value in options.items() if value and name not in _OPTIONS)
             if args or unknown:
                 raise PrefixNotApplied(
@@ -109,7 +124,9 @@ class _PrefixTokenizer:
         if isinstance(text, str) and self._prefix.mark in text:
             return self(text, *args, **options)["input_ids"]
         with self._prefix.lock:
-            return self._super("encode", text, *args, **options)
+            ids = self._super("encode", text, *args, **options)
+            self._note_plain([text], ids)
+            return ids
 
     def tokenize(self, text: str, *args: Any, **options: Any) -> Any:
         """Split a text into tokens; the mark counts as none."""
@@ -166,6 +183,7 @@ class _PrefixTokenizer:
                 row = list(
                     self._super("__call__", text, add_special_tokens=special, verbose=False, **shorten)["input_ids"]
                 )
+                self._note_plain([text], row)
             rows.append(row)
         if limit is not None:
             self._prefix.cuts.extend(cuts)
@@ -202,12 +220,31 @@ class _PrefixTokenizer:
         else:
             ids = list(self._super("__call__", plain, **frame)["input_ids"])
             place, end = self._find_place_slowly(ids, before, special)
+        if limit is None and not before and n and len(ids) + n > me.model_max_length:
+            return self._in_chunks(ids, place, end), 0
         if limit is None or len(ids) + n <= limit:
             return [*ids[:place], *range(-1, -n - 1, -1), *ids[place:]], 0
         if place + 1 + end > limit - n or me.truncation_side != "right":
             raise PrefixInvalid(f"a prefix of {n} vectors leaves no room for a prompt in rows of {limit}")
         short = list(self._super("__call__", plain, truncation=True, max_length=limit - n, **frame)["input_ids"])
         return [*short[:place], *range(-1, -n - 1, -1), *short[place:]], len(ids) - len(short)
+
+    def _in_chunks(self, ids: list[int], place: int, end: int) -> list[int]:
+        """A row that is longer than the text encoder's window and that nobody cuts.
+
+        It can only run in chunks of what the window holds beside its frame, as helpers for long prompts do it,
+        so the prefix stands where each of them begins.
+        """
+        me: Any = self
+        n = self._prefix.n
+        room = me.model_max_length - me.num_special_tokens_to_add() - n
+        if room < 1:
+            raise PrefixInvalid(f"a prefix of {n} vectors leaves no room for a prompt in rows of {me.model_max_length}")
+        last = len(ids) - end
+        row = ids[:place]
+        for start in range(place, last, room):
+            row += [*range(-1, -n - 1, -1), *ids[start : min(start + room, last)]]
+        return row + ids[last:]
 
     def _find_place(self, encoded: Any, position: int) -> tuple[int, int]:
         """Where the first token of the user's text stands, and how many tokens of the frame follow the text."""
@@ -259,27 +296,3 @@ def _prefix_class(cls: Any) -> Any:
     # The same name, because pipelines and processors look at it.
     names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
     return type(cls.__name__, (_PrefixTokenizer, cls), names)
-
-
-_lock = threading.Lock()
-# By identity, because tokenizers compare by value.
-_copies: dict[int, tuple[weakref.ref[Any], object, tuple[Any, threading.RLock]]] = {}
-
-
-def _private_copy(tokenizer: Any) -> tuple[Any, threading.RLock]:
-    """A copy of the tokenizer with the lock that guards it, kept as long as the tokenizer lives unchanged."""
-    key = id(tokenizer)
-    state = (len(tokenizer), tokenizer.model_max_length, str(tokenizer.special_tokens_map), tokenizer.padding_side)
-    with _lock:
-        known = _copies.get(key)
-        if known is not None and known[0]() is tokenizer and known[1] == state:
-            return known[2]
-        private = copy.deepcopy(tokenizer)
-        restore = getattr(private, "_wrap_decode_method_backend_tokenizer", None)
-        if restore is not None:
-            restore()  # CLIP's patch of its decoder does not survive copying
-        # Padding after encoding is on purpose here, so the advice against it is off.
-        private.__dict__.setdefault("deprecation_warnings", {})["Asking-to-pad-a-fast-tokenizer"] = True
-        forget = weakref.ref(tokenizer, lambda _: _copies.pop(key, None))
-        _copies[key] = (forget, state, (private, threading.RLock()))
-        return _copies[key][2]

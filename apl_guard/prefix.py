@@ -11,34 +11,24 @@ shapes must be exact, values finite, and one digest binds the vectors to their m
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import struct
 from collections.abc import Mapping
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import ValidationError
 
 from apl_guard.errors import PrefixInvalid
-from apl_guard.fingerprint import Fingerprint
-from apl_guard.layout import CARD_NAME, FILE_NAME, NAME_PATTERN, current_folder, is_name
+from apl_guard.layout import CARD_NAME, FILE_NAME
+from apl_guard.places import find_path
+from apl_guard.prefix_metadata import PrefixMetadata
 from apl_guard.storage import write_folder
-from apl_guard.tensorfile import (
-    MAX_FILE_BYTES,
-    MAX_VECTORS,
-    MAX_WIDTH,
-    parse_json,
-    parse_tensors,
-    printable,
-    read_file,
-)
-from apl_guard.traits import Traits
+from apl_guard.tensorfile import MAX_FILE_BYTES, parse_json, parse_tensors, printable, read_file
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -46,63 +36,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Prefix", "PrefixMetadata"]
 
-SHIPPED_NAME = "minifaces"
-
 MAX_NORM_RATIO = 16
 """How many times the largest token embedding a vector may be. Trained ones are about twice as large."""
 _METADATA_KEY = "apl_guard"
 _DIGEST_KEY = "apl_guard_digest"
-_MAX_METADATA_BYTES = 24 << 10  # each quote in it takes two bytes in the header
-
-# A pipe inside a pipe puts words in front, such as `prior_text_encoder`.
-Slot = Annotated[str, Field(pattern=r"^([a-z]{1,16}_){0,3}text_encoder(_[2-9])?$")]
-
-
-class PrefixMetadata(BaseModel):
-    """What is known about a prefix, kept inside its file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal["apl-guard/1"] = "apl-guard/1"
-    name: Annotated[str, Field(pattern=NAME_PATTERN)]
-    """What people call it; the name in the registry unless another is given there."""
-    n: Annotated[int, Field(ge=1, le=MAX_VECTORS)]
-    """Number of vectors, the same in every slot."""
-    widths: dict[Slot, Annotated[int, Field(ge=1, le=MAX_WIDTH)]]
-    """Slot → width of its vectors."""
-    fingerprints: dict[Slot, Fingerprint]
-    """Slot → the text encoder and tokenizer that the vectors were trained with."""
-    traits: dict[Slot, Traits] = Field(default_factory=dict)
-    """Slot → what else that text encoder is known by. Empty where the trainer did not take them."""
-    config_digest: str = ""
-    """Digest of the training configuration."""
-    evaluation: dict[str, JsonValue] = Field(default_factory=dict)
-    """What the trainer measured."""
-    created: datetime
-
-    @model_validator(mode="after")
-    def _slots_agree(self) -> PrefixMetadata:
-        if not self.widths:
-            raise ValueError("widths: expected at least one text encoder, found none")
-        if self.widths.keys() != self.fingerprints.keys():
-            raise ValueError(f"widths are for {sorted(self.widths)}, fingerprints for {sorted(self.fingerprints)}")
-        if self.traits and self.traits.keys() != self.widths.keys():
-            raise ValueError(f"widths are for {sorted(self.widths)}, traits for {sorted(self.traits)}")
-        # So that nothing is ever written that could not be read again. The rest of a header is small.
-        try:
-            size = len(self.canonical_json())
-        except (ValueError, RecursionError) as error:
-            raise ValueError("evaluation: expected finite numbers and little nesting") from error
-        if size > _MAX_METADATA_BYTES:
-            raise ValueError(f"evaluation: makes the metadata {size} bytes long, expected ≤ {_MAX_METADATA_BYTES}")
-        return self
-
-    def canonical_json(self) -> str:
-        """The one text that stands for these values in the file and in the digest."""
-        # Without what a prefix need not have, so that a file from before there was such a thing keeps its digest.
-        absent = set() if self.traits else {"traits"}
-        fields = self.model_dump(mode="json", exclude=absent)
-        return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 class Prefix:
@@ -118,6 +55,7 @@ class Prefix:
     Example:
         >>> import torch
         >>> from datetime import UTC, datetime
+        >>> from apl_guard.fingerprint import Fingerprint
         >>> of = Fingerprint(weights="ab" * 32, tokenizer="cd" * 32)
         >>> metadata = PrefixMetadata(name="demo", n=2, widths={"text_encoder": 4},
         ...     fingerprints={"text_encoder": of}, created=datetime(2026, 1, 1, tzinfo=UTC))
@@ -283,49 +221,6 @@ class Prefix:
         if len(content) > MAX_FILE_BYTES:
             raise PrefixInvalid(f"{len(content)} bytes, expected ≤ {MAX_FILE_BYTES}: fewer vectors", where="vectors")
         return content
-
-
-def find_path(path_or_name: str | os.PathLike[str]) -> Path:
-    """Find the folder or file that a path or a name stands for.
-
-    Raises:
-        PrefixInvalid: It stands for nothing.
-    """
-    path = Path(path_or_name)
-    if os.path.exists(path):  # unlike Path.exists, False for a path that cannot be
-        return path
-    if str(path_or_name) == SHIPPED_NAME:
-        shipped = shipped_path()
-        if shipped is not None:
-            return shipped
-    elif is_name(str(path_or_name)):
-        registered = current_folder(registry_root() / path.name)
-        if registered is not None:
-            return registered
-    raise PrefixInvalid(
-        "no such folder, and no such name in the registry; `apl-guard prefix list` shows the names",
-        where=printable(str(path_or_name)),
-    )
-
-
-def registry_root() -> Path:
-    """The folder of registered prefixes: `APL_GUARD_REGISTRY`, or one in the user's data folder."""
-    configured = os.environ.get("APL_GUARD_REGISTRY")
-    if configured:
-        return Path(configured)
-    from platformdirs import user_data_path
-
-    return user_data_path("apl-guard", appauthor=False) / "prefixes"
-
-
-def shipped_path() -> Path | None:
-    """The folder of the prefix that is shipped with the reference world, or None where it is not there."""
-    spec = importlib.util.find_spec("apl_guard.trainer")  # found, not imported
-    for root in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(root, "minifaces", "weights", "prefix")
-        if (path / FILE_NAME).is_file():
-            return path
-    return None
 
 
 def _as_array(values: Any) -> npt.NDArray[np.float32]:

@@ -10,11 +10,10 @@ from typing import Annotated
 import typer
 
 from apl_guard.acceptance import Acceptance
-from apl_guard.errors import InvalidInput, StorageFailed
-from apl_guard.exchange import Embedding, bind, convert_pickle, from_embedding, is_pickle, to_embedding
+from apl_guard.cli.prefix_exchange import Registry, export_embedding, import_embedding
+from apl_guard.errors import InvalidInput
 from apl_guard.registry import PrefixRegistry, RegistryEntry
-from apl_guard.storage import write_file
-from apl_guard.tensorfile import printable, read_file
+from apl_guard.tensorfile import printable
 
 __all__ = ["app"]
 
@@ -25,25 +24,10 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_Registry = Annotated[
-    str | None,
-    typer.Option(
-        help="The registry: a folder, a URL, or owner/name on the hub.",
-        envvar="APL_GUARD_REGISTRY",
-        show_default="in the user's data folder",
-    ),
-]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Signers = Annotated[
     list[Path] | None,
     typer.Option("--signer", help="A public key in PEM, one of which must have signed. Can be repeated."),
-]
-
-_Keys = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--key", help="SLOT=KEY, the key of a slot's tensor in the file. Can be repeated.", show_default="auto"
-    ),
 ]
 
 
@@ -54,7 +38,7 @@ def register(
     replace: Annotated[
         bool, typer.Option("--replace", help="Make it the next version of another prefix of this name.")
     ] = False,
-    registry: _Registry = None,
+    registry: Registry = None,
 ) -> None:
     """Check a prefix and copy it to where the guard finds it.
 
@@ -66,7 +50,7 @@ def register(
 
 @app.command("list")
 def list_prefixes(
-    registry: _Registry = None,
+    registry: Registry = None,
     every: Annotated[bool, typer.Option("--all", help="Older versions too.")] = False,
     as_json: _Json = False,
 ) -> None:
@@ -92,7 +76,7 @@ def list_prefixes(
 @app.command(no_args_is_help=True)
 def show(
     prefix: Annotated[str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.")],
-    registry: _Registry = None,
+    registry: Registry = None,
     as_json: _Json = False,
 ) -> None:
     """Show what is known about a prefix.
@@ -123,7 +107,7 @@ def show(
 def verify(
     name: Annotated[str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.")],
     signer: _Signers = None,
-    registry: _Registry = None,
+    registry: Registry = None,
 ) -> None:
     """Read a prefix again and check all of it: file, version, list of revoked ones, signature.
 
@@ -146,7 +130,7 @@ def sign(
     password: Annotated[
         str | None, typer.Option(help="Of the key.", envvar="APL_GUARD_KEY_PASSWORD", show_default="none")
     ] = None,
-    registry: _Registry = None,
+    registry: Registry = None,
 ) -> None:
     """Sign the version in use of a registered prefix, in the format of OpenSSF Model Signing.
 
@@ -168,7 +152,7 @@ def sign(
 def revoke(
     prefix: Annotated[str, typer.Argument(help="A name in the registry, or a digest of 64 hexadecimal digits.")],
     reason: Annotated[str, typer.Option(help="For those who will ask.")],
-    registry: _Registry = None,
+    registry: Registry = None,
 ) -> None:
     """Put a prefix on the list of those that no guard must use any more. There is no way back.
 
@@ -187,7 +171,7 @@ def pull(
     source: Annotated[str, typer.Argument(help="A registry: a folder, a URL, or owner/name on the hub.")],
     name: Annotated[str, typer.Argument(help="Which prefix.")],
     signer: _Signers = None,
-    registry: _Registry = None,
+    registry: Registry = None,
 ) -> None:
     """Copy a prefix from another registry into this one, with its version and signature, after checking it.
 
@@ -212,7 +196,7 @@ def pull(
 def push(
     name: Annotated[str, typer.Argument(help="A name in the registry.")],
     target: Annotated[str, typer.Argument(help="A registry: a folder, a URL, or owner/name on the hub.")],
-    registry: _Registry = None,
+    registry: Registry = None,
 ) -> None:
     """Copy the version in use of a prefix to another registry, with its signature and the revocations known here.
 
@@ -223,82 +207,6 @@ def push(
     here.check(entry, Acceptance())
     here.publish(entry, target)
     typer.echo(f"pushed {_line(entry)}\n  to {target}")
-
-
-@app.command("export", no_args_is_help=True)
-def export_embedding(
-    prefix: Annotated[str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.")],
-    output: Annotated[Path, typer.Option(help="A file that ends in .safetensors, or a folder to put it in.")],
-    key: _Keys = None,
-    registry: _Registry = None,
-) -> None:
-    """Write a prefix as an embedding for diffusers, AUTOMATIC1111, Forge or ComfyUI.
-
-    The file goes into the server's folder `embeddings`; its name is what is typed in a prompt. In a folder it is named
-    after the prefix's digest, which is the name that apl-guard's adapters for these servers look for. Keys are
-    `emb_params` for one text encoder, else `clip_l`, `clip_g` and `t5xxl`.
-
-    Example: apl-guard prefix export sd15 --output stable-diffusion-webui/embeddings
-    """
-    found = PrefixRegistry(registry)
-    loaded = found.check(found.open(prefix), Acceptance())
-    content = to_embedding(loaded, _read_pairs(key))
-    file = output if output.suffix == ".safetensors" else output / f"{loaded.embedding_name}.safetensors"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageFailed(error.strerror or "cannot be made", path=file.parent) from error
-    write_file(file, content)
-    typer.echo(f"exported {loaded.n} vectors\n  to {file}")
-
-
-@app.command("import", no_args_is_help=True)
-def import_embedding(
-    file: Annotated[Path, typer.Argument(help="A .safetensors, .pt, .bin or .ckpt embedding.")],
-    output: Annotated[Path, typer.Option(help="The prefix folder to write.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="The model that it was trained with: folder, hub id, or 'minifaces'. Not needed for an export."
-        ),
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="What to call it.", show_default="the output folder")] = None,
-    key: _Keys = None,
-) -> None:
-    """Make a prefix of an embedding: an export, a textual inversion, or the file of the paper's authors.
-
-    A file in torch's pickle format is converted by another process of limited time and memory, which accepts tensors
-    and nothing else; it is never unpickled in this one.
-
-    Example: apl-guard prefix import apl.pt --model runwayml/stable-diffusion-v1-5 --output prefixes/authors
-    """
-    content = read_file(file, limit=16 << 20)
-    found = from_embedding(convert_pickle(file) if is_pickle(content) else content, where=file)
-    if isinstance(found, Embedding):
-        if model is None:
-            raise InvalidInput(
-                f"{file.name} does not say which text encoder it is for; name the model that it was trained with",
-                where="--model",
-            )
-        from apl_guard.cli.generate import open_model
-
-        found = bind(found, open_model(model), name or output.resolve().name, _read_pairs(key))
-    elif name is not None and name != found.metadata.name:
-        raise InvalidInput(
-            f"the export is of prefix '{found.metadata.name}' and stays so; register it under another name",
-            where="--name",
-        )
-    found.save(output)
-    typer.echo(f"imported {found.n} vectors  digest {found.digest[:12]}\n  to {output}")
-
-
-def _read_pairs(pairs: list[str] | None) -> dict[str, str] | None:
-    if pairs is None:
-        return None
-    found = dict(pair.partition("=")[::2] for pair in pairs)
-    if len(found) != len(pairs) or not all(found) or not all(found.values()):
-        raise InvalidInput("expected SLOT=KEY, such as text_encoder_2=clip_g, each slot once", where="--key")
-    return found
 
 
 def _read_keys(paths: list[Path] | None) -> tuple[str, ...]:
@@ -337,3 +245,7 @@ def _described(entry: RegistryEntry) -> dict[str, object]:
             "metadata": entry.prefix.metadata.model_dump(mode="json"),
         }
     return described
+
+
+app.command("export", no_args_is_help=True)(export_embedding)
+app.command("import", no_args_is_help=True)(import_embedding)

@@ -11,7 +11,8 @@ from apl_guard.acceptance import Acceptance
 from apl_guard.errors import InvalidInput, PrefixInvalid, PrefixNotFound
 from apl_guard.fingerprint import Fingerprint
 from apl_guard.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, is_name
-from apl_guard.prefix import SHIPPED_NAME, Prefix, find_path, registry_root, shipped_path
+from apl_guard.places import SHIPPED_NAME, find_path, registry_root, shipped_path
+from apl_guard.prefix import Prefix
 from apl_guard.registry.entry import MAX_CARD_BYTES, EntryFile, RegistryEntry, read_entry
 from apl_guard.registry.memory import Memory
 from apl_guard.registry.mirror import Mirror, as_url, push_files

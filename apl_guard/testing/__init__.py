@@ -15,8 +15,9 @@ from apl_guard.traits import traits_of
 
 from .pipes import FAMILIES, build
 from .text import tiny_tokenizer
+from .variants import VARIANTS, pictures_for, tiny_variant
 
-__all__ = ["FAMILIES", "random_prefix", "tiny_pipe", "tiny_tokenizer"]
+__all__ = ["FAMILIES", "VARIANTS", "pictures_for", "random_prefix", "tiny_pipe", "tiny_tokenizer", "tiny_variant"]
 
 
 def tiny_pipe(seed: int = 0, family: str = "stable_diffusion") -> Any:

@@ -9,20 +9,28 @@ from transformers.masking_utils import create_causal_mask
 
 
 @torch.no_grad()
-def clip_by_hand(text_encoder, tokenizer, prompts, vectors, length=77):
-    """Everything a CLIP text model gives: `last`, `hidden` of every layer, `pooled`, `projected`."""
+def clip_by_hand(text_encoder, tokenizer, prompts, vectors, length=77, masked=False):
+    """Everything a CLIP text model gives: `last`, `hidden` of every layer, `pooled`, `projected`.
+
+    A prompt may be given as ids. `masked` says whether the pipeline hands over the attention mask.
+    """
     inner = getattr(text_encoder, "text_model", text_encoder)
     table = inner.embeddings.token_embedding.weight
     n = len(vectors)
     rows, ends = [], []
     for prompt in prompts:
-        user = tokenizer(prompt, add_special_tokens=False).input_ids[: length - n - 2]
+        user = prompt if isinstance(prompt, list) else tokenizer(prompt, add_special_tokens=False).input_ids
+        user = user[: length - n - 2]
         after = [*user, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * (length - n - len(user) - 2)]
         rows.append(torch.cat([table[tokenizer.bos_token_id][None], vectors.to(table), table[torch.tensor(after)]]))
         ends.append(1 + n + len(user))
     state = torch.stack(rows) + inner.embeddings.position_embedding.weight[:length]
+    is_text = torch.arange(length) <= torch.tensor(ends)[:, None]
     mask = create_causal_mask(
-        config=text_encoder.config, inputs_embeds=state, attention_mask=None, past_key_values=None
+        config=text_encoder.config,
+        inputs_embeds=state,
+        attention_mask=is_text.long() if masked else None,
+        past_key_values=None,
     )
     hidden = [state]
     for layer in inner.encoder.layers:
@@ -32,13 +40,13 @@ def clip_by_hand(text_encoder, tokenizer, prompts, vectors, length=77):
     last = inner.final_layer_norm(state)
     pooled = last[torch.arange(len(prompts)), torch.tensor(ends)]
     projected = text_encoder.text_projection(pooled) if hasattr(text_encoder, "text_projection") else None
-    return {"last": last, "hidden": hidden, "pooled": pooled, "projected": projected}
+    return {"last": last, "hidden": hidden, "pooled": pooled, "projected": projected, "mask": is_text}
 
 
 def row_by_hand(tokenizer, prompt, n, length, before="", after=""):
     """Ids of a row without padding, 0 in the places of the prefix, and where the prefix begins.
 
-    `before` and `after` are what the pipeline writes around the prompt.
+    `before` and `after` are what the pipeline writes around the prompt; a length of None cuts nothing.
     """
 
     def ids(text, special=False):
@@ -47,7 +55,7 @@ def row_by_hand(tokenizer, prompt, n, length, before="", after=""):
     frame = ids("", special=True)
     end = frame[-1:] if frame and frame[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id) else []
     start = frame[: len(frame) - len(end)] + (ids(before) if before else [])
-    room = length - n - len(start) - len(end)
+    room = (length or 1 << 30) - n - len(start) - len(end)
     user = (ids(prompt) + (ids(after) if after else []))[:room]
     return [*start, *[0] * n, *user, *end], len(start)
 

@@ -1,0 +1,33 @@
+"""A copy of a pipe's tokenizer that no other thread uses without a lock."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+from typing import Any
+
+__all__ = ["private_copy"]
+
+_lock = threading.Lock()
+# By identity, because tokenizers compare by value.
+_copies: dict[int, tuple[weakref.ref[Any], object, tuple[Any, threading.RLock]]] = {}
+
+
+def private_copy(tokenizer: Any) -> tuple[Any, threading.RLock]:
+    """A copy of the tokenizer with the lock that guards it, kept as long as the tokenizer lives unchanged."""
+    key = id(tokenizer)
+    state = (len(tokenizer), tokenizer.model_max_length, str(tokenizer.special_tokens_map), tokenizer.padding_side)
+    with _lock:
+        known = _copies.get(key)
+        if known is not None and known[0]() is tokenizer and known[1] == state:
+            return known[2]
+        private = copy.deepcopy(tokenizer)
+        restore = getattr(private, "_wrap_decode_method_backend_tokenizer", None)
+        if restore is not None:
+            restore()  # CLIP's patch of its decoder does not survive copying
+        # Padding after encoding is on purpose here, so the advice against it is off.
+        private.__dict__.setdefault("deprecation_warnings", {})["Asking-to-pad-a-fast-tokenizer"] = True
+        forget = weakref.ref(tokenizer, lambda _: _copies.pop(key, None))
+        _copies[key] = (forget, state, (private, threading.RLock()))
+        return _copies[key][2]

@@ -1,0 +1,88 @@
+"""What a text encoder really received and gave while a prefix was in force for it. It becomes the receipt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["Received"]
+
+
+class Received:
+    """What a text encoder really received and gave during one block of `injected`.
+
+    Args:
+        vectors: The prefix, shape (N, D).
+        padding: Id of the padding token.
+    """
+
+    def __init__(self, vectors: Tensor, padding: int | None) -> None:
+        self.vectors = vectors
+        self.padding = padding
+        self._ids: list[Tensor] = []
+        self._changes: list[Tensor] = []
+        self._is_comparing = False
+
+    def take(self, input_ids: Tensor) -> None:
+        """Take note of one batch of rows, shape (B, L)."""
+        # Kept as tensors: reading them now would make a GPU wait in the middle of a call.
+        if not self._is_comparing:
+            self._ids.append(input_ids)
+
+    @contextmanager
+    def comparing(self) -> Iterator[None]:
+        """While the same rows run once more without the prefix, they are not taken note of."""
+        self._is_comparing = True
+        try:
+            yield
+        finally:
+            self._is_comparing = False
+
+    def compare(self, output: Any, plain: Any, has_prefix: Tensor) -> None:
+        """Take note of how far the answer to rows with the prefix is from that to the same rows without."""
+        ours, theirs = _answer(output), _answer(plain)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            return
+        rows = has_prefix.to(ours.device)
+        ours, theirs = ours[rows].float().flatten(1), theirs[rows].float().flatten(1)
+        self._changes.append((ours - theirs).norm(dim=1) / theirs.norm(dim=1).clamp(min=1e-12))
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The number of prefix vectors in each row that had any, in the order of the calls; 0 where they were not
+        in order, one behind the other."""
+        return tuple(_in_order(row) for row in self._rows() if min(row, default=0) < 0)
+
+    @property
+    def plain_rows(self) -> list[list[int]]:
+        """The rows that had no prefix."""
+        return [row for row in self._rows() if min(row, default=0) >= 0]
+
+    @property
+    def changes(self) -> tuple[float, ...]:
+        """‖with − without‖ / ‖without‖ of the text encoder's answer, for each row that had a prefix."""
+        return tuple(float(f"{c:.6g}") for changes in self._changes for c in changes.tolist())
+
+    def _rows(self) -> list[list[int]]:
+        return [row for ids in self._ids for row in ids.reshape(-1, ids.shape[-1]).tolist()]
+
+
+def _in_order(row: list[int]) -> int:
+    """N where a row holds −1 … −N once, one behind the other; else 0."""
+    found = [i for i in row if i < 0]
+    first = row.index(found[0])
+    unbroken = row[first : first + len(found)] == list(range(-1, -len(found) - 1, -1))
+    return len(found) if unbroken else 0
+
+
+def _answer(output: Any) -> Tensor | None:
+    """What of a text encoder's output is compared, with the prompts in the first dimension."""
+    hidden = getattr(output, "hidden_states", None)
+    if hidden is not None:
+        answer = hidden[-1]
+    else:
+        answer = output[0] if isinstance(output, tuple) or hasattr(output, "to_tuple") else output
+    return answer if isinstance(answer, Tensor) else None

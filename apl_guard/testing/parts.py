@@ -1,0 +1,55 @@
+"""What tiny pipelines are made of beside their text encoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["flow", "movq", "unet", "vae"]
+
+
+def unet(d: Any, width: int = 32, **more: Any) -> Any:
+    """A UNet for prompt embeds of some width."""
+    shape = {
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "sample_size": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": width,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    return d.UNet2DConditionModel(**(shape | more))
+
+
+def vae(d: Any, channels: int = 4, levels: int = 2, **more: Any) -> Any:
+    """An autoencoder that makes pictures smaller by 2 for each level after the first."""
+    return d.AutoencoderKL(
+        block_out_channels=(8, 16, 16, 16)[:levels],
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        latent_channels=channels,
+        norm_num_groups=4,
+        **more,
+    )
+
+
+def movq(d: Any) -> Any:
+    """The autoencoder of Kandinsky."""
+    return d.VQModel(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+        latent_channels=4,
+        norm_num_groups=8,
+        norm_type="spatial",
+        num_vq_embeddings=12,
+        vq_embed_dim=4,
+    )
+
+
+def flow(d: Any) -> Any:
+    """The scheduler of pipelines that learn a flow."""
+    return d.FlowMatchEulerDiscreteScheduler()

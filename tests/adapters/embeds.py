@@ -1,0 +1,249 @@
+"""What a bare pipeline of each family has to be given for the picture that the guard makes: prompt embeds, pooled
+outputs and masks of the sequence made by hand."""
+
+import torch
+from by_hand import clip_by_hand, encoder_by_hand, row_by_hand
+
+from apl_guard import Guard
+from apl_guard.policy import Policy
+from apl_guard.testing import FAMILIES, random_prefix, tiny_pipe
+
+N = 6
+LONG = "a photo of a man in a red shirt, " * 40
+
+# Everything that a variant is called with may pass, so that what is tested is the prefix in front of the prompts.
+PERMISSIVE = Policy.model_validate(
+    {
+        "apiVersion": "apl-guard/v1",
+        "kind": "Policy",
+        "metadata": {"name": "variants", "version": 1},
+        "spec": {
+            "rules": [
+                {
+                    "id": "prefix",
+                    "when": {"channels": ["prompt", "prompt_2", "prompt_3", "prompt_4"]},
+                    "then": {"action": "anonymize"},
+                },
+                {
+                    "id": "negative",
+                    "when": {
+                        "channels": ["negative_prompt", "negative_prompt_2", "negative_prompt_3", "negative_prompt_4"]
+                    },
+                    "then": {"action": "allow"},
+                },
+                {
+                    "id": "the-rest",
+                    "when": {"channels": ["image", "control_image", "image_embeds", "attention", "adapter_weights"]},
+                    "then": {"action": "unsafe_allow"},
+                },
+            ]
+        },
+    }
+)
+
+
+class Guarded:
+    """A tiny pipe with a guard and the prefix it uses."""
+
+    def __init__(self, family, dtype=None):
+        self.pipe = tiny_pipe(family=family)
+        if dtype is not None:
+            self.pipe.to(dtype)
+        self.prefix = random_prefix(self.pipe, n=N)
+        self.guard = Guard(self.pipe, PERMISSIVE, prefix=self.prefix)
+        self.options = FAMILIES[family].options | {"output_type": "latent"}
+
+    def draw(self, target, prompt, seed=0, **options):
+        options = self.options | options
+        return target(prompt=prompt, generator=torch.Generator().manual_seed(seed), **options)[0]
+
+    def clip(self, slot, prompts, key, **options):
+        return self.clip_all(slot, prompts, **options)[key]
+
+    def clip_all(self, slot, prompts, **options):
+        encoder, tokenizer = self.pipe.components[slot], self.pipe.components[_tokenizer_of(slot)]
+        return clip_by_hand(encoder, tokenizer, prompts, self.prefix.vectors[slot], **options)
+
+    def encoder(self, slot, prompts, length, masked, *, padded=True, before="", after="", **options):
+        """What a text encoder gives that takes token embeddings, and the mask."""
+        encoder, tokenizer = self.pipe.components[slot], self.pipe.components[_tokenizer_of(slot)]
+        rows = [row_by_hand(tokenizer, prompt, N, length, before, after) for prompt in prompts]
+        vectors = self.prefix.vectors[slot]
+        return encoder_by_hand(encoder, tokenizer, rows, vectors, masked, length if padded else None, **options)
+
+    def t5(self, slot, prompts, length, masked):
+        output, mask = self.encoder(slot, prompts, length, masked)
+        return output[0], mask
+
+
+def _tokenizer_of(slot):
+    return slot.replace("text_encoder", "tokenizer")
+
+
+def _stable_diffusion(m, prompts):
+    return {"prompt_embeds": m.clip("text_encoder", prompts, "last")}
+
+
+def _latent_upscale(m, prompts):
+    found = m.clip_all("text_encoder", prompts)
+    return {"prompt_embeds": found["hidden"][-1], "pooled_prompt_embeds": found["pooled"]}
+
+
+def _stable_diffusion_xl(m, prompts):
+    slots = ("text_encoder", "text_encoder_2")
+    return {
+        "prompt_embeds": torch.cat([m.clip(slot, prompts, "hidden")[-2] for slot in slots], -1),
+        "pooled_prompt_embeds": m.clip("text_encoder_2", prompts, "projected"),
+    }
+
+
+def _stable_diffusion_3(m, prompts):
+    slots = ("text_encoder", "text_encoder_2")
+    both = torch.cat([m.clip(slot, prompts, "hidden")[-2] for slot in slots], -1)
+    t5, _ = m.t5("text_encoder_3", prompts, 40, masked=False)
+    padded = torch.nn.functional.pad(both, (0, t5.shape[-1] - both.shape[-1]))
+    return {
+        "prompt_embeds": torch.cat([padded, t5], 1),
+        "pooled_prompt_embeds": torch.cat([m.clip(slot, prompts, "projected") for slot in slots], -1),
+    }
+
+
+def _flux(m, prompts):
+    return {
+        "prompt_embeds": m.t5("text_encoder_2", prompts, 48, masked=False)[0],
+        "pooled_prompt_embeds": m.clip("text_encoder", prompts, "pooled"),
+    }
+
+
+def _pixart(m, prompts):
+    # this pipeline puts its prompts in lower case
+    embeds, mask = m.t5("text_encoder", [prompt.lower().strip() for prompt in prompts], 40, masked=True)
+    return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+
+
+def _hunyuan_dit(m, prompts):
+    bert, mask = m.t5("text_encoder", prompts, 77, masked=True)
+    t5, mask_2 = m.t5("text_encoder_2", prompts, 256, masked=True)
+    return {
+        "prompt_embeds": bert,
+        "prompt_attention_mask": mask,
+        "prompt_embeds_2": t5,
+        "prompt_attention_mask_2": mask_2,
+    }
+
+
+def _aura_flow(m, prompts):
+    embeds, mask = m.t5("text_encoder", prompts, 40, masked=True)
+    return {"prompt_embeds": embeds * mask[..., None], "prompt_attention_mask": mask}
+
+
+def _chroma(m, prompts):
+    embeds, mask = m.t5("text_encoder", prompts, 40, masked=True)
+    # one place of the padding counts as text
+    counts = torch.arange(40) <= mask.sum(1, keepdim=True)
+    return {"prompt_embeds": embeds, "prompt_attention_mask": counts.to(embeds.dtype)}
+
+
+def _kandinsky_3(m, prompts):
+    embeds, mask = m.t5("text_encoder", prompts, 128, masked=True)
+    longest = mask.sum(1).max() + 1
+    return {"prompt_embeds": (embeds * mask[..., None])[:, :longest], "attention_mask": mask[:, :longest]}
+
+
+def _stable_cascade_prior(m, prompts):
+    found = m.clip_all("text_encoder", prompts, masked=True)
+    return {"prompt_embeds": found["hidden"][-1], "prompt_embeds_pooled": found["projected"][:, None]}
+
+
+def _cogview_3_plus(m, prompts):
+    return {"prompt_embeds": m.t5("text_encoder", prompts, 40, masked=False)[0]}
+
+
+def _qwen_image(m, prompts):
+    before, after = m.pipe.prompt_template_encode.split("{}")
+    first = m.pipe.prompt_template_encode_start_idx
+    options = {"before": before, "after": after, "padded": False, "output_hidden_states": True}
+    output, mask = m.encoder("text_encoder", prompts, 1024 + first, masked=True, **options)
+    embeds, mask = output.hidden_states[-1][:, first:], mask[:, first:]
+    return {"prompt_embeds": (embeds * mask[..., None])[:, :512], "prompt_embeds_mask": mask[:, :512]}
+
+
+_TURN = {"before": "<|im_start|>user\n", "after": "<|im_end|>\n<|im_start|>assistant\n"}
+
+
+def _z_image(m, prompts):
+    output, mask = m.encoder("text_encoder", prompts, 512, masked=True, output_hidden_states=True, **_TURN)
+    return {"prompt_embeds": [row[keep.bool()] for row, keep in zip(output.hidden_states[-2], mask, strict=True)]}
+
+
+def _flux_2_klein(m, prompts):
+    output, _ = m.encoder("text_encoder", prompts, 80, masked=True, output_hidden_states=True, **_TURN)
+    return {"prompt_embeds": torch.cat([output.hidden_states[layer] for layer in (1, 2)], -1)}
+
+
+def _sana(m, prompts):
+    import inspect
+
+    instruction = inspect.signature(type(m.pipe).__call__).parameters["complex_human_instruction"].default
+    before = "\n".join(instruction)
+    length = len(m.pipe.tokenizer.encode(before)) + 40 - 2
+    m.pipe.tokenizer.padding_side = "right"  # as the pipeline does
+    prompts = [prompt.lower().strip() for prompt in prompts]
+    output, mask = m.encoder("text_encoder", prompts, length, masked=True, before=before)
+    places = [0, *range(-39, 0)]
+    return {"prompt_embeds": output[0][:, places], "prompt_attention_mask": mask[:, places]}
+
+
+def _lumina_2(m, prompts):
+    before = m.pipe.system_prompt + " <Prompt Start> "
+    options = {"before": before, "output_hidden_states": True}
+    output, mask = m.encoder("text_encoder", prompts, 256, masked=True, **options)
+    return {"prompt_embeds": output.hidden_states[-2], "prompt_attention_mask": mask}
+
+
+def _hidream(m, prompts):
+    slots = ("text_encoder", "text_encoder_2")
+    llama, _ = m.encoder("text_encoder_4", prompts, 40, masked=True, output_hidden_states=True)
+    return {
+        "prompt_embeds_t5": m.t5("text_encoder_3", prompts, 40, masked=True)[0],
+        "prompt_embeds_llama3": torch.stack(llama.hidden_states[1:]),
+        "pooled_prompt_embeds": torch.cat([m.clip(slot, prompts, "projected", length=40) for slot in slots], -1),
+    }
+
+
+EMBEDS = {
+    "stable_diffusion": _stable_diffusion,
+    "stable_diffusion_xl": _stable_diffusion_xl,
+    "stable_diffusion_3": _stable_diffusion_3,
+    "flux": _flux,
+    "pixart": _pixart,
+    "hunyuan_dit": _hunyuan_dit,
+    "aura_flow": _aura_flow,
+    "chroma": _chroma,
+    "kandinsky_3": _kandinsky_3,
+    "stable_cascade_prior": _stable_cascade_prior,
+    "cogview_3_plus": _cogview_3_plus,
+    "qwen_image": _qwen_image,
+    "z_image": _z_image,
+    "flux_2_klein": _flux_2_klein,
+    "sana": _sana,
+    "lumina_2": _lumina_2,
+    "hidream": _hidream,
+}
+"""Family → the arguments, for a guarded pipe and prompts."""
+
+EMBEDS_OF_VARIANT = {"StableDiffusionLatentUpscalePipeline": _latent_upscale}
+"""Variants that take other arguments than their family."""
+
+# Without guidance, because with it these pipelines want embeds for the negative prompt as well.
+CALL = {
+    "pixart": {"guidance_scale": 1.0, "negative_prompt": None},
+    "z_image": {"guidance_scale": 0.0},
+    "StableDiffusionLatentUpscalePipeline": {"guidance_scale": 1.0},
+}
+"""Family or variant → options under which embeds can be given."""
+
+# Attention as T5 has it gives the last bits differently for a row of vectors and a row of ids.
+WITHIN = dict.fromkeys(
+    ("stable_diffusion_3", "pixart", "hunyuan_dit", "aura_flow", "kandinsky_3", "cogview_3_plus", "hidream"), 1e-5
+)

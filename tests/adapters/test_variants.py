@@ -1,0 +1,103 @@
+"""Each variant of a family is drawn through a guard, and its picture is that of the sequence made by hand."""
+
+import inspect
+
+import diffusers
+import pytest
+import torch
+from by_hand import clip_by_hand
+from embeds import CALL, EMBEDS, EMBEDS_OF_VARIANT, PERMISSIVE, WITHIN, Guarded
+
+from apl_guard import Guard
+from apl_guard.adapters.diffusers_families import reason_against
+from apl_guard.testing import FAMILIES, VARIANTS, pictures_for, random_prefix, tiny_variant
+
+PROMPTS = ["a photo of Mara Voss in a red shirt"]
+# These take no prompt embeds for what a part of them reads; below it is shown what that part was given.
+WITH_PRIOR = [name for name, variant in VARIANTS.items() if ("Kandinsky" in name and "22" in name) or "UnCLIP" in name]
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Each family's pipe is built once, and its variants share it."""
+    known = {}
+
+    def get(family):
+        if family not in known:
+            known[family] = Guarded(family)
+        return known[family]
+
+    return get
+
+
+class Drawn:
+    """A variant with a guard."""
+
+    def __init__(self, m, name):
+        variant = VARIANTS[name]
+        self.pipe = tiny_variant(m.pipe, name)
+        own = [part for key, part in self.pipe.components.items() if "text_encoder" in key]
+        shares = all(any(part is theirs for theirs in m.pipe.components.values()) for part in own)
+        self.prefix = m.prefix if shares and "prior" not in "".join(m.prefix.vectors) else random_prefix(self.pipe, n=6)
+        self.guard = Guard(self.pipe, PERMISSIVE, prefix=self.prefix)
+        kept = {key: value for key, value in m.options.items() if key not in variant.without}
+        self.options = kept | dict(variant.options) | pictures_for(name) | CALL.get(variant.family, {})
+        self.options |= CALL.get(name, {})
+        if "output_type" in kept and name.startswith("KandinskyV22Prior"):
+            self.options["output_type"] = "pt"
+
+    def __call__(self, target, **options):
+        return target(generator=torch.Generator().manual_seed(0), **(self.options | options))[0]
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name not in WITH_PRIOR])
+def test_the_picture_of_a_variant_is_that_of_the_embeds_made_by_hand(made, name):
+    """Image-to-image, inpaint, ControlNet, LCM, PAG and the rest, with the pictures that they take."""
+    family = VARIANTS[name].family
+    m, drawn = made(family), Drawn(made(family), name)
+    embeds = EMBEDS_OF_VARIANT.get(name, EMBEDS[family])(m, PROMPTS)
+
+    expected = drawn(drawn.pipe, **embeds)
+    guarded = drawn(drawn.guard, prompt=PROMPTS[0])
+
+    torch.testing.assert_close(guarded, expected, rtol=0, atol=WITHIN.get(family, 0.0))
+    assert not torch.equal(guarded, drawn(drawn.pipe, prompt=PROMPTS[0]))
+
+
+@pytest.mark.parametrize("name", ["KandinskyV22CombinedPipeline", *WITH_PRIOR])
+def test_a_prior_is_given_the_embeds_made_by_hand(made, name):
+    """What arrives at the model behind the text encoder: embeds, pooled output and mask."""
+    if name in VARIANTS:
+        drawn = Drawn(made(VARIANTS[name].family), name)
+        pipe, guard, prefix = drawn.pipe, drawn.guard, drawn.prefix
+    else:
+        drawn = m = made("kandinsky_2_2")
+        pipe, guard, prefix = m.pipe, m.guard, m.prefix
+        drawn = lambda target, **options: m.draw(target, options["prompt"])  # noqa: E731
+    slot = next(slot for slot in ("prior_text_encoder", "text_encoder") if slot in pipe.components)
+    prior = pipe.components["prior_prior" if "prior_prior" in pipe.components else "prior"]
+    tokenizer = pipe.components[slot.replace("text_encoder", "tokenizer")]
+    expected = clip_by_hand(pipe.components[slot], tokenizer, PROMPTS, prefix.vectors[slot])
+    seen = []
+    hook = prior.register_forward_pre_hook(lambda _, args, options: seen.append(options), with_kwargs=True)
+
+    with hook:
+        drawn(guard, prompt=PROMPTS[0])
+
+    assert len(seen) > 0
+    for options in seen:
+        assert torch.equal(options["encoder_hidden_states"][-1:], expected["last"])
+        assert torch.equal(options["proj_embedding"][-1:], expected["projected"])
+        assert torch.equal(options["attention_mask"][-1:].bool(), expected["mask"])
+
+
+def test_every_covered_pipeline_is_drawn_in_a_test():
+    """None is covered because it resembles another: each is a family's own or a variant here."""
+    covered = {
+        name
+        for name in dir(diffusers)
+        if name.endswith("Pipeline") and inspect.isclass(cls := getattr(diffusers, name))
+        if issubclass(cls, diffusers.DiffusionPipeline) and reason_against(cls) is None
+    }
+
+    assert covered == {family.pipeline for family in FAMILIES.values()} | VARIANTS.keys()
