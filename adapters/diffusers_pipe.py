@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from time import perf_counter
 from typing import Any
@@ -176,13 +176,7 @@ class DiffusersAdapter:
             began = perf_counter()
             output = self._call(view, **(arguments | marked(request, mark)))
             seconds = perf_counter() - began
-        for slot, seen in received.items():
-            known = [tokenizer for encoder, tokenizer in tokenizers if encoder is not None and encoder.slot == slot]
-            if not all(any(tokenizer.may_be_plain(row) for tokenizer in known) for row in seen.plain_rows):
-                raise PrefixNotApplied(
-                    f"{slot} received a part of a prompt without the prefix; what splits a long prompt has to cut the "
-                    "tokens of the whole text into chunks of the text encoder's window"
-                )
+        _check_plain_rows(received, tokenizers)
         cuts = {
             encoder.slot: tokenizer.tokens_cut[-request.batch :]
             for encoder, tokenizer in tokenizers
@@ -247,6 +241,17 @@ class DiffusersAdapter:
     def _has_adapter_weights(self) -> bool:
         models = [model for model in self._pipe.components.values() if isinstance(model, nn.Module)]
         return any(getattr(model, "peft_config", None) or has_parameter_named("lora_", model) for model in models)
+
+
+def _check_plain_rows(received: Mapping[str, Received], tokenizers: Sequence[tuple[Encoder | None, Any]]) -> None:
+    """Make sure that no part of a prompt ran bare: every row without the prefix is of a text that is no prompt."""
+    for slot, seen in received.items():
+        known = [tokenizer for encoder, tokenizer in tokenizers if encoder is not None and encoder.slot == slot]
+        if not all(any(tokenizer.may_be_plain(row) for tokenizer in known) for row in seen.plain_rows):
+            raise PrefixNotApplied(
+                f"{slot} received a part of a prompt without the prefix; what splits a long prompt has to cut the "
+                "tokens of the whole text into chunks of the text encoder's window"
+            )
 
 
 def _has_turns(tokenizer: Any) -> bool:

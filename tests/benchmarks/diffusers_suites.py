@@ -1,4 +1,4 @@
-"""diffusers' own fast pipeline tests, plain and through a guard in mode `off`, side by side.
+"""diffusers' own fast pipeline tests, plain and through a guard in mode `unsafe_off`, side by side.
 
     python tests/benchmarks/diffusers_suites.py CHECKOUT [--suites stable_diffusion flux] [--output results.md]
 

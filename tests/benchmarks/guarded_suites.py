@@ -1,4 +1,4 @@
-"""A pytest plugin: every pipeline of diffusers that a test calls is called through a guard in mode `off`.
+"""A pytest plugin: every pipeline of diffusers that a test calls is called through a guard in mode `unsafe_off`.
 
 Used by `diffusers_suites.py`.
 """
@@ -24,7 +24,7 @@ OFF = Policy.model_validate(
         "kind": "Policy",
         "metadata": {"name": "off", "version": 1},
         "spec": {
-            "mode": "off",
+            "mode": "unsafe_off",
             "rules": [{"id": "prefix", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}}],
         },
     }
