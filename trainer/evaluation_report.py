@@ -14,7 +14,7 @@ import numpy as np
 from apl_guard.trainer.charts import line_chart
 from apl_guard.trainer.evaluate.curves import Curve
 from apl_guard.trainer.evaluate.goals import compare
-from apl_guard.trainer.evaluate.result import ROWS, Asked, EvalResult, Figures, Pictures, arms_of, show_figure
+from apl_guard.trainer.evaluate.result import ATTACK, ROWS, Asked, EvalResult, Figures, Pictures, arms_of, show_figure
 from apl_guard.trainer.page import EVALUATION_PAGE
 from apl_guard.trainer.report import facts_list, goals_table
 
@@ -42,6 +42,8 @@ def write_report(result: EvalResult, command: str, curves: Sequence[Curve] = ())
         (True, False)
     """
     rows = compare(result)
+    attacks = {suite: arms for suite, arms in result.suites.items() if suite.startswith(ATTACK)}
+    suites = {suite: arms for suite, arms in result.suites.items() if suite not in attacks}
     goals = ""
     if rows:
         goals = (
@@ -52,9 +54,9 @@ def write_report(result: EvalResult, command: str, curves: Sequence[Curve] = ())
     return Template(EVALUATION_PAGE).substitute(
         title="apl-guard eval",
         command=escape(command),
-        headline="".join(_headline(suite, arms) for suite, arms in result.suites.items()),
+        headline="".join(_headline(suite, arms) for suite, arms in suites.items()),
         goals=goals,
-        tables="".join(_table(suite, arms) for suite, arms in result.suites.items()),
+        tables="".join(_table(suite, arms) for suite, arms in suites.items()) + _attacks(attacks),
         curves=_curves(curves),
         pictures="".join(_gallery(suite, result.asked[suite], arms) for suite, arms in result.images.items()),
         facts=facts_list(_facts(result.settings)),
@@ -87,6 +89,24 @@ def _table(suite: str, arms: Mapping[str, Figures]) -> str:
     return (
         f'<h3>{escape(suite)}</h3><div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _attacks(attacks: Mapping[str, Mapping[str, Figures]]) -> str:
+    """One row for each class of attacks: the leak in each arm, and how many calls were refused or pictures withheld."""
+    if not attacks:
+        return ""
+    columns = list(dict.fromkeys(arm for arms in attacks.values() for arm in arms_of(arms)))
+    head = "".join(f"<th>{escape(arm.replace('_', ', '))}</th>" for arm in columns)
+    lines = []
+    for suite, arms in attacks.items():
+        cells = "".join(f"<td>{escape(show_figure(arms.get(arm, {}), 'leak_far_1e-3'))}</td>" for arm in columns)
+        stopped = {key: max(figures.get(key, 0) for figures in arms.values()) for key in ("refused", "withheld")}
+        notes = ", ".join(f"{count} {key}" for key, count in stopped.items() if count)
+        lines.append(f"<tr><th>{escape(suite.removeprefix(ATTACK))}</th>{cells}<td>{notes}</td></tr>")
+    return (
+        '<h3>attacks, by leak at FAR 1e-3</h3><div class="scroll"><table><thead><tr><th></th>'
+        f"{head}<th></th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 

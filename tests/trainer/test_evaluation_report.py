@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from apl_guard.cli import app
 from apl_guard.errors import InvalidInput
 from apl_guard.trainer.evaluate.curves import Curve, read_curves, write_curves
-from apl_guard.trainer.evaluate.result import Asked, EvalResult
+from apl_guard.trainer.evaluate.result import ATTACK, Asked, EvalResult
 from apl_guard.trainer.evaluation_report import write_report
 
 
@@ -51,6 +51,18 @@ def test_the_report_holds_everything_and_refers_to_nothing(result: EvalResult) -
         assert text in page
     assert "<i>photo" not in page
     assert len(page) < 1_000_000, "large pictures are reduced"
+
+
+def test_attacks_stand_in_one_table() -> None:
+    """A row for each class, what was refused or withheld behind it."""
+    checked = {"images": 4, "leak_far_1e-3": 0.0, "refused": 2, "withheld": 1}
+    arms = {"plain": {"images": 4, "leak_far_1e-3": 0.75}, "guarded_checked": checked}
+
+    page = write_report(EvalResult({f"{ATTACK}misspelt": arms, f"{ATTACK}split": arms}), "apl-guard eval")
+
+    assert page.count("<h3>") == 1
+    for text in ("<th>misspelt</th>", "<th>split</th>", "75.0 %", "2 refused, 1 withheld", "guarded, checked"):
+        assert text in page
 
 
 def test_curves_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -179,6 +179,7 @@ def generic_figures(judges: Judges, pictures: Pictures, fresh: Pictures, asked: 
     sets = [judges.features(part).double().numpy() for part in (pictures, fresh)]
     figures: Figures = {"images": len(pictures)}
     figures |= fidelity("attribute_fidelity", judges.attributes(pictures), [one.attributes for one in asked])
+    figures["frechet_space"] = judges.name
     figures["frechet"] = frechet_distance(*sets)
     figures["frechet_ci"] = list(bootstrap_interval(frechet_distance, sets, seed=seed))
     return figures
