@@ -87,7 +87,8 @@ def gated_figures(
         return harmonic(float(one.mean()), float(other.mean()))
 
     figures["h_c"] = h_c(erased, retained)
-    figures["h_c_ci"] = list(bootstrap_interval(h_c, [erased, retained], seed))
+    low, high = bootstrap_interval(h_c, [erased, retained], seed)
+    figures["h_c_ci"] = [low, min(1.0, high)]
     return figures
 
 
