@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,28 @@ GENERIC_PER_IMAGE = 80
 """Generic prompts for each image per person."""
 
 
-def people_of(setting: Setting, split: Split) -> list[Person]:
-    """The people of a split; at most as many as the setting allows, evenly picked."""
+def people_of(setting: Setting, split: Split, among: Collection[str] | None = None) -> list[Person]:
+    """The people of a split, or those among some names; at most as many as the setting allows, evenly picked."""
     from apl_guard.trainer import minifaces
 
     people = [person for person in minifaces.people() if person.split == split]
+    if among is not None:
+        people = [person for person in people if person.name in among]
     limit = setting.people_limit
     if limit is not None and limit < len(people):
         people = [people[k * len(people) // limit] for k in range(limit)]
     return people
 
 
-def ask_for_people(setting: Setting, split: Split) -> list[Asked]:
-    """Prompts that name the people of a split, in an order that depends on nothing but the setting.
+def ask_for_people(setting: Setting, split: Split, among: Collection[str] | None = None) -> list[Asked]:
+    """Prompts that name the people of a split, or those among some names, in an order of the setting alone.
 
     With more images per person the former prompts and seeds stay and others are added.
     """
     from apl_guard.trainer import minifaces
 
     asked: list[Asked] = []
-    for person in people_of(setting, split):
+    for person in people_of(setting, split, among):
         stand_in = person.neutral(setting.neutral)
         kept = spoken(person.attributes, stand_in)
         labels = [f"{person.name}:{k}" for k in range(setting.images_per_person)]

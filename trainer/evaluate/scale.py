@@ -136,8 +136,7 @@ def _captions(config: TrainConfig) -> Sequence[str]:
 
 
 def _measure(setting: Setting, people: Identities) -> Figures:
-    trained = {person.name for person in people.identities}
-    asked = [one for one in ask_for_people(setting, "seen") if one.person in trained]
+    asked = ask_for_people(setting, "seen", among={person.name for person in people.identities})
     point: Figures = {}
     for label, group in (("leak, trained people", asked), ("leak, unseen people", ask_for_people(setting, "unseen"))):
         figures = identity_figures(setting.judges, _draw(setting, group, "scale"), group)
