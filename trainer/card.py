@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apl_guard.prefix import PrefixMetadata
@@ -81,3 +83,17 @@ What differs from the defaults:
 |---|---|---|
 {options or "| – | | |"}
 """
+
+
+def training_seconds(prefix: Path) -> float | None:
+    """How long training took, by the card of a prefix; None where there is no card, or it does not say.
+
+    Args:
+        prefix: The prefix folder, or the file in it.
+    """
+    folder = prefix if prefix.is_dir() else prefix.parent
+    try:
+        found = re.search(r" people, \d+ steps, (\d+\.\d) minutes\.", (folder / "card.md").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return None
+    return None if found is None else 60 * float(found[1])

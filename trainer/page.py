@@ -1,6 +1,6 @@
 """The pages of the reports, with `$name` where their parts go. They hold everything that they need."""
 
-_HEAD = """\
+HEAD = """\
 <!doctype html>
 <html lang="en">
 <head>
@@ -70,14 +70,14 @@ dt { color: var(--soft); } dd { margin: 0; }
 <main>
 """
 
-_FOOT = """\
+FOOT = """\
 </main>
 </body>
 </html>
 """
 
 PAGE = (
-    _HEAD
+    HEAD
     + """\
 <h1>Named people in, nobody in particular out</h1>
 <p>A text-to-image model that draws people by name was put behind <code>Guard(pipe,
@@ -111,12 +111,12 @@ $tradeoff
 <h2>How this was made</h2>
 <dl>$facts</dl>
 """
-    + _FOOT
+    + FOOT
 )
 """Of the demo."""
 
 EVALUATION_PAGE = (
-    _HEAD
+    HEAD
     + """\
 <h1>What the guard hides, and what it leaves alone</h1>
 <p>The same prompts from the same seeds, drawn by the model as it is (<em>plain</em>), with names replaced by words
@@ -138,6 +138,6 @@ $pictures
 <h2>How this was made</h2>
 <dl>$facts</dl>
 """
-    + _FOOT
+    + FOOT
 )
 """Of an evaluation."""

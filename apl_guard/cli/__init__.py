@@ -13,6 +13,7 @@ import typer
 from apl_guard._version import __version__
 from apl_guard.cli import audit, metrics, minifaces, policy, prefix
 from apl_guard.cli.attack import attack
+from apl_guard.cli.bench import bench
 from apl_guard.cli.demo import demo
 from apl_guard.cli.evaluate import evaluate
 from apl_guard.cli.generate import generate
@@ -55,6 +56,7 @@ app.add_typer(metrics.app, name="metrics")
 app.command(no_args_is_help=True)(train)
 app.command("eval", no_args_is_help=True)(evaluate)
 app.command(no_args_is_help=True)(attack)
+app.command()(bench)
 app.command()(demo)
 app.add_typer(minifaces.app, name="minifaces")
 
