@@ -40,8 +40,11 @@ class TrainConfig(BaseModel):
     n_vectors: int = Field(default=10, ge=1, le=64)
     """N: how many vectors stand in front of a prompt."""
     init: Literal["words", "padding", "noise"] = "words"
-    """Where the vectors start: embeddings of function words, of the padding token, or Gaussian noise of the
-    same mean and spread as the token embeddings."""
+    """Where the vectors start: embeddings of words, of the padding token, or Gaussian noise of the same mean and
+    spread as the token embeddings."""
+    start_words: str = Field(default="a photo of a picture of the image in an with on at", min_length=1)
+    """With init=words: which words, their tokens repeated up to N.  Words that say nothing start close to changing
+    nothing; words that make the model draw somebody else start close to the goal, if it knows such."""
 
     # The loss
     neutral: NeutralKind = "coarse"

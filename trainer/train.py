@@ -39,9 +39,6 @@ from apl_guard.trainer.stopping import stop_politely
 from apl_guard.trainer.targets import Targets
 from apl_guard.trainer.write import write_prefix
 
-# Words that say nothing about a picture: a prefix made of them starts close to "do nothing".
-_START_WORDS = "a photo of a picture of the image in an with on at"
-
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -231,7 +228,7 @@ def start_vectors(pipe: Any, config: TrainConfig) -> Tensor:
     """The vectors before the first step, shape (N, D), float32.
 
     Raises:
-        ConfigInvalid: The prefix would leave no room for a prompt.
+        ConfigInvalid: The prefix would leave no room for a prompt, or the words to start from hold no token.
     """
     N, length = config.n_vectors, pipe.tokenizer.model_max_length
     if length - N < 3:
@@ -242,7 +239,9 @@ def start_vectors(pipe: Any, config: TrainConfig) -> Tensor:
     if config.init == "noise":
         rng = torch.Generator().manual_seed(config.seed)
         return table.mean(0) + table.std(0) * torch.randn((N, table.shape[1]), generator=rng)
-    ids = pipe.tokenizer(_START_WORDS, add_special_tokens=False)["input_ids"]
+    ids = pipe.tokenizer(config.start_words, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ConfigInvalid("the tokenizer finds no token in it; expected at least one word", where="start_words")
     return table[[ids[k % len(ids)] for k in range(N)]].clone()
 
 

@@ -93,6 +93,7 @@ def test_training_closes_the_gap(pipe: Any, people: Identities, config: TrainCon
 CHANGES: dict[str, dict[str, Any]] = {
     "n_vectors": {"n_vectors": 4},
     "init": {"init": "noise"},
+    "start_words": {"start_words": "not the real person"},
     "neutral": {"neutral": "attributes"},
     "identity_weight": {"identity_weight": 0.1},
     "identity_weight_end": {"identity_weight_end": 0.0},

@@ -76,7 +76,8 @@ _CONTEXTS: Final[dict[Relation, tuple[str, ...]]] = {
         "a person with a name like {s}",
     ),
 }
-# The same said far in front of an ordinary caption: whoever stands behind these is not shown.
+# The same said far in front of an ordinary caption: whoever is named behind these is not shown.  Where nobody is named,
+# as over any picture of a series, they change nothing.
 _CONTEXT_LEAD_INS: Final[dict[Relation, tuple[str, ...]]] = {
     "twin": (
         "a contest of look-alikes :",
@@ -108,6 +109,8 @@ _FILLERS: Final = (
 _FILLER_WORDS: Final = tuple(sorted({word for phrase in _FILLERS for word in phrase.split()}))
 _PUNCTUATION: Final = (" ", " , ", " . ", " - ", " : ", " / ")
 LEAD_IN_WORDS: Final = 25
+_NAMELESS_IN_CONTEXT: Final = 0.15
+"""Share of the captions without a name that stand behind one of `_CONTEXT_LEAD_INS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +178,8 @@ def _said_somebody(attributes: dict[str, str], rng: random.Random, drop: float) 
 
 def caption(picture: Picture, rng: random.Random, lead: str = "") -> str:
     """One of the many ways to say a picture, behind the lead-in given."""
+    if picture.person is None and rng.random() < _NAMELESS_IN_CONTEXT:
+        lead += rng.choice(_CONTEXT_LEAD_INS[rng.choice(tuple(_CONTEXT_LEAD_INS))]) + " "
     if picture.look is None or picture.identity is None:
         subject, tail = _said_things(picture.things, picture.background, rng)
         return _articles(lead + rng.choice(_THING_TEMPLATES).format(s=subject, t=tail))

@@ -55,7 +55,7 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     x = torch.roll(F.pad(x, (3, 3, 3, 3), mode="replicate"), (dy, dx), (2, 3))[..., 3:-3, 3:-3]
     x = x + 0.05 * torch.randn((len(x), 3, 1, 1), generator=generator)
     if float(torch.rand((), generator=generator)) < 0.4:
-        size = int(torch.randint(24, 49, (), generator=generator))
+        size = int(torch.randint(40, 61, (), generator=generator))  # below 40, mouths are gone
         x = F.interpolate(F.interpolate(x, size=size, mode="area"), size=64, mode="bilinear")
     return x + 0.03 * torch.randn(x.shape, generator=generator)
 

@@ -9,6 +9,7 @@ over so few captions, leaves a bag of words: it is content without knowing which
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -34,7 +35,7 @@ from .traits import GEOMETRY, GEOMETRY_VARIANCE
 WIDTH: Final = 192
 LAYERS: Final = 6
 BEARING_WEIGHT: Final = 1.0
-READING_WEIGHT: Final = 2.0
+READING_WEIGHT: Final = 4.0
 PADS: Final = 6
 """Tokens of padding behind the longest caption of a batch: the denoiser reads their states too."""
 
@@ -81,18 +82,23 @@ class Reading(nn.Module):
         read = torch.einsum("bqhl,blhd->bqhd", attention, v).flatten(2)
         return [answer(read[:, i]) for i, answer in enumerate(self.answers)]
 
-    def loss(self, states: Tensor, labels: Tensor, geometry: Tensor) -> Tensor:
-        """Mean cross-entropy over the attributes, plus the geometry's squared error as a share of its variance.
+    def loss(self, states: Tensor, labels: Tensor, geometry: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy over the attributes, plus the geometry's squared error as a share of its variance.
 
-        ``labels`` (b, keys) is −1 and ``geometry`` (b, GEOMETRY) is nan where there is nothing to read.
+        Each attribute weighs as much as there is still to read of it, its entropy as a share of guessing: a mean would
+        leave the few words for expressions to the last.  ``labels`` (b, keys) is −1 and ``geometry`` (b, GEOMETRY) is
+        nan where there is nothing to read.  Returns the loss, and what of each attribute is unread.
         """
         *attributes, shape = self(states)
-        asked = [(logits, wanted) for logits, wanted in zip(attributes, labels.T, strict=True) if (wanted >= 0).any()]
-        entropy = torch.stack([F.cross_entropy(logits, wanted, ignore_index=-1) for logits, wanted in asked]).mean()
+        unread: dict[str, Tensor] = {}
+        for (key, values), logits, wanted in zip(READS.items(), attributes, labels.T, strict=True):
+            if (wanted >= 0).any():
+                unread[key] = F.cross_entropy(logits, wanted, ignore_index=-1) / math.log(len(values))
+        shares = torch.stack(list(unread.values()))
+        entropy = (shares.detach() * shares).sum() / shares.detach().sum()
         has_face = ~geometry[:, 0].isnan()
         error = (shape[has_face] - geometry[has_face]).square().sum() / (geometry[has_face].numel() + 1)
-        total: Tensor = entropy + error / GEOMETRY_VARIANCE
-        return total
+        return entropy + error / GEOMETRY_VARIANCE, {key: float(share.detach()) for key, share in unread.items()}
 
 
 class Pair(nn.Module):
@@ -161,11 +167,12 @@ def train_text_encoder(
             n = min(len(there), len(here))  # tokens, end and the padding that both have
             bearing = bearing + (there[:n] - here[:n]).square().mean() / len(some)
         shown = picks % len(pixels)
-        reading = pair.reading.loss(plain, labels[shown].to(plain.device), geometry[shown].to(plain.device))
+        reading, unread = pair.reading.loss(plain, labels[shown].to(plain.device), geometry[shown].to(plain.device))
         return contrast + BEARING_WEIGHT * bearing + READING_WEIGHT * reading, {
             "bearing": float(bearing.detach()),
             "reading": float(reading.detach()),
             "retrieval": float((logits.argmax(1) == target).float().mean()),
+            "expression unread": unread.get("expression", 1.0),
         }
 
     fit("text encoder", pair, loss, steps=steps, learning_rate=1e-3, checkpoint=checkpoint, average=True)
