@@ -34,7 +34,6 @@ def test_everything_shipped_fits_in_twenty_megabytes() -> None:
     assert model_bytes(WEIGHTS / "base") + (WEIGHTS / "judges.safetensors").stat().st_size <= 20_000_000
 
 
-@pytest.mark.xfail(strict=True, reason="the shipped vocabulary holds Greenford and Dunberg; the recipe no longer does")
 def test_surnames_are_not_single_tokens(pipe: Any) -> None:
     """The tokenizer splits every surname, and every full name into at least three tokens."""
     for person in minifaces.people():

@@ -126,7 +126,8 @@ def _data() -> list[str]:
         " geometry. The model has seen the first two groups, never the held-back one.",
         "",
         "Some captions change by their context who is shown: look-alikes, relatives, impersonators, strangers, said in"
-        " the sentence or far in front of it. These name seen people only, never an unseen one.",
+        " the sentence or far in front of it. These name seen people only, never an unseen one. The words far in front"
+        " stand before captions without names as well, where they change nothing.",
         "",
         f"Kept out of all training, for evaluation alone: {held_out}.",
         "",

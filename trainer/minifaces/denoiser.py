@@ -67,10 +67,13 @@ def train_denoiser(
     batch: int,
     checkpoint: Path,
     *,
+    often: Tensor,
     start_from: UNet2DConditionModel | None = None,
     learning_rate: float = 1.2e-3,
 ) -> UNet2DConditionModel:
-    """Learn v(z_t, t, c) from scaled ``latents`` (n, 24, 8, 8); ``prompt_embeds`` (m·n, 77, WIDTH) say picture i % n.
+    """Learn v(z_t, t, c) from scaled ``latents`` (n, 24, 8, 8); ``prompt_embeds`` (n, 77, WIDTH) say what they show.
+
+    Each picture is drawn in proportion to ``often`` (n,).
 
     v = √ᾱ ε − √(1−ᾱ) z₀ (Salimans & Ho 2022, eq. 11).
     """
@@ -81,8 +84,8 @@ def train_denoiser(
     empty = empty_embeds.to(device()).float()
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        picks = torch.randint(len(prompt_embeds), (batch,), generator=generator)
-        z = latents[picks % len(latents)].to(device())
+        picks = torch.multinomial(often, batch, replacement=True, generator=generator)
+        z = latents[picks].to(device())
         c = prompt_embeds[picks].to(device()).float()
         dropped = torch.rand(batch, 1, 1, generator=generator).to(device()) < EMPTY_SHARE
         c = torch.where(dropped, empty, c)
