@@ -57,8 +57,8 @@ class Recipe:
     pictures: int = 48_000
     decoder_steps: int = 1_300
     encoder_steps: int = 450
-    text_encoder_steps: int = 1_400
-    denoiser_steps: int = 8_000
+    text_encoder_steps: int = 1_700
+    denoiser_steps: int = 8_400
     variant_steps: int = 1_200
     judge_steps: int = 1_500
     guard_steps: int = 400

@@ -140,4 +140,6 @@ def _build(facts: Mapping[str, Any]) -> list[str]:
     lines += [f"| {stage} | {seconds / 60:.0f} |" for stage, seconds in facts["seconds"].items()]
     recipe = ", ".join(f"{key} {value}" for key, value in facts["recipe"].items())
     lines += ["", f"On {facts['machine']}, torch {facts['torch']}. Recipe: {recipe}."]
+    if "note" in facts:
+        lines += ["", str(facts["note"])]
     return lines
