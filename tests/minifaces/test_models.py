@@ -94,13 +94,15 @@ def test_reading_learns_which_of_two_colours_is_the_shirts() -> None:
         labels[:, key], labels[:, key + 1] = colours[:, 0], colours[:, 1]
         geometry = (colours[:, :1] / 7).expand(-1, GEOMETRY).clone()
         geometry[::2] = float("nan")
-        loss = reading.loss(states, labels, geometry)
+        loss, unread = reading.loss(states, labels, geometry)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     answers = reading(states)
     assert float((answers[key].argmax(1) == colours[:, 0]).float().mean()) > 0.95
     assert float((answers[key + 1].argmax(1) == colours[:, 1]).float().mean()) > 0.95
+    assert unread.keys() == {"clothing", "background"}
+    assert max(unread.values()) < 0.2
     assert torch.isfinite(loss)
     assert float((answers[-1].detach() - colours[:, :1] / 7).abs().mean()) < 0.1
 
