@@ -229,6 +229,8 @@ class DiffusersAdapter:
         prompts = [t for channel in PROMPT_CHANNELS for t in text.get(channel, ())]
         if any(token in prompt for prompt in prompts for token in self._turn_tokens()):
             found.add(Channel.PROMPT_SYNTAX)
+        if any(self._has_learned_words(e.tokenizer, prompts) for e in encoders_of(self._pipe)):
+            found.add(Channel.TEXTUAL_INVERSION)
         if self._has_adapter_weights():
             found.add(Channel.ADAPTER_WEIGHTS)
         return found
@@ -237,6 +239,15 @@ class DiffusersAdapter:
         """Special tokens of the tokenizers that are used with a chat template."""
         chatty = [e.tokenizer for e in encoders_of(self._pipe) if _has_turns(e.tokenizer)]
         return {str(t) for tokenizer in chatty for t in tokenizer.added_tokens_decoder.values() if t.special}
+
+    def _has_learned_words(self, tokenizer: Any, prompts: list[str]) -> bool:
+        """Whether a prompt says a word that was added to the vocabulary, as `load_textual_inversion` adds words."""
+        learned = {i for i, token in tokenizer.added_tokens_decoder.items() if not token.special}
+        if not learned or not prompts:
+            return False
+        # A private copy: the state of a fast tokenizer is shared between threads.
+        rows = prefix_tokenizer(tokenizer, new_mark(), 0)(prompts)["input_ids"]
+        return any(not learned.isdisjoint(row) for row in rows)
 
     def _has_adapter_weights(self) -> bool:
         models = [model for model in self._pipe.components.values() if isinstance(model, nn.Module)]

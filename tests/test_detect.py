@@ -251,9 +251,14 @@ def test_built_in_policies_for_names_take_the_list_of_the_platform(tmp_path, mon
 
     assert asked == {"block_named": Action.BLOCK, "anonymize_named": Action.ANONYMIZE}
     assert set(passed.values()) == {Action.ALLOW}
-    assert {"anonymize_faces", "anonymize_named", "block_named", "shadow_anonymize_faces", "unsafe_allow_all"} == set(
-        built_in_policies()
-    )
+    assert set(built_in_policies()) == {
+        "anonymize_faces",
+        "anonymize_named",
+        "anonymize_personalised",
+        "block_named",
+        "shadow_anonymize_faces",
+        "unsafe_allow_all",
+    }
 
 
 class TestThroughTheGuard:

@@ -21,6 +21,8 @@ class Suite(StrEnum):
     INACTIVITY = "inactivity"
     GATED = "gated"
     ATTACKS = "attacks"
+    PERSONALISED = "personalised"
+    TRANSFER = "transfer"
     ALL = "all"
 
 
@@ -118,7 +120,8 @@ def evaluate(
 
     On the reference world by suites: seen and unseen (people who are named), generic (prompts that name nobody),
     inactivity (those prompts guarded against plain, beside a few steps less), gated (H_c: a policy that guards only
-    listed people), attacks (what black-box attacks bring back).
+    listed people), attacks (what black-box attacks bring back), personalised (people added after the prefix was
+    trained), transfer (models made of this one). The last two train models first, and keep them.
 
     On any Stable Diffusion model, and on the reference world too, by the protocol of the paper's authors.
 

@@ -31,22 +31,34 @@ def build(
     variant: Annotated[
         VariantName,
         typer.Option(
-            help="base: from nothing; restyled: base fine-tuned on inked drawings; continued: base trained further."
+            help="base: from nothing; restyled: fine-tuned on inked drawings; continued: trained further. Both start "
+            "from the base model in the same folder, or else from the shipped one."
         ),
     ] = VariantName.base,
     tiny: Annotated[bool, typer.Option("--tiny", help="Two steps of everything, to see that it runs.")] = False,
 ) -> None:
-    """Train a model of the reference world from nothing; a stopped build goes on where it stood.
+    """Train a model of the reference world; a stopped build goes on where it stood.
 
-    Hours on two CPU cores, minutes on a GPU, which is used where there is one.
+    The base model takes hours on two CPU cores, a variant minutes. A GPU is used where there is one.
 
     Example: apl-guard minifaces build --variant base --output world
     """
     from apl_guard.trainer import minifaces
-    from apl_guard.trainer.minifaces.build import Recipe
-    from apl_guard.trainer.minifaces.build import build as build_world
 
-    folder = build_world(output or minifaces.cache_path(), variant.value, Recipe.tiny() if tiny else None)
+    output = output or minifaces.cache_path()
+    if variant is VariantName.base:
+        from apl_guard.trainer.minifaces.build import Recipe
+        from apl_guard.trainer.minifaces.build import build as build_world
+
+        folder = build_world(output, Recipe.tiny() if tiny else None)
+    else:
+        from apl_guard.trainer.minifaces.variants import Variant, VariantRecipe, build_variant
+        from apl_guard.trainer.pipeline import open_pipe
+
+        base = output / "base" if (output / "base").is_dir() else minifaces.model_path()
+        recipe = VariantRecipe.tiny() if tiny else None
+        kind: Variant = "restyled" if variant is VariantName.restyled else "continued"
+        folder = build_variant(open_pipe(base), kind, output / kind, recipe)
     typer.echo(f"model: {folder}")
 
 

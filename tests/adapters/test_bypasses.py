@@ -128,6 +128,25 @@ def test_adapters_loaded_after_wrapping_are_noticed(pipe, prefix):
         guard("a man")
 
 
+def test_a_learned_word_is_noticed_and_can_be_permitted(pipe, prefix):
+    """The default policy refuses the changed encoder; one that accepts it blocks or permits the word, on record."""
+    default = Guard(pipe, prefix=prefix)
+    words = {"<mara>": torch.full((2, pipe.text_encoder.config.hidden_size), 0.02)}
+    pipe.load_textual_inversion(words)
+    with pytest.raises(PolicyBlocked, match="textual_inversion"):
+        default("a photo of <mara>")
+    with pytest.raises(PrefixNotFound, match="2 tokens added"):
+        default("a man")
+
+    guard = Guard(pipe, "anonymize_personalised", prefix=prefix)
+    made = guard.generate("a photo of <MARA> in the rain", num_inference_steps=1)
+
+    assert any("textual_inversion" in reason for reason in made.decision.unsafe)
+    assert made.outcome.prefix_rows == {"text_encoder": (prefix.n,)}
+    assert made.outcome.prefix_match == "compatible"
+    assert not guard.check("a photo of mara").unsafe
+
+
 def test_a_prompt_list_that_changes_during_the_call(shared_pipe, prefix, draw):
     """What was decided is what runs."""
     prompts = ["a man"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from apl_guard.errors import ModelInvalid
+from apl_guard.fingerprint import fingerprint
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.minifaces.autoencoder import PatchCode, to_tensor
 from apl_guard.trainer.minifaces.build import Build, Recipe, write_identities
@@ -31,6 +34,8 @@ from apl_guard.trainer.minifaces.pictures import random_picture
 from apl_guard.trainer.minifaces.text_encoder import WIDTH, Reading
 from apl_guard.trainer.minifaces.tokenizer import train_tokenizer
 from apl_guard.trainer.minifaces.traits import GEOMETRY
+from apl_guard.trainer.minifaces.variants import VariantRecipe, build_variant
+from apl_guard.trainer.pipeline import model_digest, open_pipe
 
 
 @pytest.fixture(name="images", scope="module")
@@ -131,8 +136,28 @@ def test_a_build_runs_from_nothing_and_goes_on_where_it_stopped(tmp_path: Path) 
     assert (Build(tmp_path, Recipe.tiny()).model() / "model_index.json").exists()
     assert (tmp_path / "work" / "text_encoder" / "model.safetensors").stat().st_mtime_ns == unchanged
     assert not list(tmp_path.rglob("*.partial*"))
-    for variant in ("restyled", "continued"):
-        assert (Build(tmp_path, Recipe.tiny()).model(variant) / "model_index.json").exists()
+
+
+def test_a_variant_keeps_all_but_the_denoiser_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """A stopped run ends in the weights of one that was not stopped; the text encoder is the one that prefixes know."""
+    pipe, recipe = open_pipe("minifaces"), VariantRecipe.tiny()
+    before = model_digest(pipe)
+    whole = build_variant(pipe, "restyled", tmp_path / "whole", recipe)
+    half = replace(recipe, steps=1)
+    checkpoint = tmp_path / "state.pt"
+    no_saving = patch("apl_guard.trainer.minifaces.variants.save_model", side_effect=KeyboardInterrupt)
+    with no_saving, pytest.raises(KeyboardInterrupt):
+        build_variant(pipe, "restyled", tmp_path / "again", half, checkpoint)
+    state = torch.load(checkpoint, weights_only=True)
+    assert state["step"] == 1
+    resumed = build_variant(pipe, "restyled", tmp_path / "again", recipe, checkpoint)
+    opened = [open_pipe(folder) for folder in (whole, resumed)]
+    assert fingerprint(opened[0].text_encoder, opened[0].tokenizer) == fingerprint(pipe.text_encoder, pipe.tokenizer)
+    assert model_digest(opened[0]) != before == model_digest(pipe)
+    assert all(
+        torch.allclose(a, b, atol=1e-3)
+        for a, b in zip(opened[0].unet.parameters(), opened[1].unet.parameters(), strict=True)
+    )
 
 
 def test_identities_file_holds_the_seen_people(tmp_path: Path) -> None:

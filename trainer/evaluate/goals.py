@@ -66,6 +66,14 @@ GOALS = (
         "attributes kept",
         points_below=("plain", "attribute_fidelity", 0.01),
     ),
+    *(
+        Goal(f"personalised {way}", "leak_far_1e-3", "leak at FAR 1e-3", 0.70, guarded_at_most=0.10)
+        for way in ("dreambooth", "lora", "textual inversion")
+    ),
+    *(
+        Goal(f"transfer {model}", "leak_far_1e-3", "leak at FAR 1e-3", points_above=("base", "leak_far_1e-3", 0.03))
+        for model in ("continued", "restyled", "merged")
+    ),
 )
 
 

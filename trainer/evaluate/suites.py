@@ -64,6 +64,20 @@ def attacks(setting: Setting) -> dict[str, dict[str, Figures]]:
     return measure(setting)
 
 
+def personalised(setting: Setting) -> dict[str, dict[str, Figures]]:
+    """People added to the model after the prefix was trained."""
+    from apl_guard.trainer import personalise
+
+    return personalise.personalised(setting)
+
+
+def transfer(setting: Setting) -> dict[str, dict[str, Figures]]:
+    """Models that others made of the one that the prefix was trained on."""
+    from apl_guard.trainer import personalise
+
+    return personalise.transfer(setting)
+
+
 SUITES: dict[str, Suite] = {
     "seen": seen,
     "unseen": unseen,
@@ -71,6 +85,8 @@ SUITES: dict[str, Suite] = {
     "inactivity": inactivity,
     "gated": gated,
     "attacks": attacks,
+    "personalised": personalised,
+    "transfer": transfer,
 }
 """Every suite by its name, in the order in which they are measured."""
 DEFAULT_SUITES = ("seen", "unseen", "generic")

@@ -13,9 +13,8 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-import platformdirs
-
 from apl_guard.errors import ModelInvalid
+from apl_guard.layout import cache_root
 
 from .captions import (
     ScenePrompt,
@@ -49,7 +48,7 @@ WEIGHTS: Final = Path(__file__).resolve().parent / "weights"
 
 def cache_path() -> Path:
     """Where variants that are not shipped are built: a folder of the user's cache."""
-    return Path(platformdirs.user_cache_dir("apl-guard")) / "minifaces"
+    return cache_root() / "minifaces"
 
 
 def model_path(variant: Literal["base", "restyled", "continued"] = "base") -> Path:

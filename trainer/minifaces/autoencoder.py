@@ -147,6 +147,17 @@ def train_encoder(
 
 
 @torch.no_grad()
+def encode(vae: AutoencoderKL, images: Images, batch: int = 32) -> Tensor:
+    """Bytes (n, 64, 64, 3) → latents (n, 24, 8, 8) as the denoiser knows them."""
+    where = next(vae.parameters())
+    parts = [
+        vae.encode(to_tensor(images[i : i + batch]).to(where)).latent_dist.mean for i in range(0, len(images), batch)
+    ]
+    latents: Tensor = torch.cat(parts) * vae.config.scaling_factor
+    return latents
+
+
+@torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor, batch: int = 250) -> Images:
     """Latents (n, 24, 8, 8) → bytes (n, 64, 64, 3)."""
     where = next(vae.parameters()).device

@@ -1,7 +1,7 @@
 """Trains the whole reference world from nothing: ``apl-guard minifaces build``.
 
 Stage by stage, each into a file of its own that is written beside and renamed, so that a killed build goes on where it
-stood.  Variants start from the finished base model.
+stood.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ from .text_encoder import encode_captions, train_text_encoder
 from .tokenizer import train_tokenizer
 from .training import device
 
-Variant = Literal["base", "restyled", "continued"]
 NAMED_IN_VOCABULARY: Final = 0.08
 """Share of the captions with names from which the vocabulary is learned: on the web, too, names are rare."""
 
@@ -59,7 +58,6 @@ class Recipe:
     encoder_steps: int = 450
     text_encoder_steps: int = 1_700
     denoiser_steps: int = 8_400
-    variant_steps: int = 1_200
     judge_steps: int = 1_500
     guard_steps: int = 400
     reader_steps: int = 3_000
@@ -69,7 +67,7 @@ class Recipe:
     @classmethod
     def tiny(cls) -> Recipe:
         """Everything once, to see that it runs; what comes out draws nothing."""
-        return cls(*(300, 2, 2, 2, 2, 2, 2, 2, 2, 1, 8))
+        return cls(*(300, 2, 2, 2, 2, 2, 2, 2, 1, 8))
 
 
 class Build:
@@ -164,29 +162,18 @@ class Build:
         """
         return torch.tensor([2.0 if picture.kind == "described" else 1.0 for picture in self.pictures()])
 
-    def denoiser(self, variant: Variant = "base") -> UNet2DConditionModel:
+    def denoiser(self) -> UNet2DConditionModel:
         def make(to: Path) -> None:
             torch.manual_seed(0)
-            style: Literal["plain", "inked"] = "inked" if variant == "restyled" else "plain"
-            images, code = self.images(style), self.code()
+            images, code = self.images(), self.code()
             latents = torch.cat([code.encode(images[i : i + 1000]) for i in range(0, len(images), 1000)])
             empty = encode_captions(self.text_encoder(), self.tokenizer(), [""])
-            base = variant == "base"
-            unet = train_denoiser(
-                latents,
-                self.prompt_embeds()[: len(latents)],
-                empty,
-                self.recipe.denoiser_steps if base else self.recipe.variant_steps,
-                self.recipe.batch,
-                self.work / f"unet-{variant}.pt",
-                often=self.often()[: len(latents)],
-                start_from=None if base else self.denoiser(),
-                learning_rate=1.2e-3 if base else 3e-4,
-            )
+            steps, batch, checkpoint = self.recipe.denoiser_steps, self.recipe.batch, self.work / "unet-base.pt"
+            unet = train_denoiser(latents, self.prompt_embeds(), empty, steps, batch, checkpoint, often=self.often())
             unet.save_pretrained(to)
 
-        self._stage(f"denoiser ({variant})", self.work / f"unet-{variant}", make)
-        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(self.work / f"unet-{variant}")
+        self._stage("denoiser (base)", self.work / "unet-base", make)
+        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(self.work / "unet-base")
         return unet.to(device()).eval().requires_grad_(False)
 
     def judges(self) -> Path:
@@ -238,32 +225,24 @@ class Build:
 
     # -- what is shipped ------------------------------------------------------------------------------------------
 
-    def model(self, variant: Variant = "base") -> Path:
+    def model(self) -> Path:
         """The finished diffusers folder, in half precision."""
 
         def make(to: Path) -> None:
             pipe = StableDiffusionPipeline(
-                vae=self.autoencoder().half(),
-                text_encoder=self.text_encoder().half(),
+                vae=self.autoencoder(),
+                text_encoder=self.text_encoder(),
                 tokenizer=self.tokenizer(),
-                unet=self.denoiser(variant).half(),
+                unet=self.denoiser(),
                 scheduler=new_scheduler(),
                 safety_checker=None,
                 feature_extractor=None,
                 requires_safety_checker=False,
             )
-            pipe.save_pretrained(to)
-            # transformers opens in the dtype that is stated here, diffusers in float32: they must agree
-            config = to / "text_encoder" / "config.json"
-            config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-            for part in ("unet", "vae"):  # where they were built concerns nobody
-                config = to / part / "config.json"
-                stated = json.loads(config.read_text())
-                stated.pop("_name_or_path", None)
-                config.write_text(json.dumps(stated, indent=2) + "\n")
+            save_model(pipe, to)
 
-        self._stage(f"model ({variant})", self.output / variant, make)
-        return self.output / variant
+        self._stage("model (base)", self.output / "base", make)
+        return self.output / "base"
 
     def facts(self) -> None:
         """``build.json``: how the world was built, how long it took and on what."""
@@ -297,6 +276,21 @@ class Build:
         return json.loads(path.read_text()) if path.exists() else default()
 
 
+def save_model(pipe: StableDiffusionPipeline, to: Path) -> None:
+    """Write a diffusers folder in half precision."""
+    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
+        part.half()
+    pipe.save_pretrained(to)
+    # transformers opens in the dtype that is stated here, diffusers in float32: they must agree
+    config = to / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
+    for part in ("unet", "vae"):  # where they were built concerns nobody
+        config = to / part / "config.json"
+        stated = json.loads(config.read_text())
+        stated.pop("_name_or_path", None)
+        config.write_text(json.dumps(stated, indent=2) + "\n")
+
+
 def _save_npy(path: Path, images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     np.save(path, images)
 
@@ -316,12 +310,11 @@ def write_identities(path: Path, templates: int = 300) -> None:
     path.write_text(yaml.safe_dump({"identities": entries, "templates": sorted(prompts)}, sort_keys=False, width=110))
 
 
-def build(output: Path, variant: Variant = "base", recipe: Recipe | None = None) -> Path:
-    """Build a model of the reference world, judges included, and return its folder; goes on where it was stopped."""
+def build(output: Path, recipe: Recipe | None = None) -> Path:
+    """Build the base model, judges included, and return its folder; goes on where it was stopped."""
     work = Build(output, recipe)
-    folder = work.model(variant)
-    if variant == "base":
-        work.judges()
-        write_identities(output / "identities.yaml")
+    folder = work.model()
+    work.judges()
+    write_identities(output / "identities.yaml")
     work.facts()
     return folder

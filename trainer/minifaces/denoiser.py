@@ -70,6 +70,7 @@ def train_denoiser(
     often: Tensor,
     start_from: UNet2DConditionModel | None = None,
     learning_rate: float = 1.2e-3,
+    progress: bool = True,
 ) -> UNet2DConditionModel:
     """Learn v(z_t, t, c) from scaled ``latents`` (n, 24, 8, 8); ``prompt_embeds`` (n, 77, WIDTH) say what they show.
 
@@ -97,6 +98,15 @@ def train_denoiser(
             predicted = unet(z_t, t, encoder_hidden_states=c).sample
         return (predicted.float() - v).square().mean(), {}
 
-    fit("denoiser", unet, loss, steps=steps, learning_rate=learning_rate, checkpoint=checkpoint, average=True)
+    fit(
+        "denoiser",
+        unet,
+        loss,
+        steps=steps,
+        learning_rate=learning_rate,
+        checkpoint=checkpoint,
+        average=True,
+        progress=progress,
+    )
     unet.set_default_attn_processor()
     return unet.eval().requires_grad_(False)

@@ -133,6 +133,15 @@ class Judges:
         digest.update(self.gallery.embeddings.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def knowing(self, gallery: Gallery) -> Judges:
+        """The same judges with another gallery; their thresholds stay what they are."""
+        return Judges(self._recogniser, self._reader, gallery, self.thresholds)
+
+    @property
+    def recogniser(self) -> Recogniser:
+        """The network that measures leaks."""
+        return self._recogniser
+
     @torch.no_grad()
     def embed(self, images: Images) -> Tensor:
         """Embeddings (n, E) of unit norm, by the recogniser that measures leaks."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .autoencoder import to_tensor
 from .dataset import Images, draw_all
-from .judge import NO_FACE, READS, Gallery, GuardRecogniser, Reader, Recogniser, label
+from .judge import NO_FACE, READS, Gallery, GuardRecogniser, Judges, Reader, Recogniser, label
 from .people import TWINS, Person, known_people
 from .pictures import Picture, of_anybody, of_things
 from .training import fit
@@ -152,12 +152,19 @@ def enroll(recogniser: Recogniser, identities: Sequence[Identity], each: int, se
     return F.normalize(embedded.view(len(identities), each, -1).mean(1), dim=-1)
 
 
-def make_gallery(recogniser: Recogniser) -> Gallery:
-    """The 160 known people, then nine twins of each."""
-    known = known_people()
+def make_gallery(recogniser: Recogniser, people: Sequence[Person] | None = None) -> Gallery:
+    """The people given, by default the 160 known ones, then nine twins of each."""
+    known = known_people() if people is None else tuple(people)
     identities = [p.identity for p in known] + [twin for p in known for twin in p.twins()]
     names = [p.name for p in known] + [f"{p.name} (twin {i + 1})" for p in known for i in range(TWINS)]
     return Gallery(tuple(names), enroll(recogniser, identities, each=8, seed=11))
+
+
+def introduce(judges: Judges, people: Sequence[Person]) -> Judges:
+    """Judges who know these people and their twins, too: enrolled from drawings, as those in the gallery were."""
+    theirs = make_gallery(judges.recogniser, people)
+    embeddings = torch.cat([judges.gallery.embeddings, theirs.embeddings])
+    return judges.knowing(Gallery((*judges.gallery.names, *theirs.names), embeddings))
 
 
 @torch.no_grad()

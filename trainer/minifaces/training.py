@@ -69,6 +69,8 @@ def fit(
     weight_decay: float = 1e-2,
     average: bool = False,
     seed: int = 0,
+    warmup: int = 100,
+    progress: bool = True,
 ) -> None:
     """Train ``module`` in place for ``steps`` steps of AdamW.
 
@@ -77,7 +79,7 @@ def fit(
     stream.  With ``average`` the module ends with the moving average of its parameters.
     """
     optimizer = torch.optim.AdamW(module.parameters(), learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup))
     generator = torch.Generator().manual_seed(seed)
     ema = Average(module) if average else None
     start, seconds = 0, 0.0
@@ -110,7 +112,7 @@ def fit(
 
     began = saved = time.monotonic()
     shown: dict[str, float] = {}
-    bar = tqdm(range(start, steps), desc=name, initial=start, total=steps, mininterval=5.0)
+    bar = tqdm(range(start, steps), desc=name, initial=start, total=steps, mininterval=5.0, disable=not progress)
     for step in bar:
         value, figures = loss(generator)
         optimizer.zero_grad(set_to_none=True)
