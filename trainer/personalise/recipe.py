@@ -19,14 +19,14 @@ class Recipe:
     """Drawings in a step."""
     prior_batch: int = 8
     """Pictures of the prior in a step."""
-    dreambooth_steps: int = 150
-    dreambooth_rate: float = 5e-4
-    lora_steps: int = 150
+    dreambooth_steps: int = 160
+    dreambooth_rate: float = 6e-4
+    lora_steps: int = 160
     lora_rate: float = 4e-3
     lora_rank: int = 16
-    inversion_steps: int = 120
-    inversion_rate: float = 1e-2
-    inversion_repeats: int = 2
+    inversion_steps: int = 300
+    inversion_rate: float = 2e-2
+    inversion_repeats: int = 4
     """Noise levels at which each drawing of a step is looked at."""
 
     @classmethod
