@@ -10,11 +10,13 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 
+from apl_guard.errors import InvalidInput
 from apl_guard.guard import Guard
 from apl_guard.trainer.evaluate.asking import ask_for_people, people_of
 from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import identity_figures
 from apl_guard.trainer.evaluate.setting import Setting
+from apl_guard.trainer.minifaces.judge import Judges
 from apl_guard.trainer.minifaces.judge_training import introduce
 from apl_guard.trainer.minifaces.people import Person, Split, people
 from apl_guard.trainer.minifaces.variants import STYLES, Variant, VariantRecipe, build_variant
@@ -59,9 +61,16 @@ def personalised(setting: Setting, recipe: Recipe | None = None) -> dict[str, di
         "personalised WAY" → "plain" and "guarded" → figures, the judges knowing these people and their twins, too.
 
     Raises:
+        InvalidInput: The judges are not those of the reference world.
         StorageFailed: The cache cannot be written.
         ExtraMissing: peft is not installed.
     """
+    if not isinstance(setting.judges, Judges):
+        raise InvalidInput(
+            f"people are added on the reference world, whose judges know what they look like; found "
+            f"{type(setting.judges).__name__}",
+            where="judges",
+        )
     recipe = recipe or Recipe()
     added_people = people_of(setting, _ADDED)
     judges = introduce(setting.judges, added_people)
