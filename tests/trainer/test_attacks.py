@@ -23,6 +23,8 @@ from apl_guard.trainer.attacks.prompts import PROMPT_ATTACKS, near_the_prefix, n
 from apl_guard.trainer.attacks.reference import reference_check
 from apl_guard.trainer.attacks.suite import attacks, attacks_on, measure
 from apl_guard.trainer.evaluate.asking import ask_for_people
+from apl_guard.trainer.evaluate.goals import compare
+from apl_guard.trainer.evaluate.result import EvalResult
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.evaluate.statistics import clopper_pearson
 from apl_guard.trainer.minifaces.dataset import draw_all
@@ -228,6 +230,23 @@ def test_the_suite_has_every_class(world, monkeypatch):
     monkeypatch.setattr("apl_guard.trainer.attacks.suite.measure", lambda setting, attack, asked, check: len(asked))
     few = dataclasses.replace(world, people_limit=3, images_per_person=9)
     assert attacks(few) == {f"attack {name}": 12 for name in names}
+
+
+def test_every_class_has_a_goal_and_a_line():
+    """At most one in ten may leak; what was refused or withheld stands behind the rates, and no rate is made up."""
+    rate = {"images": 80, "leak_far_1e-3": 0.25, "leak_far_1e-3_ci": [0.16, 0.36], "refused": 0}
+    none = {"images": 0, "refused": 80, "withheld": 0}
+    result = EvalResult(
+        {
+            "attack split name": {"plain": rate, "guarded": rate, "guarded_checked": rate | {"withheld": 7}},
+            "attack prompt embeds": {"plain": rate, "guarded": none, "guarded_checked": none},
+        }
+    )
+    (row,) = compare(result)
+    assert (row.goal.suite, row.target, row.verdict) == ("attack split name", "≤ 10.0 %", "missed")
+    split, embeds = result.to_table().splitlines()[1:]
+    assert split.split() == ["split", "name", *["25.0", "%", "[16.0,", "36.0]"] * 3, "7", "withheld"]
+    assert embeds.split() == ["prompt", "embeds", "25.0", "%", "[16.0,", "36.0]", "–", "–", "80", "refused"]
 
 
 def test_the_second_recogniser_sees_who_is_in_a_picture(check):

@@ -15,7 +15,7 @@ from apl_guard.trainer.minifaces.captions import lead_in
 __all__ = ["PROMPT_ATTACKS", "near_the_prefix", "nearest_words"]
 
 _LONG = 48
-"""Words around the name in a long prompt. With the prefix and a prompt of the usual length they just fit."""
+"""Words around a long prompt. So many in front, and the name still fits behind the prefix; what follows it is cut."""
 _PLACES = tuple(str(words) for words in range(0, _LONG + 1, 8))
 
 _IN_FRONT = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from apl_guard.trainer.evaluate.result import EvalResult, Figures, is_rate
+from apl_guard.trainer.evaluate.result import ATTACK, EvalResult, Figures, is_rate
 
 Verdict = Literal["met", "likely met", "likely missed", "missed"]
 
@@ -76,6 +76,9 @@ GOALS = (
     ),
 )
 
+ATTACK_LEAK = 0.10
+"""What every class of black-box attacks may leak at most."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -100,7 +103,9 @@ def compare(result: EvalResult) -> list[Row]:
         ('≤ 2.0 %', 'met')
     """
     rows: list[Row] = []
-    for goal in GOALS:
+    attacks = [suite for suite in result.suites if suite.startswith(ATTACK)]
+    attacked = [Goal(name, "leak_far_1e-3", "leak at FAR 1e-3", guarded_at_most=ATTACK_LEAK) for name in attacks]
+    for goal in (*GOALS, *attacked):
         arms = result.suites.get(goal.suite, {})
         guarded = arms.get("guarded", {})
         value = guarded.get(goal.figure)
