@@ -31,20 +31,20 @@ def world():
     return Setting.of(pipe, prefix, minifaces.judges(), steps=1, folder=None, progress=False)
 
 
-@pytest.mark.parametrize("kind", ["tokens", "embedding"])
-def test_a_search_lowers_its_own_loss_and_leaves_the_model_as_it_was(world, kind):
+@pytest.mark.parametrize(("kind", "steps"), [("tokens", 20), ("embedding", 8)])
+def test_a_search_lowers_its_own_loss_and_leaves_the_model_as_it_was(world, kind, steps):
     """On noise that it did not train on; weights, gradients and training flags are those of before."""
     pipe = world.pipe
     before = model_digest(pipe)
     flags = [p.requires_grad for p in pipe.text_encoder.parameters()]
     with frozen(pipe):
-        wanted = wanted_of(pipe, minifaces.people()[:2], seed=0)
+        wanted = wanted_of(pipe, minifaces.people()[:1], seed=0)
         search = make_search(kind, pipe, world.prefix.vectors["text_encoder"], wanted)
-        start = search.loss(seed=1, draws=8)
-        for _ in range(25):
+        start = search.loss(seed=1)
+        for _ in range(steps):
             search.step()
-        assert search.loss(seed=1, draws=8) < start
-    assert search.steps == 25
+        assert search.loss(seed=1) < start
+    assert search.steps == steps
     assert model_digest(pipe) == before
     assert [p.requires_grad for p in pipe.text_encoder.parameters()] == flags
     assert all(p.grad is None for p in pipe.unet.parameters())
