@@ -150,4 +150,4 @@ def test_further_prefixes_are_held_against_the_first():
     assert found == {"first": (1, False), "later": (4, False), "never": (16, True)}
     assert (sides["first"]["times_checked"], sides["first"]["times_checked_is_lower_bound"]) == (8, False)
     assert (sides["later"]["times_checked"], sides["later"]["times_checked_is_lower_bound"]) == (16, True)
-    assert steps_needed([{"steps": 0, "leak": 0.2}, {"steps": 5, "leak": 0.5}, {"steps": 10, "leak": 0.1}]) == 5
+    assert steps_needed([{"steps": k, "people": share} for k, share in ((0, 0.2), (5, 0.5), (10, 0.1))]) == 5

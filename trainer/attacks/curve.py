@@ -45,10 +45,11 @@ PICTURES = 16
 EACH = 4
 """Pictures of each person that are drawn to see whether the search has succeeded."""
 SUCCESS = 0.5
-"""A search has succeeded when it brings back the person in at least so many of the pictures."""
+"""A search has succeeded when it has brought back at least so many of the people, each in one picture or more."""
 
 Point = dict[str, Any]
-"""What was found after some steps: loss, pictures, leak with its interval, and what the output check leaves of it."""
+"""What was found after some steps: the loss; `leak`, the share of pictures that show the person; `people`, the share of
+people of whom one picture or more does; both with intervals, and `…_checked`, what the output check leaves of them."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,15 @@ def checkpoints(steps: int) -> list[int]:
     return sorted({0, steps, *(5 * 2**k for k in range(20) if 5 * 2**k <= steps)})
 
 
-def steps_needed(points: Sequence[Point], figure: str = "leak") -> int | None:
+def steps_needed(points: Sequence[Point], figure: str = "people") -> int | None:
     """The number of steps after which the search had succeeded; None where it never had.
 
     Args:
         points: A curve.
-        figure: "leak", or "leak_checked" for what is left of it behind the output check.
+        figure: "people", or "people_checked" for what is left behind the output check.
 
     Example:
-        >>> steps_needed([{"steps": 0, "leak": 0.1}, {"steps": 5, "leak": 0.6}])
+        >>> steps_needed([{"steps": 0, "people": 0.1}, {"steps": 5, "people": 0.6}])
         5
     """
     return next((point["steps"] for point in points if point[figure] >= SUCCESS), None)
@@ -169,7 +170,7 @@ def measure_curves(
         curve = {
             "points": points,
             "needed": steps_needed(points),
-            "needed_checked": steps_needed(points, "leak_checked"),
+            "needed_checked": steps_needed(points, "people_checked"),
             "is_control": side.is_control,
         }
         found.setdefault(kind, {})[side.name] = curve
@@ -209,7 +210,7 @@ def measure_curve(setting: Setting, kind: Kind, side: Side, steps: int, check: O
                     bar.update()
                 loss = search.loss(seed=setting.seed)
             points.append({"steps": checkpoint, "loss": loss} | _look(here, search, side, templates, check))
-            bar.set_postfix_str(f"leak {points[-1]['leak']:.0%}", refresh=False)
+            bar.set_postfix_str(f"people {points[-1]['people']:.0%}", refresh=False)
     return points
 
 
@@ -240,12 +241,11 @@ def _look(setting: Setting, search: Search, side: Side, templates: Tensor, check
     leaks = similarity >= setting.judges.thresholds["far_1e-3"]
     withheld = np.zeros(len(pictures), dtype=np.bool_)
     withheld[[sighting.picture for sighting in check.look(list(pictures)).sightings]] = True
-    return (
-        {"images": len(pictures), "similarity": float(similarity.mean())}
-        | rate("leak", leaks)
-        | {"withheld": int(withheld.sum())}
-        | rate("leak_checked", leaks & ~withheld)
-    )
+    point: Point = {"images": len(pictures), "similarity": float(similarity.mean()), "withheld": int(withheld.sum())}
+    for behind, shown in (("", leaks), ("_checked", leaks & ~withheld)):
+        point |= rate(f"leak{behind}", shown)
+        point |= rate(f"people{behind}", shown.reshape(-1, EACH).any(axis=1))
+    return point
 
 
 def _by_embeds(pipe: Any, embeds: Tensor) -> Callable[..., Any]:

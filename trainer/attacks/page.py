@@ -14,10 +14,10 @@ __all__ = ["draw_curves", "to_table"]
 
 
 def to_table(found: Mapping[str, Any]) -> str:
-    """A table for people: for each side the leak after some steps, and the steps that the search needed.
+    """A table for people: for each side how many were brought back after some steps, and the steps needed.
 
     Example:
-        >>> points = [{"steps": 0, "leak": 0.25, "leak_checked": 0.0}]
+        >>> points = [{"steps": 0, "people": 0.25, "people_checked": 0.0}]
         >>> curve = {"points": points, "needed": None, "needed_checked": None}
         >>> print(to_table({"searches": {"tokens": {"mine": curve}}}))
         tokens                               0   needed
@@ -30,7 +30,7 @@ def to_table(found: Mapping[str, Any]) -> str:
         lines.append(f"{kind:29}" + "".join(f"{step:>9}" for step in steps) + "   needed")
         for name, curve in sides.items():
             for behind, label in (("", name), ("_checked", "  behind the output check")):
-                cells = "".join(f"{100 * point[f'leak{behind}']:7.0f} %" for point in curve["points"])
+                cells = "".join(f"{100 * point[f'people{behind}']:7.0f} %" for point in curve["points"])
                 needed = "never" if curve[f"needed{behind}"] is None else str(curve[f"needed{behind}"])
                 times = curve.get(f"times{behind}")
                 more = (
@@ -42,7 +42,7 @@ def to_table(found: Mapping[str, Any]) -> str:
 
 
 def draw_curves(found: Mapping[str, Any], path: Path) -> None:
-    """Draw leak against steps, one panel for each search, controls dashed.
+    """Draw who is back against steps, one panel for each search, controls dashed.
 
     Raises:
         ExtraMissing: matplotlib is not installed.
@@ -59,12 +59,12 @@ def draw_curves(found: Mapping[str, Any], path: Path) -> None:
     for axes, (kind, sides) in zip(figure.subplots(1, len(searches), squeeze=False)[0], searches.items(), strict=True):
         for name, curve in sides.items():
             points = curve["points"]
-            steps, leaks = [p["steps"] for p in points], [p["leak"] for p in points]
+            steps, leaks = [p["steps"] for p in points], [p["people"] for p in points]
             (line,) = axes.plot(steps, leaks, "--" if curve["is_control"] else "-", marker="o", label=name)
-            low, high = zip(*(p["leak_ci"] for p in points), strict=True)
+            low, high = zip(*(p["people_ci"] for p in points), strict=True)
             axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.1)
         axes.axhline(found["settings"]["success"], color="0.6", linewidth=0.8)
-        axes.set(title=kind, xlabel="steps of the search", ylabel="pictures that show the person", ylim=(-0.02, 1.02))
+        axes.set(title=kind, xlabel="steps of the search", ylabel="people brought back", ylim=(-0.02, 1.02))
         axes.set_xscale("symlog", linthresh=5)
         axes.legend(fontsize="small")
     stream = io.BytesIO()
