@@ -34,6 +34,9 @@ __all__ = ["EmbeddingSearch", "Kind", "Search", "TokenSearch", "Wanted", "make_s
 Kind = Literal["tokens", "embedding"]
 TOKENS = 5
 """K of the search for tokens."""
+_EMBEDDING_RATE = 0.5
+"""Learning rate of the search for pseudo-words, in units of the spread of the token embeddings."""
+_TOKEN_RATE = 0.2
 _BATCH = 4
 """Noised pictures of each person in a step."""
 
@@ -184,12 +187,14 @@ def make_search(
         rows = tokenize_with_prefix(pipe.tokenizer, [before] * M, n)
         rows = insert_vectors(rows, 1 + n + length_of(pipe.tokenizer, before), sentinels(M, n, 1), end)
         start = table[[pipe.tokenizer("person", add_special_tokens=False)["input_ids"][0]] * M].unsqueeze(1)
-        return EmbeddingSearch(pipe, vectors, wanted, rows, start.clone(), 0.2 * float(table.std()), seed, dtype)
+        return EmbeddingSearch(
+            pipe, vectors, wanted, rows, start.clone(), _EMBEDDING_RATE * float(table.std()), seed, dtype
+        )
     rows = tokenize_with_prefix(pipe.tokenizer, [f"a photo of {name}" for name in wanted.names], n)
     rows = insert_vectors(rows, 1 + n, sentinels(M, n, TOKENS), end)
     ids = torch.randint(len(table), (M, TOKENS), generator=rng)
     mixed = 0.5 * torch.nn.functional.one_hot(ids, len(table)).float() + 0.5 / len(table)
-    return TokenSearch(pipe, vectors, wanted, rows, _mixtures(mixed, pipe.tokenizer), 0.05, seed, dtype)
+    return TokenSearch(pipe, vectors, wanted, rows, _mixtures(mixed, pipe.tokenizer), _TOKEN_RATE, seed, dtype)
 
 
 def _mixtures(x: Tensor, tokenizer: Any) -> Tensor:
