@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from small_model import small_pipe
@@ -130,13 +131,17 @@ def test_inactivity_is_measured_against_fewer_steps(setting: Setting) -> None:
     """Both are compared with the same plain pictures; the ratio is that of the two means."""
     figures = inactivity(setting)["inactivity"]
 
-    assert list(figures) == ["plain", "fewer_steps", "guarded"]
-    assert (figures["plain"]["steps"], figures["fewer_steps"]["steps"]) == (5, 4)
+    assert {arm: found["steps"] for arm, found in figures.items()} == {
+        "plain": 5, "fewer_steps": 4, "guarded": 5, "other_sampler": 4,
+    }  # fmt: skip
     assert "pixel_distance" not in figures["plain"]
     for name in ("feature_distance", "pixel_distance", "structure_distance"):
         assert figures["guarded"][name] > 0
-        ratio = figures["guarded"][name] / figures["fewer_steps"][name]
-        assert figures["guarded"][f"{name}_ratio"] == pytest.approx(ratio)
+        for beside in ("fewer_steps", "other_sampler"):
+            ratio = figures["guarded"][name] / figures[beside][name]
+            assert figures["guarded"][f"{name}_over_{beside}"] == pytest.approx(ratio)
+    assert figures["fewer_steps"]["pixel_distance"] != figures["other_sampler"]["pixel_distance"]
+    assert isinstance(setting.pipe.scheduler, DDIMScheduler), "the pipe is left as it was"
 
 
 def test_distances_are_those_of_the_pixels(setting: Setting) -> None:

@@ -13,12 +13,11 @@ Source: Shi, Zhang, Shan, arXiv:2405.16895; constants from the evaluation script
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+from diffusers import DDIMScheduler
 
 from apl_guard.errors import InvalidInput
 from apl_guard.trainer.evaluate.clip import Clip
@@ -26,7 +25,7 @@ from apl_guard.trainer.evaluate.faces import FaceJudge
 from apl_guard.trainer.evaluate.references import References
 from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import likeness, mean_figure, rate, worst_person
-from apl_guard.trainer.evaluate.setting import Setting
+from apl_guard.trainer.evaluate.setting import Setting, drawn_by
 from apl_guard.trainer.evaluate.statistics import bootstrap_interval, frechet_distance
 
 PROMPT = "A close-up portrait of {name}"
@@ -73,7 +72,7 @@ def apl_2026(
     if "quality" in groups:
         raise InvalidInput("the name 'quality' is taken; call this group otherwise", where="groups")
     found: dict[str, dict[str, Figures]] = {}
-    with _ddim(setting.pipe):
+    with drawn_by(setting.pipe, DDIMScheduler):
         for name, group in groups.items():
             found[name] = _people(replace(setting, steps=STEPS, guidance=GUIDANCE), name, group, faces, clip)
         if clip is not None:
@@ -145,16 +144,3 @@ def _quality(setting: Setting, captions: Sequence[str], clip: Clip) -> dict[str,
     for part in ("", "_ci"):
         figures["guarded"][f"frechet_plain_vs_plain{part}"] = figures["plain"][f"frechet{part}"]
     return figures
-
-
-@contextmanager
-def _ddim(pipe: Any) -> Iterator[None]:
-    """Let the pipe draw with DDIM, and put its own scheduler back."""
-    from diffusers import DDIMScheduler
-
-    own = pipe.scheduler
-    pipe.scheduler = DDIMScheduler.from_config(own.config)
-    try:
-        yield
-    finally:
-        pipe.scheduler = own

@@ -1,7 +1,8 @@
-"""What the guard does to prompts that name nobody, beside something that nobody minds: a few steps less.
+"""What the guard does to prompts that name nobody, beside what nobody minds: a few steps less, or another sampler.
 
 Same prompts, same seeds. The guarded pictures are compared with the plain ones, and so are plain pictures drawn in four
-fifths of the steps (20 in place of 25, unless another number is asked for). How far apart two pictures are is said
+fifths of the steps (20 in place of 25, unless another number is asked for), once by the pipe's own sampler and once by
+another, DPM-Solver++. How far apart two pictures are is said
 in the features of a judge (‖f(a) − f(b)‖, f the features in which the Fréchet distance is measured), in
 pixels (root of the mean squared difference, of a range of 1), and in structure (1 − SSIM).
 """
@@ -13,19 +14,20 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from apl_guard.errors import ExtraMissing
 from apl_guard.trainer.evaluate.asking import ask_for_anything
 from apl_guard.trainer.evaluate.result import Figures, Pictures
 from apl_guard.trainer.evaluate.scores import fidelity, mean_figure
-from apl_guard.trainer.evaluate.setting import Setting
+from apl_guard.trainer.evaluate.setting import Setting, drawn_by
 from apl_guard.trainer.evaluate.statistics import bootstrap_interval
 
 DISTANCES = ("feature_distance", "pixel_distance", "structure_distance")
 
 
 def inactivity(setting: Setting) -> dict[str, dict[str, Figures]]:
-    """Guarded against plain, and fewer steps against plain.
+    """Guarded against plain; fewer steps, and fewer steps of another sampler, against plain.
 
     Raises:
         ExtraMissing: torchmetrics is not installed.
@@ -39,18 +41,22 @@ def inactivity(setting: Setting) -> dict[str, dict[str, Figures]]:
         "fewer_steps": fewer.draw(fewer.pipe, texts, "generic"),
         "guarded": setting.draw(setting.guard, texts, "generic"),
     }
+    with drawn_by(fewer.pipe, DPMSolverMultistepScheduler):
+        pictures["other_sampler"] = fewer.draw(fewer.pipe, texts, "generic")
     figures: dict[str, Figures] = {}
     apart: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
     for arm, drawn in pictures.items():
-        figures[arm] = {"images": len(drawn), "steps": fewer.steps if arm == "fewer_steps" else setting.steps}
+        steps = setting.steps if arm in ("plain", "guarded") else fewer.steps
+        figures[arm] = {"images": len(drawn), "steps": steps}
         if arm != "plain":
             apart[arm] = distances(setting, pictures["plain"], drawn)
             for name, values in apart[arm].items():
                 figures[arm] |= mean_figure(name, values, setting.seed)
         figures[arm] |= fidelity("attribute_fidelity", setting.judges.attributes(drawn), wanted)
     for name in DISTANCES:
-        both = [apart["guarded"][name], apart["fewer_steps"][name]]
-        figures["guarded"] |= ratio_figure(f"{name}_ratio", both, setting.seed)
+        for beside in ("fewer_steps", "other_sampler"):
+            both = [apart["guarded"][name], apart[beside][name]]
+            figures["guarded"] |= ratio_figure(f"{name}_over_{beside}", both, setting.seed)
     setting.show("inactivity", asked, pictures)
     return {"inactivity": figures}
 

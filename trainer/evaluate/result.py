@@ -36,14 +36,17 @@ ROWS = (
     ("feature_distance", "feature distance"),
     ("pixel_distance", "pixel distance"),
     ("structure_distance", "1 − SSIM"),
-    ("feature_distance_ratio", "… over fewer steps"),
-    ("pixel_distance_ratio", "… in pixels"),
-    ("structure_distance_ratio", "… in structure"),
+    ("feature_distance_over_fewer_steps", "… over steps"),
+    ("pixel_distance_over_fewer_steps", "… in pixels"),
+    ("structure_distance_over_fewer_steps", "… in structure"),
+    ("feature_distance_over_other_sampler", "… over sampler"),
+    ("pixel_distance_over_other_sampler", "… in pixels"),
+    ("structure_distance_over_other_sampler", "… in structure"),
     ("clip_score", "CLIP score"),
 )
 """Figure → its label, in the order in which they are shown."""
 _NO_RATES = ("frechet", "cosine", "feature_", "pixel_", "structure_", "clip_", "h_c")
-ARMS = ("plain", "neutral", "fewer_steps", "gated", "guarded")
+ARMS = ("plain", "neutral", "fewer_steps", "other_sampler", "gated", "guarded")
 """The order in which arms are shown; others follow."""
 ATTACK = "attack "
 """What the names of the suites of attacks begin with."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,17 @@ class Setting:
         drawn_by = [type(self.pipe).__name__, checker, diffusers.__version__, torch.__version__.split("+")[0]]
         computed = [unet.device.type, str(unet.dtype), str(self.precision), self.steps, self.guidance]
         return _digest(model_digest(self.pipe), _adapter_strengths(self.pipe), arm, parts, drawn_by, computed)
+
+
+@contextmanager
+def drawn_by(pipe: Any, scheduler: Any) -> Iterator[None]:
+    """Let a pipe draw with a scheduler of another class and its own settings, and put its own back."""
+    own = pipe.scheduler
+    pipe.scheduler = scheduler.from_config(own.config)
+    try:
+        yield
+    finally:
+        pipe.scheduler = own
 
 
 def _config(part: Any) -> dict[str, str]:
