@@ -61,6 +61,7 @@ fuzz: install
 	-$(PIP) install --constraint constraints.txt --editable ".[fuzz]"
 	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_prefix.py -max_total_time=$(FUZZ_SECONDS) build/fuzz/prefix
 	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_audit.py -max_total_time=$(FUZZ_SECONDS) build/fuzz/audit
+	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_receipt.py -max_total_time=$(FUZZ_SECONDS) build/fuzz/receipt
 	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_policy.py -max_total_time=$(FUZZ_SECONDS) build/fuzz/policy
 
 # On demand: the tests of the audit log that kill, corrupt and starve it, in full.

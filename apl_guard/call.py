@@ -290,7 +290,7 @@ def _explain(decision: Decision) -> str:
 def _explain_reason(reason: Reason) -> str:
     channel = reason.channel
     if channel not in list(Channel):
-        return f"argument '{channel[:_MOST_EXPLAINED_NAME]}' is unknown to this version of apl-guard"
+        return f"argument {channel[:_MOST_EXPLAINED_NAME]!a} is unknown to this version of apl-guard"
     text = f"channel '{channel}' is blocked"
     text += f" by rule '{reason.rule}'" if reason.rule is not None else ""
     text += f" (category {reason.category})" if reason.category is not None else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -190,22 +190,18 @@ def _unsafe(policy: Policy, reasons: tuple[Reason, ...], asked: Mapping[str, lis
 
 def _texts(findings: Findings, asked: Mapping[str, list[Demand]]) -> dict[Channel, tuple[str, ...]]:
     """The texts that shall run: those that were looked at, with what shall be rewritten replaced."""
-    texts = {channel: list(found) for channel, found in findings.texts.items()}
-    replaced = {
-        finding
-        for found in asked.values()
-        for demand in found
-        if demand.action == Action.REWRITE
-        for finding in demand.found
+    replaced: dict[tuple[Channel, int], set[Finding]] = {}
+    for found in asked.values():
+        for demand in found:
+            for finding in demand.found if demand.action == Action.REWRITE else ():
+                replaced.setdefault((finding.channel, finding.text), set()).add(finding)
+    return {
+        channel: tuple(_rewritten(text, replaced.get((channel, number), ())) for number, text in enumerate(found))
+        for channel, found in findings.texts.items()
     }
-    for channel, found_texts in texts.items():
-        for number, text in enumerate(found_texts):
-            here = [f for f in replaced if f.channel == channel and f.text == number]
-            found_texts[number] = _rewritten(text, here)
-    return {channel: tuple(found) for channel, found in texts.items()}
 
 
-def _rewritten(text: str, found: list[Finding]) -> str:
+def _rewritten(text: str, found: Iterable[Finding]) -> str:
     """Replace what was found. Where findings overlap, one description stands for all of them."""
     parts = []
     done = 0

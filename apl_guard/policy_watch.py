@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
+from apl_guard.errors import AuditUnavailable
+
 __all__ = ["PolicyWatch"]
 
 _log = logging.getLogger("apl_guard")
@@ -21,7 +23,8 @@ class PolicyWatch:
 
     Args:
         files: The files to look at; asked anew each time.
-        reload: Reads the policy again. What it raises is logged.
+        reload: Reads the policy again. What it raises is logged; where the change could not be recorded, it is tried
+            again.
         seconds: How often to look.
     """
 
@@ -49,18 +52,22 @@ class PolicyWatch:
 
     def _run(self) -> None:
         while not self._ended.wait(self._seconds):
-            # Taken before reading: what is written while we read shows as a change the next time.
-            state = self._state()
-            if state == self._seen:
-                continue
-            self._seen = state
             try:
-                changed = self._reload()
+                self._look_and_reload()
             except Exception as error:
                 _log.error("the changed policy is not put in force, the one before stays: %s", error)
-            else:
-                _log.warning("the changed policy is in force" if changed else "the policy file says the same as before")
-                self._seen |= {path: _look(path) for path in self._files() if path not in self._seen}
+                if isinstance(error, AuditUnavailable):
+                    self._seen = {}  # the file is not to blame: tried again, until the change can be recorded
+
+    def _look_and_reload(self) -> None:
+        # Taken before reading: what is written while we read shows as a change the next time.
+        state = self._state()
+        if state == self._seen:
+            return
+        self._seen = state
+        changed = self._reload()
+        _log.warning("the changed policy is in force" if changed else "the policy file says the same as before")
+        self._seen |= {path: _look(path) for path in self._files() if path not in self._seen}
 
     def _state(self) -> _State:
         return {path: _look(path) for path in self._files()}

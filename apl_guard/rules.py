@@ -7,7 +7,7 @@ made from the second, an explanation shown from the first, so the two cannot dif
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -70,11 +70,14 @@ class Demand:
 def judge(policy: Policy, request: GenerationRequest, context: Context, findings: Findings) -> tuple[Verdict, ...]:
     """Hold every rule against every channel that it names and the request uses."""
     verdicts = []
+    seen: dict[Channel, list[Finding]] = {}
+    for finding in findings.found:
+        seen.setdefault(finding.channel, []).append(finding)
     for rule in policy.rules:
         channels = [channel for channel in rule.when.channels if channel in request.used]
         if channels:
             about_request = _about_request(rule, request, context)
-            verdicts += [_judge(rule, channel, about_request, findings) for channel in channels]
+            verdicts += [_judge(rule, c, about_request, findings, seen.get(c, ())) for c in channels]
     return tuple(verdicts)
 
 
@@ -88,7 +91,7 @@ def _about_request(rule: Rule, request: GenerationRequest, context: Context) -> 
         ("route", when.routes, context.route),
     ):
         if globs is not None:
-            holds = any(fnmatchcase(value or "", glob) for glob in globs)
+            holds = any(_fits(value or "", glob) for glob in globs)
             conditions.append(Condition(f"{name} {value or '(none)'} is one of {', '.join(globs)}", holds))
     if when.share is not None:
         holds = belongs(when.share, request, context)
@@ -96,13 +99,24 @@ def _about_request(rule: Rule, request: GenerationRequest, context: Context) -> 
     return tuple(conditions)
 
 
-def _judge(rule: Rule, channel: Channel, about_request: tuple[Condition, ...], findings: Findings) -> Verdict:
+def _fits(value: str, glob: str) -> bool:
+    """Whether a name is what a glob says. Only `*` stands for anything: a tenant may be called `lab[1]`."""
+    return fnmatchcase(value, glob.replace("[", "[[]").replace("?", "[?]"))
+
+
+def _judge(
+    rule: Rule,
+    channel: Channel,
+    about_request: tuple[Condition, ...],
+    findings: Findings,
+    in_channel: Sequence[Finding],
+) -> Verdict:
     when = rule.when
     conditions = [Condition(f"{channel.value} is used", True), *about_request]
     found: list[Finding] = []
     missing: list[str] = []
     for sources, least in when.asks:
-        here = [f for f in findings.found if f.channel == channel and f.source in sources and f.score >= least]
+        here = [f for f in in_channel if f.source in sources and f.score >= least]
         absent = [source for source in sources if source not in findings.looked]
         found += here
         missing += absent

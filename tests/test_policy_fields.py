@@ -6,6 +6,7 @@ The fields are found in the models, so that one that is added without a line her
 
 import copy
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,10 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from pydantic import BaseModel
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
 from apl_guard import AplGuardError, Guard, Policy, backend
 from apl_guard.acceptance import Match
@@ -27,6 +25,10 @@ from apl_guard.fingerprint import Fingerprint
 from apl_guard.policy import Action, Mode, OnError, Role, ShareKey, Verb, WithoutPrefix
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest, texts
 from apl_guard.traits import Likeness, Tier
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from detectors import save_detector
 
 ABSENT = object()
 """In place of a value: the field is left out."""
@@ -337,21 +339,6 @@ def folder(tmp_path_factory):
     for name, surely in (("ner", 2.0), ("other", 3.0)):
         save_detector(folder / name, surely)
     return folder
-
-
-def save_detector(folder: Path, surely: float) -> None:
-    """A model of transformers that takes every word for a person with the same score."""
-    core = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
-    PreTrainedTokenizerFast(tokenizer_object=core, model_max_length=64, **special).save_pretrained(folder)
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    labels = dict(enumerate(["O", "PER", "LOC"]))
-    model = BertForTokenClassification(BertConfig(vocab_size=2, id2label=labels, max_position_embeddings=64, **size))
-    with torch.no_grad():
-        model.classifier.weight.zero_()
-        model.classifier.bias.copy_(torch.tensor([0.0, surely, 1.0]))
-    model.save_pretrained(folder)
 
 
 class Platform:

@@ -5,6 +5,8 @@ Every text is made canonical first, and what was looked at is what runs.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
 from typing import NamedTuple
 
 from apl_guard.canonical import canonical
@@ -116,21 +118,29 @@ class Detectors:
         if self._person is None:
             return [[] for _ in texts]
         source = f"entity.{Entity.PERSON.value}"
-        return [
-            [
-                _Seen(source, match.start, match.end, match.score, self._person_neutral)
-                for match in found
-                if not self._consents(text, match)
-            ]
-            for text, found in zip(texts, self._person.find(texts, tenant), strict=True)
-        ]
+        seen = []
+        for text, found in zip(texts, self._person.find(texts, tenant), strict=True):
+            consenting = self._consenting(text) if found else ([], [])
+            seen.append(
+                [
+                    _Seen(source, match.start, match.end, match.score, self._person_neutral)
+                    for match in found
+                    if not _is_within(match, *consenting)
+                ]
+            )
+        return seen
 
-    def _consents(self, text: str, person: PersonMatch) -> bool:
-        """Whether all of what the detector sees there is the name of somebody who consents."""
-        return self._names is not None and any(
-            match.names.role == Role.CONSENTING and match.start <= person.start and match.end >= person.end
-            for match in self._names.find(text)
-        )
+    def _consenting(self, text: str) -> tuple[list[int], list[int]]:
+        """Where names of people who consent begin, in order, and how far any of those until there reaches."""
+        found = self._names.find(text) if self._names is not None else []
+        names = sorted((m for m in found if m.names.role == Role.CONSENTING), key=lambda match: match.start)
+        return [match.start for match in names], list(accumulate((match.end for match in names), max))
+
+
+def _is_within(person: PersonMatch, starts: list[int], reaches: list[int]) -> bool:
+    """Whether all of what the detector sees there is one of these names."""
+    before = bisect_right(starts, person.start)
+    return before > 0 and reaches[before - 1] >= person.end
 
 
 class _Seen(NamedTuple):

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from apl_guard.detect.cache import TextCache
@@ -18,6 +19,10 @@ __all__ = ["PersonDetector", "PersonMatch"]
 _MOST_TOKENS = 512
 _OVERLAP = 32
 """Tokens that two windows of a long text share, so that a name at the border is whole in one of them."""
+_MOST_WINDOWS = 16
+"""In one run of the model, so that no request takes all memory."""
+_MOST_REMEMBERED = 100
+"""Persons in one text. A text of more is looked at anew each time, rather than kept."""
 _WEIGHTS = "model.safetensors"
 
 
@@ -62,7 +67,7 @@ class PersonDetector:
         self._worker = Worker("apl-guard person")
 
     def find(self, texts: Sequence[str], tenant: str | None) -> list[tuple[PersonMatch, ...]]:
-        """Everybody in each of some canonical texts, in one run of the model.
+        """Everybody in each of some canonical texts.
 
         Raises:
             TimeoutError: The model did not answer in time.
@@ -72,14 +77,19 @@ class PersonDetector:
         unknown = [text for text, found in known.items() if found is None]
         if unknown:
             seconds = self._settings.milliseconds / 1000
-            for text, found in zip(unknown, self._worker.run(lambda: self._run(unknown), seconds), strict=True):
+            end = monotonic() + seconds
+            for text, found in zip(unknown, self._worker.run(lambda: self._run(unknown, end), seconds), strict=True):
                 known[text] = found
-                self._cache.put(tenant, text, found)
+                if len(found) <= _MOST_REMEMBERED:
+                    self._cache.put(tenant, text, found)
         return [known[text] or () for text in texts]
 
-    def _run(self, texts: list[str]) -> list[tuple[PersonMatch, ...]]:
-        import torch
+    def _run(self, texts: list[str], end: float) -> list[tuple[PersonMatch, ...]]:
+        """Everybody in each of some texts.
 
+        Raises:
+            TimeoutError: It is later than `end`, so nobody waits any more, and others wait for their turn.
+        """
         encoded = self._tokenizer(
             texts,
             max_length=self._most_tokens,
@@ -94,17 +104,28 @@ class PersonDetector:
         windows = encoded.pop("overflow_to_sample_mapping").tolist()
         offsets = encoded.pop("offset_mapping").tolist()
         special = encoded.pop("special_tokens_mask").tolist()
-        with torch.inference_mode():
-            logits = self._model(**encoded).logits.float()
-        if not torch.isfinite(logits).all():
-            raise ArithmeticError("the model answers with numbers that are none")
-        scores = logits.softmax(-1)[..., self._persons].sum(-1).tolist()
+        scores = []
+        for first in range(0, len(windows), _MOST_WINDOWS):
+            if monotonic() > end:
+                raise TimeoutError
+            scores += self._scores({name: part[first : first + _MOST_WINDOWS] for name, part in encoded.items()})
         pieces: list[list[PersonMatch]] = [[] for _ in texts]
         for window, places, is_special, window_scores in zip(windows, offsets, special, scores, strict=True):
             for (start, end), skip, score in zip(places, is_special, window_scores, strict=True):
                 if not skip and end > start and score >= self._least:
                     pieces[window].append(PersonMatch(start, end, min(score, 1.0)))
         return [_joined(text, found) for text, found in zip(texts, pieces, strict=True)]
+
+    def _scores(self, encoded: dict[str, Any]) -> list[list[float]]:
+        """Of each token of some windows, how sure the model is that it belongs to a person."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self._model(**encoded).logits.float()
+        if not torch.isfinite(logits).all():
+            raise ArithmeticError("the model answers with numbers that are none")
+        scores: list[list[float]] = logits.softmax(-1)[..., self._persons].sum(-1).tolist()
+        return scores
 
 
 def _joined(text: str, pieces: list[PersonMatch]) -> tuple[PersonMatch, ...]:

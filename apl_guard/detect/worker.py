@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from time import monotonic
 from typing import Any, TypeVar
 
 __all__ = ["Worker"]
@@ -57,8 +58,9 @@ def _end_all() -> None:
     ending = list(_threads.items())
     for _, jobs in ending:
         jobs.put(None)
+    end = monotonic() + _PATIENCE_SECONDS  # for all together
     for thread, _ in ending:
-        thread.join(_PATIENCE_SECONDS)
+        thread.join(max(0.0, end - monotonic()))
 
 
 def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:

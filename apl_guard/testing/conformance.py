@@ -39,12 +39,25 @@ from apl_guard.request import Channel
 __all__ = ["AdapterConformance", "Case"]
 
 PROMPT, OTHER = "a photo of Mara Voss", "a red car"
+REWRITTEN = "a photo of somebody"
 _BLOCK = {
     "apiVersion": "apl-guard/v1",
     "kind": "Policy",
     "metadata": {"name": "nothing", "version": 1},
     "spec": {"rules": [{"id": "nothing", "when": {"channels": ["prompt"]}, "then": {"action": "block"}}]},
 }
+
+
+def _rewriting(action: str) -> Policy:
+    """A policy that replaces the name in `PROMPT`, and does something with every prompt besides."""
+    people = [{"name": "Mara Voss", "neutral": "somebody"}]
+    rules = [
+        {"id": "prompts", "when": {"channels": ["prompt"]}, "then": {"action": action}},
+        {"id": "negative", "when": {"channels": ["negative_prompt"]}, "then": {"action": "allow"}},
+        {"id": "named", "when": {"channels": ["prompt"], "names": ["named"]}, "then": {"action": "rewrite"}},
+    ]
+    spec = {"names": [{"id": "named", "people": people}], "rules": rules}
+    return Policy.model_validate({**_BLOCK, "metadata": {"name": "rewriting", "version": 1}, "spec": spec})
 
 
 @dataclass
@@ -69,6 +82,9 @@ class Case:
     """An argument that the backend does not have."""
     takes_lists: bool = False
     """Whether a prompt may be a list of prompts."""
+    received: Callable[[], str] | None = None
+    """All that the backend has received until now, as one text. None where nobody can see it; then the pictures alone
+    tell what it was."""
 
 
 class AdapterConformance:
@@ -217,6 +233,27 @@ class AdapterConformance:
 
         assert case.same(output, _call(case.pipe, case, OTHER))
         assert not case.same(output, _call(case.pipe, case, PROMPT))
+
+    @pytest.mark.parametrize("action", ["allow", "anonymize"])
+    def test_under_rewrite_the_backend_receives_the_rewritten_text_only(self, case: Case, action: str) -> None:
+        """Not the name, in no part of what reaches it: alone, and with the prefix in front."""
+        pytest.importorskip("ahocorasick", reason="lists of names need: pip install 'apl-guard[names]'")
+        if action == "anonymize" and case.prefix is None:
+            pytest.skip("no prefix can reach this backend")
+        received = case.received or (lambda: REWRITTEN)
+        before = len(received())
+        made = _guard(case, _rewriting(action)).generate(*_first(case, PROMPT), **_named(case, PROMPT))
+        given = received()[before if case.received else 0 :].casefold()
+
+        assert made.decision.action == "rewrite"
+        assert made.outcome.result == "passed"
+        assert REWRITTEN in given
+        assert "mara" not in given
+        assert "voss" not in given
+        plain = _call(case.pipe, case, REWRITTEN)
+        assert not case.same(made.output, _call(case.pipe, case, PROMPT))
+        assert case.same(made.output, plain) is (action == "allow")
+        assert made.outcome.prefix_digest == (case.prefix.digest if case.prefix and action == "anonymize" else None)
 
     def test_the_guard_hides_what_it_wraps(self, case: Case, passing: str) -> None:
         """No private attribute, nothing unknown, and nothing unknown can be set."""

@@ -1,5 +1,7 @@
 """One suite over every adapter that comes with apl-guard, local and remote."""
 
+import json
+
 import pytest
 import torch
 from a1111_server import A1111Server
@@ -42,6 +44,11 @@ def watched(service, route):
     return found
 
 
+def posted(service):
+    """All that was sent to a service, as one text."""
+    return lambda: "\n".join(json.dumps(content) for method, _, content in service.seen if method == "POST")
+
+
 class TestDiffusers(AdapterConformance):
     @pytest.fixture
     def case(self, prefix):
@@ -53,6 +60,13 @@ class TestDiffusers(AdapterConformance):
                 watcher()
 
         pipe.unet.register_forward_pre_hook(tell)
+        tokenizer, read = pipe.tokenizer, []
+
+        def keep(_, args, kwargs):
+            ids = (args[0] if args else kwargs["input_ids"]).flatten().tolist()
+            read.append(tokenizer.decode([number for number in ids if 0 <= number < len(tokenizer)]))
+
+        pipe.text_encoder.register_forward_pre_hook(keep, with_kwargs=True)
 
         def arguments(prompt):
             generator = torch.Generator().manual_seed(0)
@@ -70,6 +84,7 @@ class TestDiffusers(AdapterConformance):
             RuntimeError,
             pixels,
             takes_lists=True,
+            received=lambda: "\n".join(read),
         )
 
 
@@ -86,6 +101,7 @@ class TestA1111(AdapterConformance):
             route.break_down,
             RemoteRefused,
             pixels,
+            received=posted(server),
         )
         server.close()
 
@@ -104,6 +120,7 @@ class TestComfyUI(AdapterConformance):
             route.break_down,
             RemoteRefused,
             pixels,
+            received=posted(server),
         )
         server.close()
 
@@ -121,6 +138,7 @@ class TestOpenAIImages(AdapterConformance):
             route.break_down,
             RemoteRefused,
             pixels,
+            received=posted(service),
         )
         service.close()
 
@@ -130,8 +148,10 @@ class TestFunction(AdapterConformance):
     def case(self):
         watchers = []
         broken = []
+        drawn = []
 
         def draw(prompt):
+            drawn.append(prompt)
             for watcher in watchers:
                 watcher()
             if broken:
@@ -147,6 +167,7 @@ class TestFunction(AdapterConformance):
             OSError,
             lambda one, other: [i.tobytes() for i in one] == [i.tobytes() for i in other],
             takes_lists=True,
+            received=lambda: "\n".join(drawn),
         )
 
 

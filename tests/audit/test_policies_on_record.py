@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import instant
 import pytest
@@ -136,6 +137,40 @@ def test_a_policy_whose_change_cannot_be_recorded_does_not_come_into_force(
     assert guard.reload_policy() is True
     (gap,) = events(folders[0], "audit.gap")
     assert [event for event, _ in gap["records"]] == ["policy.reloaded", "policy.rejected", "policy.in_force"]
+
+
+def test_a_watch_tries_again_until_the_change_can_be_recorded(
+    audit, folders, path, prefix, monkeypatch, metrics_registry
+):
+    """The file was good; only the disk was full for a while. A file that is wrong is tried once."""
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    def rejected():
+        return metrics_registry.get_sample_value("apl_guard_config_reloads_total", {"outcome": "rejected"})
+
+    def wait(holds):
+        for _ in range(3000):
+            if holds():
+                return
+            time.sleep(0.01)
+        pytest.fail("waited in vain")
+
+    guard = Guard(instant.Pipe(), path, prefix=prefix, audit=audit, metrics_registry=metrics_registry)
+    with guard.watch_policy(seconds=0.01):
+        with monkeypatch.context() as patched:
+            patched.setattr(disk, "sync", full)
+            path.write_text(version(2))
+            wait(lambda: rejected() >= 2)
+            assert guard.policy.version == 1
+        wait(lambda: guard.policy.version == 2)
+        before = rejected()
+        (path.parent / "new").write_text("nonsense")
+        (path.parent / "new").replace(path)  # at once, so that no half of it is seen
+        wait(lambda: rejected() > before)
+        time.sleep(0.1)
+        assert rejected() == before + 1
 
 
 def test_they_are_sealed_and_verified_like_calls(folders, path, prefix, run):

@@ -142,6 +142,24 @@ def test_query_groups_and_filters(log, run):
         assert (code, captured.err.count("\n")) == (2, 1)
 
 
+def test_a_value_that_looks_like_a_number_is_found_as_text_and_as_number(folders, prefix, run):
+    """A tenant may be called 123; a version is a number. No digit of any script is a traceback."""
+    log, _ = folders
+    with AuditLog(log) as audit:
+        guard = Guard(instant.Pipe(), prefix=prefix, audit=audit)
+        for tenant in ("123", "1e3", "other", "\u00b2"):
+            with guard.context(tenant=tenant):
+                guard("a cat")
+    for tenant in ("123", "1e3", "\u00b2"):
+        assert run("query", log, "--where", f"tenant={tenant}")[1].out.count("\n") == 1
+    version = expected(log, event="guard.decision")[0]["policy"]["version"]
+    where = ["--event", "guard.decision", "--where", f"policy_version={version}"]
+    assert run("query", log, *where)[1].out.count("\n") == 4
+    for wrong in ("\u00b2h", "99999999999d", "0001-01-01T00:00+14:00", "-1h", "9" * 30 + "s"):
+        code, captured = run("query", log, "--since", wrong)
+        assert (code, captured.err.count("\n")) == (2, 1), wrong
+
+
 def test_tail_and_stats(log, run):
     """The newest records in order, and counts that add up."""
     lines = run("tail", log, "-n", "3")[1].out.splitlines()
@@ -256,7 +274,7 @@ def test_erase_and_reveal_from_the_shell(folders, prefix, run):
 
 
 @pytest.mark.parametrize(
-    "command", ["query", "tail", "stats", "prove", "consistency", "export", "erase", "reveal", "reindex"]
+    "command", ["query", "tail", "stats", "policies", "prove", "consistency", "export", "erase", "reveal", "reindex"]
 )
 def test_a_folder_without_a_log_is_one_line_and_code_2(run, tmp_path, command):
     """For every command, with the arguments that it needs."""
