@@ -199,7 +199,7 @@ class TestExit:
             "inside = []\n"
             "detector._model.register_forward_pre_hook(lambda *_: inside.append(1))\n"
             "detector._run_all = detector._run\n"
-            "detector._run = lambda texts, end: detector._run_all(texts, end + 3600)\n"  # goes on all the same
+            "detector._run = lambda texts, until: detector._run_all(texts, until + 3600)\n"  # goes on all the same
             "try:\n"
             "    detector.find(['a ' * 4000] * 100, None)\n"
             "except TimeoutError:\n"

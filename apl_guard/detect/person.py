@@ -77,18 +77,18 @@ class PersonDetector:
         unknown = [text for text, found in known.items() if found is None]
         if unknown:
             seconds = self._settings.milliseconds / 1000
-            end = monotonic() + seconds
-            for text, found in zip(unknown, self._worker.run(lambda: self._run(unknown, end), seconds), strict=True):
+            until = monotonic() + seconds
+            for text, found in zip(unknown, self._worker.run(lambda: self._run(unknown, until), seconds), strict=True):
                 known[text] = found
                 if len(found) <= _MOST_REMEMBERED:
                     self._cache.put(tenant, text, found)
         return [known[text] or () for text in texts]
 
-    def _run(self, texts: list[str], end: float) -> list[tuple[PersonMatch, ...]]:
+    def _run(self, texts: list[str], until: float) -> list[tuple[PersonMatch, ...]]:
         """Everybody in each of some texts.
 
         Raises:
-            TimeoutError: It is later than `end`, so nobody waits any more, and others wait for their turn.
+            TimeoutError: It is later than `until`, so nobody waits any more, and others wait for their turn.
         """
         encoded = self._tokenizer(
             texts,
@@ -106,7 +106,7 @@ class PersonDetector:
         special = encoded.pop("special_tokens_mask").tolist()
         scores = []
         for first in range(0, len(windows), _MOST_WINDOWS):
-            if monotonic() > end:
+            if monotonic() > until:
                 raise TimeoutError
             scores += self._scores({name: part[first : first + _MOST_WINDOWS] for name, part in encoded.items()})
         pieces: list[list[PersonMatch]] = [[] for _ in texts]
