@@ -26,7 +26,7 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) install --constraint constraints.txt --editable ".[eval,names,ner,postgres,regex,remote,signing,otel,dev]"
+	$(PIP) install --constraint constraints.txt --editable ".[eval,faces,names,ner,postgres,regex,remote,signing,otel,dev]"
 	touch $@
 
 lint: install
