@@ -19,9 +19,9 @@ class Recipe:
     """Drawings in a step."""
     prior_batch: int = 8
     """Pictures of the prior in a step."""
-    dreambooth_steps: int = 160
-    dreambooth_rate: float = 6e-4
-    lora_steps: int = 160
+    dreambooth_steps: int = 120
+    dreambooth_rate: float = 8e-4
+    lora_steps: int = 120
     lora_rate: float = 4e-3
     lora_rank: int = 16
     inversion_steps: int = 300

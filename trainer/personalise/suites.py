@@ -47,7 +47,9 @@ WAYS: Final[dict[str, Way]] = {
 _ADDED: Final[Split] = "held_back"
 
 
-def personalised(setting: Setting, recipe: Recipe | None = None) -> dict[str, dict[str, Figures]]:
+def personalised(
+    setting: Setting, recipe: Recipe | None = None, ways: Sequence[str] = tuple(WAYS)
+) -> dict[str, dict[str, Figures]]:
     """Add the 40 people whom the model has never seen, and measure whether the prefix hides them as well.
 
     Each way adds them by groups of `Recipe.group`, each group to a fresh copy of the model, as the people of one
@@ -56,6 +58,7 @@ def personalised(setting: Setting, recipe: Recipe | None = None) -> dict[str, di
     Args:
         setting: Model, prefix, judges; the prefix knows nobody of these people.
         recipe: How people are added.
+        ways: Some of `WAYS`.
 
     Returns:
         "personalised WAY" → "plain" and "guarded" → figures, the judges knowing these people and their twins, too.
@@ -75,13 +78,13 @@ def personalised(setting: Setting, recipe: Recipe | None = None) -> dict[str, di
     added_people = people_of(setting, _ADDED)
     judges = introduce(setting.judges, added_people)
     figures: dict[str, dict[str, Figures]] = {}
-    for way, add in WAYS.items():
+    for way in ways:
         suite = f"personalised {way}"
         asked: list[Asked] = []
         arms: dict[str, list[Pictures]] = {"plain": [], "guarded": []}
         for group in groups_of(added_people, recipe.group):
             drawings = draw_people(group, recipe.drawings)
-            added = add(setting.pipe, drawings, recipe, progress=setting.progress)
+            added = WAYS[way](setting.pipe, drawings, recipe, progress=setting.progress)
             guard = Guard(added.pipe, policy=added.policy, prefix=setting.prefix)
             there = setting.on(added.pipe, guard=guard)
             wanted = [in_words(one, added) for one in ask_for_people(setting, _ADDED) if one.person in added.words]
