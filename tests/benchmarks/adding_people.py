@@ -1,4 +1,4 @@
-"""One way of adding people, tried with other settings: whether the plain model shows them, and the guarded one hides them.
+"""One way of adding people, tried with other settings: does the plain model show them, does the guarded one hide them?
 
     python -m tests.benchmarks.adding_people "textual inversion" --people 3 inversion_steps=150 inversion_rate=1e-2
 
