@@ -192,11 +192,13 @@ class TestExit:
     def test_inside_a_model(self, folder):
         """It is in native code at that moment: torn away there, it would abort the process."""
         program = (
-            "import sys\n"
+            "import sys, time\n"
             "from apl_guard.detect.person import PersonDetector\n"
             "from apl_guard.policy import Person\n"
             "detector = PersonDetector(Person(model=sys.argv[1], milliseconds=1), 0.5)\n"
-            "inside = []\n"
+            "class Slow:\n"  # the interpreter goes away slowly, as it does in programs of many modules
+            "    def __del__(self, sleep=time.sleep): sleep(0.5)\n"
+            "slow, inside = Slow(), []\n"
             "detector._model.register_forward_pre_hook(lambda *_: inside.append(1))\n"
             "detector._run_all = detector._run\n"
             "detector._run = lambda texts, until: detector._run_all(texts, until + 3600)\n"  # goes on all the same
