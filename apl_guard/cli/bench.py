@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +11,13 @@ import typer
 def bench(
     prefix: Annotated[str, typer.Option(help="Prefix folder or name; 'minifaces' is the shipped one.")] = "minifaces",
     model: Annotated[str, typer.Option(help="A model of the reference world, or 'minifaces'.")] = "minifaces",
-    restyled: Annotated[
-        Path | None,
-        typer.Option(help="A model fine-tuned further; default the variant 'restyled', where it has been built."),
-    ] = None,
+    afterwards: Annotated[
+        bool,
+        typer.Option(
+            help="Try what was learned on models that others made: restyled, and with people added. "
+            "They take about ten minutes, once."
+        ),
+    ] = True,
     output: Annotated[Path, typer.Option(help="Folder for table, plot, page, and what the peers learned.")] = Path(
         "bench"
     ),
@@ -33,23 +35,24 @@ def bench(
     """Measure peers side by side: what each hides, what it leaves alone, what it costs.
 
     Name block-list, rewriting of names, negative prompts, SLD, UCE, ESD-x and concept ablation, all applied to the 120
-    seen people of the reference world, beside the prefix. About 25 minutes on one CPU core; a stopped bench goes on
-    where it was. Writes bench.json, bench.md, bench.png and bench.html.
+    seen people of the reference world, beside the prefix. About 25 minutes on one CPU core, and ten more the first time
+    for the models that others made; a stopped bench goes on where it was. Writes bench.json, bench.md, bench.png and
+    bench.html.
 
     Example: apl-guard bench --output bench
     """
-    from apl_guard.errors import InvalidInput, ModelInvalid
+    from apl_guard.errors import InvalidInput
     from apl_guard.places import find_path
     from apl_guard.prefix import Prefix
     from apl_guard.storage import write_file
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.card import training_seconds
-    from apl_guard.trainer.evaluate.asking import ask_for_people
     from apl_guard.trainer.evaluate.provenance import command
     from apl_guard.trainer.evaluate.setting import Setting
     from apl_guard.trainer.folders import make_folder
     from apl_guard.trainer.identities import load_identities
-    from apl_guard.trainer.peers.bench import Elsewhere, all_peers, run_bench
+    from apl_guard.trainer.peers.afterwards import personalised, restyled
+    from apl_guard.trainer.peers.bench import all_peers, run_bench
     from apl_guard.trainer.peers.peer import Task
     from apl_guard.trainer.peers.plot import draw_plot
     from apl_guard.trainer.peers.sheet import write_page
@@ -63,21 +66,13 @@ def bench(
         if unknown := [name for name in only if name not in known]:
             raise InvalidInput(f"no peer '{unknown[0]}'; expected one of: {'; '.join(known)}", where="--peer")
         peers = tuple(peer for peer in peers if peer.key in ("plain", *only))
-    if restyled is None:
-        try:
-            restyled = minifaces.model_path("restyled")
-        except ModelInvalid as error:
-            typer.echo(f"without the column of the restyled model: {error}", err=True)
     setting = Setting.of(
         open_pipe(model), vectors, minifaces.judges(), images_per_person=images_per_person, people_limit=people,
         seed=seed, steps=steps, guidance=guidance, progress=not quiet,
     )  # fmt: skip
     task = Task(load_identities(minifaces.identities_file()), tuple(minifaces.captions(512, seed=seed)), "coarse", seed)
     make_folder(output)
-    elsewhere: dict[str, list[Elsewhere]] = {}
-    if restyled is not None:
-        once = replace(setting, images_per_person=1)
-        elsewhere["restyled"] = [Elsewhere(open_pipe(restyled), ask_for_people(once, "seen"))]
+    elsewhere = {"restyled": restyled(setting), "personalised": personalised(setting)} if afterwards else {}
     result = run_bench(setting, peers, task, output / "learned", elsewhere)
     plot = draw_plot(result)
     facts = {"command": command(), **{k: str(v) for k, v in result.settings.items() if k != "peers"}}

@@ -22,6 +22,8 @@ from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.identities import load_identities
 from apl_guard.trainer.minifaces.judge import Gallery, Judges, Reader, Recogniser
 from apl_guard.trainer.minifaces.traits import GEOMETRY
+from apl_guard.trainer.minifaces.variants import VariantRecipe
+from apl_guard.trainer.peers.afterwards import personalised, restyled
 from apl_guard.trainer.peers.bench import BenchResult, Elsewhere, all_peers, run_bench
 from apl_guard.trainer.peers.figures import h_c, people_figures
 from apl_guard.trainer.peers.peer import Applied, Files, Peer, Task
@@ -31,6 +33,8 @@ from apl_guard.trainer.peers.sheet import write_page
 from apl_guard.trainer.peers.table import to_markdown, to_text
 from apl_guard.trainer.peers.text_level import Block
 from apl_guard.trainer.peers.uce import UCE
+from apl_guard.trainer.personalise.recipe import Recipe
+from apl_guard.trainer.pipeline import model_digest
 
 KNOWN = [person.name for person in minifaces.known_people()]
 FAST_UCE = UCE(templates=1, generic=2)
@@ -73,8 +77,8 @@ def _result(world: Any, judges: Judges, task: Task, tmp_path_factory: pytest.Tem
     )  # fmt: skip
     peers = (Plain(), Block(), FAST_UCE, Always(setting.prefix))
     asked = ask_for_people(setting, "seen")
-    models = [Elsewhere(small_pipe(shallow=True), asked[:1]), Elsewhere(world, asked[1:])]
-    return run_bench(setting, peers, task, folder, {"restyled": models})
+    restyled = Elsewhere([(small_pipe(shallow=True), asked[:1]), (world, asked[1:])], judges)
+    return run_bench(setting, peers, task, folder, {"restyled": restyled})
 
 
 class Stopping:
@@ -215,6 +219,23 @@ def test_the_reports_hold_everything(result: BenchResult) -> None:
     assert "a &amp; b" in page
     assert "$" not in page
     assert "personalised" not in text
+
+
+def test_people_are_added_and_the_model_restyled_for_real(setting: Setting, task: Task, tmp_path: Path) -> None:
+    """DreamBooth and the restyling make other models, on which the columns of both are measured."""
+    others = {
+        "restyled": restyled(setting, VariantRecipe.tiny()),
+        "personalised": personalised(replace(setting, people_limit=1), Recipe.tiny()),
+    }
+    result = run_bench(setting, (Plain(), Always(setting.prefix)), task, tmp_path / "bench", others)
+
+    digests = {model_digest(pipe) for elsewhere in others.values() for pipe, _ in elsewhere.models}
+    assert len(digests | {model_digest(setting.pipe)}) == 3
+    (asked,) = (asked for _, asked in others["personalised"].models)
+    assert [one.person for one in asked] == [minifaces.people()[160].name]
+    for row in result.rows.values():
+        for name in ("leak_restyled", "leak_personalised"):
+            assert row[f"{name}_ci"][0] <= row[name] <= row[f"{name}_ci"][1]
 
 
 def test_every_peer_has_a_name_of_its_own(world: Any) -> None:

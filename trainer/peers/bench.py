@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ from apl_guard.trainer.peers.sld import SLD
 from apl_guard.trainer.peers.text_level import Block, Rewrite
 from apl_guard.trainer.peers.uce import UCE
 from apl_guard.trainer.pipeline import model_digest
+
+if TYPE_CHECKING:
+    from apl_guard.trainer.minifaces.judge import Judges
 
 _TIMED = 8
 """Pictures in a timed call."""
@@ -76,10 +79,12 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """Another model, on which everything learned is tried as it is, and what to draw with it."""
+    """Models that others made of the one that was learned on; everything learned is tried on them as it is."""
 
-    pipe: Any
-    asked: Sequence[Asked]
+    models: Sequence[tuple[Any, Sequence[Asked]]]
+    """Pipes, each with what to draw with it."""
+    judges: Judges
+    """Who looks at the pictures."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def run_bench(
     peers: Sequence[Peer],
     task: Task,
     folder: Path,
-    elsewhere: Mapping[str, Sequence[Elsewhere]] = MappingProxyType({}),
+    elsewhere: Mapping[str, Elsewhere] = MappingProxyType({}),
 ) -> BenchResult:
     """Let every peer learn, draw the same prompts with each, and let the judges look.
 
@@ -120,7 +125,7 @@ def run_bench(
         peers: The plain model first: times are ratios to its.
         task: Whom to hide.
         folder: Where what peers learn and how long they took is kept.
-        elsewhere: Name → models that were made of this one; the column `leak_NAME` is of all their pictures.
+        elsewhere: Name → models that others made; the column `leak_NAME` is of the pictures of all of them.
 
     Raises:
         PrefixNotFound: The prefix belongs to another text encoder.
@@ -141,16 +146,15 @@ def run_bench(
         key, of = peer.key, learned[peer.key]
         drawn[key] = {suite: _draw(setting, applied[key], of, peer, suite, asked) for suite, asked in suites.items()}
         rows[key] = _figures(setting, drawn[key], fresh) | _cost(peer, of)
-    for name, models in elsewhere.items():
+    for name, others in elsewhere.items():
         parts: dict[str, list[Drawn]] = {peer.key: [] for peer in peers}
-        for model in models:
-            there = setting.on(model.pipe)
+        for pipe, asked in others.models:
+            there = setting.on(pipe)
             for peer in peers:
                 of = learned[peer.key]
-                at_work = peer.apply(model.pipe, of.files)
-                parts[peer.key].append(_draw(there, at_work, of, peer, name, model.asked))
+                parts[peer.key].append(_draw(there, peer.apply(pipe, of.files), of, peer, name, asked))
         for key, several in parts.items():
-            rows[key] |= _take(_of_people(setting, Drawn.together(several)), leak=f"leak_{name}")
+            rows[key] |= _take(_of_people(others.judges, Drawn.together(several)), leak=f"leak_{name}")
     times = time_calls(setting, applied, [one.text for one in suites["seen"]], folder / "times.json", learned)
     for key, own in times.items():
         rows[key] |= own
@@ -167,13 +171,13 @@ def _draw(
     return Drawn(pictures, asked, np.array([applied.refuses(text) for text in texts], dtype=np.bool_))
 
 
-def _of_people(setting: Setting, drawn: Drawn) -> Figures:
-    return people_figures(setting.judges, drawn.pictures, drawn.asked, drawn.refused)
+def _of_people(judges: Judges, drawn: Drawn) -> Figures:
+    return people_figures(judges, drawn.pictures, drawn.asked, drawn.refused)
 
 
 def _figures(setting: Setting, drawn: dict[str, Drawn], fresh: Pictures) -> Figures:
     """One row of the table, without what it cost."""
-    erased, retained = _of_people(setting, drawn["seen"]), _of_people(setting, drawn["unseen"])
+    erased, retained = (_of_people(setting.judges, drawn[split]) for split in ("seen", "unseen"))
     generic = drawn["generic"]
     anything = generic_figures(setting.judges, generic.pictures, fresh, generic.asked, setting.seed)
     row: Figures = {"images": {suite: len(one.asked) for suite, one in drawn.items()}}

@@ -7,12 +7,18 @@ import io
 from apl_guard.errors import ExtraMissing
 from apl_guard.trainer.peers.bench import BenchResult
 
+_MARKERS = "osD^vP*X<>hp"
+_PANELS = (
+    ("people on the list", "scene_fidelity", "leak_seen", "kept of what these prompts ask for besides the person, %"),
+    ("people not on the list", "generic_fidelity", "leak_unseen", "kept of what prompts without names ask for, %"),
+)
+
 
 def draw_plot(result: BenchResult) -> bytes:
-    """Draw the plot as PNG: the better, the further down and to the right.
+    """Draw the plot as PNG: leak, with intervals, against what is kept; the better, the further down and to the right.
 
-    Across: what pictures of prompts without names keep. Up: leak of listed people (filled) and of people who are not
-    listed (hollow), with intervals, joined by a line for each peer.
+    On the left people on the list, whose blocked prompts keep nothing; on the right people who are not on it, against
+    what other prompts keep. Methods that act on listed names alone stand at one place there, that of the plain model.
 
     Raises:
         ExtraMissing: matplotlib is not installed.
@@ -22,26 +28,23 @@ def draw_plot(result: BenchResult) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ExtraMissing("eval", needs="matplotlib") from error
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(12, 5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    colours = [f"C{k % 10}" for k in range(len(result.rows))]
-    for colour, (key, row) in zip(colours, result.rows.items(), strict=True):
-        x = 100 * row["generic_fidelity"]
-        marker = "s" if row["refused"] > 0.5 else "o"
-        axes.plot([x, x], [100 * row["leak_seen"], 100 * row["leak_unseen"]], color=colour, linewidth=0.8, alpha=0.5)
-        for figure_name, fill in (("leak_seen", colour), ("leak_unseen", "white")):
-            y, (low, high) = 100 * row[figure_name], (100 * bound for bound in row[f"{figure_name}_ci"])
+    for axes, (title, across, up, label) in zip(figure.subplots(1, 2, sharey=True), _PANELS, strict=True):
+        for k, (key, row) in enumerate(result.rows.items()):
+            if across not in row:
+                continue
+            x, y, (low, high) = 100 * row[across], 100 * row[up], (100 * bound for bound in row[f"{up}_ci"])
             axes.errorbar(
-                x, y, yerr=[[y - low], [high - y]], fmt=marker, color=colour, markerfacecolor=fill, capsize=2,
-                linewidth=0.8, label=key if figure_name == "leak_seen" else None,
+                x, y, yerr=[[y - low], [high - y]], fmt=_MARKERS[k % len(_MARKERS)], color=f"C{k % 10}", capsize=2,
+                linewidth=0.8, alpha=0.8, label=key,
             )  # fmt: skip
-    axes.set_xlabel("kept of what prompts without names ask for, %")
-    axes.set_ylabel("leak at FAR 1e-3, %")
-    axes.set_ylim(-3, 103)
-    axes.grid(alpha=0.25)
-    axes.set_title("filled: listed people   hollow: people not listed   square: no picture", fontsize=9)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(label)
+        axes.set_ylim(-3, 103)
+        axes.grid(alpha=0.25)
+    figure.axes[0].set_ylabel("leak at FAR 1e-3, %")
+    figure.legend(*figure.axes[1].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130)
     return stream.getvalue()

@@ -42,7 +42,7 @@ COLUMNS = (
     Column("training_seconds", "learning", "seconds", "by the clock, once for the whole list"),
     Column("seconds_per_image", "a picture", "seconds", "by the clock"),
     Column("time_ratio", "× plain", "times", "the same as a multiple of the plain model's, timed in turns"),
-    Column("shipped_bytes", "shipped", "bytes", "beside the model, or instead of it"),
+    Column("shipped_bytes", "shipped", "bytes", "beside the model"),
 )
 
 
