@@ -102,7 +102,9 @@ class Guard:
         own["_metrics"] = Metrics.on(own["_metrics_registry"], metrics_tenants)
         own["_metrics"].introduce(own["_backend"].name, own["_audit"].sink)
         own["_policy"] = ReloadablePolicy(
-            policy, *(own[part] for part in ("_backend", "_finder", "_audit", "_metrics"))
+            policy,
+            *(own[part] for part in ("_backend", "_finder", "_audit", "_metrics")),
+            has_output_check=output_check is not None,
         )
         own["_tracing"] = tracing
         own["_output_check"] = output_check

@@ -62,16 +62,14 @@ class Breaking(Pixels):
 FAULTS = ("raises", "hangs", "too few", "too many", "other width", "no numbers", "no length", "no rows", "none")
 
 
-def policy(**spec):
+def document(**spec):
     rules = [{"id": "all", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}}]
-    return Policy.model_validate(
-        {
-            "apiVersion": "apl-guard/v1",
-            "kind": "Policy",
-            "metadata": {"name": "demo", "version": 1},
-            "spec": {"rules": rules, **spec},
-        }
-    )
+    about = {"apiVersion": "apl-guard/v1", "kind": "Policy", "metadata": {"name": "demo", "version": 1}}
+    return about | {"spec": {"rules": rules, **spec}}
+
+
+def policy(**spec):
+    return Policy.model_validate(document(**spec))
 
 
 def records(folder):
@@ -221,15 +219,14 @@ def test_mode_off_looks_at_nothing(make, tmp_path):
 
 def test_a_policy_can_require_it(make, shared_pipe, prefix, tmp_path):
     """A guard without one is not made, and does not take such a policy over while it runs."""
-    demanding = policy(output_check="required")
     with pytest.raises(PolicyInvalid, match="output check"):
-        Guard(shared_pipe, demanding, prefix=prefix)
+        Guard(shared_pipe, policy(output_check="required"), prefix=prefix)
     assert call(make(output_check="required"), 2).images
 
     path = tmp_path / "policy.yaml"
-    path.write_text(policy().model_dump_json(exclude_none=True, by_alias=True))
+    path.write_text(json.dumps(document()))
     guard = Guard(shared_pipe, path, prefix=prefix)
-    path.write_text(demanding.model_dump_json(exclude_none=True, by_alias=True))
+    path.write_text(json.dumps(document(output_check="required")))
     with pytest.raises(PolicyInvalid, match="output check"):
         guard.reload_policy()
     assert guard.policy.spec.output_check == "optional"
