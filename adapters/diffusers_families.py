@@ -93,6 +93,16 @@ _REFUSED: Mapping[str, str] = {
         "guard the prior and give its output to the decoder"
     ),
     **dict.fromkeys(
+        (
+            "OnnxStableDiffusionImg2ImgPipeline",
+            "OnnxStableDiffusionInpaintPipeline",
+            "OnnxStableDiffusionPipeline",
+            "OnnxStableDiffusionUpscalePipeline",
+            "StableDiffusionOnnxPipeline",
+        ),
+        "its models do not run in torch, so no prefix can be put into their text encoder",
+    ),
+    **dict.fromkeys(
         ("QwenImageEditPipeline", "QwenImageEditInpaintPipeline", "QwenImageEditPlusPipeline"),
         "its text encoder reads the prompt together with a picture",
     ),

@@ -12,7 +12,7 @@ from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from embeds import EMBEDS, PERMISSIVE, Guarded
 from peft import LoraConfig
 
-from apl_guard import Guard, PrefixNotApplied, PrefixNotFound
+from apl_guard import Guard, PolicyBlocked, PrefixNotApplied
 from apl_guard.adapters.inject import embed, injected, tokenize_with_prefix
 from apl_guard.testing import random_prefix, tiny_pipe
 
@@ -98,7 +98,7 @@ def test_a_textual_inversion_loaded_after_wrapping_is_refused():
     guard = Guard(pipe, prefix=random_prefix(pipe, n=N))
     pipe.load_textual_inversion({"<mara>": torch.randn(2, 32)})
 
-    with pytest.raises(PrefixNotFound):
+    with pytest.raises(PolicyBlocked, match="textual_inversion"):
         guard("a photo of <mara>", num_inference_steps=1)
 
 
