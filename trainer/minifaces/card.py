@@ -127,7 +127,9 @@ def _data() -> list[str]:
         "",
         "Some captions change by their context who is shown: look-alikes, relatives, impersonators, strangers, said in"
         " the sentence or far in front of it. These name seen people only, never an unseen one. The words far in front"
-        " stand before captions without names as well, where they change nothing.",
+        " stand before captions without names as well, where they change nothing. So the text encoder knows words that"
+        " hide whoever is named after them, and leave all else: a prefix has an easier start here than it may have on a"
+        " model of photographs.",
         "",
         f"Kept out of all training, for evaluation alone: {held_out}.",
         "",
