@@ -18,7 +18,7 @@ def _pipelines():
     found = {}
     for name in dir(diffusers):
         if "Pipeline" in name:
-            cls = getattr(diffusers, name)
+            cls = getattr(diffusers, name, None)  # it lists some that it does not have
             if (
                 inspect.isclass(cls)
                 and type(cls).__name__ != "DummyObject"
