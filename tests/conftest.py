@@ -30,6 +30,15 @@ def pytest_sessionstart():
         pytest.exit(f"expected the installed wheel, imported {found}", returncode=4)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def nobodys_folders(tmp_path_factory):
+    """What modules and sessions share is not found in, nor left in, the folders of the person who runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("APL_GUARD_REGISTRY", "APL_GUARD_CACHE"):
+            patch.setenv(name, str(tmp_path_factory.mktemp(name.lower())))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_registry(tmp_path, monkeypatch):
     """No test sees or changes the prefixes of the person who runs it."""
