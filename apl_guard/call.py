@@ -186,6 +186,9 @@ class Call:
             self._watch.passed_through(Stage.CHECK_OUTPUT, error)
             _log.warning("pictures pass unchecked: %s (decision %s)", type(error).__name__, self._decision.id)
             return
+        except BaseException as error:  # such as Ctrl-C
+            self._end("failed", error)
+            raise
         self._looked = looked
         self._watch.looked(looked)
         if looked.sightings and is_enforced:

@@ -169,6 +169,21 @@ def test_what_nobody_could_look_at_is_not_released(make, metrics_registry, tmp_p
     assert counted(metrics_registry, "errors", **fault) == 1
 
 
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
+def test_a_call_that_is_broken_off_while_it_looks_has_an_outcome(make, tmp_path, ending):
+    """What ends the program goes on as it is, behind a record that there was no image."""
+
+    class Ends(Pixels):
+        def __call__(self, pictures):
+            raise ending
+
+    with pytest.raises(ending):
+        call(make(Ends()), 2)
+    outcome = records(tmp_path / "audit")[-1]
+    assert (outcome["event"], outcome["result"], outcome["images"]) == ("guard.outcome", "failed", 0)
+    assert outcome["error"] == ending.__name__
+
+
 def test_latents_are_no_pictures(make, tmp_path):
     """Asking for them does not get around the check."""
     with pytest.raises(OutputCheckFailed, match="output_type"):

@@ -7,8 +7,9 @@ from typing import Final
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
+
+from apl_guard.trainer.pipeline import quick_attention
 
 from .autoencoder import LATENT_CHANNELS
 from .text_encoder import WIDTH
@@ -79,8 +80,6 @@ def train_denoiser(
     v = √ᾱ ε − √(1−ᾱ) z₀ (Salimans & Ho 2022, eq. 11).
     """
     unet = (start_from or new_denoiser()).to(device()).train().requires_grad_(True)
-    # torch's fused attention has a slow backward on the CPU: two thirds of a step
-    unet.set_attn_processor(AttnProcessor())
     scheduler = new_scheduler()
     empty = empty_embeds.to(device()).float()
 
@@ -98,15 +97,15 @@ def train_denoiser(
             predicted = unet(z_t, t, encoder_hidden_states=c).sample
         return (predicted.float() - v).square().mean(), {}
 
-    fit(
-        "denoiser",
-        unet,
-        loss,
-        steps=steps,
-        learning_rate=learning_rate,
-        checkpoint=checkpoint,
-        average=True,
-        progress=progress,
-    )
-    unet.set_default_attn_processor()
+    with quick_attention(unet):
+        fit(
+            "denoiser",
+            unet,
+            loss,
+            steps=steps,
+            learning_rate=learning_rate,
+            checkpoint=checkpoint,
+            average=True,
+            progress=progress,
+        )
     return unet.eval().requires_grad_(False)

@@ -6,8 +6,6 @@ z_t      the latents of a picture, noised to level t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,20 +40,6 @@ def denoising_loss(pipe: Any, unet: Any, z: Tensor, c: Tensor, generator: torch.
     target = scheduler.get_velocity(z, noise, t) if is_velocity else noise
     predicted = unet(z_t, t, encoder_hidden_states=c).sample
     return F.mse_loss(predicted, target, reduction="none").mean(dim=(1, 2, 3))
-
-
-@contextmanager
-def quick_attention(unet: Any) -> Iterator[None]:
-    """The attention whose backward pass is quick on a CPU, where torch's fused one takes two thirds of a step."""
-    from diffusers.models.attention_processor import AttnProcessor
-
-    before = dict(unet.attn_processors)
-    if unet.device.type == "cpu":
-        unet.set_attn_processor(AttnProcessor())
-    try:
-        yield
-    finally:
-        unet.set_attn_processor(before)
 
 
 @dataclass(frozen=True)
