@@ -16,14 +16,14 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from apl_guard.anatomy import has_parameter_named
 from apl_guard.backend import Generation, Receipt
+from apl_guard.encoder.anatomy import has_parameter_named
+from apl_guard.encoder.fingerprint import Fingerprint, fingerprint
+from apl_guard.encoder.traits import Likeness, compare
+from apl_guard.encoder.weights import largest_norm
 from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
-from apl_guard.fingerprint import Fingerprint, fingerprint
 from apl_guard.prefix import Prefix
 from apl_guard.request import PROMPT_CHANNELS, Channel, GenerationRequest, texts
-from apl_guard.traits import Likeness, compare
-from apl_guard.weights import largest_norm
 
 from .diffusers_arguments import IMPOSSIBLE, TEXT, channel_of, is_known, turns_guidance_round
 from .diffusers_families import check_supported

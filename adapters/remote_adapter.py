@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from apl_guard.encoder.traits import Likeness
 from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
-from apl_guard.traits import Likeness
 
 __all__ = ["RemoteAdapter", "as_json"]
 

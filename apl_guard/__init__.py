@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from apl_guard.decision import Decision, decide
     from apl_guard.detect.gallery import Gallery
     from apl_guard.detect.output import OutputCheck
+    from apl_guard.encoder.fingerprint import Fingerprint
     from apl_guard.errors import (
         AplGuardError,
         AuditUnavailable,
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
         StorageFailed,
         TrainingFailed,
     )
-    from apl_guard.fingerprint import Fingerprint
     from apl_guard.guard import Guard, Guarded
     from apl_guard.policy import Action, Policy
     from apl_guard.prefix import Prefix, PrefixMetadata
@@ -110,7 +110,7 @@ _HOME = {
     "Action": "policy",
     "Decision": "decision",
     "decide": "decision",
-    "Fingerprint": "fingerprint",
+    "Fingerprint": "encoder.fingerprint",
     "Gallery": "detect.gallery",
     "OutputCheck": "detect.output",
     "Guard": "guard",

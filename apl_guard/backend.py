@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
+from apl_guard.encoder.fingerprint import Fingerprint
 from apl_guard.errors import InvalidInput
-from apl_guard.fingerprint import Fingerprint
 from apl_guard.request import GenerationRequest
 
 if TYPE_CHECKING:
+    from apl_guard.encoder.traits import Likeness
     from apl_guard.prefix import Prefix
-    from apl_guard.traits import Likeness
 
 __all__ = ["Backend", "Generation", "Receipt", "adapter_for"]
 

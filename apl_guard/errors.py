@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from apl_guard.decision import Decision
     from apl_guard.detect.output import Sighting
-    from apl_guard.fingerprint import Fingerprint
+    from apl_guard.encoder.fingerprint import Fingerprint
 
 __all__ = [
     "AplGuardError",

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from apl_guard.acceptance import Match
-from apl_guard.fingerprint import Fingerprint
+from apl_guard.encoder.fingerprint import Fingerprint
 from apl_guard.policy import Action, Mode, OnError, Role, ShareKey, Verb, WithoutPrefix
+from apl_guard.policy.acceptance import Match
 from apl_guard.request import Channel
 
 ABSENT = object()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apl_guard.canonical import canonical, spelling
-from apl_guard.confusables import LOOKS_LIKE
+from apl_guard.request.canonical import canonical, spelling
+from apl_guard.request.confusables import LOOKS_LIKE
 
 
 @given(st.text(st.characters()))

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apl_guard import Action, InvalidInput, Policy, decide
-from apl_guard.context import Context, calling_for, current_context
 from apl_guard.policy import Mode
 from apl_guard.request import Channel, GenerationRequest
+from apl_guard.request.context import Context, calling_for, current_context
 
 ALLOW_NEGATIVE = {"id": "negative", "when": {"channels": ["negative_prompt"]}, "then": {"action": "allow"}}
 PREFIX = {"id": "prefix", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}}

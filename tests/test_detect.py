@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apl_guard import Action, Guard, Policy, PolicyBlocked, PolicyInvalid, decide
-from apl_guard.canonical import canonical
 from apl_guard.detect import Detectors
 from apl_guard.detect.names import NamesIndex
 from apl_guard.policy import Names, built_in_policies
 from apl_guard.request import Channel, GenerationRequest
+from apl_guard.request.canonical import canonical
 
 PEOPLE = [{"name": "Mara Voss", "aliases": ["M. Voss"], "neutral": "a tall woman"}, {"name": "Kai Lund"}]
 ALLOW = {"id": "allow", "when": {"channels": ["prompt", "negative_prompt"]}, "then": {"action": "allow"}}

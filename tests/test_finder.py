@@ -138,8 +138,8 @@ def test_slots_that_one_has_and_the_other_lacks(shared_pipe, prefix):
 
 def test_a_second_encoder_without_vectors(prefix):
     """As for a prefix of one slot on a pipe of two."""
-    from apl_guard.acceptance import Acceptance
-    from apl_guard.fit import fit
+    from apl_guard.policy.acceptance import Acceptance
+    from apl_guard.registry.fit import fit
 
     of = prefix.metadata.fingerprints["text_encoder"]
     found = {"text_encoder": of, "text_encoder_2": of}

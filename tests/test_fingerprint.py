@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from apl_guard import ModelInvalid
-from apl_guard.fingerprint import fingerprint
-from apl_guard.weights import remembered
+from apl_guard.encoder.fingerprint import fingerprint
+from apl_guard.encoder.weights import remembered
 
 
 @pytest.fixture(name="of")

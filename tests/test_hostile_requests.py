@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apl_guard import Action, Policy, PolicyInvalid, decide
-from apl_guard.call import _explain
-from apl_guard.canonical import canonical
-from apl_guard.context import Context
+from apl_guard.decision.rules import _fits
 from apl_guard.detect import Detectors, person
 from apl_guard.detect.names import NamesIndex
 from apl_guard.detect.person import PersonDetector, PersonMatch
+from apl_guard.guard.call import _explain
 from apl_guard.policy import Person
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
-from apl_guard.rules import _fits
+from apl_guard.request.canonical import canonical
+from apl_guard.request.context import Context
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apl_guard import PolicyInvalid
-from apl_guard.canonical import canonical
-from apl_guard.confusables import LOOKS_LIKE
 from apl_guard.detect.names import NamesIndex
 from apl_guard.policy import Names
 from apl_guard.policy.names_file import read_names
+from apl_guard.request.canonical import canonical
+from apl_guard.request.confusables import LOOKS_LIKE
 
 
 def index(*names, **others):

@@ -10,7 +10,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
 from apl_guard import Action, Policy, PolicyInvalid, decide
-from apl_guard.context import Context
 from apl_guard.detect import Detectors
 from apl_guard.detect.cache import TextCache
 from apl_guard.detect.person import PersonDetector
@@ -18,6 +17,7 @@ from apl_guard.detect.worker import Worker
 from apl_guard.policy import Person
 from apl_guard.policy.schema import Spec
 from apl_guard.request import Channel, GenerationRequest
+from apl_guard.request.context import Context
 
 LABELS = ["O", "B-PER", "I-PER", "B-LOC"]
 THINGS = [

@@ -19,8 +19,8 @@ from pydantic import BaseModel
 from apl_guard import AplGuardError, Guard, Policy, backend
 from apl_guard.audit import AuditLog
 from apl_guard.backend import Generation, Receipt
+from apl_guard.encoder.traits import Likeness, Tier
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest, texts
-from apl_guard.traits import Likeness, Tier
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from apl_guard import InvalidInput, Policy, cli
 from apl_guard.audit import AuditLog
 from apl_guard.audit.reading import read_log
-from apl_guard.context import Context
 from apl_guard.in_force import PolicyInForce
-from apl_guard.replay import replay
+from apl_guard.in_force.replay import replay
 from apl_guard.request import Channel, GenerationRequest
+from apl_guard.request.context import Context
 
 STARS = {"id": "stars", "people": [{"name": "Mara Voss"}]}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from apl_guard.fingerprint import fingerprint
+from apl_guard.encoder.fingerprint import fingerprint
+from apl_guard.encoder.traits import Tier, Traits, _probe, _sketch, compare, traits_of
 from apl_guard.testing import tiny_pipe
-from apl_guard.traits import Tier, Traits, _probe, _sketch, compare, traits_of
 
 
 @pytest.fixture(scope="module", name="reference")
@@ -157,7 +157,7 @@ def test_t5_has_one_table_under_two_names(reference):
     """Versions of transformers save it once or twice."""
     from transformers import T5Config, T5EncoderModel
 
-    from apl_guard.weights import table_name, weights_of
+    from apl_guard.encoder.weights import table_name, weights_of
 
     config = T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     encoder = T5EncoderModel(config).eval()

@@ -25,7 +25,7 @@ from apl_guard import (
     PrefixUnsigned,
     RegistryUnavailable,
 )
-from apl_guard.acceptance import Acceptance
+from apl_guard.policy.acceptance import Acceptance
 from apl_guard.testing import random_prefix
 
 try:

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from apl_guard.adapters.inject import encode_prompts
-from apl_guard.fingerprint import fingerprint
+from apl_guard.encoder.fingerprint import fingerprint
+from apl_guard.encoder.traits import traits_of
 from apl_guard.prefix import Prefix, PrefixMetadata
 from apl_guard.storage import write_folder
 from apl_guard.trainer.card import Card, write_card
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data import Data
 from apl_guard.trainer.history import History
-from apl_guard.traits import traits_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

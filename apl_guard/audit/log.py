@@ -16,11 +16,11 @@ from apl_guard.audit.disk import unavailable
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.records import Outcome, decision_record, outcome_record, refusal_record
 from apl_guard.audit.subjects import SubjectKeys
-from apl_guard.context import current_context
 from apl_guard.decision import Decision
 from apl_guard.errors import InvalidInput
 from apl_guard.policy import Policy
 from apl_guard.request import GenerationRequest
+from apl_guard.request.context import current_context
 
 __all__ = ["AuditLog"]
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from apl_guard._version import __version__
-from apl_guard.canonical import canonical
 from apl_guard.decision import Decision, Reason
 from apl_guard.policy import Policy
 from apl_guard.request import Channel, GenerationRequest
+from apl_guard.request.canonical import canonical
 
 if TYPE_CHECKING:
     from apl_guard.backend import Backend
-    from apl_guard.fit import Fit
+    from apl_guard.registry.fit import Fit
 
 __all__ = [
     "Outcome",
@@ -57,7 +57,7 @@ class Outcome(BaseModel):
     """Name of the prefix that was used."""
     prefix_digest: str | None = None
     prefix_match: str | None = None
-    """How close the text encoder is to the one that the prefix was trained with; see `apl_guard.traits.Tier`."""
+    """How close the text encoder is to the one of the prefix; see `apl_guard.encoder.traits.Tier`."""
     prefix_rows: Mapping[str, tuple[int, ...]] = {}
     """Slot → for each prompt, how many prefix vectors the text encoder received in front of it."""
     tokens_cut: Mapping[str, tuple[int, ...]] = {}

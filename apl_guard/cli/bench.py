@@ -42,8 +42,8 @@ def bench(
     Example: apl-guard bench --output bench
     """
     from apl_guard.errors import InvalidInput
-    from apl_guard.places import find_path
     from apl_guard.prefix import Prefix
+    from apl_guard.prefix.places import find_path
     from apl_guard.storage import write_file
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.card import training_seconds

@@ -14,7 +14,7 @@ from apl_guard.request import Channel
 
 if TYPE_CHECKING:
     from apl_guard.decision import Reason
-    from apl_guard.rules import Verdict
+    from apl_guard.decision.rules import Verdict
 
 __all__ = ["diff_policies", "explain_prompt", "replay_log"]
 
@@ -66,9 +66,9 @@ def explain_prompt(
 
     Example: apl-guard policy explain anonymize_faces "a photo of Mara Voss" --channel latents
     """
-    from apl_guard.context import Context
     from apl_guard.in_force import PolicyInForce
     from apl_guard.request import GenerationRequest
+    from apl_guard.request.context import Context
 
     loaded = Policy.load(policy)
     text = {Channel.PROMPT: prompt, Channel.NEGATIVE_PROMPT: negative}
@@ -119,7 +119,7 @@ def replay_log(
     Example: apl-guard policy replay mine.yaml /var/log/apl-guard --was anonymize_faces
     """
     from apl_guard.audit.reading import read_log
-    from apl_guard.replay import replay
+    from apl_guard.in_force.replay import replay
 
     tried = Policy.load(policy)
     before = Policy.load(was) if was is not None else None

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from apl_guard.acceptance import Acceptance
 from apl_guard.cli.prefix_exchange import Registry, export_embedding, import_embedding
 from apl_guard.errors import InvalidInput
+from apl_guard.policy.acceptance import Acceptance
+from apl_guard.prefix.tensorfile import printable
 from apl_guard.registry import PrefixRegistry, RegistryEntry
-from apl_guard.tensorfile import printable
 
 __all__ = ["app"]
 

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from apl_guard.acceptance import Acceptance
 from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.exchange import Embedding, bind, convert_pickle, from_embedding, is_pickle, to_embedding
+from apl_guard.policy.acceptance import Acceptance
+from apl_guard.prefix.tensorfile import read_file
 from apl_guard.registry import PrefixRegistry
 from apl_guard.storage import write_file
-from apl_guard.tensorfile import read_file
 
 __all__ = ["Registry", "export_embedding", "import_embedding"]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from apl_guard.cli.generate import open_model
-from apl_guard.selftest import CANARIES
+from apl_guard.guard.selftest import CANARIES
 
 __all__ = ["selftest"]
 

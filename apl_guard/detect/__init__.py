@@ -9,13 +9,13 @@ from bisect import bisect_right
 from itertools import accumulate
 from typing import NamedTuple
 
-from apl_guard.canonical import canonical
+from apl_guard.decision.findings import Finding, Findings
 from apl_guard.detect.names import NamesIndex
 from apl_guard.detect.patterns import PatternIndex
 from apl_guard.detect.person import PersonDetector, PersonMatch
-from apl_guard.findings import Finding, Findings
 from apl_guard.policy import DEFAULT_SCORE, Entity, Policy, Role, WithoutPrefix
 from apl_guard.request import TEXT_CHANNELS, GenerationRequest
+from apl_guard.request.canonical import canonical
 
 __all__ = ["Detectors"]
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apl_guard.canonical import Break, Spelling, canonical, spelling
 from apl_guard.errors import ExtraMissing, PolicyInvalid
 from apl_guard.policy import Names
+from apl_guard.request.canonical import Break, Spelling, canonical, spelling
 
 if TYPE_CHECKING:
     import ahocorasick
@@ -34,7 +34,7 @@ class Match:
 
 
 class NamesIndex:
-    """Names, by how they are spelt. See `apl_guard.canonical.spelling` for what does not count.
+    """Names, by how they are spelt. See `apl_guard.request.canonical.spelling` for what does not count.
 
     Args:
         lists: The lists.

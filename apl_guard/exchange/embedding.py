@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apl_guard.encoder.fingerprint import fingerprint
+from apl_guard.encoder.traits import traits_of
 from apl_guard.errors import InvalidInput, PrefixInvalid
-from apl_guard.fingerprint import fingerprint
 from apl_guard.prefix import Prefix, PrefixMetadata
-from apl_guard.tensorfile import parse_tensors, printable
-from apl_guard.traits import traits_of
+from apl_guard.prefix.tensorfile import parse_tensors, printable
 
 if TYPE_CHECKING:
     import numpy as np

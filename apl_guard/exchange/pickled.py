@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from apl_guard.errors import InvalidInput, PrefixInvalid
-from apl_guard.tensorfile import read_file
+from apl_guard.prefix.tensorfile import read_file
 
 __all__ = ["convert_pickle", "is_pickle"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from apl_guard.context import current_context
 from apl_guard.errors import PrefixNotApplied
 from apl_guard.metrics.labels import BACKEND_STAGE, OTHER, Stage, action_of, verdict_of
+from apl_guard.request.context import current_context
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from apl_guard.acceptance import Acceptance
+from apl_guard.policy.acceptance import Acceptance
 from apl_guard.policy.sources import Names, Pattern, Person
 from apl_guard.policy.words import (
     DEFAULT_SCORE,

@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apl_guard.errors import PrefixInvalid
-from apl_guard.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, NAME_PATTERN, SIGNATURE_NAME
 from apl_guard.prefix import Prefix
-from apl_guard.tensorfile import parse_json, printable, read_file
+from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, NAME_PATTERN, SIGNATURE_NAME
+from apl_guard.prefix.tensorfile import parse_json, printable, read_file
 
 __all__ = ["EntryFile", "RegistryEntry", "read_entry", "state_of"]
 

@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apl_guard.errors import PrefixInvalid, PrefixRolledBack, RegistryUnavailable, StorageFailed
-from apl_guard.layout import cache_root
+from apl_guard.prefix.layout import cache_root
+from apl_guard.prefix.tensorfile import parse_json, read_file
 from apl_guard.storage import write_file
-from apl_guard.tensorfile import parse_json, read_file
 
 __all__ = ["Memory"]
 

@@ -15,11 +15,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from apl_guard.errors import AplGuardError, InvalidInput, PrefixInvalid, RegistryUnavailable
-from apl_guard.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, REVOKED_NAME, SIGNATURE_NAME, is_name
+from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, REVOKED_NAME, SIGNATURE_NAME, is_name
+from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, printable
 from apl_guard.registry.entry import MAX_CARD_BYTES, MAX_SIGNATURE_BYTES
 from apl_guard.registry.revoked import MAX_REVOKED_BYTES, RevokedFile, parse_revoked
 from apl_guard.storage import write_file, write_folder
-from apl_guard.tensorfile import MAX_FILE_BYTES, printable
 
 __all__ = ["Mirror", "as_url", "push_files"]
 

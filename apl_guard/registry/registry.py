@@ -7,20 +7,20 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from apl_guard.acceptance import Acceptance
+from apl_guard.encoder.fingerprint import Fingerprint
 from apl_guard.errors import InvalidInput, PrefixInvalid, PrefixNotFound
-from apl_guard.fingerprint import Fingerprint
-from apl_guard.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, is_name
-from apl_guard.places import SHIPPED_NAME, find_path, registry_root, shipped_path
+from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
+from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, is_name
+from apl_guard.prefix.places import SHIPPED_NAME, find_path, registry_root, shipped_path
+from apl_guard.prefix.tensorfile import printable, read_file
 from apl_guard.registry.entry import MAX_CARD_BYTES, EntryFile, RegistryEntry, read_entry
 from apl_guard.registry.memory import Memory
 from apl_guard.registry.mirror import Mirror, as_url, push_files
 from apl_guard.registry.revoked import RevokedFile, read_revoked, revoke
 from apl_guard.registry.shelf import Shelf
+from apl_guard.registry.signing import sign_folder
 from apl_guard.registry.trust import check_signed, check_wanted
-from apl_guard.signing import sign_folder
-from apl_guard.tensorfile import printable, read_file
 
 __all__ = ["PrefixRegistry"]
 

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable, StorageFailed
-from apl_guard.layout import REVOKED_NAME
+from apl_guard.prefix.layout import REVOKED_NAME
+from apl_guard.prefix.tensorfile import parse_json, printable, read_file
 from apl_guard.storage import write_file
-from apl_guard.tensorfile import parse_json, printable, read_file
 
 __all__ = ["Revocation", "RevokedFile", "parse_revoked", "read_revoked", "revoke"]
 

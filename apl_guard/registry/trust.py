@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from apl_guard.acceptance import Acceptance
 from apl_guard.errors import PrefixNotPinned, PrefixRevoked, PrefixSignatureInvalid
-from apl_guard.layout import ENTRY_NAME
+from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
+from apl_guard.prefix.layout import ENTRY_NAME
 from apl_guard.registry.entry import RegistryEntry
-from apl_guard.signing import verify_files
+from apl_guard.registry.signing import verify_files
 
 __all__ = ["check_signed", "check_wanted"]
 

@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from apl_guard.backend import adapter_for
+from apl_guard.encoder.traits import traits_of
 from apl_guard.prefix import Prefix, PrefixMetadata
-from apl_guard.traits import traits_of
 
 from .pipes import FAMILIES, build
 from .text import tiny_tokenizer

@@ -16,8 +16,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from apl_guard.anatomy import has_parameter_named
-from apl_guard.fingerprint import fingerprint
+from apl_guard.encoder.anatomy import has_parameter_named
+from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.testing import tiny_tokenizer
 
 

@@ -11,9 +11,9 @@ import sys
 import time
 from statistics import median
 
-from apl_guard.canonical import canonical
 from apl_guard.detect.names import NamesIndex
 from apl_guard.policy import Listed, Names
+from apl_guard.request.canonical import canonical
 
 SYLLABLES = "ka ma ra vo ss ti en lo ber gri sha dun wil ter nor pel qui zan hol mey ric ast".split()  # noqa: SIM905
 PROMPT = "a photo of {} in a red shirt, standing in the rain at night, 35mm, bokeh, highly detailed, by the old harbour"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.errors import ModelInvalid
-from apl_guard.fingerprint import fingerprint
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.minifaces.autoencoder import PatchCode, to_tensor
 from apl_guard.trainer.minifaces.build import Build, Recipe, write_identities

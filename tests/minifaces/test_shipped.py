@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from apl_guard import Guard, Prefix
-from apl_guard.fingerprint import fingerprint
+from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.minifaces import WEIGHTS
 from apl_guard.trainer.minifaces.dataset import draw_all

@@ -18,8 +18,8 @@ from conftest import GENERIC
 from safetensors.torch import load_file
 from small_model import small_pipe
 
+from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.errors import InvalidInput, StorageFailed, TrainingFailed
-from apl_guard.fingerprint import fingerprint
 from apl_guard.prefix import Prefix
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.identities import Identities

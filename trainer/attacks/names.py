@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from apl_guard.confusables import LOOKS_LIKE
+from apl_guard.request.confusables import LOOKS_LIKE
 from apl_guard.trainer.attacks.attack import Attack, Target
 
 __all__ = ["NAME_ATTACKS"]

@@ -8,7 +8,7 @@ import shlex
 import sys
 from typing import Any
 
-from apl_guard.fingerprint import fingerprint
+from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.pipeline import model_digest
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from apl_guard.errors import ModelInvalid
-from apl_guard.layout import cache_root
+from apl_guard.prefix.layout import cache_root
 
 from .captions import (
     ScenePrompt,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from apl_guard.errors import StorageFailed
-from apl_guard.layout import cache_root
+from apl_guard.prefix.layout import cache_root
 
 _FORMAT: Final = 1
 """Counted up when the same settings begin to give something else."""

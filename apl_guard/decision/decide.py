@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from apl_guard.context import Context
-from apl_guard.findings import Finding, Findings
+from apl_guard.decision.findings import Finding, Findings
+from apl_guard.decision.rules import Demand, belongs, demands, judge
 from apl_guard.policy import Action, Mode, Policy, Share, ShareKey
 from apl_guard.request import Channel, GenerationRequest
-from apl_guard.rules import Demand, belongs, demands, judge
+from apl_guard.request.context import Context
 
 __all__ = ["Decision", "Reason", "decide"]
 

@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 
-from apl_guard.confusables import LOOKS_LIKE
+from apl_guard.request.confusables import LOOKS_LIKE
 
 __all__ = ["Break", "Spelling", "canonical", "spelling"]
 

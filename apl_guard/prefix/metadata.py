@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from apl_guard.fingerprint import Fingerprint
-from apl_guard.layout import NAME_PATTERN
-from apl_guard.tensorfile import MAX_VECTORS, MAX_WIDTH
-from apl_guard.traits import Traits
+from apl_guard.encoder.fingerprint import Fingerprint
+from apl_guard.encoder.traits import Traits
+from apl_guard.prefix.layout import NAME_PATTERN
+from apl_guard.prefix.tensorfile import MAX_VECTORS, MAX_WIDTH
 
 __all__ = ["PrefixMetadata"]
 

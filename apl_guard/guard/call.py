@@ -9,19 +9,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from apl_guard.acceptance import Acceptance
 from apl_guard.audit import AuditLog, Outcome
 from apl_guard.backend import Backend, Generation, Receipt
-from apl_guard.context import current_context
 from apl_guard.decision import Decision, Reason
 from apl_guard.detect.output import Looked, OutputCheck
 from apl_guard.errors import AplGuardError, GuardUnavailable, OutputWithheld, PolicyBlocked, PrefixNotApplied
-from apl_guard.fit import Fit
 from apl_guard.in_force import PolicyInForce
 from apl_guard.metrics import Stage, Watch
 from apl_guard.policy import Action, Mode, OnError, Policy
+from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
+from apl_guard.registry.fit import Fit
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
+from apl_guard.request.context import current_context
 
 __all__ = ["Call", "Guarded", "refuse"]
 

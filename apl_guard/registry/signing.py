@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.errors import ExtraMissing, InvalidInput, PrefixSignatureInvalid, PrefixUnsigned
-from apl_guard.layout import SIGNATURE_NAME
+from apl_guard.prefix.layout import SIGNATURE_NAME
+from apl_guard.prefix.tensorfile import printable
 from apl_guard.storage import write_file
-from apl_guard.tensorfile import printable
 
 __all__ = ["sign_folder", "verify_files"]
 

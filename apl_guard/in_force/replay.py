@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from apl_guard.context import Context
 from apl_guard.decision import decide
+from apl_guard.decision.findings import Finding, Findings
 from apl_guard.errors import InvalidInput
-from apl_guard.findings import Finding, Findings
 from apl_guard.policy import NO_TEXT, Action, Policy, ShareKey
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
+from apl_guard.request.context import Context
 
 __all__ = ["Replayed", "replay"]
 

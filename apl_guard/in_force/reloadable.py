@@ -14,12 +14,12 @@ from apl_guard.audit import AuditLog
 from apl_guard.audit.records import brief, policy_record
 from apl_guard.backend import Backend
 from apl_guard.errors import AuditUnavailable, InvalidInput, PolicyInvalid
-from apl_guard.finder import PrefixFinder
-from apl_guard.fit import Fit
 from apl_guard.in_force import PolicyInForce
+from apl_guard.in_force.watch import PolicyWatch
 from apl_guard.metrics import Metrics
 from apl_guard.policy import Mode, Policy, policy_files
-from apl_guard.policy_watch import PolicyWatch
+from apl_guard.registry.finder import PrefixFinder
+from apl_guard.registry.fit import Fit
 
 __all__ = ["ReloadablePolicy"]
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from apl_guard.fingerprint import Fingerprint, architecture_of, fingerprint, probe_ids
-from apl_guard.weights import adapters_in, digest_of, projection_of, remembered, table_name, weights_of
+from apl_guard.encoder.fingerprint import Fingerprint, architecture_of, fingerprint, probe_ids
+from apl_guard.encoder.weights import adapters_in, digest_of, projection_of, remembered, table_name, weights_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -18,20 +18,20 @@ from prometheus_client import CollectorRegistry
 
 from apl_guard.audit import AuditLog
 from apl_guard.backend import adapter_for
-from apl_guard.call import Call, Guarded, refuse
-from apl_guard.context import Context, calling_for, current_context
 from apl_guard.decision import Decision
 from apl_guard.detect.output import OutputCheck
 from apl_guard.errors import InvalidInput, SelfTestFailed
-from apl_guard.finder import PrefixFinder
+from apl_guard.guard.call import Call, Guarded, refuse
+from apl_guard.guard.selftest import CANARIES, SelfTest, run_canaries
 from apl_guard.in_force import PolicyInForce
+from apl_guard.in_force.reloadable import ReloadablePolicy
+from apl_guard.in_force.watch import PolicyWatch
 from apl_guard.metrics import Metrics, MetricsServer, Stage, is_multiprocess, of_all_processes, serve
 from apl_guard.policy import Policy
-from apl_guard.policy_watch import PolicyWatch
 from apl_guard.prefix import Prefix
 from apl_guard.registry import PrefixRegistry, RegistryEntry
-from apl_guard.reloadable import ReloadablePolicy
-from apl_guard.selftest import CANARIES, SelfTest, run_canaries
+from apl_guard.registry.finder import PrefixFinder
+from apl_guard.request.context import Context, calling_for, current_context
 
 if TYPE_CHECKING:
     from apl_guard.tracing import Tracing

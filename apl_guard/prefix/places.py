@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from apl_guard.errors import PrefixInvalid
-from apl_guard.layout import FILE_NAME, current_folder, is_name
-from apl_guard.tensorfile import printable
+from apl_guard.prefix.layout import FILE_NAME, current_folder, is_name
+from apl_guard.prefix.tensorfile import printable
 
 __all__ = ["SHIPPED_NAME", "find_path", "registry_root", "shipped_path"]
 

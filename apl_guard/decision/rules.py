@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from apl_guard.context import Context
-from apl_guard.findings import Finding, Findings
+from apl_guard.decision.findings import Finding, Findings
 from apl_guard.policy import Action, OnError, Policy, Rule, Share, ShareKey, Verb, WithoutPrefix
 from apl_guard.request import PROMPT_CHANNELS, Channel, GenerationRequest
+from apl_guard.request.context import Context
 
 __all__ = ["Condition", "Demand", "Verdict", "belongs", "demands", "judge"]
 

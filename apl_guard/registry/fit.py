@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apl_guard.acceptance import Acceptance, Match
+from apl_guard.encoder.fingerprint import Fingerprint
+from apl_guard.encoder.traits import Likeness, Tier
 from apl_guard.errors import PrefixNotFound
-from apl_guard.fingerprint import Fingerprint
+from apl_guard.policy.acceptance import Acceptance, Match
 from apl_guard.prefix import Prefix, PrefixMetadata
-from apl_guard.traits import Likeness, Tier
 
 if TYPE_CHECKING:
     from apl_guard.backend import Backend

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from apl_guard.context import Context
 from apl_guard.decision import Decision, decide
+from apl_guard.decision.findings import Findings
+from apl_guard.decision.rules import Verdict, judge
 from apl_guard.detect import Detectors
 from apl_guard.errors import PolicyInvalid
-from apl_guard.findings import Findings
 from apl_guard.policy import Case, Policy
 from apl_guard.request import Channel, GenerationRequest
-from apl_guard.rules import Verdict, judge
+from apl_guard.request.context import Context
 
 __all__ = ["Explanation", "Failure", "PolicyInForce", "as_request"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from apl_guard.acceptance import Acceptance
+from apl_guard.encoder.fingerprint import Fingerprint
+from apl_guard.encoder.traits import Tier
 from apl_guard.errors import PrefixNotFound, PrefixUntrusted
-from apl_guard.fingerprint import Fingerprint
-from apl_guard.fit import Fit, fit
+from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
-from apl_guard.traits import Tier
+from apl_guard.registry.fit import Fit, fit
 
 if TYPE_CHECKING:
     from apl_guard.backend import Backend

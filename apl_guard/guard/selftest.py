@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from apl_guard.errors import SelfTestFailed
 
 if TYPE_CHECKING:
-    from apl_guard.call import Guarded
+    from apl_guard.guard.call import Guarded
 
 __all__ = ["CANARIES", "SelfTest", "run_canaries"]
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from apl_guard.weights import adapters_in, digest_of, remembered, weights_of
+from apl_guard.encoder.weights import adapters_in, digest_of, remembered, weights_of
 
 if TYPE_CHECKING:
     from torch import nn

@@ -24,11 +24,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from apl_guard.errors import PrefixInvalid
-from apl_guard.layout import CARD_NAME, FILE_NAME
-from apl_guard.places import find_path
-from apl_guard.prefix_metadata import PrefixMetadata
+from apl_guard.prefix.layout import CARD_NAME, FILE_NAME
+from apl_guard.prefix.metadata import PrefixMetadata
+from apl_guard.prefix.places import find_path
+from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, parse_json, parse_tensors, printable, read_file
 from apl_guard.storage import write_folder
-from apl_guard.tensorfile import MAX_FILE_BYTES, parse_json, parse_tensors, printable, read_file
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -55,7 +55,7 @@ class Prefix:
     Example:
         >>> import torch
         >>> from datetime import UTC, datetime
-        >>> from apl_guard.fingerprint import Fingerprint
+        >>> from apl_guard.encoder.fingerprint import Fingerprint
         >>> of = Fingerprint(weights="ab" * 32, tokenizer="cd" * 32)
         >>> metadata = PrefixMetadata(name="demo", n=2, widths={"text_encoder": 4},
         ...     fingerprints={"text_encoder": of}, created=datetime(2026, 1, 1, tzinfo=UTC))

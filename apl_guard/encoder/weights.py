@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from apl_guard.anatomy import Anatomy
+from apl_guard.encoder.anatomy import Anatomy
 from apl_guard.errors import ModelInvalid
 
 if TYPE_CHECKING:
