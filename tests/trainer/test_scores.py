@@ -132,7 +132,7 @@ def test_inactivity_is_measured_against_fewer_steps(setting: Setting) -> None:
     figures = inactivity(setting)["inactivity"]
 
     assert {arm: found["steps"] for arm, found in figures.items()} == {
-        "plain": 5, "fewer_steps": 4, "guarded": 5, "other_sampler": 4,
+        "plain": 5, "fewer_steps": 4, "guarded": 5, "gated": 5, "other_sampler": 4,
     }  # fmt: skip
     assert "pixel_distance" not in figures["plain"]
     for name in ("feature_distance", "pixel_distance", "structure_distance"):
@@ -140,6 +140,7 @@ def test_inactivity_is_measured_against_fewer_steps(setting: Setting) -> None:
         for beside in ("fewer_steps", "other_sampler"):
             ratio = figures["guarded"][name] / figures[beside][name]
             assert figures["guarded"][f"{name}_over_{beside}"] == pytest.approx(ratio)
+        assert figures["gated"][name] == pytest.approx(0, abs=1e-6), "no prompt names anybody, so none has a prefix"
     assert figures["fewer_steps"]["pixel_distance"] != figures["other_sampler"]["pixel_distance"]
     assert isinstance(setting.pipe.scheduler, DDIMScheduler), "the pipe is left as it was"
 

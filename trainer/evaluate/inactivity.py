@@ -5,11 +5,15 @@ fifths of the steps (20 in place of 25, unless another number is asked for), onc
 another, DPM-Solver++. How far apart two pictures are is said
 in the features of a judge (‖f(a) − f(b)‖, f the features in which the Fréchet distance is measured), in
 pixels (root of the mean squared difference, of a range of 1), and in structure (1 − SSIM).
+
+A prefix in front of every prompt changes something. *Gated* is the guard that puts it only where a prompt names
+somebody on its list, here everybody whom the model knows: its distance is 0, or it took a nameless prompt for a name.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -17,17 +21,20 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 
 from apl_guard.errors import ExtraMissing
+from apl_guard.guard import Guard
 from apl_guard.trainer.evaluate.asking import ask_for_anything
+from apl_guard.trainer.evaluate.gated import gating_policy
 from apl_guard.trainer.evaluate.result import Figures, Pictures
 from apl_guard.trainer.evaluate.scores import fidelity, mean_figure
 from apl_guard.trainer.evaluate.setting import Setting, drawn_by
 from apl_guard.trainer.evaluate.statistics import bootstrap_interval
+from apl_guard.trainer.minifaces.people import people
 
 DISTANCES = ("feature_distance", "pixel_distance", "structure_distance")
 
 
 def inactivity(setting: Setting) -> dict[str, dict[str, Figures]]:
-    """Guarded against plain; fewer steps, and fewer steps of another sampler, against plain.
+    """Guarded and gated against plain; fewer steps, and fewer steps of another sampler, against plain.
 
     Raises:
         ExtraMissing: torchmetrics is not installed.
@@ -36,27 +43,29 @@ def inactivity(setting: Setting) -> dict[str, dict[str, Figures]]:
     texts = [one.text for one in asked]
     wanted = [one.attributes for one in asked]
     fewer = replace(setting, steps=max(1, setting.steps * 4 // 5))
+    names = tuple(person.name for person in people() if person.split != "held_back")
+    gate = setting.on(setting.pipe, guard=Guard(setting.pipe, policy=gating_policy(names), prefix=setting.prefix))
     pictures = {
         "plain": setting.draw(setting.pipe, texts, "generic"),
         "fewer_steps": fewer.draw(fewer.pipe, texts, "generic"),
         "guarded": setting.draw(setting.guard, texts, "generic"),
+        "gated": gate.draw(gate.guard, texts, "generic"),
     }
     with drawn_by(fewer.pipe, DPMSolverMultistepScheduler):
         pictures["other_sampler"] = fewer.draw(fewer.pipe, texts, "generic")
     figures: dict[str, Figures] = {}
     apart: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
     for arm, drawn in pictures.items():
-        steps = setting.steps if arm in ("plain", "guarded") else fewer.steps
+        steps = fewer.steps if arm in ("fewer_steps", "other_sampler") else setting.steps
         figures[arm] = {"images": len(drawn), "steps": steps}
         if arm != "plain":
             apart[arm] = distances(setting, pictures["plain"], drawn)
             for name, values in apart[arm].items():
                 figures[arm] |= mean_figure(name, values, setting.seed)
         figures[arm] |= fidelity("attribute_fidelity", setting.judges.attributes(drawn), wanted)
-    for name in DISTANCES:
-        for beside in ("fewer_steps", "other_sampler"):
-            both = [apart["guarded"][name], apart[beside][name]]
-            figures["guarded"] |= ratio_figure(f"{name}_over_{beside}", both, setting.seed)
+    for arm, name, beside in product(("guarded", "gated"), DISTANCES, ("fewer_steps", "other_sampler")):
+        both = [apart[arm][name], apart[beside][name]]
+        figures[arm] |= ratio_figure(f"{name}_over_{beside}", both, setting.seed)
     setting.show("inactivity", asked, pictures)
     return {"inactivity": figures}
 
