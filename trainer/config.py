@@ -84,7 +84,7 @@ class TrainConfig(BaseModel):
     """Identities are drawn in proportion to (their recent loss) to this power; 0 draws all alike."""
     adversarial: int = Field(default=0, ge=0, le=100)
     """Steps of an attack on half of each identity batch: vectors in the prompt that bring the person back, against
-    which the prefix is then trained; 0: none.  See `attacks.adversary`."""
+    which the prefix is then trained; 0: none.  See `train.adversary`."""
     reuse_batches: int = Field(default=0, ge=0)
     """Draw only so many batches and go round them, so that targets are computed once; 0: all are fresh."""
     seed: int = 0

@@ -54,7 +54,7 @@ def attack(
     from apl_guard.trainer.attacks.page import draw_curves, to_table
     from apl_guard.trainer.attacks.reference import reference_check
     from apl_guard.trainer.evaluate.setting import Setting
-    from apl_guard.trainer.pipeline import open_pipe, unet_precision
+    from apl_guard.trainer.model.pipeline import open_pipe, unet_precision
 
     if len(set(prefix)) < len(prefix):
         raise InvalidInput("a prefix is given twice", where="--prefix")

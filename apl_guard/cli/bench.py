@@ -46,18 +46,18 @@ def bench(
     from apl_guard.prefix.places import find_path
     from apl_guard.storage import write_file
     from apl_guard.trainer import minifaces
-    from apl_guard.trainer.card import training_seconds
+    from apl_guard.trainer.bench.afterwards import personalised, restyled
+    from apl_guard.trainer.bench.page import write_page
+    from apl_guard.trainer.bench.plot import draw_plot
+    from apl_guard.trainer.bench.run import all_peers, run_bench
+    from apl_guard.trainer.bench.table import to_markdown, to_text
+    from apl_guard.trainer.data.folders import make_folder
+    from apl_guard.trainer.data.identities import load_identities
     from apl_guard.trainer.evaluate.provenance import command
     from apl_guard.trainer.evaluate.setting import Setting
-    from apl_guard.trainer.folders import make_folder
-    from apl_guard.trainer.identities import load_identities
-    from apl_guard.trainer.peers.afterwards import personalised, restyled
-    from apl_guard.trainer.peers.bench import all_peers, run_bench
+    from apl_guard.trainer.model.pipeline import open_pipe
     from apl_guard.trainer.peers.peer import Task
-    from apl_guard.trainer.peers.plot import draw_plot
-    from apl_guard.trainer.peers.sheet import write_page
-    from apl_guard.trainer.peers.table import to_markdown, to_text
-    from apl_guard.trainer.pipeline import open_pipe
+    from apl_guard.trainer.train.card import training_seconds
 
     vectors = Prefix.load(prefix)
     peers = all_peers(vectors, training_seconds(find_path(prefix)))

@@ -136,9 +136,9 @@ def evaluate(
     from apl_guard.prefix import Prefix
     from apl_guard.storage import write_file
     from apl_guard.trainer.evaluate.curves import read_curves
+    from apl_guard.trainer.evaluate.page import write_report
     from apl_guard.trainer.evaluate.provenance import command
-    from apl_guard.trainer.evaluation_report import write_report
-    from apl_guard.trainer.pipeline import open_pipe
+    from apl_guard.trainer.model.pipeline import open_pipe
 
     _refuse_what_nobody_reads(context, protocol)
     if curves and report is None:
@@ -208,12 +208,12 @@ def _by_protocol(
     captions: Path | None,
 ) -> EvalResult:
     from apl_guard.errors import InvalidInput
-    from apl_guard.trainer.captions import generic_captions
-    from apl_guard.trainer.evaluate.clip import Clip
-    from apl_guard.trainer.evaluate.faces import open_faces
-    from apl_guard.trainer.evaluate.run_apl2026 import evaluate_apl_2026
-    from apl_guard.trainer.folders import read_prompts
-    from apl_guard.trainer.pipeline import open_pipe
+    from apl_guard.trainer.data.captions import generic_captions
+    from apl_guard.trainer.data.folders import read_prompts
+    from apl_guard.trainer.evaluate.apl2026.clip import Clip
+    from apl_guard.trainer.evaluate.apl2026.faces import open_faces
+    from apl_guard.trainer.evaluate.apl2026.run import evaluate_apl_2026
+    from apl_guard.trainer.model.pipeline import open_pipe
 
     if (detector is None) != (recogniser is None):
         raise InvalidInput("one without the other; give both", where="--detector and --recogniser")

@@ -53,7 +53,7 @@ def build(
         folder = build_world(output, Recipe.tiny() if tiny else None)
     else:
         from apl_guard.trainer.minifaces.variants import Variant, VariantRecipe, build_variant
-        from apl_guard.trainer.pipeline import open_pipe
+        from apl_guard.trainer.model.pipeline import open_pipe
 
         base = output / "base" if (output / "base").is_dir() else minifaces.model_path()
         recipe = VariantRecipe.tiny() if tiny else None
@@ -74,7 +74,7 @@ def card(
     import json
 
     from apl_guard.trainer.evaluate.result import EvalResult
-    from apl_guard.trainer.minifaces.card import write_card
+    from apl_guard.trainer.evaluate.world_card import write_card
 
     path = write_card(world, EvalResult(json.loads(evaluation.read_text())["suites"]))
     typer.echo(f"card: {path}")
@@ -99,7 +99,7 @@ def tradeoff(
     from apl_guard.storage import write_file
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.evaluate.tradeoff import measure_tradeoff
-    from apl_guard.trainer.pipeline import open_pipe
+    from apl_guard.trainer.model.pipeline import open_pipe
 
     named = {folder.name: Prefix.load(folder) for folder in prefixes}
     pipe = open_pipe(minifaces.model_path())
@@ -157,11 +157,11 @@ def scale(
     from apl_guard.storage import write_file
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.config import TrainConfig
+    from apl_guard.trainer.data.folders import make_folder
+    from apl_guard.trainer.data.identities import load_identities
     from apl_guard.trainer.evaluate.curves import Curve, draw_curves, write_curves
     from apl_guard.trainer.evaluate.scale import AXES, measure_scale
-    from apl_guard.trainer.folders import make_folder
-    from apl_guard.trainer.identities import load_identities
-    from apl_guard.trainer.pipeline import open_pipe
+    from apl_guard.trainer.model.pipeline import open_pipe
 
     names = [one.value for one in axis or ()] or list(AXES)
     if value and len(names) != 1:

@@ -59,7 +59,7 @@ def train(
 
         identities = minifaces.identities_file()
     if dry_run:
-        from apl_guard.trainer.plan import make_plan
+        from apl_guard.trainer.train.plan import make_plan
 
         typer.echo(str(make_plan(options, model, identities, generic)))
         return

@@ -15,9 +15,9 @@ from apl_guard.prefix import Prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.evaluate.result import EvalResult
 from apl_guard.trainer.evaluate.setting import Setting
+from apl_guard.trainer.model.pipeline import open_pipe
 from apl_guard.trainer.personalise.recipe import Recipe
 from apl_guard.trainer.personalise.suites import WAYS, personalised
-from apl_guard.trainer.pipeline import open_pipe
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ from apl_guard.trainer.minifaces.text_encoder import WIDTH, Reading
 from apl_guard.trainer.minifaces.tokenizer import train_tokenizer
 from apl_guard.trainer.minifaces.traits import GEOMETRY
 from apl_guard.trainer.minifaces.variants import VariantRecipe, build_variant
-from apl_guard.trainer.pipeline import model_digest, open_pipe
+from apl_guard.trainer.model.pipeline import model_digest, open_pipe
 
 
 @pytest.fixture(name="images", scope="module")

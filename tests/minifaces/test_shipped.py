@@ -17,7 +17,7 @@ from apl_guard.trainer.minifaces import WEIGHTS
 from apl_guard.trainer.minifaces.dataset import draw_all
 from apl_guard.trainer.minifaces.judge_training import portraits
 from apl_guard.trainer.minifaces.measure import judge_accuracy, model_bytes, words_in_front
-from apl_guard.trainer.pipeline import open_pipe
+from apl_guard.trainer.model.pipeline import open_pipe
 
 pytestmark = pytest.mark.smoke
 

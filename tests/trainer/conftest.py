@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.identities import Identities
+from apl_guard.trainer.data.identities import Identities
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -12,7 +12,7 @@ from conftest import GENERIC, NAMES
 
 from apl_guard.testing import tiny_pipe
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.identities import Identities
+from apl_guard.trainer.data.identities import Identities
 from apl_guard.trainer.train import train
 
 

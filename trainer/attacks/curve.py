@@ -30,13 +30,13 @@ from apl_guard.detect.output import OutputCheck
 from apl_guard.prefix import Prefix
 from apl_guard.storage import write_file
 from apl_guard.trainer.attacks.search import Kind, Search, TokenSearch, Wanted, make_search
+from apl_guard.trainer.data.folders import make_folder
 from apl_guard.trainer.evaluate.scores import rate
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.folders import make_folder
 from apl_guard.trainer.minifaces.dataset import draw_all
 from apl_guard.trainer.minifaces.judge_training import portraits
 from apl_guard.trainer.minifaces.people import Person
-from apl_guard.trainer.pipeline import frozen, model_digest
+from apl_guard.trainer.model.pipeline import frozen, model_digest
 
 __all__ = ["Side", "checkpoints", "measure_curves", "sides_of", "steps_needed", "wanted_of"]
 

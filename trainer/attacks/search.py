@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from apl_guard.adapters.inject import embed, tokenize_with_prefix
-from apl_guard.trainer.attacks.rows import insert_vectors, length_of, sentinels
-from apl_guard.trainer.loss import distance
-from apl_guard.trainer.pipeline import predict
-from apl_guard.trainer.targets import add_noise
+from apl_guard.trainer.model.pipeline import predict
+from apl_guard.trainer.train.loss import distance
+from apl_guard.trainer.train.rows import insert_vectors, length_of, sentinels
+from apl_guard.trainer.train.targets import add_noise
 
 __all__ = ["EmbeddingSearch", "Kind", "Search", "TokenSearch", "Wanted", "make_search", "onto_simplex"]
 

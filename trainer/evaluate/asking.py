@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.errors import InvalidInput, ModelInvalid
+from apl_guard.trainer.data.folders import read_prompts
 from apl_guard.trainer.evaluate.result import Asked
 from apl_guard.trainer.evaluate.scores import spoken
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.folders import read_prompts
 from apl_guard.trainer.minifaces.faces import SIZE
 from apl_guard.trainer.minifaces.people import Person, Split
 

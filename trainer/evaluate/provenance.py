@@ -10,7 +10,7 @@ from typing import Any
 
 from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.pipeline import model_digest
+from apl_guard.trainer.model.pipeline import model_digest
 
 _PACKAGES = ("apl-guard", "torch", "diffusers", "transformers", "numpy", "scipy", "torchmetrics", "onnxruntime")
 

@@ -16,7 +16,7 @@ from apl_guard.trainer.evaluate.provenance import provenance
 from apl_guard.trainer.evaluate.result import Album, EvalResult, Figures
 from apl_guard.trainer.evaluate.setting import Setting, pictures_folder
 from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES, SUITES
-from apl_guard.trainer.pipeline import unet_precision
+from apl_guard.trainer.model.pipeline import unet_precision
 
 if TYPE_CHECKING:
     from apl_guard.trainer.minifaces.judge import Judges

@@ -14,12 +14,12 @@ from typing import Any
 from apl_guard.errors import InvalidInput, PrefixInvalid
 from apl_guard.prefix import Prefix
 from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.data.identities import Identities
 from apl_guard.trainer.evaluate.asking import ask_for_anything, ask_for_people
 from apl_guard.trainer.evaluate.curves import Curve
 from apl_guard.trainer.evaluate.result import Asked, Figures
 from apl_guard.trainer.evaluate.scores import fidelity, identity_figures
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.identities import Identities
 from apl_guard.trainer.train import train
 
 AXES: dict[str, tuple[float, ...]] = {

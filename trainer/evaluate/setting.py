@@ -21,10 +21,10 @@ from apl_guard.guard import Guard
 from apl_guard.prefix import Prefix
 from apl_guard.storage import write_file
 from apl_guard.trainer.config import NeutralKind
+from apl_guard.trainer.data.folders import make_folder
+from apl_guard.trainer.data.generation import cache_folder
 from apl_guard.trainer.evaluate.result import Album, Asked, Pictures
-from apl_guard.trainer.folders import make_folder
-from apl_guard.trainer.generation import cache_folder
-from apl_guard.trainer.pipeline import model_digest
+from apl_guard.trainer.model.pipeline import model_digest
 
 
 def pictures_folder() -> Path:

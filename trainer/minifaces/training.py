@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apl_guard.trainer.pipeline import unet_precision
+from apl_guard.trainer.model.pipeline import unet_precision
 
 SAVE_EVERY_SECONDS = 60.0
 

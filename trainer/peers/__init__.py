@@ -8,5 +8,5 @@
     ablation     Concept ablation: cross-attention learns to answer a name as its neutral text
     prefix       the prefix of this project, always on or for listed names, and the plain model
 
-`bench` holds them side by side; `docs/bench.md` says how each was adapted and what is not claimed.
+`trainer.bench` holds them side by side; `docs/bench.md` says how each was adapted and what is not claimed.
 """

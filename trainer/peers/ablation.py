@@ -31,13 +31,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from apl_guard.trainer.loss import distance
+from apl_guard.trainer.model.pipeline import predict
 from apl_guard.trainer.peers.learning import Learner
 from apl_guard.trainer.peers.peer import Applied, Files, Task
 from apl_guard.trainer.peers.samples import draw_latents
 from apl_guard.trainer.peers.weights import changes_of, cross_attention, with_changes
-from apl_guard.trainer.pipeline import predict
-from apl_guard.trainer.targets import PromptEmbeds, add_noise
+from apl_guard.trainer.train.loss import distance
+from apl_guard.trainer.train.targets import PromptEmbeds, add_noise
 
 
 def ablation_loss(phi_name: Tensor, phi_anchor: Tensor, truth: Tensor, lambda_: float) -> Tensor:

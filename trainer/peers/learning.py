@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from apl_guard.errors import TrainingFailed
+from apl_guard.trainer.model.pipeline import frozen
 from apl_guard.trainer.peers.weights import with_own_unet
-from apl_guard.trainer.pipeline import frozen
 
 
 class Learner:

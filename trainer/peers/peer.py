@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from apl_guard.trainer.config import NeutralKind
-from apl_guard.trainer.identities import Identities
+from apl_guard.trainer.data.identities import Identities
 
 Files = dict[str, bytes]
 """What has to be shipped beside the model: file name → content."""

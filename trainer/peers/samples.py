@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from apl_guard.trainer.generation import seed_of
-from apl_guard.trainer.pipeline import frozen
+from apl_guard.trainer.data.generation import seed_of
+from apl_guard.trainer.model.pipeline import frozen
 
 _BATCH = 32
 _STREAM = 3

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from apl_guard.trainer.model.pipeline import model_digest
 from apl_guard.trainer.personalise.drawings import Drawings
 from apl_guard.trainer.personalise.recipe import Recipe
-from apl_guard.trainer.pipeline import model_digest
 
 
 @dataclass(frozen=True)

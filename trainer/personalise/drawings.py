@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apl_guard.adapters.inject import encode_prompts
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.generation import self_generate
+from apl_guard.trainer.data.generation import self_generate
 
 if TYPE_CHECKING:
     from apl_guard.trainer.minifaces import Person

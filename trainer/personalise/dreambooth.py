@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.trainer.minifaces.training import fit
+from apl_guard.trainer.model.pipeline import quick_attention
 from apl_guard.trainer.personalise.added import Added, decided_by, names_of
 from apl_guard.trainer.personalise.denoising import Lessons
 from apl_guard.trainer.personalise.drawings import Drawings
 from apl_guard.trainer.personalise.recipe import Recipe
 from apl_guard.trainer.personalise.shelf import kept
-from apl_guard.trainer.pipeline import quick_attention
 
 
 def dreambooth(pipe: Any, drawings: Drawings, recipe: Recipe, *, progress: bool = True) -> Added:

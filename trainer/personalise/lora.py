@@ -12,12 +12,12 @@ from typing import Any, Final
 
 from apl_guard.errors import ExtraMissing
 from apl_guard.trainer.minifaces.training import fit
+from apl_guard.trainer.model.pipeline import quick_attention
 from apl_guard.trainer.personalise.added import Added, decided_by, names_of
 from apl_guard.trainer.personalise.denoising import Lessons
 from apl_guard.trainer.personalise.drawings import Drawings
 from apl_guard.trainer.personalise.recipe import Recipe
 from apl_guard.trainer.personalise.shelf import kept
-from apl_guard.trainer.pipeline import quick_attention
 
 _LAYERS: Final = (
     *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2"),

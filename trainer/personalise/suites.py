@@ -20,6 +20,7 @@ from apl_guard.trainer.minifaces.judge import Judges
 from apl_guard.trainer.minifaces.judge_training import introduce
 from apl_guard.trainer.minifaces.people import Person, Split, people
 from apl_guard.trainer.minifaces.variants import STYLES, Variant, VariantRecipe, build_variant
+from apl_guard.trainer.model.pipeline import model_digest, open_pipe
 from apl_guard.trainer.personalise.added import Added
 from apl_guard.trainer.personalise.drawings import Drawings, draw_people
 from apl_guard.trainer.personalise.dreambooth import dreambooth
@@ -27,7 +28,6 @@ from apl_guard.trainer.personalise.lora import lora
 from apl_guard.trainer.personalise.recipe import Recipe
 from apl_guard.trainer.personalise.shelf import kept
 from apl_guard.trainer.personalise.textual_inversion import textual_inversion
-from apl_guard.trainer.pipeline import model_digest, open_pipe
 
 
 class Way(Protocol):

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from apl_guard.storage import write_file
 from apl_guard.trainer.minifaces.autoencoder import encode
 from apl_guard.trainer.minifaces.training import fit
+from apl_guard.trainer.model.pipeline import quick_attention
 from apl_guard.trainer.personalise.added import Added, decided_by
 from apl_guard.trainer.personalise.denoising import denoising_loss
 from apl_guard.trainer.personalise.drawings import Drawings
 from apl_guard.trainer.personalise.recipe import Recipe
 from apl_guard.trainer.personalise.shelf import kept
-from apl_guard.trainer.pipeline import quick_attention
 
 
 def word_for(name: str) -> str:

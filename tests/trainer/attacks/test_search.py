@@ -1,0 +1,153 @@
+"""White-box searches: they find what they look for, leave the model alone, and have controls beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apl_guard.prefix import Prefix
+from apl_guard.trainer import minifaces
+from apl_guard.trainer.attacks import curve
+from apl_guard.trainer.attacks.curve import checkpoints, measure_curves, sides_of, steps_needed, wanted_of
+from apl_guard.trainer.attacks.page import draw_curves, to_table
+from apl_guard.trainer.attacks.reference import reference_check
+from apl_guard.trainer.attacks.search import TokenSearch, make_search, onto_simplex
+from apl_guard.trainer.evaluate.setting import Setting
+from apl_guard.trainer.model.pipeline import frozen, model_digest, open_pipe
+
+
+@pytest.fixture(scope="module")
+def world():
+    """The shipped model with a part of its prefix."""
+    pipe = open_pipe("minifaces")
+    prefix = Prefix.load("minifaces").first(4)
+    return Setting.of(pipe, prefix, minifaces.judges(), steps=1, folder=None, progress=False)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("tokens", 20), ("embedding", 8)])
+def test_a_search_lowers_its_own_loss_and_leaves_the_model_as_it_was(world, kind, steps):
+    """On noise that it did not train on; weights, gradients and training flags are those of before."""
+    pipe = world.pipe
+    before = model_digest(pipe)
+    flags = [p.requires_grad for p in pipe.text_encoder.parameters()]
+    with frozen(pipe):
+        wanted = wanted_of(pipe, minifaces.people()[:2], seed=0)
+        search = make_search(kind, pipe, world.prefix.vectors["text_encoder"], wanted)
+        start = search.loss(seed=1)
+        for _ in range(steps):
+            search.step()
+        assert search.loss(seed=1) < start
+    assert search.steps == steps
+    assert model_digest(pipe) == before
+    assert [p.requires_grad for p in pipe.text_encoder.parameters()] == flags
+    assert all(p.grad is None for p in pipe.unet.parameters())
+
+
+def test_what_the_token_search_finds_can_be_typed(world):
+    """One token in each place, none of them special, and the text holds the name."""
+    pipe = world.pipe
+    with frozen(pipe):
+        wanted = wanted_of(pipe, minifaces.people()[:1], seed=0)
+        search = make_search("tokens", pipe, world.prefix.vectors["text_encoder"], wanted, seed=3)
+        assert isinstance(search, TokenSearch)
+        start = search.parameters.argmax(-1)
+        for _ in range(12):
+            search.step()
+    weights = search.parameters.detach()
+    assert torch.allclose(weights.sum(-1), torch.ones(1, 5), atol=1e-4)
+    assert (weights >= 0).all()
+    assert not weights[..., pipe.tokenizer.all_special_ids].any()
+    assert not torch.equal(weights.argmax(-1), start)
+    table = pipe.text_encoder.get_input_embeddings().weight
+    assert torch.allclose(search.found().detach(), table[weights.argmax(-1)], atol=1e-4)
+    assert search.texts()[0].endswith(f" a photo of {minifaces.people()[0].name}")
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=8))
+def test_the_projection_is_the_nearest_point_of_the_simplex(values):
+    """Found otherwise, by bisection for the level above which the coordinates sum to one."""
+    low, high = min(values) - 1, max(values)
+    for _ in range(80):
+        level = (low + high) / 2
+        low, high = (level, high) if sum(max(v - level, 0) for v in values) > 1 else (low, level)
+    expected = torch.tensor([max(v - low, 0) for v in values])
+    assert torch.allclose(onto_simplex(torch.tensor(values)), expected, atol=1e-4)
+
+
+def test_the_rows_hold_prefix_and_attack_in_their_places(world):
+    """Prefix first; tokens before the prompt, a pseudo-word in place of the name; nobody shares vectors."""
+    pipe, vectors = world.pipe, world.prefix.vectors["text_encoder"]
+    wanted = wanted_of(pipe, minifaces.people()[:2], seed=0)
+    words = pipe.tokenizer("a photo of", add_special_tokens=False)["input_ids"]
+    tokens = make_search("tokens", pipe, vectors, wanted)._rows.tolist()
+    assert tokens[0][:10] == [tokens[0][0], -1, -2, -3, -4, -5, -6, -7, -8, -9]
+    assert tokens[1][5:10] == [-10, -11, -12, -13, -14]
+    assert tokens[0][10 : 10 + len(words)] == words
+    pseudo = make_search("embedding", pipe, vectors, wanted)._rows.tolist()
+    assert pseudo[1][5 : 5 + len(words) + 1] == [*words, -6]
+    bare = make_search("embedding", pipe, None, wanted)._rows.tolist()
+    assert bare[0][1 : 1 + len(words) + 1] == [*words, -1]
+
+
+def test_every_search_has_its_negative_controls(world):
+    """People whom the model never saw, and a UNet that learned nothing and shares all else; the pipe stays as it is."""
+    before = model_digest(world.pipe)
+    sides = {side.name: side for side in sides_of(world, {"mine": world.prefix}, people=3)}
+    assert list(sides) == ["no prefix", "mine", "control: invented name", "control: random UNet"]
+    assert [side.is_control for side in sides.values()] == [False, False, True, True]
+    assert {person.split for person in sides["control: invented name"].people} == {"held_back"}
+    assert {person.split for person in sides["mine"].people} == {"seen"}
+    other = sides["control: random UNet"].pipe
+    assert other.text_encoder is world.pipe.text_encoder
+    assert other.unet is not world.pipe.unet
+    assert model_digest(other) != before == model_digest(world.pipe)
+
+
+def test_a_run_goes_on_at_the_curve_it_had_reached(world, tmp_path: Path, monkeypatch):
+    """Curves that are done are read, other settings make other curves; the figures end in a table and a picture."""
+    arguments = (world, {"mine": world.prefix}, ("embedding",), 1, 1, tmp_path, reference_check())
+    found = measure_curves(*arguments)
+    sides = found["searches"]["embedding"]
+    assert [point["steps"] for point in sides["mine"]["points"]] == [0, 1]
+    assert all(point["images"] == curve.EACH for side in sides.values() for point in side["points"])
+    assert sides["control: random UNet"]["needed"] is None
+
+    def again(*_):
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(curve, "measure_curve", again)
+    assert measure_curves(*arguments) == found
+    with pytest.raises(AssertionError, match="drawn again"):
+        measure_curves(dataclasses.replace(world, seed=1), *arguments[1:])
+    assert json.loads(json.dumps(found)) == found
+    assert "control: random UNet" in to_table(found)
+    draw_curves(found, tmp_path / "attack.png")
+    assert (tmp_path / "attack.png").read_bytes().startswith(b"\x89PNG")
+
+
+@given(st.integers(1, 5000))
+def test_a_search_is_looked_at_first_and_last(steps):
+    """And in between after doublings, so that factors of ten can be read off."""
+    found = checkpoints(steps)
+    assert (found[0], found[-1]) == (0, steps)
+    assert found == sorted(set(found))
+    assert all(b <= 2 * a for a, b in pairwise(found[1:]))
+
+
+def test_further_prefixes_are_held_against_the_first():
+    """By the steps that were needed; where none sufficed, the factor is a lower bound."""
+    needed = {"first": (20, 160), "later": (80, None), "never": (None, None)}
+    sides = {name: {"needed": bare, "needed_checked": checked} for name, (bare, checked) in needed.items()}
+    curve._compare(sides, list(sides), steps=320)
+    found = {name: (side["times"], side["times_is_lower_bound"]) for name, side in sides.items()}
+    assert found == {"first": (1, False), "later": (4, False), "never": (16, True)}
+    assert (sides["first"]["times_checked"], sides["first"]["times_checked_is_lower_bound"]) == (8, False)
+    assert (sides["later"]["times_checked"], sides["later"]["times_checked_is_lower_bound"]) == (16, True)
+    assert steps_needed([{"steps": k, "people": share} for k, share in ((0, 0.2), (5, 0.5), (10, 0.1))]) == 5

@@ -1,0 +1,103 @@
+"""Curves of scale: one training and one measurement for each value, each done once."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from small_model import small_pipe
+from typer.testing import CliRunner
+
+from apl_guard.cli import app
+from apl_guard.errors import InvalidInput
+from apl_guard.trainer import minifaces
+from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.data.identities import Identities, load_identities
+from apl_guard.trainer.evaluate.curves import Curve, draw_curves, read_curves
+from apl_guard.trainer.evaluate.scale import measure_scale, vary
+
+RECIPE = TrainConfig(
+    n_vectors=2, steps=2, identity_batch=2, generic_batch=2, warmup_steps=0, images_per_identity=1, generic_count=4,
+    sampling_steps=1, precision="float32",
+)  # fmt: skip
+
+
+@pytest.fixture(name="weights")
+def _weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model of random weights and six people, laid out as the shipped ones; the judges are the shipped ones."""
+    judges = minifaces.judges()
+    folder = tmp_path / "weights"
+    small_pipe(shallow=True).save_pretrained(folder / "base")
+    entries = [{"name": p.name, "neutral": {"coarse": p.neutral("coarse")}} for p in minifaces.people()[:120:20]]
+    (folder / "identities.yaml").write_text(yaml.safe_dump({"identities": entries}))
+    monkeypatch.setattr(minifaces, "WEIGHTS", folder)
+    monkeypatch.setattr(minifaces, "judges", lambda: judges)
+    RECIPE.save(tmp_path / "recipe.yaml")
+    return folder
+
+
+def test_the_command_trains_measures_and_goes_on(weights: Path, tmp_path: Path) -> None:
+    """A point for each value; the second time only what is new is trained, and what was measured is the same."""
+    command = [
+        "minifaces", "scale", "--output", tmp_path / "scale", "--config", tmp_path / "recipe.yaml", "--people", 6,
+        "--axis", "identities", "--images-per-person", 1, "--steps", 1, "--quiet", "--value", 2, "--value", 6,
+    ]  # fmt: skip
+    texts = [str(part) for part in command]
+
+    first = CliRunner().invoke(app, texts, catch_exceptions=False)
+
+    assert first.exit_code == 0, first.output
+    (curve,) = read_curves(tmp_path / "scale" / "curves.json")
+    assert [point["x"] for point in curve.points] == [2, 6]
+    assert set(curve.series) == {"leak, trained people", "leak, unseen people", "attributes kept, other prompts"}
+    assert Image.open(tmp_path / "scale" / "curves.png").format == "PNG"
+    prefixes = sorted((tmp_path / "scale").glob("people*/prefix.safetensors"))
+    assert [path.parent.name.split("-")[0] for path in prefixes] == ["people2", "people6"]
+    before = {path: path.stat().st_mtime_ns for path in prefixes}
+
+    second = CliRunner().invoke(app, [*texts, "--value", "3"], catch_exceptions=False)
+
+    assert second.exit_code == 0, second.output
+    assert {path: path.stat().st_mtime_ns for path in prefixes} == before
+    points = json.loads((tmp_path / "scale" / "curves.json").read_text())["curves"][0]["points"]
+    assert [point["x"] for point in points] == [2, 6, 3]
+    assert points[:2] == curve.points
+
+
+def test_a_prefix_of_other_options_is_not_taken(weights: Path, tmp_path: Path) -> None:
+    """A folder of another recipe is refused with its name."""
+    people, pipe = load_identities(weights / "identities.yaml"), small_pipe(shallow=True)
+    options = {"judges": minifaces.judges(), "people_limit": 6, "images_per_person": 1, "steps": 1, "progress": False}
+    axes = {"vectors": (1,)}
+    measure_scale(pipe, RECIPE, people, tmp_path / "scale", axes, **options)
+
+    with pytest.raises(InvalidInput, match=r"people6-N1.*other options"):
+        measure_scale(pipe, RECIPE.with_overrides(["lr=0.1"]), people, tmp_path / "scale", axes, **options)
+
+
+@pytest.mark.parametrize(("axis", "value"), [("identities", 7), ("identities", 0), ("share", 0.01), ("share", 1)])
+def test_values_that_cannot_be_are_refused(axis: str, value: float) -> None:
+    """More people than there are, nobody, or a batch without one kind of example."""
+    with pytest.raises(InvalidInput, match=axis):
+        vary(RECIPE, 6, axis, value)
+
+
+def test_axes_that_are_unknown_are_refused(tmp_path: Path) -> None:
+    """The message says which there are."""
+    people = Identities.model_validate({"identities": [{"name": "Ada", "neutral": {}}]})
+    with pytest.raises(InvalidInput, match=r"found \['size'\]; expected some of"):
+        measure_scale(None, RECIPE, people, tmp_path, {"size": (1,)})
+
+
+def test_a_drawing_of_curves_shows_what_is_there() -> None:
+    """Also before there is a first point, and where an interval is missing."""
+    curves = [
+        Curve("a", "N"),
+        Curve("b", "N", [{"x": 1, "label": "", "leak": 0.5}, {"x": 2, "label": "", "leak": 0.0}]),
+    ]
+
+    assert Image.open(io.BytesIO(draw_curves(curves))).width > 800

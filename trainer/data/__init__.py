@@ -1,0 +1,1 @@
+"""What a prefix is trained on: people and what stands in for their names, prompts, pictures and their latents."""

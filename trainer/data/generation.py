@@ -1,0 +1,106 @@
+"""Pictures that the model makes itself, as latents, kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from apl_guard.storage import write_file
+from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.model.pipeline import frozen, model_digest, unet_precision
+
+
+def cache_folder() -> Path:
+    """Where latents are kept: `APL_GUARD_CACHE`, or in the user's cache folder."""
+    if configured := os.environ.get("APL_GUARD_CACHE"):
+        return Path(configured) / "latents"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("apl-guard", appauthor=False) / "latents"
+
+
+def self_generate(
+    pipe: Any, prompts: Sequence[str], config: TrainConfig, stream: int, progress: bool, label: str
+) -> Tensor:
+    """Let the model draw prompts, and keep the latents of each batch on disk.
+
+    A run that was killed goes on at the batch it had reached; nothing is drawn twice.
+
+    Args:
+        pipe: The model.
+        prompts: M texts.
+        config: Steps, guidance, batch and seed.
+        stream: Which series of seeds; equal series with equal prompts give equal latents.
+        progress: Whether to draw a progress bar.
+        label: What the progress bar says.
+
+    Returns:
+        Shape (M, C, H, W), float32, on the CPU.
+
+    Raises:
+        StorageFailed: The cache cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load, save
+
+    folder = cache_folder()
+    dtype = unet_precision(pipe.unet.device, config.precision)
+    settings = [
+        config.sampling_steps,
+        config.guidance_scale,
+        config.seed,
+        stream,
+        str(dtype),
+        str(pipe.unet.device),
+    ]
+    model = model_digest(pipe)
+    latents: list[Tensor] = []
+    with tqdm(total=len(prompts), desc=label, unit="img", disable=not progress) as bar:
+        for start in range(0, len(prompts), config.sampling_batch):
+            texts = list(prompts[start : start + config.sampling_batch])
+            key = hashlib.sha256(json.dumps([model, settings, start, texts]).encode()).hexdigest()
+            path = folder / f"{key}.safetensors"
+            try:
+                batch = load(path.read_bytes())["latents"]
+            except (OSError, SafetensorError, KeyError):
+                batch = _draw(
+                    pipe,
+                    texts,
+                    config,
+                    [seed_of(config.seed, stream, start + k) for k in range(len(texts))],
+                    dtype,
+                )
+                folder.mkdir(parents=True, exist_ok=True)
+                write_file(path, save({"latents": batch}))
+            latents.append(batch)
+            bar.update(len(texts))
+    return torch.cat(latents)
+
+
+@torch.no_grad()
+def _draw(pipe: Any, texts: list[str], config: TrainConfig, seeds: list[int], dtype: torch.dtype) -> Tensor:
+    # Frozen, because other attention code gives other bits.
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    with frozen(pipe), torch.autocast(pipe.unet.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        output = pipe(
+            texts,
+            num_inference_steps=config.sampling_steps,
+            guidance_scale=config.guidance_scale,
+            generator=generators,
+            output_type="latent",
+        )
+    latents: Tensor = output.images
+    return latents.float().cpu().contiguous()
+
+
+def seed_of(*parts: int) -> int:
+    """One seed from several numbers, so that neighbouring series do not overlap."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")

@@ -1,0 +1,224 @@
+"""The report of the demo: one HTML file that needs nothing else, and one picture."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from apl_guard.trainer.evaluate.goals import Row, compare
+from apl_guard.trainer.evaluate.result import EvalResult, Pictures, show_figure
+from apl_guard.trainer.report.charts import line_chart, smoothed
+from apl_guard.trainer.report.page import PAGE
+
+_SHOWN = 8
+_SIDE = 112
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt drawn without and with the guard, from one seed."""
+
+    prompt: str
+    plain: Pictures
+    """Shape (H, W, 3)."""
+    guarded: Pictures
+    """Shape (H, W, 3)."""
+
+
+def pick_pairs(result: EvalResult, count: int = _SHOWN) -> dict[str, list[Pair]]:
+    """Choose what to show: the first pictures of different people, of generic people and of objects.
+
+    They are the first ones and not the best ones. Nothing here looks at a picture.
+
+    Args:
+        result: An evaluation that kept its pictures.
+        count: Pairs in each group.
+    """
+    groups: dict[str, list[Pair]] = {}
+    titles = {"seen": "People seen in training", "unseen": "People never seen in training"}
+    for suite in ("seen", "unseen", "generic"):
+        if suite not in result.images:
+            continue
+        arms = result.images[suite]
+        shown: set[str | None] = set()
+        for one, plain, guarded in zip(result.asked[suite], arms["plain"], arms["guarded"], strict=True):
+            if suite == "generic":
+                title = "People without a name" if "sex" in one.attributes else "Objects"
+            elif one.person in shown:
+                continue
+            else:
+                title = titles[suite]
+            shown.add(one.person)
+            group = groups.setdefault(title, [])
+            if len(group) < count:
+                group.append(Pair(one.text, plain, guarded))
+    return groups
+
+
+def draw_grid(groups: Mapping[str, Sequence[Pair]], side: int = _SIDE) -> bytes:
+    """All pairs as one PNG: a block for each group, in it a column plain and a column guarded."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    gap, head = 20, 52
+    rows = max((len(pairs) for pairs in groups.values()), default=0)
+    width = len(groups) * (2 * side + 4) + (len(groups) + 1) * gap
+    sheet = Image.new("RGB", (width, head + rows * (side + 4) + gap), "white")
+    pen = ImageDraw.Draw(sheet)
+    title_font, label_font = ImageFont.load_default(15), ImageFont.load_default(13)
+    for k, (title, pairs) in enumerate(groups.items()):
+        left = gap + k * (2 * side + 4 + gap)
+        pen.text((left, 8), title, fill="black", font=title_font)
+        for column, label in enumerate(("plain", "guarded")):
+            x = left + column * (side + 4)
+            pen.text((x, 30), label, fill="#666", font=label_font)
+            for row, pair in enumerate(pairs):
+                picture = Image.fromarray(pair.plain if column == 0 else pair.guarded)
+                sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x, head + row * (side + 4)))
+    return _png(sheet)
+
+
+def write_html(
+    result: EvalResult,
+    groups: Mapping[str, Sequence[Pair]],
+    history: Sequence[Mapping[str, Any]],
+    tradeoff: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, str],
+) -> str:
+    """Write the page.
+
+    Args:
+        result: The figures.
+        groups: The pictures.
+        history: The entries of `history.jsonl` of the training run; may be empty.
+        tradeoff: Points of the curve of leak against attributes kept, each with `setting`, `leak` and
+            `attributes_kept`; may be empty.
+        facts: What was done, label → text.
+    """
+    rows = compare(result)
+    return Template(PAGE).substitute(
+        title="apl-guard demo",
+        headline=headline(result),
+        pictures="".join(_gallery(title, pairs) for title, pairs in groups.items()),
+        table=goals_table(rows),
+        curves=_curves(history),
+        tradeoff=_tradeoff(tradeoff),
+        facts=facts_list(facts),
+    )
+
+
+def facts_list(facts: Mapping[str, str]) -> str:
+    """What was done, label → text, as entries of a list."""
+    return "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
+
+
+def headline(result: EvalResult) -> str:
+    """The few figures that say whether it works."""
+    cards: list[str] = []
+    for suite, label in (("seen", "seen people recognised"), ("unseen", "unseen people recognised")):
+        arms = result.suites.get(suite)
+        if arms:
+            plain, guarded = arms["plain"]["leak_far_1e-3"], arms["guarded"]["leak_far_1e-3"]
+            cards.append(_card(f"{plain:.0%}", f"{guarded:.1%}", label))
+    generic = result.suites.get("generic")
+    if generic:
+        plain, guarded = generic["plain"]["attribute_fidelity"], generic["guarded"]["attribute_fidelity"]
+        cards.append(_card(f"{plain:.0%}", f"{guarded:.0%}", "of what other prompts ask for is drawn"))
+    return "".join(cards)
+
+
+def _card(plain: str, guarded: str, label: str) -> str:
+    return (
+        f'<div class="card"><span class="from">{plain}</span><span class="arrow">→</span>'
+        f'<span class="to">{guarded}</span><p>{escape(label)}</p></div>'
+    )
+
+
+def _gallery(title: str, pairs: Sequence[Pair]) -> str:
+    from PIL import Image
+
+    cells: list[str] = []
+    for pair in pairs:
+        sources = [
+            "data:image/png;base64," + base64.b64encode(_png(Image.fromarray(pixels))).decode()
+            for pixels in (pair.plain, pair.guarded)
+        ]
+        cells.append(
+            f'<figure class="pair"><img src="{sources[0]}" alt="plain"><img src="{sources[1]}" alt="guarded">'
+            f"<figcaption>{escape(pair.prompt)}</figcaption></figure>"
+        )
+    return f'<h3>{escape(title)}</h3><div class="pairs">{"".join(cells)}</div>'
+
+
+def goals_table(rows: Sequence[Row]) -> str:
+    """The rows of a table that holds figures against goals."""
+    marks = {"met": "✓ met", "likely met": "✓ likely", "likely missed": "✗ likely", "missed": "✗ missed"}
+    lines: list[str] = []
+    suite = ""
+    for row in rows:
+        if row.goal.suite != suite:
+            suite = row.goal.suite
+            lines.append(f'<tr class="suite"><th colspan="6">{escape(suite)}</th></tr>')
+        cells = [
+            show_figure(row.figures[arm], row.goal.figure) if arm in row.figures else "–"
+            for arm in ("plain", "neutral", "guarded")
+        ]
+        shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        lines.append(
+            f"<tr><th>{escape(row.goal.label)}</th>{shown}<td>{row.target}</td>"
+            f'<td class="{row.verdict.split()[-1]}">{marks[row.verdict]}</td></tr>'
+        )
+    return "".join(lines)
+
+
+def _curves(history: Sequence[Mapping[str, Any]]) -> str:
+    steps = [entry for entry in history if "identity" in entry]
+    measured = [entry for entry in history if "gap_closed" in entry]
+    if not steps:
+        return "<p>This prefix came without the history of its training.</p>"
+    loss = {name: smoothed([(e["step"], e[name]) for e in steps]) for name in ("identity", "generic")}
+    shares = {
+        "identity gap closed": [(e["step"], e["gap_closed"]) for e in measured],
+        "generic drift": [(e["step"], e["generic_drift"]) for e in measured],
+    }
+    return line_chart(loss, "step", "Loss") + line_chart(shares, "step", "Evaluation", percent=True)
+
+
+def _tradeoff(points: Sequence[Mapping[str, Any]]) -> str:
+    if not points:
+        return ""
+    line = sorted((float(p["attributes_kept"]), float(p["leak"])) for p in points)
+    chart = line_chart({"leak at FAR 1e-3": line}, "attributes kept", "Leak", percent=True, dots=True)
+    rows = "".join(
+        f"<tr><th>{escape(str(p['setting']))}</th><td>{float(p['attributes_kept']):.1%}</td>"
+        f"<td>{float(p['leak']):.1%}</td></tr>"
+        for p in points
+    )
+    return (
+        "<h2>Leak against attributes kept</h2><p>The more of a person a neutral prompt keeps, the more of "
+        "the person can be found. Where to stand on this curve is a setting.</p>"
+        f"{chart}<table><tr><th>setting</th><td>attributes kept</td><td>leak</td></tr>{rows}</table>"
+    )
+
+
+def read_tradeoff(path: Path) -> list[dict[str, Any]]:
+    """Read the points of the curve of leak against attributes kept: a JSON object with the list `points`.
+
+    Each point has `setting`, `leak` and `attributes_kept`. A file that is not there gives an empty list.
+    """
+    if not path.is_file():
+        return []
+    points = json.loads(path.read_text(encoding="utf-8"))["points"]
+    return [dict(point) for point in points]
+
+
+def _png(image: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", optimize=True)
+    return stream.getvalue()

@@ -1,0 +1,70 @@
+"""CLIP from a local folder: how well pictures fit texts, and a feature space for the Fréchet distance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from apl_guard.errors import ModelInvalid
+from apl_guard.trainer.evaluate.apl2026.faces import files_digest
+from apl_guard.trainer.evaluate.result import Pictures
+
+_BATCH = 16
+
+
+class Clip:
+    """A CLIP model in the folder format of transformers. Nothing is fetched.
+
+    Args:
+        folder: With `config.json`, weights, tokenizer and `preprocessor_config.json`.
+
+    Raises:
+        ModelInvalid: The folder is missing, half-written, or of another kind of model.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+        if not (folder / "config.json").is_file():
+            raise ModelInvalid("no config.json in it; expected the folder of a CLIP model", where=folder)
+        try:
+            self._model = CLIPModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+            self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            self._processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            msg = f"not a CLIP model that can be opened ({type(error).__name__}); expected a whole folder"
+            raise ModelInvalid(msg, where=folder) from error
+        weights = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json"))
+        self.digest = files_digest(*weights)
+        self.name = f"CLIP {folder.name} {self.digest[:12]}"
+
+    @torch.no_grad()
+    def look(self, pictures: Pictures, texts: Sequence[str]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """CLIPScore of each picture with its text, and image embeddings.
+
+        Texts are cut at the end of CLIP's window. A score is 100 times the cosine, and not below zero.
+
+        Args:
+            pictures: Shape (n, H, W, 3), bytes.
+            texts: n texts.
+
+        Returns:
+            Scores (n,) and embeddings (n, D).
+
+        Source:
+            Hessel et al., arXiv:2104.08718 (who scale by 2.5 where libraries scale by 100).
+        """
+        scores, embeddings = [], []
+        for start in range(0, len(texts), _BATCH):
+            part = slice(start, start + _BATCH)
+            images = self._processor(images=list(pictures[part]), return_tensors="pt")
+            tokens = self._tokenizer(list(texts[part]), padding=True, truncation=True, return_tensors="pt")
+            answer = self._model(**tokens, pixel_values=images["pixel_values"])
+            cosine = torch.nn.functional.cosine_similarity(answer.image_embeds, answer.text_embeds, dim=-1)
+            scores.append(100 * cosine.clamp(min=0).double().numpy())
+            embeddings.append(answer.image_embeds.double().numpy())
+        return np.concatenate(scores), np.concatenate(embeddings)

@@ -1,0 +1,166 @@
+"""What a training run would do and cost, found out by timing a few passes of the real model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apl_guard.adapters.inject import embed, tokenize_with_prefix
+from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.data.folders import read_prompts
+from apl_guard.trainer.data.identities import Identities, load_identities
+from apl_guard.trainer.model.pipeline import find_device, frozen, open_pipe, predict, unet_precision
+from apl_guard.trainer.train.adversary import attacked
+from apl_guard.trainer.train.loss import apl_loss
+from apl_guard.trainer.train.run import generic_prompts, start_vectors
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do. Times are in seconds on this machine as busy as it is now."""
+
+    people: int
+    held_aside: int
+    images: int
+    """Images to generate, where none of them is in the cache."""
+    steps: int
+    batch: int
+    device: str
+    precision: str
+    seconds_images: float
+    seconds_steps: float
+    seconds_evaluation: float
+    memory_bytes: int
+    """Peak memory of the process (of the GPU, where there is one) while a step was timed."""
+
+    @property
+    def seconds(self) -> float:
+        """The whole run."""
+        return self.seconds_images + self.seconds_steps + self.seconds_evaluation
+
+    def __str__(self) -> str:
+        return "\n".join([
+            f"people      {self.people}, of which {self.held_aside} are held aside for the evaluation",
+            f"images      {self.images} to generate: {_clock(self.seconds_images)} (none where cached)",
+            f"steps       {self.steps} of {self.batch} examples: {_clock(self.seconds_steps)}",
+            f"evaluation  {_clock(self.seconds_evaluation)}",
+            f"in all      {_clock(self.seconds)} on {self.device} in {self.precision}",
+            f"memory      {self.memory_bytes / 2**30:.1f} GiB",
+        ])  # fmt: skip
+
+
+def make_plan(
+    config: TrainConfig,
+    model: str | Path | Any,
+    identities: str | Path | Identities,
+    generic: str | Path | Sequence[str] | None,
+    measured_steps: int = 2,
+) -> Plan:
+    """Plan a run: count what there is to do, and time a few passes.
+
+    Args:
+        config: All options.
+        model: As for `train`.
+        identities: As for `train`.
+        generic: As for `train`.
+        measured_steps: How many passes to time, after one to warm up.
+
+    Raises:
+        ModelInvalid, IdentitiesInvalid, ConfigInvalid, InvalidInput: What was handed over is wrong.
+    """
+    people = identities if isinstance(identities, Identities) else load_identities(identities)
+    prompts = generic_prompts(generic, model, config)
+    pipe = open_pipe(model, find_device(config.device))
+    device, dtype = pipe.unet.device, unet_precision(pipe.unet.device, config.precision)
+
+    generated = config.images_per_identity * sum(i.images is None for i in people.identities)
+    n_generic = config.generic_count
+    if not (isinstance(prompts, Path) and prompts.is_dir()):
+        n_generic = min(n_generic, len(read_prompts(prompts) if isinstance(prompts, Path) else prompts))
+        generated += n_generic
+    held = min(config.held_aside_identities, len(people.identities) // 4)
+
+    side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
+    with frozen(pipe, config.gradient_checkpointing):
+        P = start_vectors(pipe, config).to(device).requires_grad_(True)
+        size = config.identity_batch + config.generic_batch
+        names = [people.identities[k % len(people.identities)].name for k in range(size)]
+        ids = tokenize_with_prefix(pipe.tokenizer, names, config.n_vectors)
+        z_t, t = (
+            torch.randn(size, channels, side, side, device=device),
+            torch.full((size,), 500, device=device),
+        )
+        weight = torch.full((size,), 1 / size, device=device)
+
+        def target_pass() -> torch.Tensor:
+            with torch.no_grad():
+                return predict(pipe.unet, z_t, t, embed(pipe.text_encoder, ids, P), dtype)
+
+        def step() -> None:
+            eps = predict(pipe.unet, z_t, t, embed(pipe.text_encoder, ids, P), dtype)
+            torch.autograd.backward(apl_loss(eps, target_pass(), config.eta, weight))
+
+        seconds_target = _time(target_pass, measured_steps)
+        seconds_step = _time(step, measured_steps)
+    seconds_full = seconds_step
+    if config.reuse_batches:
+        seconds_step -= seconds_target * max(0.0, 1 - config.reuse_batches / config.steps)
+    passes = config.sampling_steps * (2 if config.guidance_scale > 1 else 1)
+    # A step of the attack costs what a step costs, on a part of the batch, and needs a target of its own.
+    share = attacked(config) / size
+    seconds_step += share * (config.adversarial * seconds_full + (seconds_target if config.adversarial else 0))
+    held_examples = held * config.images_per_identity + min(config.held_aside_generic, n_generic // 4)
+    seconds_steps = config.steps * seconds_step
+    if config.time_limit_minutes is not None:
+        seconds_steps = min(seconds_steps, 60 * config.time_limit_minutes)
+    return Plan(
+        people=len(people.identities),
+        held_aside=held,
+        images=generated,
+        steps=config.steps,
+        batch=size,
+        device=str(device),
+        precision=str(dtype).removeprefix("torch."),
+        seconds_images=generated * passes * seconds_target / size,
+        seconds_steps=seconds_steps,
+        seconds_evaluation=(config.steps // config.eval_every + 2) * held_examples * seconds_target / size,
+        memory_bytes=_peak_memory(device),
+    )
+
+
+def _time(run: Callable[[], object], repetitions: int) -> float:
+    """The shortest of a few runs, in seconds: the others were disturbed."""
+    run()
+    seconds: list[float] = []
+    for _ in range(repetitions):
+        began = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _clock(seconds: float) -> str:
+    """
+    Example:
+        >>> _clock(75)
+        '1 min 15 s'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,258 @@
+"""Training a prefix, from top to bottom.
+
+    apl-guard train --model DIR --identities people.yaml --output prefixes/mine
+
+The model is frozen. N vectors P in front of each prompt learn to make a prompt with a name act like the same
+prompt with a neutral description in place of the name, and to leave every other prompt as it is.
+`loss` has the equations. With `adversarial` steps, half of the named prompts are attacked first
+(`adversary`), and the prefix learns to withstand that.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from apl_guard.adapters.inject import embed, tokenize_with_prefix
+from apl_guard.errors import ConfigInvalid, InvalidInput, TrainingFailed
+from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.data.examples import draw_batch, prepare
+from apl_guard.trainer.data.folders import make_folder
+from apl_guard.trainer.data.identities import Identities, load_identities
+from apl_guard.trainer.model.pipeline import find_device, frozen, model_digest, open_pipe, predict, unet_precision
+from apl_guard.trainer.train.adversary import Adversary
+from apl_guard.trainer.train.checkpoint import State, load_state, save_state
+from apl_guard.trainer.train.history import History
+from apl_guard.trainer.train.loss import apl_loss, distance, noise_weight
+from apl_guard.trainer.train.measure import Gauge, Measurement
+from apl_guard.trainer.train.schedule import half_weights, lr_factor, share_done
+from apl_guard.trainer.train.stopping import stop_politely
+from apl_guard.trainer.train.targets import Targets
+from apl_guard.trainer.train.write import write_prefix
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run gave."""
+
+    vectors: Tensor
+    """The prefix that was kept, shape (N, D), float32."""
+    measurement: Measurement
+    """Its evaluation on the held-aside examples."""
+    step: int
+    """The step it is from."""
+    steps: int
+    """Steps done in all."""
+    seconds: float
+    """Time spent on the steps."""
+    folder: Path
+    """The prefix folder that was written."""
+
+
+def train(
+    config: TrainConfig,
+    model: str | Path | Any,
+    identities: str | Path | Identities,
+    generic: str | Path | Sequence[str] | None,
+    output: str | Path,
+    *,
+    restart: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a prefix and write its folder. A run that was stopped or killed goes on where it was.
+
+    Args:
+        config: All options.
+        model: A Stable Diffusion folder, a hub id, `minifaces`, or an open pipe.
+        identities: The identities file, or its content.
+        generic: Prompts, a text file of them, a folder of images with captions, or None for built-in ones.
+        output: The prefix folder to write. The state of an unfinished run is in its sub-folder `unfinished`.
+        restart: Whether to throw the state of an unfinished run away.
+        progress: Whether to draw progress bars.
+
+    Raises:
+        ModelInvalid, IdentitiesInvalid, ConfigInvalid, InvalidInput: What was handed over is wrong.
+        TrainingFailed: The loss is not a number.
+        StorageFailed: Something could not be written. The last checkpoint stays.
+        KeyboardInterrupt: Stopped by Ctrl-C or a termination signal, after a checkpoint was written.
+    """
+    people = identities if isinstance(identities, Identities) else load_identities(identities)
+    prompts = generic_prompts(generic, model, config)
+    output = Path(output)
+    unfinished = output / "unfinished"
+    pipe = open_pipe(model, find_device(config.device))
+    device, dtype = pipe.unet.device, unet_precision(pipe.unet.device, config.precision)
+    N = config.n_vectors
+    schedule = pipe.scheduler.alphas_cumprod
+    prediction_type = pipe.scheduler.config.get("prediction_type", "epsilon")
+
+    with frozen(pipe, config.gradient_checkpointing):
+        data = prepare(pipe, config, people, prompts, progress)
+        binding = {"config": config.model_dump(), "model": model_digest(pipe), "data": data.digest}
+
+        # Where we are: at the start, or where an earlier run was stopped.
+        if restart:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        make_folder(unfinished)
+        state = load_state(unfinished, binding)
+        if state is None:
+            state = State.start(start_vectors(pipe, config), people=len(data.names))
+        history = History(unfinished / "history.jsonl", keep_until=state.step)
+        P = state.vectors.to(device).requires_grad_(True)  # (N, D)
+        adam = torch.optim.Adam([P], lr=config.lr)
+        adam.state[P] = {
+            "step": torch.tensor(float(state.step)),
+            "exp_avg": state.exp_avg.to(device),
+            "exp_avg_sq": state.exp_avg_sq.to(device),
+        }
+        mean = state.mean.to(device)  # (N, D)
+
+        targets = Targets(pipe, data, dtype, keep=config.reuse_batches > 0)
+        gauge = Gauge(pipe, data, config, dtype)
+        adversary = Adversary(pipe, data, config, dtype) if config.adversarial else None
+        identity_ids = tokenize_with_prefix(pipe.tokenizer, data.identity.prompts, N)  # (M₁, L)
+        generic_ids = tokenize_with_prefix(pipe.tokenizer, data.generic.prompts, N)  # (M₂, L)
+        measured: Measurement | None = None
+        bar = tqdm(total=config.steps, initial=state.step, desc="prefix", unit="step", disable=not progress)
+
+        with stop_politely() as stop, bar:
+            while True:
+                began = time.monotonic()
+                done = share_done(config, state)
+
+                # Once in a while, and at the end: evaluate.
+                if state.step % config.eval_every == 0 or done >= 1:
+                    measured = gauge(mean)
+                    history.add(step=state.step, gap_closed=measured.gap_closed, generic_drift=measured.generic_drift)
+                    if measured.score > state.best_score or config.keep == "last":
+                        state.best_score, state.best_step = measured.score, state.step
+                        state.best = mean.clone()
+
+                # Once in a while, and before we leave: save the state.
+                if state.step % config.checkpoint_every == 0 or done >= 1 or stop.is_set():
+                    state.vectors, state.mean = P.detach(), mean
+                    state.exp_avg, state.exp_avg_sq = adam.state[P]["exp_avg"], adam.state[P]["exp_avg_sq"]
+                    history.flush()
+                    save_state(unfinished, state, binding)
+                if done >= 1:
+                    break
+                if stop.is_set():
+                    raise KeyboardInterrupt(f"stopped at step {state.step}; the same command goes on from here")
+
+                # One step.
+                for group in adam.param_groups:
+                    group["lr"] = config.lr * lr_factor(config, state.step, done)
+                index = state.step % config.reuse_batches if config.reuse_batches else state.step
+                pick = None
+                if config.hard_identities:
+                    pick = state.recent_loss[data.identity.people] ** config.hard_identities
+                batch = draw_batch(data, config, index, len(schedule), pick)
+                z_t, eps_neutral = targets(batch, index)  # (B, C, H, W) twice
+                t = batch.t.to(device)  # (B,)
+                ids = torch.cat([identity_ids[batch.identity], generic_ids[batch.generic]])  # (B, L)
+                vectors: Tensor = P
+                if adversary is not None:
+                    ids, vectors = adversary(ids, P, batch, z_t, t, state.step)
+                eps = predict(pipe.unet, z_t, t, embed(pipe.text_encoder, ids, vectors), dtype)  # (B, C, H, W)
+                weight = half_weights(config, done).to(device)  # (B,)
+                weight = weight * noise_weight(schedule, t, config.noise_weighting, prediction_type)
+                loss = apl_loss(eps, eps_neutral, config.eta, weight)
+                if not torch.isfinite(loss):
+                    raise TrainingFailed(
+                        f"the loss is {loss.item()} at step {state.step}; expected a number. Lower lr "
+                        f"({config.lr:g}) or set precision=float32, and start again with --restart"
+                    )
+                adam.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                adam.step()
+                with torch.no_grad():
+                    mean = P.clone() if not config.ema_decay else mean.lerp(P, 1 - config.ema_decay)
+
+                # What we saw.
+                d = distance(eps.detach(), eps_neutral).cpu()  # (B,)
+                d_identity, d_generic = d[: config.identity_batch], d[config.identity_batch :]
+                for person, value in zip(data.identity.people[batch.identity], d_identity, strict=True):
+                    state.recent_loss[person] = 0.9 * state.recent_loss[person] + 0.1 * value
+                state.step += 1
+                state.seconds += time.monotonic() - began
+                history.add(step=state.step, identity=d_identity.mean().item(), generic=d_generic.mean().item())
+                show(bar, config, state, history, measured)
+
+        if config.keep == "best" and state.best_step != state.step:
+            measured = gauge(state.best.to(device))
+        assert measured is not None  # the loop evaluates before it ends
+        result = TrainResult(
+            vectors=state.best.detach().cpu().float(),
+            measurement=measured,
+            step=state.best_step,
+            steps=state.step,
+            seconds=state.seconds,
+            folder=output,
+        )
+        write_prefix(pipe, config, data, result, history)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    return result
+
+
+def generic_prompts(
+    generic: str | Path | Sequence[str] | None, model: object, config: TrainConfig
+) -> Path | Sequence[str]:
+    """Find the generic prompts: what the user gave, or those that are built in."""
+    if generic is None:
+        if isinstance(model, (str, Path)) and str(model) == "minifaces":
+            from apl_guard.trainer import minifaces
+
+            return minifaces.captions(config.generic_count, seed=config.seed)
+        from apl_guard.trainer.data.captions import generic_captions
+
+        return generic_captions(config.generic_count, seed=config.seed)
+    if isinstance(generic, (str, Path)):
+        path = Path(generic)
+        if not path.exists():
+            raise InvalidInput("no such file or folder; expected generic prompts or images", where=path)
+        return path
+    return generic
+
+
+@torch.no_grad()
+def start_vectors(pipe: Any, config: TrainConfig) -> Tensor:
+    """The vectors before the first step, shape (N, D), float32.
+
+    Raises:
+        ConfigInvalid: The prefix would leave no room for a prompt, or the words to start from hold no token.
+    """
+    N, length = config.n_vectors, pipe.tokenizer.model_max_length
+    if length - N < 3:
+        raise ConfigInvalid(f"{N} vectors leave no room for a prompt in {length} positions", where="n_vectors")
+    table: Tensor = pipe.text_encoder.get_input_embeddings().weight.float().cpu()  # (V, D)
+    if config.init == "padding":
+        return table[pipe.tokenizer.pad_token_id].repeat(N, 1)
+    if config.init == "noise":
+        rng = torch.Generator().manual_seed(config.seed)
+        return table.mean(0) + table.std(0) * torch.randn((N, table.shape[1]), generator=rng)
+    ids = pipe.tokenizer(config.start_words, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ConfigInvalid("the tokenizer finds no token in it; expected at least one word", where="start_words")
+    return table[[ids[k % len(ids)] for k in range(N)]].clone()
+
+
+def show(bar: Any, config: TrainConfig, state: State, history: History, measured: Measurement | None) -> None:
+    """Move the progress bar: both loss terms smoothed, and the last evaluation."""
+    smooth = history.smooth
+    text = f"identity {smooth['identity']:.4f} generic {smooth['generic']:.4f}"
+    if measured is not None:
+        text += f" gap closed {measured.gap_closed:.0%} drift {measured.generic_drift:.1%}"
+    if config.time_limit_minutes is not None:
+        expected = math.ceil(state.step / max(share_done(config, state), 1e-6))
+        bar.total = max(state.step, min(config.steps, expected))
+    bar.set_postfix_str(text, refresh=False)
+    bar.update(state.step - bar.n)

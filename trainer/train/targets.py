@@ -1,0 +1,95 @@
+"""The targets ε(z_t, t, c₂). They do not depend on the prefix, so they can be computed once and kept.
+
+Letters: B examples in a batch, M in all, L rows of a prompt, D their width; latents (C, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apl_guard.adapters.inject import encode_prompts
+from apl_guard.trainer.data.examples import Batch, Data
+from apl_guard.trainer.model.pipeline import predict
+
+
+def add_noise(alphas_cumprod: Tensor, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """z_t = √ᾱ_t z + √(1 − ᾱ_t) noise.
+
+    Args:
+        alphas_cumprod: ᾱ, shape (T,).
+        z: Clean latents, shape (B, C, H, W).
+        noise: Shape (B, C, H, W).
+        t: Noise levels, shape (B,).
+
+    Example:
+        >>> z = torch.ones(1, 1, 1, 1)
+        >>> add_noise(torch.tensor([0.64]), z, z, torch.tensor([0])).item()
+        1.4...
+    """
+    alpha = alphas_cumprod.to(z)[t].view(-1, 1, 1, 1)
+    return alpha.sqrt() * z + (1 - alpha).sqrt() * noise
+
+
+class PromptEmbeds:
+    """The prompt embeds of many texts without a prefix, each text encoded once.
+
+    Args:
+        pipe: The model.
+        texts: May repeat.
+        batch: How many to encode at a time.
+    """
+
+    @torch.no_grad()
+    def __init__(self, pipe: Any, texts: Sequence[str], batch: int = 64) -> None:
+        unique = list(dict.fromkeys(texts))
+        self._row = {text: k for k, text in enumerate(unique)}
+        parts = [unique[k : k + batch] for k in range(0, len(unique), batch)]
+        self._table = torch.cat([encode_prompts(pipe.text_encoder, pipe.tokenizer, part) for part in parts])
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Shape (B, L, D)."""
+        return self._table[[self._row[text] for text in texts]]
+
+
+class Targets:
+    """Noised latents and targets of batches.
+
+    Args:
+        pipe: The model, frozen.
+        data: The examples.
+        dtype: What the UNet computes in.
+        keep: Whether to remember the target of a batch, because it comes again.
+    """
+
+    def __init__(self, pipe: Any, data: Data, dtype: torch.dtype, keep: bool) -> None:
+        self._pipe, self._data, self._dtype, self._keep = pipe, data, dtype, keep
+        self._embeds = PromptEmbeds(pipe, [*data.identity.neutrals, *data.generic.neutrals])
+        self._known: dict[int, Tensor] = {}
+
+    def __call__(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
+        """Compute z_t and ε(z_t, t, c₂), or recall the latter.
+
+        Args:
+            batch: What to look at.
+            index: Number of the batch; equal numbers must mean equal batches.
+
+        Returns:
+            Two tensors of shape (B, C, H, W), on the model's device.
+        """
+        device = self._pipe.unet.device
+        identity, generic = self._data.identity, self._data.generic
+        z = torch.cat([identity.latents[batch.identity], generic.latents[batch.generic]]).to(device)
+        t = batch.t.to(device)
+        z_t = add_noise(self._pipe.scheduler.alphas_cumprod, z, batch.noise.to(device), t)
+        if index in self._known:
+            return z_t, self._known[index].to(device)
+        neutrals = [identity.neutrals[k] for k in batch.identity] + [generic.neutrals[k] for k in batch.generic]
+        with torch.no_grad():
+            eps_neutral = predict(self._pipe.unet, z_t, t, self._embeds(neutrals), self._dtype)
+        if self._keep:
+            self._known[index] = eps_neutral.cpu()
+        return z_t, eps_neutral

@@ -1,0 +1,117 @@
+"""Writing the prefix folder at the end of training: the prefix, its card, pictures, options and history."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from apl_guard.adapters.inject import encode_prompts
+from apl_guard.encoder.fingerprint import fingerprint
+from apl_guard.encoder.traits import traits_of
+from apl_guard.prefix import Prefix, PrefixMetadata
+from apl_guard.storage import write_folder
+from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.data.examples import Data
+from apl_guard.trainer.train.card import Card, write_card
+from apl_guard.trainer.train.history import History
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from apl_guard.trainer.train.run import TrainResult
+
+_SHOWN_PEOPLE = 4
+_SHOWN_GENERIC = 4
+
+
+def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult, history: History) -> None:
+    """Write everything; `prefix.safetensors` comes last, so a folder without it is no prefix.
+
+    Args:
+        pipe: The model.
+        config: The options of the run.
+        data: Prompts for the pictures on the card.
+        result: The prefix and its evaluation.
+        history: What the run saw.
+
+    Raises:
+        StorageFailed: Something cannot be written.
+    """
+    import yaml
+
+    prefix = as_prefix(pipe, config, result)
+    people, generic = data.held_identity, data.held_generic
+    per_person = max(1, len(people) // max(1, len(set(people.people.tolist()))))
+    prompts = [*people.prompts[::per_person][:_SHOWN_PEOPLE], *generic.prompts[:_SHOWN_GENERIC]]
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    picture = before_and_after(pipe, config, prompts, result.vectors, side=max(96, min(size, 192)))
+    lines = "".join(json.dumps(entry) + "\n" for entry in history.entries)
+    card = Card(config=config, result=result, metadata=prefix.metadata, prompts=tuple(prompts), people=len(data.names))
+    write_folder(
+        result.folder,
+        {
+            "config.yaml": yaml.safe_dump(config.model_dump(), sort_keys=False).encode(),
+            "history.jsonl": lines.encode(),
+            "before_and_after.png": png(picture),
+        },
+    )
+    prefix.save(result.folder, card=write_card(card))
+
+
+def as_prefix(pipe: Any, config: TrainConfig, result: TrainResult) -> Prefix:
+    """Bind the vectors to the text encoder that they were trained with."""
+    slot = "text_encoder"
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", result.folder.resolve().name).lstrip("._-")[:64] or "prefix"
+    metadata = PrefixMetadata(
+        name=name,
+        n=config.n_vectors,
+        widths={slot: result.vectors.shape[1]},
+        fingerprints={slot: fingerprint(pipe.text_encoder, pipe.tokenizer)},
+        traits={slot: traits_of(pipe.text_encoder, pipe.tokenizer)},
+        config_digest=config.digest,
+        evaluation={
+            "gap_closed": result.measurement.gap_closed,
+            "generic_drift": result.measurement.generic_drift,
+            "step": result.step,
+        },
+        created=datetime.now(UTC),
+    )
+    return Prefix({slot: result.vectors}, metadata)
+
+
+@torch.no_grad()
+def before_and_after(pipe: Any, config: TrainConfig, prompts: Sequence[str], vectors: Tensor, side: int) -> Image:
+    """Draw prompts without the prefix (above) and with it (below), from the same seeds."""
+    from PIL import Image as Images
+
+    vectors = vectors.to(pipe.unet.device)
+    sheet = Images.new("RGB", (len(prompts) * side, 2 * side), "white")
+    for row, prefix in enumerate((None, vectors)):
+        embeds = encode_prompts(pipe.text_encoder, pipe.tokenizer, list(prompts), prefix)
+        images: list[Image] = []
+        for start in range(0, len(prompts), config.sampling_batch):
+            part = embeds[start : start + config.sampling_batch]
+            seeds = range(start, start + len(part))
+            images += pipe(
+                prompt_embeds=part,
+                num_inference_steps=config.sampling_steps,
+                guidance_scale=config.guidance_scale,
+                generator=[torch.Generator("cpu").manual_seed(config.seed + seed) for seed in seeds],
+            ).images
+        for column, image in enumerate(images):
+            sheet.paste(image.resize((side, side), Images.Resampling.LANCZOS), (column * side, row * side))
+    return sheet
+
+
+def png(image: Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return stream.getvalue()
