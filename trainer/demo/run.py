@@ -17,9 +17,9 @@ from apl_guard.trainer.demo.page import draw_grid, pick_pairs, read_tradeoff, wr
 from apl_guard.trainer.evaluate import evaluate
 from apl_guard.trainer.evaluate.result import EvalResult
 from apl_guard.trainer.model.pipeline import open_pipe
+from apl_guard.trainer.train import train
 from apl_guard.trainer.train.history import read_history
 from apl_guard.trainer.train.plan import make_plan
-from apl_guard.trainer.train import train
 
 if TYPE_CHECKING:
     from apl_guard.trainer.minifaces.judge import Judges
