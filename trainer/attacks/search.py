@@ -10,27 +10,42 @@ Both minimise the denoising loss of the person's pictures, with the prefix in pl
     ‖ ε(z_t, t, [P, …A…]) − ε ‖²        (or v in place of ε, where that is what the model predicts)
 
 The search for tokens walks over mixtures of tokens (Adam, then back onto the simplex) and looks at the loss of the
-likeliest token in each place, with the gradient passed straight through.
+likeliest token in each place, with the gradient passed straight through. Its tokens are those that can be typed one
+beside the other (`typable_tokens`), else the text that is sent would be read as other tokens than were found.
 
-Letters: M people, R pictures of each, K tokens or vectors, V tokens in the vocabulary, D width.
+Letters: M people, R pictures of each, K tokens or vectors, V tokens that can be typed, D width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from apl_guard.adapters.inject import embed, tokenize_with_prefix
+from apl_guard.adapters.inject import embed, encode_prompts, tokenize_with_prefix
 from apl_guard.trainer.model.pipeline import predict
 from apl_guard.trainer.train.loss import distance
 from apl_guard.trainer.train.rows import insert_vectors, length_of, sentinels
 from apl_guard.trainer.train.targets import add_noise
 
-__all__ = ["EmbeddingSearch", "Kind", "Search", "TokenSearch", "Wanted", "make_search", "onto_simplex"]
+__all__ = [
+    "VERSION",
+    "EmbeddingSearch",
+    "Kind",
+    "Search",
+    "TokenSearch",
+    "Wanted",
+    "make_search",
+    "onto_simplex",
+    "typable_tokens",
+    "typed",
+]
 
+VERSION = 2
+"""Of the searches. Curves that another version found are not read."""
 Kind = Literal["tokens", "embedding"]
 TOKENS = 5
 """K of the search for tokens."""
@@ -79,7 +94,6 @@ class Search:
         self._pipe, self._wanted, self._rows, self._dtype = pipe, wanted, rows, dtype
         device = pipe.unet.device
         self._vectors = None if vectors is None else vectors.to(device)
-        self._table: Tensor = pipe.text_encoder.get_input_embeddings().weight.detach().float()  # (V, D)
         self.parameters = parameters.to(device).requires_grad_(True)
         self._adam = torch.optim.Adam([self.parameters], lr=rate)
         self._rng = torch.Generator().manual_seed(seed)
@@ -115,8 +129,19 @@ class Search:
         rng = torch.Generator().manual_seed(seed)
         return sum(float(self._loss(rng)) for _ in range(draws)) / draws / len(self._wanted.names)
 
+    @torch.no_grad()
+    def loss_of_names(self, seed: int, draws: int = 4) -> float:
+        """The loss of the bare model for the names themselves, on the same noise: what there is to be brought back."""
+        pipe = self._pipe
+        c = encode_prompts(pipe.text_encoder, pipe.tokenizer, [f"a photo of {name}" for name in self._wanted.names])
+        rng = torch.Generator().manual_seed(seed)
+        return sum(float(self._denoising_loss(c, rng)) for _ in range(draws)) / draws / len(self._wanted.names)
+
     def _loss(self, rng: torch.Generator) -> Tensor:
-        """The sum of the people's losses, so that none depends on how many others there are."""
+        return self._denoising_loss(self.prompt_embeds(), rng)
+
+    def _denoising_loss(self, c: Tensor, rng: torch.Generator) -> Tensor:
+        """The sum of the people's losses, so that none depends on how many others there are; c of shape (M, L, D)."""
         z, M = self._wanted.latents, len(self._wanted.names)
         scheduler = self._pipe.scheduler
         picture = torch.randint(z.shape[1], (M, _BATCH), generator=rng)
@@ -130,7 +155,7 @@ class Search:
         if scheduler.config.get("prediction_type", "epsilon") == "v_prediction":
             alpha = scheduler.alphas_cumprod.to(z)[t].view(-1, 1, 1, 1)
             target = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
-        c = self.prompt_embeds().repeat_interleave(_BATCH, dim=0)
+        c = c.repeat_interleave(_BATCH, dim=0)
         return distance(predict(self._pipe.unet, z_t, t, c, self._dtype), target).sum() / _BATCH
 
     def _project(self) -> None:
@@ -146,23 +171,37 @@ class EmbeddingSearch(Search):
 
 
 class TokenSearch(Search):
-    """A search for tokens in front of the prompt."""
+    """A search for tokens in front of the prompt. Its parameters are mixtures of V tokens, shape (M, K, V).
+
+    Args:
+        typable: Ids of the V tokens.
+        others: As for `Search`.
+    """
+
+    def __init__(self, typable: Sequence[int], *others: Any) -> None:
+        super().__init__(*others)
+        self._typable = typable
+        table: Tensor = self._pipe.text_encoder.get_input_embeddings().weight.detach().float()
+        self._words = table[list(typable)]  # (V, D)
 
     def found(self) -> Tensor:
         """The likeliest tokens, shape (M, K, D), with the gradient of the mixtures."""
         likeliest = torch.nn.functional.one_hot(self.parameters.argmax(-1), self.parameters.shape[-1])
         straight = likeliest.to(self.parameters) + self.parameters - self.parameters.detach()  # (M, K, V)
-        return straight @ self._table
+        return straight @ self._words
+
+    def tokens(self) -> list[list[int]]:
+        """The ids of what was found: K for each person."""
+        return [[self._typable[k] for k in row] for row in self.parameters.argmax(-1).tolist()]
 
     def texts(self) -> list[str]:
         """What was found, as text in front of the prompts."""
-        tokenizer = self._pipe.tokenizer
-        ids = self.parameters.argmax(-1).tolist()
-        return [f"{tokenizer.decode(k)} a photo of {n}" for k, n in zip(ids, self._wanted.names, strict=True)]
+        words = [typed(self._pipe.tokenizer, ids) for ids in self.tokens()]
+        return [f"{found} a photo of {name}" for found, name in zip(words, self._wanted.names, strict=True)]
 
     @torch.no_grad()
     def _project(self) -> None:
-        self.parameters.copy_(_mixtures(self.parameters, self._pipe.tokenizer))
+        self.parameters.copy_(onto_simplex(self.parameters))
 
 
 def make_search(
@@ -192,16 +231,32 @@ def make_search(
         )
     rows = tokenize_with_prefix(pipe.tokenizer, [f"a photo of {name}" for name in wanted.names], n)
     rows = insert_vectors(rows, 1 + n, sentinels(M, n, TOKENS), end)
-    ids = torch.randint(len(table), (M, TOKENS), generator=rng)
-    mixed = 0.5 * torch.nn.functional.one_hot(ids, len(table)).float() + 0.5 / len(table)
-    return TokenSearch(pipe, vectors, wanted, rows, _mixtures(mixed, pipe.tokenizer), _TOKEN_RATE, seed, dtype)
+    typable = typable_tokens(pipe.tokenizer)
+    start = torch.nn.functional.one_hot(torch.randint(len(typable), (M, TOKENS), generator=rng), len(typable))
+    mixed = onto_simplex(0.5 * start.float() + 0.5 / len(typable))
+    return TokenSearch(typable, pipe, vectors, wanted, rows, mixed, _TOKEN_RATE, seed, dtype)
 
 
-def _mixtures(x: Tensor, tokenizer: Any) -> Tensor:
-    """The nearest mixtures of tokens that can be typed, shape (M, K, V)."""
-    typed = x.clone()
-    typed[..., sorted(tokenizer.all_special_ids)] = -1e4  # far from every point of the simplex
-    return onto_simplex(typed)
+def typable_tokens(tokenizer: Any) -> list[int]:
+    """The tokens that can be typed in any order: whole words whose text is read as this one token.
+
+    Pieces of words melt into each other. Of random rows of five tokens of the reference world, one in twenty is read
+    as the tokens that it was made of.
+
+    Returns:
+        Their ids, in order.
+    """
+    special = set(tokenizer.all_special_ids)
+    whole = sorted(k for token, k in tokenizer.get_vocab().items() if token.endswith("</w>") and k not in special)
+    read = tokenizer([typed(tokenizer, [k]) for k in whole], add_special_tokens=False)["input_ids"]
+    return [k for k, ids in zip(whole, read, strict=True) if ids == [k]]
+
+
+def typed(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Tokens as text."""
+    # As it stands: tidied-up blanks would join what is apart.
+    text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+    return text.strip()
 
 
 def onto_simplex(x: Tensor) -> Tensor:

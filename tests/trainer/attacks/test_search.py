@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -11,14 +12,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import CLIPTokenizer
 
+from apl_guard.adapters.inject import tokenize_with_prefix
 from apl_guard.prefix import Prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.attacks import curve
 from apl_guard.trainer.attacks.curve import checkpoints, measure_curves, sides_of, steps_needed, wanted_of
 from apl_guard.trainer.attacks.page import draw_curves, to_table
 from apl_guard.trainer.attacks.reference import reference_check
-from apl_guard.trainer.attacks.search import TokenSearch, make_search, onto_simplex
+from apl_guard.trainer.attacks.search import TokenSearch, make_search, onto_simplex, typable_tokens, typed
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.model.pipeline import frozen, model_digest, open_pipe
 
@@ -50,24 +53,56 @@ def test_a_search_lowers_its_own_loss_and_leaves_the_model_as_it_was(world, kind
     assert all(p.grad is None for p in pipe.unet.parameters())
 
 
-def test_what_the_token_search_finds_can_be_typed(world):
-    """One token in each place, none of them special, and the text holds the name."""
-    pipe = world.pipe
+def test_what_the_token_search_finds_is_what_the_guard_reads(world):
+    """The text that is sent becomes the very ids that were searched with, and the name stands behind them."""
+    pipe, vectors = world.pipe, world.prefix.vectors["text_encoder"]
     with frozen(pipe):
-        wanted = wanted_of(pipe, minifaces.people()[:1], seed=0)
-        search = make_search("tokens", pipe, world.prefix.vectors["text_encoder"], wanted, seed=3)
+        wanted = wanted_of(pipe, minifaces.people()[:2], seed=0)
+        search = make_search("tokens", pipe, vectors, wanted, seed=3)
         assert isinstance(search, TokenSearch)
-        start = search.parameters.argmax(-1)
+        start = search.tokens()
         for _ in range(12):
             search.step()
     weights = search.parameters.detach()
-    assert torch.allclose(weights.sum(-1), torch.ones(1, 5), atol=1e-4)
+    assert torch.allclose(weights.sum(-1), torch.ones(2, 5), atol=1e-4)
     assert (weights >= 0).all()
-    assert not weights[..., pipe.tokenizer.all_special_ids].any()
-    assert not torch.equal(weights.argmax(-1), start)
+    found = search.tokens()
+    assert found != start
     table = pipe.text_encoder.get_input_embeddings().weight
-    assert torch.allclose(search.found().detach(), table[weights.argmax(-1)], atol=1e-4)
-    assert search.texts()[0].endswith(f" a photo of {minifaces.people()[0].name}")
+    assert torch.allclose(search.found().detach(), table[torch.tensor(found)], atol=1e-4)
+    n = len(vectors)
+    expected = search._rows.clone()
+    expected[:, 1 + n : 1 + n + 5] = torch.tensor(found)
+    assert torch.equal(tokenize_with_prefix(pipe.tokenizer, search.texts(), n), expected)
+
+
+@given(st.data())
+def test_tokens_that_can_be_typed_are_read_as_themselves(data):
+    """In any row, beside any others; most of the vocabulary's words are among them, and no special token."""
+    tokenizer = shared_tokenizer()
+    typable = typable_tokens(tokenizer)
+    assert not set(typable) & set(tokenizer.all_special_ids)
+    assert len(typable) > len(tokenizer) / 4
+    ids = data.draw(st.lists(st.sampled_from(typable), min_size=1, max_size=12))
+    assert tokenizer(typed(tokenizer, ids), add_special_tokens=False)["input_ids"] == ids
+
+
+@functools.cache
+def shared_tokenizer():
+    return CLIPTokenizer.from_pretrained(minifaces.model_path() / "tokenizer")
+
+
+def test_the_loss_of_names_is_that_of_the_bare_model_with_the_name(world):
+    """A search that writes nothing for the bare model has that very loss; with the prefix in place it is higher."""
+    pipe = world.pipe
+    with frozen(pipe), torch.no_grad():
+        wanted = wanted_of(pipe, minifaces.people()[:2], seed=0)
+        search = make_search("tokens", pipe, world.prefix.vectors["text_encoder"], wanted)
+        named = search.loss_of_names(seed=1)
+        search._rows = tokenize_with_prefix(pipe.tokenizer, [f"a photo of {name}" for name in wanted.names], 0)
+        assert search.loss(seed=1) == pytest.approx(named)
+        search._rows = tokenize_with_prefix(pipe.tokenizer, [f"a photo of {name}" for name in wanted.names], 4)
+        assert search.loss(seed=1) > named
 
 
 @given(st.lists(st.floats(-3, 3), min_size=1, max_size=8))
@@ -143,11 +178,11 @@ def test_a_search_is_looked_at_first_and_last(steps):
 
 def test_further_prefixes_are_held_against_the_first():
     """By the steps that were needed; where none sufficed, the factor is a lower bound."""
-    needed = {"first": (20, 160), "later": (80, None), "never": (None, None)}
+    needed = {"first": (20, 160), "later": (80, None), "never": (None, None), "none": (0, 0)}
     sides = {name: {"needed": bare, "needed_checked": checked} for name, (bare, checked) in needed.items()}
     curve._compare(sides, list(sides), steps=320)
     found = {name: (side["times"], side["times_is_lower_bound"]) for name, side in sides.items()}
-    assert found == {"first": (1, False), "later": (4, False), "never": (16, True)}
+    assert found == {"first": (1, False), "later": (4, False), "never": (16, True), "none": (0, False)}
     assert (sides["first"]["times_checked"], sides["first"]["times_checked_is_lower_bound"]) == (8, False)
     assert (sides["later"]["times_checked"], sides["later"]["times_checked_is_lower_bound"]) == (16, True)
     assert steps_needed([{"steps": k, "people": share} for k, share in ((0, 0.2), (5, 0.5), (10, 0.1))]) == 5
