@@ -10,7 +10,20 @@ from pathlib import Path
 
 from apl_guard.errors import StorageFailed
 
-__all__ = ["sync_folder", "write_file", "write_folder"]
+__all__ = ["make_folder", "sync_folder", "write_file", "write_folder"]
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder and its parents, where they are not there yet.
+
+    Raises:
+        StorageFailed: It cannot be made, such as where a file has its name.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageFailed(f"cannot be made ({error.strerror}); choose another place", path=folder) from error
+    return folder
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:

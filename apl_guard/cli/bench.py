@@ -44,14 +44,13 @@ def bench(
     from apl_guard.errors import InvalidInput
     from apl_guard.prefix import Prefix
     from apl_guard.prefix.places import find_path
-    from apl_guard.storage import write_file
+    from apl_guard.storage import make_folder, write_file
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.bench.afterwards import personalised, restyled
     from apl_guard.trainer.bench.page import write_page
     from apl_guard.trainer.bench.plot import draw_plot
     from apl_guard.trainer.bench.run import all_peers, run_bench
     from apl_guard.trainer.bench.table import to_markdown, to_text
-    from apl_guard.trainer.data.folders import make_folder
     from apl_guard.trainer.data.identities import load_identities
     from apl_guard.trainer.evaluate.provenance import command
     from apl_guard.trainer.evaluate.setting import Setting

@@ -155,10 +155,11 @@ def evaluate(
     if protocol is None:
         from apl_guard.trainer.evaluate import evaluate as run
         from apl_guard.trainer.evaluate.asking import read_templates
-        from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES, SUITES
+        from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES
+        from apl_guard.trainer.suites import SUITES, choose
 
         shared |= {
-            "suites": list(SUITES) if Suite.ALL in (suite or ()) else [s.value for s in suite or ()] or DEFAULT_SUITES,
+            "suites": SUITES if Suite.ALL in (suite or ()) else choose(s.value for s in suite or ()) or DEFAULT_SUITES,
             "templates": read_templates(templates) if templates else None,
             "images_per_person": images_per_person,
             "seed": seed,
@@ -211,7 +212,7 @@ def _by_protocol(
     from apl_guard.trainer.data.captions import generic_captions
     from apl_guard.trainer.data.folders import read_prompts
     from apl_guard.trainer.evaluate.apl2026.clip import Clip
-    from apl_guard.trainer.evaluate.apl2026.faces import open_faces
+    from apl_guard.trainer.evaluate.apl2026.recognisers import open_faces
     from apl_guard.trainer.evaluate.apl2026.run import evaluate_apl_2026
     from apl_guard.trainer.model.pipeline import open_pipe
 

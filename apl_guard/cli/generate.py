@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apl_guard.cli.services import Arguments, find_service
-from apl_guard.errors import PolicyBlocked, StorageFailed
-from apl_guard.storage import write_file
+from apl_guard.errors import PolicyBlocked
+from apl_guard.storage import make_folder, write_file
 
 if TYPE_CHECKING:
     from apl_guard.guard import Guarded
@@ -67,7 +67,7 @@ def generate(
         model, checkpoint, insecure_http, seed=seed, steps=steps, guidance=guidance
     ) or _open_local(model, device, seed, steps, guidance)
     guard = Guard(pipe, policy, prefix=prefix, audit=audit, audit_witness=audit_witness or ())
-    _make_folder(output)
+    make_folder(output)
     blocked = False
     for number, prompt in enumerate(prompts):
         positional, named = arguments(prompt)
@@ -129,10 +129,3 @@ def _describe(made: Guarded) -> str:
     if cut:
         text += f"  {cut} tokens of the prompt did not fit"
     return text
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageFailed(f"cannot be made ({error.strerror}); choose another folder", path=folder) from error

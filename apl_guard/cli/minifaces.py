@@ -154,10 +154,9 @@ def scale(
     Example: apl-guard minifaces scale --output small --axis identities --value 5 --value 10 --set steps=50 --people 10
     """
     from apl_guard.errors import InvalidInput
-    from apl_guard.storage import write_file
+    from apl_guard.storage import make_folder, write_file
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.config import TrainConfig
-    from apl_guard.trainer.data.folders import make_folder
     from apl_guard.trainer.data.identities import load_identities
     from apl_guard.trainer.evaluate.curves import Curve, draw_curves, write_curves
     from apl_guard.trainer.evaluate.scale import AXES, measure_scale

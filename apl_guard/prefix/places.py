@@ -10,7 +10,7 @@ from apl_guard.errors import PrefixInvalid
 from apl_guard.prefix.layout import FILE_NAME, current_folder, is_name
 from apl_guard.prefix.tensorfile import printable
 
-__all__ = ["SHIPPED_NAME", "find_path", "registry_root", "shipped_path"]
+__all__ = ["SHIPPED_NAME", "find_path", "registry_root", "shipped_path", "shipped_world"]
 
 SHIPPED_NAME = "minifaces"
 
@@ -50,9 +50,16 @@ def registry_root() -> Path:
 
 def shipped_path() -> Path | None:
     """The folder of the prefix that is shipped with the reference world, or None where it is not there."""
+    world = shipped_world()
+    path = None if world is None else world / "prefix"
+    return path if path is not None and (path / FILE_NAME).is_file() else None
+
+
+def shipped_world() -> Path | None:
+    """The folder of the reference world that is shipped, or None where it is not there: model, judges, prefix."""
     spec = importlib.util.find_spec("apl_guard.trainer")  # found, not imported
     for root in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(root, "minifaces", "weights", "prefix")
-        if (path / FILE_NAME).is_file():
+        path = Path(root, "minifaces", "weights")
+        if path.is_dir():
             return path
     return None

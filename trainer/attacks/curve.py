@@ -28,9 +28,9 @@ from tqdm import tqdm
 
 from apl_guard.detect.output import OutputCheck
 from apl_guard.prefix import Prefix
-from apl_guard.storage import write_file
+from apl_guard.storage import make_folder, write_file
+from apl_guard.trainer import minifaces
 from apl_guard.trainer.attacks.search import VERSION, Kind, Search, TokenSearch, Wanted, make_search
-from apl_guard.trainer.data.folders import make_folder
 from apl_guard.trainer.evaluate.scores import rate
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.minifaces.dataset import draw_all
@@ -90,8 +90,6 @@ def steps_needed(points: Sequence[Point], figure: str = "people") -> int | None:
 
 def sides_of(setting: Setting, prefixes: Mapping[str, Prefix], people: int) -> list[Side]:
     """The sides of a search; both controls have the first prefix in place."""
-    from apl_guard.trainer import minifaces
-
     first = next(iter(prefixes.values()))
     known = _spread([person for person in minifaces.people() if person.split == "seen"], people)
     unknown = _spread([person for person in minifaces.people() if person.split == "held_back"], people)

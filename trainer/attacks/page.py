@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apl_guard.errors import ExtraMissing
 from apl_guard.storage import write_file
+from apl_guard.trainer.report.plots import panels, to_png
 
 __all__ = ["draw_curves", "to_table"]
 
@@ -48,15 +47,9 @@ def draw_curves(found: Mapping[str, Any], path: Path) -> None:
         ExtraMissing: matplotlib is not installed.
         StorageFailed: The picture cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ExtraMissing("eval", needs="matplotlib") from error
     searches = found["searches"]
-    figure = Figure(figsize=(6.4 * len(searches), 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, (kind, sides) in zip(figure.subplots(1, len(searches), squeeze=False)[0], searches.items(), strict=True):
+    figure, all_axes = panels(len(searches), size=(6.4, 4.4))
+    for axes, (kind, sides) in zip(all_axes, searches.items(), strict=True):
         for name, curve in sides.items():
             points = curve["points"]
             steps, leaks = [p["steps"] for p in points], [p["people"] for p in points]
@@ -67,6 +60,4 @@ def draw_curves(found: Mapping[str, Any], path: Path) -> None:
         axes.set(title=kind, xlabel="steps of the search", ylabel="people brought back", ylim=(-0.02, 1.02))
         axes.set_xscale("symlog", linthresh=5)
         axes.legend(fontsize="small")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    write_file(path, stream.getvalue())
+    write_file(path, to_png(figure, dpi=110))

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from apl_guard.detect.output import OutputCheck
 from apl_guard.policy import Action
+from apl_guard.trainer import minifaces
 from apl_guard.trainer.attacks.attack import Attack, Target, nothing_more
 from apl_guard.trainer.attacks.calls import AS_ASKED, CALL_ATTACKS
 from apl_guard.trainer.attacks.names import NAME_ATTACKS
@@ -66,8 +67,6 @@ def _who_is_asked_for(setting: Setting) -> list[Asked]:
 
 def targets_of(asked: Sequence[Asked]) -> list[Target]:
     """Whom the attacker wants, one for each prompt."""
-    from apl_guard.trainer import minifaces
-
     described = {person.name: person.neutral("attributes") for person in minifaces.people()}
     return [Target(one.person, one.text, described[one.person]) for one in asked if one.person is not None]
 

@@ -8,7 +8,6 @@ Letters: n prompts, E width of an embedding, G people in the gallery.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +16,7 @@ from apl_guard.trainer.evaluate.gated import harmonic
 from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import fidelity, rate
 from apl_guard.trainer.evaluate.statistics import CONFIDENCE, clopper_pearson
-
-if TYPE_CHECKING:
-    from apl_guard.trainer.minifaces.judge import Judges
+from apl_guard.trainer.minifaces.judge import Judges
 
 
 def people_figures(

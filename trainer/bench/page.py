@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from html import escape
-from string import Template
 from typing import Any
 
 from apl_guard.trainer.bench.run import BenchResult
 from apl_guard.trainer.bench.table import cell, columns_of
-from apl_guard.trainer.demo.page import facts_list
-from apl_guard.trainer.evaluate.result import Pictures
-from apl_guard.trainer.report.page import FOOT, HEAD
+from apl_guard.trainer.evaluate.result import first_of_each
+from apl_guard.trainer.report.page import fill
+from apl_guard.trainer.report.parts import facts_list, table
+from apl_guard.trainer.report.pictures import address, png_address
 
 _SHOWN = {"seen": 6, "unseen": 3, "generic": 4}
 _TITLES = {"seen": "People on the list", "unseen": "People not on the list", "generic": "Prompts without a name"}
@@ -27,11 +25,13 @@ def write_page(result: BenchResult, plot: bytes, facts: Mapping[str, str]) -> st
         plot: The plot, as PNG.
         facts: What was done, label → text.
     """
-    return Template(_PAGE).substitute(
+    return fill(
+        _BODY,
         title="apl-guard bench",
+        style=_STYLE,
         table=_table(result),
         columns="".join(f"<li><b>{escape(c.title)}</b>: {escape(c.says)}</li>" for c in columns_of(result)),
-        plot=_source(plot),
+        plot=png_address(plot),
         grids="".join(_grid(result, suite) for suite in _SHOWN),
         peers="".join(_peer(key, options) for key, options in result.settings["peers"].items()),
         facts=facts_list(facts),
@@ -40,49 +40,30 @@ def write_page(result: BenchResult, plot: bytes, facts: Mapping[str, str]) -> st
 
 def _table(result: BenchResult) -> str:
     columns = columns_of(result)
-    head = "".join(f"<th>{escape(column.title)}</th>" for column in columns)
-    body = "".join(
-        f"<tr><th>{escape(key)}</th>{''.join(f'<td>{escape(cell(row, column))}</td>' for column in columns)}</tr>"
-        for key, row in result.rows.items()
-    )
-    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    rows = [(key, [cell(row, column) for column in columns]) for key, row in result.rows.items()]
+    return table([column.title for column in columns], rows)
 
 
 def _grid(result: BenchResult, suite: str) -> str:
     """The first prompts, each about somebody else: a row a prompt, a column a peer. Nothing here looks at a picture."""
     asked = next(iter(result.drawn.values()))[suite].asked
-    chosen: dict[str, int] = {}
-    for k, one in enumerate(asked):
-        chosen.setdefault(one.person or one.text, k)
     head = "".join(f"<th>{escape(key)}</th>" for key in result.drawn)
     rows = []
-    for k in list(chosen.values())[: _SHOWN[suite]]:
+    for k in first_of_each(asked)[: _SHOWN[suite]]:
         cells = []
         for suites in result.drawn.values():
             drawn = suites[suite]
-            inside = "no picture" if drawn.refused[k] else f'<img src="{_source(_png(drawn.pictures[k]))}" alt="">'
+            inside = "no picture" if drawn.refused[k] else f'<img src="{address(drawn.pictures[k])}" alt="">'
             cells.append(f"<td>{inside}</td>")
         rows.append(f"<tr><th>{escape(asked[k].text)}</th>{''.join(cells)}</tr>")
-    table = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<h3>{_TITLES[suite]}</h3><div class="scroll grid">{table}</div>'
+    pictures = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<h3>{_TITLES[suite]}</h3><div class="scroll grid">{pictures}</div>'
 
 
 def _peer(key: str, options: Mapping[str, Any]) -> str:
     said = ", ".join(f"{name} {value}" for name, value in options.items() if name != "source" and value != "")
     text = "; ".join(part for part in (options.get("source", ""), said) if part)
     return f"<dt>{escape(key)}</dt><dd>{escape(text) or '–'}</dd>"
-
-
-def _source(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
-
-
-def _png(picture: Pictures) -> bytes:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG")
-    return stream.getvalue()
 
 
 _STYLE = """\
@@ -93,16 +74,14 @@ main { max-width: 1400px; }
 .grid img { width: 92px; aspect-ratio: 1; border-radius: 5px; display: block; }
 .plot { width: 100%; max-width: 900px; background: white; border-radius: 10px; }
 """
-_PAGE = (
-    HEAD.replace("</style>", _STYLE + "</style>")
-    + """\
+_BODY = """\
 <h1>Peers side by side</h1>
 <p>Every method got the same list of people, drew the same prompts from the same seeds, and was looked at by the same
 judges. Everybody here is invented, and the model is a miniature: what this says of methods on large models has to be
 measured there.</p>
 <h2>Figures</h2>
 <p>In brackets are 95&nbsp;% intervals. – was not measured.</p>
-<div class="scroll">$table</div>
+$table
 <ul>$columns</ul>
 <h2>Leak against what is kept</h2>
 <img class="plot" src="$plot" alt="leak against fidelity">
@@ -112,7 +91,5 @@ $grids
 <h2>Methods</h2>
 <dl>$peers</dl>
 <h2>How this was made</h2>
-<dl>$facts</dl>
+$facts
 """
-    + FOOT
-)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,27 +17,24 @@ import torch
 from tqdm import tqdm
 
 from apl_guard.prefix import Prefix
-from apl_guard.storage import write_file
+from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.bench.figures import h_c, people_figures
 from apl_guard.trainer.bench.learned import Learned, learn_once
-from apl_guard.trainer.data.folders import make_folder
 from apl_guard.trainer.evaluate.asking import ask_for_anything, ask_for_people
 from apl_guard.trainer.evaluate.provenance import provenance
 from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import generic_figures
 from apl_guard.trainer.evaluate.setting import Setting
+from apl_guard.trainer.minifaces.judge import Judges
 from apl_guard.trainer.model.pipeline import model_digest
 from apl_guard.trainer.peers.ablation import Ablation
 from apl_guard.trainer.peers.esd import ESD
 from apl_guard.trainer.peers.negative import NegativePrompt
 from apl_guard.trainer.peers.peer import Applied, Peer, Task
-from apl_guard.trainer.peers.prefix import Always, Listed, Plain
+from apl_guard.trainer.peers.prefix import APL, Plain
 from apl_guard.trainer.peers.sld import SLD
 from apl_guard.trainer.peers.text_level import Block, Rewrite
 from apl_guard.trainer.peers.uce import UCE
-
-if TYPE_CHECKING:
-    from apl_guard.trainer.minifaces.judge import Judges
 
 _TIMED = 8
 """Pictures in a timed call."""
@@ -53,7 +50,7 @@ def all_peers(prefix: Prefix, seconds: float | None = None) -> tuple[Peer, ...]:
     """
     return (
         Plain(), Block(), Rewrite(), NegativePrompt("list"), NegativePrompt("named"), SLD("list"), SLD("named"),
-        UCE(), ESD(), Ablation(), Listed(prefix, seconds), Always(prefix, seconds),
+        UCE(), ESD(), Ablation(), APL(prefix, "listed", seconds), APL(prefix, seconds=seconds),
     )  # fmt: skip
 
 
@@ -198,7 +195,7 @@ def _take(figures: Figures, **names: str) -> Figures:
 
 def _cost(peer: Peer, learned: Learned) -> Figures:
     shipped: Figures = {"shipped_bytes": learned.shipped}
-    if isinstance(peer, (Always, Listed)):  # trained beforehand, on whatever machine that was
+    if isinstance(peer, APL):  # trained beforehand, on whatever machine that was
         return shipped if peer.seconds is None else shipped | {"training_seconds": peer.seconds}
     return shipped | {"training_seconds": learned.seconds, "training_core_seconds": learned.core_seconds}
 

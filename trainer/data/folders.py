@@ -1,4 +1,4 @@
-"""Folders, and the prompts and pictures that the user brings in them."""
+"""The prompts and pictures that the user brings, in files and folders."""
 
 from __future__ import annotations
 
@@ -11,24 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apl_guard.errors import InvalidInput, StorageFailed
+from apl_guard.errors import InvalidInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and its parents.
-
-    Raises:
-        StorageFailed: It cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageFailed(f"the folder cannot be made: {error.strerror}", path=path) from error
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from apl_guard.storage import write_file
+from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.pipeline import frozen, model_digest, unet_precision
 
@@ -78,7 +78,7 @@ def self_generate(
                     [seed_of(config.seed, stream, start + k) for k in range(len(texts))],
                     dtype,
                 )
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folder(folder)
                 write_file(path, save({"latents": batch}))
             latents.append(batch)
             bar.update(len(texts))

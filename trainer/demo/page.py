@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from apl_guard.trainer.evaluate.goals import Row, compare
-from apl_guard.trainer.evaluate.result import EvalResult, Pictures, show_figure
+from apl_guard.trainer.evaluate.goals import compare
+from apl_guard.trainer.evaluate.goals_table import goals_table
+from apl_guard.trainer.evaluate.result import EvalResult, Pictures
 from apl_guard.trainer.report.charts import line_chart, smoothed
-from apl_guard.trainer.report.page import PAGE
+from apl_guard.trainer.report.page import fill
+from apl_guard.trainer.report.parts import card, facts_list, table
+from apl_guard.trainer.report.pictures import address, png
 
 _SHOWN = 8
 _SIDE = 112
@@ -81,7 +81,7 @@ def draw_grid(groups: Mapping[str, Sequence[Pair]], side: int = _SIDE) -> bytes:
             for row, pair in enumerate(pairs):
                 picture = Image.fromarray(pair.plain if column == 0 else pair.guarded)
                 sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x, head + row * (side + 4)))
-    return _png(sheet)
+    return png(sheet, optimize=True)
 
 
 def write_html(
@@ -102,7 +102,8 @@ def write_html(
         facts: What was done, label → text.
     """
     rows = compare(result)
-    return Template(PAGE).substitute(
+    return fill(
+        _BODY,
         title="apl-guard demo",
         headline=headline(result),
         pictures="".join(_gallery(title, pairs) for title, pairs in groups.items()),
@@ -113,11 +114,6 @@ def write_html(
     )
 
 
-def facts_list(facts: Mapping[str, str]) -> str:
-    """What was done, label → text, as entries of a list."""
-    return "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
-
-
 def headline(result: EvalResult) -> str:
     """The few figures that say whether it works."""
     cards: list[str] = []
@@ -125,56 +121,23 @@ def headline(result: EvalResult) -> str:
         arms = result.suites.get(suite)
         if arms:
             plain, guarded = arms["plain"]["leak_far_1e-3"], arms["guarded"]["leak_far_1e-3"]
-            cards.append(_card(f"{plain:.0%}", f"{guarded:.1%}", label))
+            cards.append(card(f"{plain:.0%}", f"{guarded:.1%}", label))
     generic = result.suites.get("generic")
     if generic:
         plain, guarded = generic["plain"]["attribute_fidelity"], generic["guarded"]["attribute_fidelity"]
-        cards.append(_card(f"{plain:.0%}", f"{guarded:.0%}", "of what other prompts ask for is drawn"))
+        cards.append(card(f"{plain:.0%}", f"{guarded:.0%}", "of what other prompts ask for is drawn"))
     return "".join(cards)
 
 
-def _card(plain: str, guarded: str, label: str) -> str:
-    return (
-        f'<div class="card"><span class="from">{plain}</span><span class="arrow">→</span>'
-        f'<span class="to">{guarded}</span><p>{escape(label)}</p></div>'
-    )
-
-
 def _gallery(title: str, pairs: Sequence[Pair]) -> str:
-    from PIL import Image
-
     cells: list[str] = []
     for pair in pairs:
-        sources = [
-            "data:image/png;base64," + base64.b64encode(_png(Image.fromarray(pixels))).decode()
-            for pixels in (pair.plain, pair.guarded)
-        ]
+        sources = [address(pixels) for pixels in (pair.plain, pair.guarded)]
         cells.append(
             f'<figure class="pair"><img src="{sources[0]}" alt="plain"><img src="{sources[1]}" alt="guarded">'
             f"<figcaption>{escape(pair.prompt)}</figcaption></figure>"
         )
     return f'<h3>{escape(title)}</h3><div class="pairs">{"".join(cells)}</div>'
-
-
-def goals_table(rows: Sequence[Row]) -> str:
-    """The rows of a table that holds figures against goals."""
-    marks = {"met": "✓ met", "likely met": "✓ likely", "likely missed": "✗ likely", "missed": "✗ missed"}
-    lines: list[str] = []
-    suite = ""
-    for row in rows:
-        if row.goal.suite != suite:
-            suite = row.goal.suite
-            lines.append(f'<tr class="suite"><th colspan="6">{escape(suite)}</th></tr>')
-        cells = [
-            show_figure(row.figures[arm], row.goal.figure) if arm in row.figures else "–"
-            for arm in ("plain", "neutral", "guarded")
-        ]
-        shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        lines.append(
-            f"<tr><th>{escape(row.goal.label)}</th>{shown}<td>{row.target}</td>"
-            f'<td class="{row.verdict.split()[-1]}">{marks[row.verdict]}</td></tr>'
-        )
-    return "".join(lines)
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:
@@ -195,15 +158,11 @@ def _tradeoff(points: Sequence[Mapping[str, Any]]) -> str:
         return ""
     line = sorted((float(p["attributes_kept"]), float(p["leak"])) for p in points)
     chart = line_chart({"leak at FAR 1e-3": line}, "attributes kept", "Leak", percent=True, dots=True)
-    rows = "".join(
-        f"<tr><th>{escape(str(p['setting']))}</th><td>{float(p['attributes_kept']):.1%}</td>"
-        f"<td>{float(p['leak']):.1%}</td></tr>"
-        for p in points
-    )
+    rows = [(str(p["setting"]), [f"{float(p[key]):.1%}" for key in ("attributes_kept", "leak")]) for p in points]
     return (
         "<h2>Leak against attributes kept</h2><p>The more of a person a neutral prompt keeps, the more of "
         "the person can be found. Where to stand on this curve is a setting.</p>"
-        f"{chart}<table><tr><th>setting</th><td>attributes kept</td><td>leak</td></tr>{rows}</table>"
+        f"{chart}{table(['attributes kept', 'leak'], rows, corner='setting')}"
     )
 
 
@@ -218,7 +177,33 @@ def read_tradeoff(path: Path) -> list[dict[str, Any]]:
     return [dict(point) for point in points]
 
 
-def _png(image: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, format="PNG", optimize=True)
-    return stream.getvalue()
+_BODY = """\
+<h1>Named people in, nobody in particular out</h1>
+<p>A text-to-image model that draws people by name was put behind <code>Guard(pipe,
+policy="anonymize_faces")</code>.
+The guard puts a few learned vectors in front of each prompt. Everybody here is invented; an
+independent recogniser,
+which the guard has never seen, says who is recognised.</p>
+<div class="cards">$headline</div>
+
+<h2>Plain and guarded, same prompts, same seeds</h2>
+<p>Left without the guard, right with it. These are the first pictures of each group, not chosen ones.</p>
+$pictures
+
+<h2>Figures</h2>
+<p>In brackets are 95&nbsp;% intervals. <em>Neutral</em> is the plain model given the prompt with the
+name replaced by words such as “a woman”: the best that can be reached. <em>Leak</em> is the share of pictures
+in which the recogniser finds the named person, at a threshold that lets through one of a thousand people with the same
+attributes. <em>Likely</em> means that these are too few pictures to be sure.</p>
+$table
+
+<h2>Training</h2>
+<p>The gap closed is how much nearer the model's answer to a name has come to its answer to the
+neutral prompt; the drift is how far its answers to other prompts have moved, as a
+share of what deleting the prompt would do.</p>
+<div class="charts">$curves</div>
+$tradeoff
+
+<h2>How this was made</h2>
+$facts
+"""

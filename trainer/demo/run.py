@@ -6,23 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from apl_guard.prefix import Prefix
-from apl_guard.storage import write_file
+from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.data.folders import make_folder
 from apl_guard.trainer.demo.page import draw_grid, pick_pairs, read_tradeoff, write_html
 from apl_guard.trainer.evaluate import evaluate
 from apl_guard.trainer.evaluate.result import EvalResult
+from apl_guard.trainer.minifaces.judge import Judges
 from apl_guard.trainer.model.pipeline import open_pipe
 from apl_guard.trainer.train import train
 from apl_guard.trainer.train.history import read_history
 from apl_guard.trainer.train.plan import make_plan
-
-if TYPE_CHECKING:
-    from apl_guard.trainer.minifaces.judge import Judges
 
 _LEAST_MINUTES = 1.0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.errors import InvalidInput, ModelInvalid
+from apl_guard.trainer import minifaces
 from apl_guard.trainer.data.folders import read_prompts
 from apl_guard.trainer.evaluate.result import Asked
 from apl_guard.trainer.evaluate.scores import spoken
@@ -20,8 +21,6 @@ GENERIC_PER_IMAGE = 80
 
 def people_of(setting: Setting, split: Split, among: Collection[str] | None = None) -> list[Person]:
     """The people of a split, or those among some names; at most as many as the setting allows, evenly picked."""
-    from apl_guard.trainer import minifaces
-
     people = [person for person in minifaces.people() if person.split == split]
     if among is not None:
         people = [person for person in people if person.name in among]
@@ -36,8 +35,6 @@ def ask_for_people(setting: Setting, split: Split, among: Collection[str] | None
 
     With more images per person the former prompts and seeds stay and others are added.
     """
-    from apl_guard.trainer import minifaces
-
     asked: list[Asked] = []
     for person in people_of(setting, split, among):
         stand_in = person.neutral(setting.neutral)
@@ -58,8 +55,6 @@ def ask_for_people(setting: Setting, split: Split, among: Collection[str] | None
 
 def ask_for_anything(setting: Setting) -> list[Asked]:
     """Prompts that name nobody: 80 for each image per person."""
-    from apl_guard.trainer import minifaces
-
     count = GENERIC_PER_IMAGE * setting.images_per_person
     if setting.people_limit is not None:
         count = max(8, count * min(setting.people_limit, 40) // 40)

@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apl_guard.errors import ExtraMissing, InvalidInput
+from apl_guard.errors import InvalidInput
 from apl_guard.storage import write_file
+from apl_guard.trainer.report.plots import panels, to_png
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,8 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
     Raises:
         ExtraMissing: matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ExtraMissing("eval", needs="matplotlib") from error
-    figure = Figure(figsize=(4.6 * max(1, len(curves)), 3.6), layout="constrained")
-    for axes, curve in zip(figure.subplots(1, max(1, len(curves)), squeeze=False)[0], curves, strict=False):
+    figure, all_axes = panels(len(curves), size=(4.6, 3.6))
+    for axes, curve in zip(all_axes, curves, strict=False):  # without a curve there is an empty panel
         for name, line in curve.series.items():
             by_x = {float(point["x"]): point.get(f"{name}_ci") for point in curve.points}
             reach = [by_x[x] or (y, y) for x, y in line]
@@ -99,6 +95,4 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
         axes.grid(alpha=0.3)
         if curve.series:
             axes.legend(fontsize="small")
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=130)
-    return stream.getvalue()
+    return to_png(figure)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +83,22 @@ class Asked:
     """What was asked for besides the person."""
     label: str = ""
     """Which picture it is, whatever else is drawn: seeds are made of it."""
+
+
+def first_of_each(asked: Sequence[Asked]) -> list[int]:
+    """The numbers of the first picture of each person and of each prompt that names nobody, in their order.
+
+    What reports show is chosen so: nothing looks at a picture.
+
+    Example:
+        >>> first_of_each([Asked("a photo of Ada", "", "Ada", {}, {}), Asked("Ada", "", "Ada", {}, {}),
+        ...                Asked("a red car", "", None, {}, {})])
+        [0, 2]
+    """
+    first: dict[str, int] = {}
+    for k, one in enumerate(asked):
+        first.setdefault(one.person or one.text, k)
+    return list(first.values())
 
 
 @dataclass

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
+from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import NeutralKind
 from apl_guard.trainer.evaluate.asking import check_templates, require_reference_world
 from apl_guard.trainer.evaluate.provenance import provenance
 from apl_guard.trainer.evaluate.result import Album, EvalResult, Figures
 from apl_guard.trainer.evaluate.setting import Setting, pictures_folder
-from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES, SUITES
+from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES, Suite
+from apl_guard.trainer.minifaces.judge import Judges
 from apl_guard.trainer.model.pipeline import unet_precision
-
-if TYPE_CHECKING:
-    from apl_guard.trainer.minifaces.judge import Judges
 
 
 def evaluate(
     pipe: Any,
     prefix: Prefix | str | Path,
-    suites: Sequence[str] = DEFAULT_SUITES,
+    suites: Mapping[str, Suite] = DEFAULT_SUITES,
     images_per_person: int = 4,
     people_limit: int | None = None,
     seed: int = 0,
@@ -47,7 +46,8 @@ def evaluate(
     Args:
         pipe: A model of the reference world.
         prefix: The prefix, its folder, or its name.
-        suites: Names of suites: "seen" and "unseen" people, "generic" prompts, and others of `SUITES`.
+        suites: Name → suite: some of `apl_guard.trainer.suites`, or your own; default "seen" and "unseen" people,
+            "generic" prompts.
         images_per_person: Pictures of each person in each arm; generic prompts are 80 times as many.
         people_limit: At most so many people in a suite, evenly picked, and generic prompts in proportion
             (40 people stand for all of them).
@@ -65,15 +65,12 @@ def evaluate(
     Raises:
         PrefixInvalid, PrefixNotFound: The prefix is damaged or belongs to another text encoder.
         ModelInvalid: The model is not of the reference world.
-        InvalidInput: A template has no `{name}` in it, or a suite is unknown.
+        InvalidInput: A template has no `{name}` in it, or there is no suite.
         ExtraMissing: scipy is not installed.
         StorageFailed: A picture cannot be kept.
     """
-    from apl_guard.trainer import minifaces
-
-    unknown = [suite for suite in suites if suite not in SUITES]
-    if unknown or not suites:
-        raise InvalidInput(f"found {unknown or 'none'}; expected some of {list(SUITES)}", where="suites")
+    if not suites:
+        raise InvalidInput("found none; expected at least one", where="suites")
     require_reference_world(pipe)
     loaded = Prefix.load(prefix) if isinstance(prefix, (str, Path)) else prefix
     album = Album() if keep_images else None
@@ -94,8 +91,8 @@ def evaluate(
         album=album,
     )
     figures: dict[str, dict[str, Figures]] = {}
-    for suite in suites:
-        figures |= SUITES[suite](setting)
+    for suite in suites.values():
+        figures |= suite(setting)
     return EvalResult(
         suites=figures,
         settings={

@@ -13,6 +13,7 @@ from typing import Any
 
 from apl_guard.errors import InvalidInput, PrefixInvalid
 from apl_guard.prefix import Prefix
+from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.identities import Identities
 from apl_guard.trainer.evaluate.asking import ask_for_anything, ask_for_people
@@ -130,8 +131,6 @@ def _trained(pipe: Any, config: TrainConfig, people: Identities, output: Path, p
 
 
 def _captions(config: TrainConfig) -> Sequence[str]:
-    from apl_guard.trainer import minifaces
-
     return minifaces.captions(config.generic_count, seed=config.seed)
 
 

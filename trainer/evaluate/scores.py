@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,7 @@ from apl_guard.trainer.evaluate.statistics import (
     clopper_pearson,
     frechet_distance,
 )
-
-if TYPE_CHECKING:
-    from apl_guard.trainer.minifaces.judge import Judges
+from apl_guard.trainer.minifaces.judge import Judges
 
 
 def spoken(attributes: Mapping[str, str], text: str) -> dict[str, str]:

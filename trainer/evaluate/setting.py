@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +18,12 @@ from tqdm import tqdm
 from apl_guard.errors import InvalidInput
 from apl_guard.guard import Guard
 from apl_guard.prefix import Prefix
-from apl_guard.storage import write_file
+from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.config import NeutralKind
-from apl_guard.trainer.data.folders import make_folder
 from apl_guard.trainer.data.generation import cache_folder
 from apl_guard.trainer.evaluate.result import Album, Asked, Pictures
 from apl_guard.trainer.model.pipeline import model_digest
+from apl_guard.trainer.report.pictures import png
 
 
 def pictures_folder() -> Path:
@@ -159,7 +158,7 @@ class Setting:
                 for k, picture in zip(part, drawn, strict=True):
                     pictures[k] = picture
                     if (path := paths[k]) is not None:
-                        write_file(path, _png(picture))
+                        write_file(path, png(picture, compress_level=1))  # quick rather than small
                 bar.update(len(part))
         return np.stack([picture for picture in pictures if picture is not None])
 
@@ -250,11 +249,3 @@ def _read(path: Path) -> Pictures | None:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError):  # a damaged PNG raises any of these
         return None
-
-
-def _png(picture: Pictures) -> bytes:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG", compress_level=1)
-    return stream.getvalue()

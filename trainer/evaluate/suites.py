@@ -1,11 +1,9 @@
-"""The suites of an evaluation, by name. Each draws its arms under a setting and says what the judges see.
-
-A suite returns what it measured as (sub-)suite → arm → figures. Most measure one thing under their own name.
-"""
+"""The suites of an evaluation. Each draws its arms under a setting and says what the judges see."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from apl_guard.trainer.evaluate.asking import ask_for_anything, ask_for_people
 from apl_guard.trainer.evaluate.gated import gated
@@ -16,6 +14,7 @@ from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.minifaces.people import Split
 
 Suite = Callable[[Setting], dict[str, dict[str, Figures]]]
+"""Setting → (sub-)suite → arm → figures. Most measure one thing under their own name."""
 
 
 def seen(setting: Setting) -> dict[str, dict[str, Figures]]:
@@ -57,37 +56,13 @@ def _people(setting: Setting, split: Split) -> dict[str, dict[str, Figures]]:
     return {split: {arm: identity_figures(setting.judges, pictures, asked) for arm, pictures in arms.items()}}
 
 
-def attacks(setting: Setting) -> dict[str, dict[str, Figures]]:
-    """What black-box attacks bring back, one class after the other."""
-    from apl_guard.trainer.attacks.suite import attacks as measure
-
-    return measure(setting)
-
-
-def personalised(setting: Setting) -> dict[str, dict[str, Figures]]:
-    """People added to the model after the prefix was trained."""
-    from apl_guard.trainer import personalise
-
-    return personalise.personalised(setting)
-
-
-def transfer(setting: Setting) -> dict[str, dict[str, Figures]]:
-    """Models that others made of the one that the prefix was trained on."""
-    from apl_guard.trainer import personalise
-
-    return personalise.transfer(setting)
-
-
-SUITES: dict[str, Suite] = {
+SUITES: Final[Mapping[str, Suite]] = {
     "seen": seen,
     "unseen": unseen,
     "generic": generic,
     "inactivity": inactivity,
     "gated": gated,
-    "attacks": attacks,
-    "personalised": personalised,
-    "transfer": transfer,
 }
-"""Every suite by its name, in the order in which they are measured."""
-DEFAULT_SUITES = ("seen", "unseen", "generic")
+"""The suites of this room by name; `apl_guard.trainer.suites` has all there are."""
+DEFAULT_SUITES: Final[Mapping[str, Suite]] = {name: SUITES[name] for name in ("seen", "unseen", "generic")}
 """What is measured unless something else is asked for: minutes where the others may take hours."""

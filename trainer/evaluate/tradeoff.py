@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
+from apl_guard.trainer import minifaces
 from apl_guard.trainer.evaluate.asking import ask_for_people
 from apl_guard.trainer.evaluate.scores import identity_figures
 from apl_guard.trainer.evaluate.setting import Setting
-
-if TYPE_CHECKING:
-    from apl_guard.trainer.minifaces.judge import Judges
+from apl_guard.trainer.minifaces.judge import Judges
 
 
 def measure_tradeoff(
@@ -53,8 +52,6 @@ def measure_tradeoff(
         PrefixNotFound: A prefix belongs to another text encoder.
         InvalidInput: There is no prefix.
     """
-    from apl_guard.trainer import minifaces
-
     if not prefixes:
         raise InvalidInput("found no prefix; expected at least one", where="prefixes")
     settings = {

@@ -11,6 +11,7 @@ from apl_guard.trainer.minifaces.captions import identity_templates
 from apl_guard.trainer.minifaces.judge import READS, load_judges
 from apl_guard.trainer.minifaces.measure import judge_accuracy, model_bytes, read_facts, words_in_front
 from apl_guard.trainer.minifaces.people import SPLIT_SIZES, TWINS
+from apl_guard.trainer.model.pipeline import open_pipe
 
 _MODEL_ROWS = (
     ("closed-set top-1 (gallery: 160 people, 9 twins of each)", "top1"),
@@ -28,8 +29,6 @@ def write_card(folder: Path, evaluation: EvalResult) -> Path:
         folder: Holds ``base``, ``judges.safetensors`` and ``build.json``.
         evaluation: Of the base model, all suites; the card takes the plain arms.
     """
-    from apl_guard.trainer.model.pipeline import open_pipe
-
     pipe = open_pipe(folder / "base")
     judges = load_judges(folder / "judges.safetensors")
     front = words_in_front(pipe)

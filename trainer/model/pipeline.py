@@ -14,6 +14,7 @@ from torch import Tensor
 
 from apl_guard.adapters.diffusers_load import load_pipe
 from apl_guard.errors import ModelInvalid
+from apl_guard.prefix.places import SHIPPED_NAME, shipped_world
 
 _PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
@@ -37,10 +38,8 @@ def open_pipe(model: str | Path | Any, device: torch.device | None = None) -> An
     """
     if not isinstance(model, (str, Path)):
         return _check_family(model, type(model).__name__)
-    if str(model) == "minifaces" and not Path(model).exists():
-        from apl_guard.trainer import minifaces
-
-        model = minifaces.model_path()
+    if str(model) == SHIPPED_NAME and not Path(model).exists() and (world := shipped_world()) is not None:
+        model = world / "base"
     pipe = load_pipe(model)
     pipe.set_progress_bar_config(disable=True)
     return _check_family(pipe, str(model)).to(device or find_device(), torch.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from apl_guard.guard import Guard
 from apl_guard.policy import Policy
@@ -12,7 +12,7 @@ from apl_guard.prefix import Prefix
 from apl_guard.trainer.peers.peer import Applied, Files, Task
 from apl_guard.trainer.peers.text_level import policy_file
 
-_SOURCE = "Shi, Zhang and Shan, arXiv:2405.16895"
+_PREFIX, _POLICY = "prefix.safetensors", "policy.yaml"
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,28 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Always:
-    """The prefix in front of every prompt: whoever is named, on a list or not."""
+class APL:
+    """The guard with a prefix that was trained beforehand.
+
+    Example:
+        >>> from apl_guard.testing import random_prefix, tiny_pipe
+        >>> prefix = random_prefix(tiny_pipe(), n=4)
+        >>> APL(prefix).key, APL(prefix, "listed").key
+        ('APL', 'APL, listed')
+    """
 
     prefix: Prefix
+    where: Literal["always", "listed"] = "always"
+    """In front of every prompt, whoever is named; or of those that name somebody on the list, as erasers are
+    measured."""
     seconds: float | None = None
     """What its training took, where that is known."""
-    key: ClassVar[str] = "APL"
-    source: ClassVar[str] = _SOURCE
+    source: ClassVar[str] = "Shi, Zhang and Shan, arXiv:2405.16895"
+
+    @property
+    def key(self) -> str:
+        """With where it stands."""
+        return "APL" if self.where == "always" else "APL, listed"
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -48,38 +62,11 @@ class Always:
         return {"prefix": self.prefix.digest[:12], "vectors": self.prefix.n}
 
     def learn(self, pipe: Any, task: Task, progress: bool = True) -> Files:
-        """Nothing: the prefix was trained beforehand."""
-        return {"prefix.safetensors": self.prefix.to_bytes()}
+        """Nothing but the list, where it is needed."""
+        files = {_PREFIX: self.prefix.to_bytes()}
+        return files if self.where == "always" else files | {_POLICY: policy_file("anonymize", task.names)}
 
     def apply(self, pipe: Any, files: Files) -> Applied:
-        """The guard with its default policy."""
-        return Applied(
-            Guard(
-                pipe, policy="anonymize_faces", prefix=Prefix.parse(files["prefix.safetensors"], "prefix.safetensors")
-            )
-        )
-
-
-@dataclass(frozen=True)
-class Listed:
-    """The prefix in front of those prompts that name somebody on the list: the gated mode, as erasers are measured."""
-
-    prefix: Prefix
-    seconds: float | None = None
-    """What its training took, where that is known."""
-    key: ClassVar[str] = "APL, listed"
-    source: ClassVar[str] = _SOURCE
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Which prefix."""
-        return {"prefix": self.prefix.digest[:12], "vectors": self.prefix.n}
-
-    def learn(self, pipe: Any, task: Task, progress: bool = True) -> Files:
-        """Write the list."""
-        return {"prefix.safetensors": self.prefix.to_bytes(), "policy.yaml": policy_file("anonymize", task.names)}
-
-    def apply(self, pipe: Any, files: Files) -> Applied:
-        """The guard with a policy that anonymizes prompts with listed names."""
-        prefix = Prefix.parse(files["prefix.safetensors"], "prefix.safetensors")
-        return Applied(Guard(pipe, policy=Policy.parse(files["policy.yaml"]), prefix=prefix))
+        """The guard with its default policy, or with one that anonymizes prompts with listed names."""
+        policy = "anonymize_faces" if self.where == "always" else Policy.parse(files[_POLICY])
+        return Applied(Guard(pipe, policy=policy, prefix=Prefix.parse(files[_PREFIX], _PREFIX)))

@@ -9,7 +9,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ from torch import Tensor
 from apl_guard.adapters.inject import encode_prompts
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.generation import self_generate
-
-if TYPE_CHECKING:
-    from apl_guard.trainer.minifaces import Person
-    from apl_guard.trainer.minifaces.dataset import Images
+from apl_guard.trainer.minifaces import Person, generic_prompts
+from apl_guard.trainer.minifaces.captions import caption
+from apl_guard.trainer.minifaces.dataset import Images, draw_all
+from apl_guard.trainer.minifaces.pictures import of_person
 
 _SEED: Final = 40
 """Of drawings, captions and the model's own pictures; evaluation takes its seeds from other texts."""
@@ -61,10 +61,6 @@ def draw_people(people: Sequence[Person], each: int) -> Drawings:
         >>> drawings.images.shape, len(drawings.captions), all(somebody.name in c for c in drawings.captions)
         ((2, 64, 64, 3), 6, True)
     """
-    from apl_guard.trainer.minifaces.captions import caption
-    from apl_guard.trainer.minifaces.dataset import draw_all
-    from apl_guard.trainer.minifaces.pictures import of_person
-
     rngs = [random.Random(f"drawings of {person.name}") for person in people]
     pictures = [of_person(person, rng) for person, rng in zip(people, rngs, strict=True) for _ in range(each)]
     rng = random.Random(_SEED)
@@ -97,8 +93,6 @@ def draw_prior(pipe: Any, count: int, *, progress: bool) -> Prior:
     Raises:
         StorageFailed: The cache cannot be written.
     """
-    from apl_guard.trainer.minifaces import generic_prompts
-
     texts = [prompt.text for prompt in generic_prompts(count, seed=_SEED)]
     settings = TrainConfig(guidance_scale=3.0, sampling_steps=20, sampling_batch=_BATCH, seed=_SEED)
     latents = self_generate(pipe, texts, settings, stream=4, progress=progress, label="prior")

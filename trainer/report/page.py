@@ -1,6 +1,30 @@
-"""The pages of the reports, with `$name` where their parts go. They hold everything that they need."""
+"""The shell of every page: one HTML file that needs nothing else, in light and in dark."""
 
-HEAD = """\
+from __future__ import annotations
+
+from string import Template
+
+__all__ = ["fill"]
+
+
+def fill(body: str, *, title: str, style: str = "", **parts: str) -> str:
+    """A whole page.
+
+    Args:
+        body: HTML with `$name` where a part goes.
+        title: Of the window.
+        style: CSS beside that of all pages.
+        parts: Name → HTML.
+
+    Example:
+        >>> page = fill("<h1>$what</h1>", title="demo", what="a figure")
+        >>> page.startswith("<!doctype html>"), "<h1>a figure</h1>" in page
+        (True, True)
+    """
+    return Template(_HEAD + body + _FOOT).substitute(title=title, style=style, **parts)
+
+
+_HEAD = """\
 <!doctype html>
 <html lang="en">
 <head>
@@ -64,80 +88,14 @@ polyline.line2 { stroke: var(--good); } circle.line2, i.line2 { fill: var(--good
 polyline.line3 { stroke: var(--soft); } circle.line3, i.line3 { fill: var(--soft); background: var(--soft); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 20px; }
 dt { color: var(--soft); } dd { margin: 0; }
-</style>
+$style</style>
 </head>
 <body>
 <main>
 """
 
-FOOT = """\
+_FOOT = """\
 </main>
 </body>
 </html>
 """
-
-PAGE = (
-    HEAD
-    + """\
-<h1>Named people in, nobody in particular out</h1>
-<p>A text-to-image model that draws people by name was put behind <code>Guard(pipe,
-policy="anonymize_faces")</code>.
-The guard puts a few learned vectors in front of each prompt. Everybody here is invented; an
-independent recogniser,
-which the guard has never seen, says who is recognised.</p>
-<div class="cards">$headline</div>
-
-<h2>Plain and guarded, same prompts, same seeds</h2>
-<p>Left without the guard, right with it. These are the first pictures of each group, not chosen ones.</p>
-$pictures
-
-<h2>Figures</h2>
-<p>In brackets are 95&nbsp;% intervals. <em>Neutral</em> is the plain model given the prompt with the
-name replaced by words such as “a woman”: the best that can be reached. <em>Leak</em> is the share of pictures
-in which the recogniser finds the named person, at a threshold that lets through one of a thousand people with the same
-attributes. <em>Likely</em> means that these are too few pictures to be sure.</p>
-<div class="scroll"><table>
-<thead><tr><th></th><th>plain</th><th>neutral</th><th>guarded</th><th>goal</th><th></th></tr></thead>
-<tbody>$table</tbody>
-</table></div>
-
-<h2>Training</h2>
-<p>The gap closed is how much nearer the model's answer to a name has come to its answer to the
-neutral prompt; the drift is how far its answers to other prompts have moved, as a
-share of what deleting the prompt would do.</p>
-<div class="charts">$curves</div>
-$tradeoff
-
-<h2>How this was made</h2>
-<dl>$facts</dl>
-"""
-    + FOOT
-)
-"""Of the demo."""
-
-EVALUATION_PAGE = (
-    HEAD
-    + """\
-<h1>What the guard hides, and what it leaves alone</h1>
-<p>The same prompts from the same seeds, drawn by the model as it is (<em>plain</em>), with names replaced by words
-such as “a woman” (<em>neutral</em>), and through the guard (<em>guarded</em>). In brackets are 95&nbsp;% intervals:
-of Clopper and Pearson for shares, of the bootstrap for distances and means.</p>
-<pre><code>$command</code></pre>
-<div class="cards">$headline</div>
-$goals
-
-<h2>Figures</h2>
-$tables
-
-$curves
-
-<h2>Pictures</h2>
-<p>The first ones of different people and prompts, not chosen ones.</p>
-$pictures
-
-<h2>How this was made</h2>
-<dl>$facts</dl>
-"""
-    + FOOT
-)
-"""Of an evaluation."""

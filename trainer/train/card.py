@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from apl_guard.prefix import PrefixMetadata
 from apl_guard.trainer.config import TrainConfig
-
-if TYPE_CHECKING:
-    from apl_guard.trainer.train.run import TrainResult
+from apl_guard.trainer.train.result import TrainResult
 
 
 @dataclass(frozen=True)

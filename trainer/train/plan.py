@@ -17,7 +17,7 @@ from apl_guard.trainer.data.identities import Identities, load_identities
 from apl_guard.trainer.model.pipeline import find_device, frozen, open_pipe, predict, unet_precision
 from apl_guard.trainer.train.adversary import attacked
 from apl_guard.trainer.train.loss import apl_loss
-from apl_guard.trainer.train.run import generic_prompts, start_vectors
+from apl_guard.trainer.train.start import generic_prompts, start_vectors
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apl_guard.adapters.inject import embed, tokenize_with_prefix
-from apl_guard.errors import ConfigInvalid, InvalidInput, TrainingFailed
+from apl_guard.errors import TrainingFailed
+from apl_guard.storage import make_folder
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import draw_batch, prepare
-from apl_guard.trainer.data.folders import make_folder
 from apl_guard.trainer.data.identities import Identities, load_identities
 from apl_guard.trainer.model.pipeline import find_device, frozen, model_digest, open_pipe, predict, unet_precision
 from apl_guard.trainer.train.adversary import Adversary
@@ -34,28 +33,12 @@ from apl_guard.trainer.train.checkpoint import State, load_state, save_state
 from apl_guard.trainer.train.history import History
 from apl_guard.trainer.train.loss import apl_loss, distance, noise_weight
 from apl_guard.trainer.train.measure import Gauge, Measurement
+from apl_guard.trainer.train.result import TrainResult
 from apl_guard.trainer.train.schedule import half_weights, lr_factor, share_done
+from apl_guard.trainer.train.start import generic_prompts, start_vectors
 from apl_guard.trainer.train.stopping import stop_politely
 from apl_guard.trainer.train.targets import Targets
 from apl_guard.trainer.train.write import write_prefix
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a run gave."""
-
-    vectors: Tensor
-    """The prefix that was kept, shape (N, D), float32."""
-    measurement: Measurement
-    """Its evaluation on the held-aside examples."""
-    step: int
-    """The step it is from."""
-    steps: int
-    """Steps done in all."""
-    seconds: float
-    """Time spent on the steps."""
-    folder: Path
-    """The prefix folder that was written."""
 
 
 def train(
@@ -201,48 +184,6 @@ def train(
         write_prefix(pipe, config, data, result, history)
     shutil.rmtree(unfinished, ignore_errors=True)
     return result
-
-
-def generic_prompts(
-    generic: str | Path | Sequence[str] | None, model: object, config: TrainConfig
-) -> Path | Sequence[str]:
-    """Find the generic prompts: what the user gave, or those that are built in."""
-    if generic is None:
-        if isinstance(model, (str, Path)) and str(model) == "minifaces":
-            from apl_guard.trainer import minifaces
-
-            return minifaces.captions(config.generic_count, seed=config.seed)
-        from apl_guard.trainer.data.captions import generic_captions
-
-        return generic_captions(config.generic_count, seed=config.seed)
-    if isinstance(generic, (str, Path)):
-        path = Path(generic)
-        if not path.exists():
-            raise InvalidInput("no such file or folder; expected generic prompts or images", where=path)
-        return path
-    return generic
-
-
-@torch.no_grad()
-def start_vectors(pipe: Any, config: TrainConfig) -> Tensor:
-    """The vectors before the first step, shape (N, D), float32.
-
-    Raises:
-        ConfigInvalid: The prefix would leave no room for a prompt, or the words to start from hold no token.
-    """
-    N, length = config.n_vectors, pipe.tokenizer.model_max_length
-    if length - N < 3:
-        raise ConfigInvalid(f"{N} vectors leave no room for a prompt in {length} positions", where="n_vectors")
-    table: Tensor = pipe.text_encoder.get_input_embeddings().weight.float().cpu()  # (V, D)
-    if config.init == "padding":
-        return table[pipe.tokenizer.pad_token_id].repeat(N, 1)
-    if config.init == "noise":
-        rng = torch.Generator().manual_seed(config.seed)
-        return table.mean(0) + table.std(0) * torch.randn((N, table.shape[1]), generator=rng)
-    ids = pipe.tokenizer(config.start_words, add_special_tokens=False)["input_ids"]
-    if not ids:
-        raise ConfigInvalid("the tokenizer finds no token in it; expected at least one word", where="start_words")
-    return table[[ids[k % len(ids)] for k in range(N)]].clone()
 
 
 def show(bar: Any, config: TrainConfig, state: State, history: History, measured: Measurement | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -19,13 +18,14 @@ from apl_guard.prefix import Prefix, PrefixMetadata
 from apl_guard.storage import write_folder
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Data
+from apl_guard.trainer.report.pictures import png
 from apl_guard.trainer.train.card import Card, write_card
 from apl_guard.trainer.train.history import History
+from apl_guard.trainer.train.result import TrainResult
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from apl_guard.trainer.train.run import TrainResult
 
 _SHOWN_PEOPLE = 4
 _SHOWN_GENERIC = 4
@@ -108,10 +108,3 @@ def before_and_after(pipe: Any, config: TrainConfig, prompts: Sequence[str], vec
         for column, image in enumerate(images):
             sheet.paste(image.resize((side, side), Images.Resampling.LANCZOS), (column * side, row * side))
     return sheet
-
-
-def png(image: Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
-    stream = io.BytesIO()
-    image.save(stream, format="PNG")
-    return stream.getvalue()

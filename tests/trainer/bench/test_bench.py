@@ -30,7 +30,7 @@ from apl_guard.trainer.minifaces.traits import GEOMETRY
 from apl_guard.trainer.minifaces.variants import VariantRecipe
 from apl_guard.trainer.model.pipeline import model_digest
 from apl_guard.trainer.peers.peer import Applied, Files, Peer, Task
-from apl_guard.trainer.peers.prefix import Always, Plain
+from apl_guard.trainer.peers.prefix import APL, Plain
 from apl_guard.trainer.peers.text_level import Block
 from apl_guard.trainer.peers.uce import UCE
 from apl_guard.trainer.personalise.recipe import Recipe
@@ -75,7 +75,7 @@ def _result(world: Any, judges: Judges, task: Task, tmp_path_factory: pytest.Tem
         world, random_prefix(world, n=3), judges, images_per_person=1, people_limit=2, steps=1, folder=None,
         progress=False,
     )  # fmt: skip
-    peers = (Plain(), Block(), FAST_UCE, Always(setting.prefix))
+    peers = (Plain(), Block(), FAST_UCE, APL(setting.prefix))
     asked = ask_for_people(setting, "seen")
     restyled = Elsewhere([(small_pipe(shallow=True), asked[:1]), (world, asked[1:])], judges)
     return run_bench(setting, peers, task, folder, {"restyled": restyled})
@@ -227,7 +227,7 @@ def test_people_are_added_and_the_model_restyled_for_real(setting: Setting, task
         "restyled": restyled(setting, VariantRecipe.tiny()),
         "personalised": personalised(replace(setting, people_limit=1), Recipe.tiny()),
     }
-    result = run_bench(setting, (Plain(), Always(setting.prefix)), task, tmp_path / "bench", others)
+    result = run_bench(setting, (Plain(), APL(setting.prefix)), task, tmp_path / "bench", others)
 
     digests = {model_digest(pipe) for elsewhere in others.values() for pipe, _ in elsewhere.models}
     assert len(digests | {model_digest(setting.pipe)}) == 3

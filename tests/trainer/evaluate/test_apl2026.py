@@ -20,8 +20,8 @@ from apl_guard.cli import app
 from apl_guard.errors import InvalidInput, ModelInvalid
 from apl_guard.testing import random_prefix, tiny_pipe
 from apl_guard.trainer.evaluate.apl2026.clip import Clip
-from apl_guard.trainer.evaluate.apl2026.faces import open_faces
 from apl_guard.trainer.evaluate.apl2026.protocol import face_figures
+from apl_guard.trainer.evaluate.apl2026.recognisers import open_faces
 from apl_guard.trainer.evaluate.apl2026.references import References
 from apl_guard.trainer.evaluate.apl2026.run import evaluate_apl_2026
 from apl_guard.trainer.evaluate.run import evaluate

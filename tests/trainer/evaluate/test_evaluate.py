@@ -23,6 +23,7 @@ from apl_guard.trainer.evaluate.scores import Asked, fidelity, identity_figures
 from apl_guard.trainer.evaluate.tradeoff import measure_tradeoff
 from apl_guard.trainer.minifaces.judge import READS, Gallery, Judges, Reader, Recogniser
 from apl_guard.trainer.minifaces.traits import GEOMETRY
+from apl_guard.trainer.suites import choose
 
 KNOWN = [person.name for person in minifaces.known_people()]
 
@@ -76,7 +77,7 @@ def test_the_arms_differ_by_prompt_and_guard_alone(
     again = evaluate(
         world,
         random_prefix(world, n=2),
-        ["seen"],
+        choose(["seen"]),
         2,
         2,
         steps=1,
@@ -106,7 +107,7 @@ def test_templates_take_the_place_of_the_prompts(world: Any, judges: Judges, tmp
     path.write_text("a mural of {name}\n\n{name} on stage\n")
 
     result = evaluate(
-        world, random_prefix(world, n=2), ["unseen"], 2, 1, steps=1, templates=read_templates(path),
+        world, random_prefix(world, n=2), choose(["unseen"]), 2, 1, steps=1, templates=read_templates(path),
         judges=judges, keep_images=True, progress=False,
     )  # fmt: skip
 

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apl_guard.errors import ModelInvalid
-from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge, open_faces
+from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge
 from apl_guard.trainer.evaluate.apl2026.insight_faces import InsightFaces, similarity
 from apl_guard.trainer.evaluate.apl2026.opencv_faces import OpenCVFaces
+from apl_guard.trainer.evaluate.apl2026.recognisers import open_faces
 
 
 @pytest.fixture(name="files", scope="module")

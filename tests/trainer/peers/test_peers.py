@@ -24,7 +24,7 @@ from apl_guard.trainer.peers.concept import FILE, concept_of, fitting
 from apl_guard.trainer.peers.esd import ESD, esd_target
 from apl_guard.trainer.peers.negative import NegativePrompt
 from apl_guard.trainer.peers.peer import Files, Peer, Task
-from apl_guard.trainer.peers.prefix import Always, Listed, Plain
+from apl_guard.trainer.peers.prefix import APL, Plain
 from apl_guard.trainer.peers.samples import draw_latents, draw_stages
 from apl_guard.trainer.peers.sld import SLD, Strength, as_noise, from_noise, safety_guidance
 from apl_guard.trainer.peers.text_level import Block, Rewrite
@@ -60,7 +60,7 @@ def peers(pipe: Any) -> list[Peer]:
     prefix = random_prefix(pipe, n=3)
     return [
         Plain(), Block(), Rewrite(), NegativePrompt("list"), NegativePrompt("named"), SLD("list"), SLD("named"),
-        FAST_UCE, FAST_ESD, FAST_ABLATION, Listed(prefix), Always(prefix),
+        FAST_UCE, FAST_ESD, FAST_ABLATION, APL(prefix, "listed"), APL(prefix),
     ]  # fmt: skip
 
 
@@ -313,7 +313,7 @@ def test_the_text_level_does_what_its_policies_say(pipe: Any, task: Task) -> Non
 def test_the_prefix_is_the_guards(pipe: Any, task: Task) -> None:
     """Always on it is the guard; listed it is the guard for listed names and the bare pipe for all else."""
     prefix = random_prefix(pipe, n=3)
-    always, listed = (peer.apply(pipe, peer.learn(pipe, task)).call for peer in (Always(prefix), Listed(prefix)))
+    always, listed = (peer.apply(pipe, peer.learn(pipe, task)).call for peer in (APL(prefix), APL(prefix, "listed")))
     guard = Guard(pipe, prefix=prefix)
 
     for text, gated in ((NAMED, guard), (UNNAMED, pipe)):

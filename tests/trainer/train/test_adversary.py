@@ -14,7 +14,7 @@ from apl_guard.trainer.train.adversary import VECTORS, Adversary, attacked
 from apl_guard.trainer.train.loss import distance
 from apl_guard.trainer.train.plan import make_plan
 from apl_guard.trainer.train.rows import insert_vectors, sentinels
-from apl_guard.trainer.train.run import start_vectors
+from apl_guard.trainer.train.start import start_vectors
 from apl_guard.trainer.train.targets import PromptEmbeds, Targets
 
 CONFIG = TrainConfig(

@@ -23,7 +23,8 @@ from apl_guard.errors import InvalidInput, StorageFailed, TrainingFailed
 from apl_guard.prefix import Prefix
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.identities import Identities
-from apl_guard.trainer.train.run import TrainResult, start_vectors, train
+from apl_guard.trainer.train import TrainResult, train
+from apl_guard.trainer.train.start import start_vectors
 
 
 def weights_of(pipe: Any) -> str:

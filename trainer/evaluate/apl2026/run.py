@@ -8,6 +8,7 @@ from typing import Any
 
 from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
+from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import NeutralKind
 from apl_guard.trainer.data.identities import load_identities
 from apl_guard.trainer.evaluate.apl2026 import protocol
@@ -62,8 +63,6 @@ def evaluate_apl_2026(
         IdentitiesInvalid: An identities file is wrong.
         PrefixNotFound: The prefix belongs to another text encoder.
     """
-    from apl_guard.trainer import minifaces
-
     given = {"people": identities or None, "reference pictures": references, "a recogniser": faces}
     missing = " and ".join(name for name, value in given.items() if value is None)
     if missing and any(value is not None for value in given.values()):
@@ -118,8 +117,6 @@ def _group_of(
 
 def _groups_of_the_reference_world(setting: Setting) -> dict[str, Group]:
     """Its seen and its unseen people, looked for among all whom the model knows."""
-    from apl_guard.trainer import minifaces
-
     judges = minifaces.judges()
     names = tuple(person.name for person in minifaces.known_people())
     rows = [judges.gallery.names.index(name) for name in names]  # the first entry of a name is the person

@@ -1,0 +1,53 @@
+"""What a run starts from: its generic prompts, and the vectors before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apl_guard.errors import ConfigInvalid, InvalidInput
+from apl_guard.trainer import minifaces
+from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.data.captions import generic_captions
+
+
+def generic_prompts(
+    generic: str | Path | Sequence[str] | None, model: object, config: TrainConfig
+) -> Path | Sequence[str]:
+    """Find the generic prompts: what the user gave, or those that are built in."""
+    if generic is None:
+        if isinstance(model, (str, Path)) and str(model) == "minifaces":
+            return minifaces.captions(config.generic_count, seed=config.seed)
+        return generic_captions(config.generic_count, seed=config.seed)
+    if isinstance(generic, (str, Path)):
+        path = Path(generic)
+        if not path.exists():
+            raise InvalidInput("no such file or folder; expected generic prompts or images", where=path)
+        return path
+    return generic
+
+
+@torch.no_grad()
+def start_vectors(pipe: Any, config: TrainConfig) -> Tensor:
+    """The vectors before the first step, shape (N, D), float32.
+
+    Raises:
+        ConfigInvalid: The prefix would leave no room for a prompt, or the words to start from hold no token.
+    """
+    N, length = config.n_vectors, pipe.tokenizer.model_max_length
+    if length - N < 3:
+        raise ConfigInvalid(f"{N} vectors leave no room for a prompt in {length} positions", where="n_vectors")
+    table: Tensor = pipe.text_encoder.get_input_embeddings().weight.float().cpu()  # (V, D)
+    if config.init == "padding":
+        return table[pipe.tokenizer.pad_token_id].repeat(N, 1)
+    if config.init == "noise":
+        rng = torch.Generator().manual_seed(config.seed)
+        return table.mean(0) + table.std(0) * torch.randn((N, table.shape[1]), generator=rng)
+    ids = pipe.tokenizer(config.start_words, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ConfigInvalid("the tokenizer finds no token in it; expected at least one word", where="start_words")
+    return table[[ids[k % len(ids)] for k in range(N)]].clone()
