@@ -17,6 +17,7 @@
     │   ├── RegistryUnavailable  a registry behind a URL cannot be reached
     │   └── AuditUnavailable  a record could not be written
     ├── InvalidInput          something the user handed over is wrong
+    │   ├── RequestTooLarge   more text than any request may hold
     │   ├── PrefixInvalid     a prefix folder or file
     │   ├── PolicyInvalid     a policy file
     │   ├── ModelInvalid      a model folder or hub id
@@ -67,6 +68,7 @@ __all__ = [
     "PrefixUnsigned",
     "PrefixUntrusted",
     "RegistryUnavailable",
+    "RequestTooLarge",
     "SelfTestFailed",
     "StorageFailed",
     "TrainingFailed",
@@ -163,6 +165,10 @@ class InvalidInput(AplGuardError):
     def __init__(self, message: str, *, where: str | Path | None = None) -> None:
         super().__init__(message if where is None else f"{where}: {message}")
         self.where = None if where is None else str(where)
+
+
+class RequestTooLarge(InvalidInput):
+    """More text than any request may hold, whatever the policy says."""
 
 
 class PrefixInvalid(InvalidInput):

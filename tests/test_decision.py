@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apl_guard import Action, InvalidInput, Policy, decide
+from apl_guard import Action, InvalidInput, Policy, RequestTooLarge, decide
 from apl_guard.policy import Mode
 from apl_guard.request import Channel, GenerationRequest
 from apl_guard.request.context import Context, calling_for, current_context
@@ -215,9 +215,13 @@ def test_any_text_gets_a_decision(text, carries_prefix):
     assert decide(Policy.load("anonymize_faces"), asked).action in (Action.ANONYMIZE, Action.BLOCK)
 
 
-def test_ten_megabytes_get_a_decision():
-    """Which is no."""
-    assert decide(Policy.load("anonymize_faces"), request(prompts=("a" * 10_000_000,))).action == Action.BLOCK
+@pytest.mark.parametrize("prompts", [("a" * 1_000_000,), ("a" * 100,) * 10_000])
+def test_the_largest_request_gets_a_decision(prompts):
+    """Which is no, for a policy permits less; what is larger is no request."""
+    assert decide(Policy.load("anonymize_faces"), request(prompts=prompts)).action == Action.BLOCK
+
+    with pytest.raises(RequestTooLarge, match="1000000"):
+        request(prompts=(*prompts, "a"))
 
 
 def test_a_request_and_a_decision_show_no_content():

@@ -11,12 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apl_guard import Action, Policy, PolicyInvalid, decide
+from apl_guard import Action, Guard, Policy, PolicyInvalid, RequestTooLarge, decide
+from apl_guard.audit import AuditLog
+from apl_guard.audit.reading import read_log
 from apl_guard.decision.rules import _fits
 from apl_guard.detect import Detectors, person
 from apl_guard.detect.names import NamesIndex
 from apl_guard.detect.person import PersonDetector, PersonMatch
 from apl_guard.guard.call import _explain
+from apl_guard.in_force.replay import replay
 from apl_guard.policy import Person
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
 from apl_guard.request.canonical import canonical
@@ -57,6 +60,48 @@ def watched(folder, **settings):
         lambda _, args, named: runs.append(len(named["input_ids"])), with_kwargs=True
     )
     return detector, runs
+
+
+@pytest.mark.parametrize("policy", ["anonymize_faces", "unsafe_allow_all"])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"prompt": ["a" * 10_000_000] * 10_000},
+        {"prompt": [""] * 10_001},
+        {"prompt": "a" * 600_000, "negative_prompt": "a" * 400_001},
+    ],
+    ids=["100 GB", "many", "two channels"],
+)
+def test_more_text_than_any_request_may_hold_is_refused_and_on_record(
+    shared_pipe, prefix, metrics_registry, tmp_path, policy, texts
+):
+    """By the guard itself, whatever the policy; no letter of it is hashed, kept or drawn."""
+    log = tmp_path / "log"
+    guard = Guard(shared_pipe, policy=policy, prefix=prefix, audit=log, metrics_registry=metrics_registry)
+    with pytest.raises(RequestTooLarge, match="found [0-9]+ characters in [0-9]+ texts; a request may hold") as raised:
+        guard(**texts)
+
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 300
+    refusals = [found.fields for found in read_log(log) if found.fields["event"].startswith("guard.")]
+    assert [(r["event"], r["result"], r["error"]) for r in refusals] == [
+        ("guard.refusal", "invalid", "RequestTooLarge")
+    ]
+    assert metrics_registry.get_sample_value("apl_guard_outcomes_total", {"result": "invalid"}) == 1
+
+
+def test_the_longest_of_many_texts_is_on_record(tmp_path):
+    """Beyond the first texts of a channel they share a digest; a replay still knows whether one is too long."""
+    tried = policy(rule("all", "unsafe_allow"), limits={"characters": 50, "texts": 1000})
+    longer = policy(rule("all", "unsafe_allow"), limits={"characters": 40, "texts": 1000})
+    with AuditLog(tmp_path) as audit:
+        for longest in (45, 30):
+            text = {Channel.PROMPT: ("a cat",) * 80 + ("a" * longest,) + ("a dog",) * 20}
+            request = GenerationRequest("test:Pipe", text, frozenset({Channel.PROMPT}))
+            audit.decision(decide(tried, request), request)
+    replayed = replay(longer, (found.fields for found in read_log(tmp_path)))
+
+    assert [(call.before, call.after) for call in replayed] == [("allow", {"block"}), ("allow", {"allow"})]
 
 
 @given(st.text(max_size=20), st.text(max_size=20))

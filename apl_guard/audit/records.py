@@ -229,7 +229,8 @@ def _texts(key: bytes, texts: tuple[str, ...]) -> list[dict[str, Any]]:
         for text in texts[:_MAX_TEXTS]
     ]
     if rest := texts[_MAX_TEXTS:]:
-        found.append({"hmac": digest(key, "\0".join(rest)), "chars": sum(map(len, rest)), "texts": len(rest)})
+        chars, longest = sum(map(len, rest)), max(map(len, rest))
+        found.append({"hmac": digest(key, "\0".join(rest)), "chars": chars, "longest": longest, "texts": len(rest)})
     return found
 
 

@@ -94,7 +94,7 @@ def _request(policy: Policy, record: Mapping[str, Any]) -> GenerationRequest:
     no_text = {reason["channel"] for reason in record["reasons"] if reason["why"] == NO_TEXT}
     texts = {}
     for channel, found in record["text"].items():
-        lengths = [text["chars"] for text in found for _ in range(text.get("texts", 1))][: limits.texts + 1]
+        lengths = [length for text in found for length in _lengths(text)][: limits.texts + 1]
         letter = "\ud800" if channel in no_text else "x"
         texts[Channel(channel)] = tuple(letter * min(length, limits.characters + 1) for length in lengths)
     return GenerationRequest(
@@ -105,6 +105,11 @@ def _request(policy: Policy, record: Mapping[str, Any]) -> GenerationRequest:
         carries_prefix=record["carries_prefix"],
         id=record["decision_id"],
     )
+
+
+def _lengths(text: Mapping[str, Any]) -> list[int]:
+    """Of the texts of one entry: where it stands for several, of as many of which the longest is as long as theirs."""
+    return [text.get("longest", text["chars"]), *[0] * (text.get("texts", 1) - 1)]
 
 
 def _known(policy: Policy, record: Mapping[str, Any], was: Policy | None) -> Findings:

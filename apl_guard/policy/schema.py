@@ -26,7 +26,7 @@ from apl_guard.policy.words import (
     Verb,
     WithoutPrefix,
 )
-from apl_guard.request import PROMPT_CHANNELS, TEXT_CHANNELS, Channel
+from apl_guard.request import MAX_CHARACTERS, MAX_TEXTS, PROMPT_CHANNELS, TEXT_CHANNELS, Channel
 
 __all__ = ["Api", "Kind", "Limits", "Metadata", "Rule", "Share", "Spec", "Then", "When"]
 
@@ -122,9 +122,9 @@ class Rule(Part):
 class Limits(Part):
     """What is too much. A request beyond it is blocked, whatever the rules say."""
 
-    characters: Annotated[int, Field(ge=1, le=10_000_000)] = 10_000
+    characters: Annotated[int, Field(ge=1, le=MAX_CHARACTERS)] = 10_000
     """Of one text."""
-    texts: Annotated[int, Field(ge=1, le=10_000)] = 64
+    texts: Annotated[int, Field(ge=1, le=MAX_TEXTS)] = 64
     """Of one channel in one request."""
 
     def fault(self, texts: tuple[str, ...]) -> str | None:

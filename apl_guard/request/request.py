@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
-from apl_guard.errors import GuardUnavailable, InvalidInput
+from apl_guard.errors import GuardUnavailable, InvalidInput, RequestTooLarge
 
-__all__ = ["PROMPT_CHANNELS", "TEXT_CHANNELS", "Channel", "GenerationRequest", "texts"]
+__all__ = [
+    "MAX_CHARACTERS",
+    "MAX_TEXTS",
+    "PROMPT_CHANNELS",
+    "TEXT_CHANNELS",
+    "Channel",
+    "GenerationRequest",
+    "texts",
+]
+
+MAX_CHARACTERS = 1_000_000
+"""Of all texts of a request together. What is more is not even decided about: digests and detectors read every letter."""
+MAX_TEXTS = 10_000
+"""Of all channels of a request together."""
 
 
 class Channel(StrEnum):
@@ -75,6 +88,9 @@ class GenerationRequest:
     """A snapshot of one call. What the caller does to its lists afterwards changes nothing here.
 
     The representation shows no content, so that a request may appear in a log or a traceback.
+
+    Raises:
+        RequestTooLarge: It holds more than `MAX_CHARACTERS` or `MAX_TEXTS`.
     """
 
     backend: str
@@ -94,6 +110,7 @@ class GenerationRequest:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
+        _check_size((text for found in self.text.values() for text in found), where="request")
         object.__setattr__(self, "text", MappingProxyType(dict(self.text)))
         object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
 
@@ -141,6 +158,7 @@ def texts(value: object, where: str) -> tuple[str, ...]:
 
     Raises:
         InvalidInput: It is no text and no list of texts, or the list is empty.
+        RequestTooLarge: It is more than a whole request may hold.
 
     Example:
         >>> texts(["a cat", "a dog"], where="prompt")
@@ -150,7 +168,7 @@ def texts(value: object, where: str) -> tuple[str, ...]:
         apl_guard.errors.InvalidInput: prompt: found an empty list; expected at least one text
     """
     if isinstance(value, str):
-        return (str.__str__(value),)
+        return _check_size((str.__str__(value),), where)
     if not isinstance(value, list):
         found = type(value).__name__
         raise InvalidInput(f"found {found}; expected a text or a list of texts", where=where)
@@ -161,4 +179,21 @@ def texts(value: object, where: str) -> tuple[str, ...]:
             raise InvalidInput(f"found {found}; expected a text", where=f"{where}[{position}]")
     if not copied:
         raise InvalidInput("found an empty list; expected at least one text", where=where)
-    return tuple(str.__str__(text) for text in copied)
+    return _check_size((str.__str__(text) for text in copied), where)
+
+
+def _check_size(found: Iterable[str], where: str) -> tuple[str, ...]:
+    """The same texts, if a request may hold so many.
+
+    Raises:
+        RequestTooLarge: It may not.
+    """
+    counted = tuple(found)
+    characters = sum(map(len, counted))
+    if characters > MAX_CHARACTERS or len(counted) > MAX_TEXTS:
+        raise RequestTooLarge(
+            f"found {characters} characters in {len(counted)} texts; a request may hold {MAX_CHARACTERS} in "
+            f"{MAX_TEXTS}, of all channels together; send fewer or shorter prompts in one call",
+            where=where,
+        )
+    return counted
