@@ -78,7 +78,7 @@ def test_more_text_than_any_request_may_hold_is_refused_and_on_record(
     """By the guard itself, whatever the policy; no letter of it is hashed, kept or drawn."""
     log = tmp_path / "log"
     guard = Guard(shared_pipe, policy=policy, prefix=prefix, audit=log, metrics_registry=metrics_registry)
-    with pytest.raises(RequestTooLarge, match="found [0-9]+ characters in [0-9]+ texts; a request may hold") as raised:
+    with pytest.raises(RequestTooLarge, match=r"found \d+ characters in \d+ texts; a request may hold") as raised:
         guard(**texts)
 
     assert str(raised.value).isprintable()

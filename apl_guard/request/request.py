@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 MAX_CHARACTERS = 1_000_000
-"""Of all texts of a request together. What is more is not even decided about: digests and detectors read every letter."""
+"""Of all texts of a request together. More is not even decided about: digests and detectors read every letter."""
 MAX_TEXTS = 10_000
 """Of all channels of a request together."""
 
