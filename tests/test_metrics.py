@@ -82,10 +82,10 @@ def policy(mode="enforce", *, rollout=None, channels=("prompt",), **then):
 def test_names_labels_and_buckets_are_those_promised(guard, metrics_registry):
     """Raw, as Prometheus sees them; nothing is missing and nothing is there besides."""
     guard("a cat", num_inference_steps=1)
-    instruments = vars(Metrics.on(metrics_registry))
+    families = vars(Metrics.on(metrics_registry)._families)
     found = {
         value._name + ("_total" if value._type == "counter" else ""): set(value._labelnames)
-        for value in instruments.values()
+        for value in families.values()
         if hasattr(value, "_labelnames")
     }
     assert found == NAMES
