@@ -56,7 +56,7 @@ def rule(id, action, channels=("prompt",), **when):
 def watched(folder, **settings):
     """A detector, and the number of windows of each run of its model."""
     detector, runs = PersonDetector(Person(model=str(folder), **{"milliseconds": 60_000, **settings}), 0.5), []
-    detector._model.register_forward_pre_hook(
+    detector._reader.model.register_forward_pre_hook(
         lambda _, args, named: runs.append(len(named["input_ids"])), with_kwargs=True
     )
     return detector, runs
@@ -138,7 +138,7 @@ def test_a_long_text_takes_no_more_memory_than_a_few_windows(folder):
 def test_a_text_that_takes_too_long_is_given_up(folder):
     """Nobody waits for it any more, so the detector turns to the next request instead of finishing."""
     detector, runs = watched(folder, milliseconds=100)
-    detector._model.register_forward_hook(lambda *_: time.sleep(0.06))
+    detector._reader.model.register_forward_hook(lambda *_: time.sleep(0.06))
     with pytest.raises(TimeoutError):
         detector.find(["a " * 5000], None)
     detector._worker.run(lambda: None, 60)  # the next in the queue
@@ -244,9 +244,10 @@ class TestExit:
             "class Slow:\n"  # the interpreter goes away slowly, as it does in programs of many modules
             "    def __del__(self, sleep=time.sleep): sleep(0.5)\n"
             "slow, inside = Slow(), []\n"
-            "detector._model.register_forward_pre_hook(lambda *_: inside.append(1))\n"
-            "detector._run_all = detector._run\n"
-            "detector._run = lambda texts, until: detector._run_all(texts, until + 3600)\n"  # goes on all the same
+            "detector._reader.model.register_forward_pre_hook(lambda *_: inside.append(1))\n"
+            "reader = detector._reader\n"
+            "read = reader.read\n"
+            "reader.read = lambda texts, until: read(texts, until + 3600)\n"  # goes on all the same
             "try:\n"
             "    detector.find(['a ' * 4000] * 100, None)\n"
             "except TimeoutError:\n"

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
@@ -216,7 +217,7 @@ class TestFaults:
         """A policy whose detector fails in one way, and its detectors."""
         found = policy(trained, milliseconds=200)
         detectors = Detectors(found)
-        model = detectors._person._model
+        model = detectors._person._reader.model
         released = threading.Event()
         forward = model.forward
 
@@ -264,7 +265,7 @@ class TestFaults:
         found = policy(trained)
         detectors = Detectors(found)
         with monkeypatch.context() as patch:
-            patch.setattr(detectors._person._model, "forward", lambda **_: 1 / 0)
+            patch.setattr(detectors._person._reader.model, "forward", lambda **_: 1 / 0)
             assert ask(found, detectors, "a cat").action == Action.BLOCK
         assert ask(found, detectors, "a cat").action == Action.ALLOW
 
@@ -288,7 +289,7 @@ class TestCache:
         """The model runs again for another tenant, and not for the same."""
         found = policy(trained)
         detectors = Detectors(found)
-        model, runs = detectors._person._model, []
+        model, runs = detectors._person._reader.model, []
         forward = model.forward
         monkeypatch.setattr(
             model, "forward", lambda **inputs: runs.append(len(inputs["input_ids"])) or forward(**inputs)
@@ -314,13 +315,13 @@ class TestCache:
         assert "three" not in repr({key for known in cache._found.values() for key in known})
 
 
-@pytest.mark.parametrize("damage", ["empty", "no folder", "labels", "sha256", "pickle", "weights"])
+@pytest.mark.parametrize("damage", ["empty", "no folder", "labels", "sha256", "pickle", "weights", "no head"])
 def test_what_is_no_model_is_no_model(damage, untrained, tmp_path):
     """Named before any prompt comes; weights are never read from a pickle."""
     folder, settings = tmp_path / "model", {}
     if damage != "no folder":
         folder.mkdir()
-    if damage in ("labels", "sha256", "pickle", "weights"):
+    if damage not in ("empty", "no folder"):
         for file in untrained.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
     if damage == "labels":
@@ -330,6 +331,11 @@ def test_what_is_no_model_is_no_model(damage, untrained, tmp_path):
     if damage == "pickle":
         torch.save(new_model().state_dict(), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
+    if damage == "no head":  # the model below it, which transformers would complete with random numbers
+        weights = load_file(folder / "model.safetensors")
+        save_file(
+            {name: part for name, part in weights.items() if "classifier" not in name}, folder / "model.safetensors"
+        )
     if damage == "weights":
         (folder / "model.safetensors").write_bytes(b"x" * 100)
 

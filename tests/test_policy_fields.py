@@ -146,7 +146,7 @@ def observe(policy, flip, folder, prefix):
         guard = Guard(pipe, folder / "policy.yaml", prefix=prefix, audit=AuditLog(logger=platform))
         detector = guard._policy.in_force._detectors._person
         if detector is not None:
-            detector._model.register_forward_hook(lambda *_: seen.append("the model ran"))
+            detector._reader.model.register_forward_hook(lambda *_: seen.append("the model ran"))
         for call in flip.calls:
             arguments = {name: value for name, value in call.items() if name not in ("tenant", "route")}
             with guard.context(tenant=call.get("tenant"), route=call.get("route")):

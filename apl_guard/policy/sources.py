@@ -76,14 +76,16 @@ class Pattern(Part):
 
 
 class Person(Part):
-    """The detector of persons: a token-classification model of transformers."""
+    """The detector of persons: a token-classification model of transformers, or a model of GLiNER."""
 
     model: Annotated[str, Field(min_length=1, max_length=1000)]
     """Its folder, as `save_pretrained` writes it, from the root or from the folder of the policy."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Digest of its `model.safetensors`. Given, no other weights are accepted."""
-    labels: Annotated[tuple[str, ...], Field(min_length=1)] = ("PER", "PERSON")
-    """Labels of persons, without `B-` and `I-`."""
+    labels: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=100)], ...], Field(min_length=1)] | None = (
+        None
+    )
+    """Labels of persons, without `B-` and `I-`: PER and PERSON unless given. For GLiNER in words: person unless given."""
     milliseconds: Annotated[int, Field(ge=1, le=60_000)] = 500
     """How long a call waits for it. After that, the detector counts as failed."""
     neutral: Annotated[str, Field(min_length=1, max_length=500)] = "a person"
