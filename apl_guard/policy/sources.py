@@ -85,7 +85,7 @@ class Person(Part):
     labels: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=100)], ...], Field(min_length=1)] | None = (
         None
     )
-    """Labels of persons, without `B-` and `I-`: PER and PERSON unless given. For GLiNER in words: person unless given."""
+    """Labels of persons, without `B-` and `I-`: PER and PERSON unless given. For GLiNER, words: person unless given."""
     milliseconds: Annotated[int, Field(ge=1, le=60_000)] = 500
     """How long a call waits for it. After that, the detector counts as failed."""
     neutral: Annotated[str, Field(min_length=1, max_length=500)] = "a person"
