@@ -83,7 +83,7 @@ class SpanReader:
             return []
         encoded = self._tokenizer([word for word, _, _ in split], is_split_into_words=True, add_special_tokens=False)
         tokens = Counter(encoded.word_ids())
-        return [_Word(*word, tokens[place]) for place, word in enumerate(split)]
+        return [_Word(word, start, end, tokens[place]) for place, (word, start, end) in enumerate(split)]
 
     def _windows(self, words: list[_Word]) -> Iterator[list[_Word]]:
         """Parts of a text that the model reads whole. They overlap, so that a name at a border is whole in one.
