@@ -53,6 +53,7 @@ def attack(
     from apl_guard.trainer.attacks.curve import measure_curves
     from apl_guard.trainer.attacks.page import draw_curves, to_table
     from apl_guard.trainer.attacks.reference import reference_check
+    from apl_guard.trainer.evaluate.asking import require_reference_world
     from apl_guard.trainer.evaluate.setting import Setting
     from apl_guard.trainer.model.pipeline import open_pipe, unet_precision
 
@@ -60,6 +61,7 @@ def attack(
         raise InvalidInput("a prefix is given twice", where="--prefix")
     prefixes = {name: Prefix.load(name) for name in prefix}
     pipe = open_pipe(model)
+    require_reference_world(pipe)
     setting = Setting.of(
         pipe,
         prefixes[prefix[0]],

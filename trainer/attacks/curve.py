@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apl_guard.detect.output import OutputCheck
+from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
 from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer import minifaces
@@ -89,10 +90,17 @@ def steps_needed(points: Sequence[Point], figure: str = "people") -> int | None:
 
 
 def sides_of(setting: Setting, prefixes: Mapping[str, Prefix], people: int) -> list[Side]:
-    """The sides of a search; both controls have the first prefix in place."""
+    """The sides of a search; both controls have the first prefix in place.
+
+    Raises:
+        InvalidInput: There are not so many people, in the model or among those that it never saw.
+    """
     first = next(iter(prefixes.values()))
-    known = _spread([person for person in minifaces.people() if person.split == "seen"], people)
-    unknown = _spread([person for person in minifaces.people() if person.split == "held_back"], people)
+    splits = [[person for person in minifaces.people() if person.split == split] for split in ("seen", "held_back")]
+    if people > (most := min(map(len, splits))):
+        msg = f"found {people}; expected at most {most}, for the model never saw more than that, who are a control"
+        raise InvalidInput(msg, where="people")
+    known, unknown = (_spread(split, people) for split in splits)
     return [
         Side("no prefix", setting.pipe, None, known),
         *(Side(name, setting.pipe, prefix, known) for name, prefix in prefixes.items()),
@@ -102,7 +110,6 @@ def sides_of(setting: Setting, prefixes: Mapping[str, Prefix], people: int) -> l
 
 
 def _spread(people: Sequence[Person], count: int) -> tuple[Person, ...]:
-    count = min(count, len(people))
     return tuple(people[k * len(people) // count] for k in range(count))
 
 
@@ -153,11 +160,14 @@ def measure_curves(
 
     Raises:
         PrefixNotFound: A prefix belongs to another text encoder.
+        InvalidInput: There are not so many people.
         StorageFailed: A curve cannot be written.
     """
+    sides = sides_of(setting, prefixes, people)
+    for prefix in prefixes.values():
+        setting.on(setting.pipe, prefix)  # refused before the first search, not hours into it
     make_folder(output)
     found: dict[str, Any] = {}
-    sides = sides_of(setting, prefixes, people)
     jobs = [(kind, side) for kind in kinds for side in sides if side.prefix is not None or kind == "embedding"]
     for kind, side in tqdm(jobs, desc="curves", unit="curve", disable=not setting.progress):
         path = output / f"{_digest(setting, kind, side, steps, check)[:32]}.json"

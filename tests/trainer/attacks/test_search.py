@@ -13,9 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer
+from typer.testing import CliRunner
 
 from apl_guard.adapters.inject import tokenize_with_prefix
+from apl_guard.cli import app
+from apl_guard.errors import InvalidInput, ModelInvalid, PrefixNotFound
 from apl_guard.prefix import Prefix
+from apl_guard.testing import random_prefix, tiny_pipe
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.attacks import curve
 from apl_guard.trainer.attacks.curve import checkpoints, measure_curves, sides_of, steps_needed, wanted_of
@@ -143,6 +147,26 @@ def test_every_search_has_its_negative_controls(world):
     assert other.text_encoder is world.pipe.text_encoder
     assert other.unet is not world.pipe.unet
     assert model_digest(other) != before == model_digest(world.pipe)
+
+
+def test_what_cannot_be_measured_is_refused_before_the_first_search(world, tmp_path: Path, monkeypatch):
+    """More people than the controls have, a further prefix that does not fit, a model that the judges cannot look at."""
+
+    def searched(*_):
+        raise AssertionError("searched")
+
+    monkeypatch.setattr(curve, "measure_curve", searched)
+    output, mine, check = tmp_path / "attack", {"mine": world.prefix}, reference_check()
+    with pytest.raises(InvalidInput, match="found 41; expected at most 40"):
+        measure_curves(world, mine, ("tokens",), 41, 1, output, check)
+    other = tiny_pipe()
+    with pytest.raises(PrefixNotFound):
+        measure_curves(world, mine | {"foreign": random_prefix(other, n=2)}, ("tokens",), 1, 1, output, check)
+    other.save_pretrained(tmp_path / "model")
+    arguments = ["attack", "--model", str(tmp_path / "model"), "--prefix", "minifaces", "--output", str(output)]
+    with pytest.raises(ModelInvalid, match="look at 64"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert not output.exists()
 
 
 def test_a_run_goes_on_at_the_curve_it_had_reached(world, tmp_path: Path, monkeypatch):
