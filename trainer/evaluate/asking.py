@@ -71,8 +71,8 @@ def require_reference_world(pipe: Any) -> None:
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     if size != SIZE:
         raise ModelInvalid(
-            f"this model draws pictures of {size} pixels; the judges of the reference world look at {SIZE}. Other models "
-            "are judged by eval --protocol apl-2026 with --identities, --references, --detector and --recogniser"
+            f"this model draws pictures of {size} pixels; the judges of the reference world look at {SIZE}. Other "
+            "models are judged by eval --protocol apl-2026 with --identities, --references, --detector and --recogniser"
         )
 
 

@@ -150,7 +150,7 @@ def test_every_search_has_its_negative_controls(world):
 
 
 def test_what_cannot_be_measured_is_refused_before_the_first_search(world, tmp_path: Path, monkeypatch):
-    """More people than the controls have, a further prefix that does not fit, a model that the judges cannot look at."""
+    """More people than the controls have, a further prefix that does not fit, a model that no judge can look at."""
 
     def searched(*_):
         raise AssertionError("searched")
