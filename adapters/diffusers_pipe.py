@@ -54,6 +54,7 @@ _METHODS = {
     "disable_xformers_memory_efficient_attention",
     "enable_attention_slicing",
     "enable_model_cpu_offload",
+    "enable_sequential_cpu_offload",
     "enable_vae_slicing",
     "enable_vae_tiling",
     "enable_xformers_memory_efficient_attention",

@@ -201,11 +201,15 @@ class _EmbeddingGate:
         return _reduce(self)
 
 
+# Text encoders that answer in the shape (L, B, D).
+_TOKENS_FIRST = {"ChatGLMModel"}
+
+
 class _EncoderGate:
     """Mixed into the class of a text encoder while its answers are compared. It changes none of them."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call: Callable[..., Any] = super().__call__  # type: ignore[misc]
+        call: Callable[..., Any] = _uncompiled(self) or super().__call__  # type: ignore[misc]
         output = call(*args, **kwargs)
         received = (_active.get() or {}).get(id(self))
         input_ids = kwargs.get("input_ids", args[0] if args else None)
@@ -215,38 +219,43 @@ class _EncoderGate:
                 plain_args, plain_kwargs = _plain_arguments(args, kwargs, received.padding or 0)
                 with received.comparing():
                     plain = call(*plain_args, **plain_kwargs)
-                received.compare(output, plain, has_prefix)
+                received.compare(output, plain, has_prefix, tokens_first=type(self).__name__ in _TOKENS_FIRST)
         return output
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _reduce(self)
 
 
+def _uncompiled(text_encoder: Any) -> Callable[..., Any] | None:
+    """What `torch.compile(…, fullgraph=True)` wrapped: the gate breaks the graph, so the wrapper would raise."""
+    compiled = getattr(text_encoder, "dynamo_ctx", None)
+    original: Callable[..., Any] | None = text_encoder._orig_mod if getattr(compiled, "fullgraph", False) else None
+    return original
+
+
 def _plain_arguments(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], padding: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a text encoder without the prefix: ids and mask, by position or by name."""
-    given = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | dict(kwargs)
-    ids, mask = _without_prefix(given["input_ids"], given.get("attention_mask"), padding)
-    plain = {name: new for name, new in (("input_ids", ids), ("attention_mask", mask)) if name in given}
-    by_position = tuple(plain.pop(name) for name in ("input_ids", "attention_mask")[: len(args)])
-    return (*by_position, *args[2:]), {**kwargs, **plain}
-
-
-def _without_prefix(input_ids: Tensor, mask: Tensor | None, padding: int) -> tuple[Tensor, Tensor | None]:
-    """The same rows without the prefix, padded on the side where they were padded before."""
-    ids, places = input_ids.cpu(), None if mask is None else mask.cpu()
-    plain = torch.full_like(ids, padding)
-    plain_mask = None if places is None else torch.zeros_like(places)
-    for row in range(len(ids)):
-        keep = ids[row] >= 0
+    """The arguments of a text encoder without the prefix, padded on the side where they were padded before."""
+    by_place = ("input_ids", "attention_mask")[: len(args)]
+    given = dict(zip(by_place, args, strict=False)) | dict(kwargs)
+    shape = given["input_ids"].shape
+    rows = {
+        name: given[name].cpu()
+        for name in ("input_ids", "attention_mask", "position_ids")
+        if isinstance(given.get(name), Tensor) and given[name].shape == shape
+    }
+    plain = {name: torch.full_like(values, padding if name == "input_ids" else 0) for name, values in rows.items()}
+    for row, ids in enumerate(rows["input_ids"]):
+        keep = ids >= 0
         length = int(keep.sum())
-        from_left = ids[row, 0] == padding != ids[row, -1]
-        where = slice(ids.shape[1] - length, None) if from_left else slice(0, length)
-        plain[row, where] = ids[row, keep]
-        if plain_mask is not None and places is not None:
-            plain_mask[row, where] = places[row, keep]
-    return plain.to(input_ids.device), None if plain_mask is None else plain_mask.to(input_ids.device)
+        from_left = ids[0] == padding != ids[-1]
+        where = slice(len(ids) - length, None) if from_left else slice(0, length)
+        for name, values in rows.items():
+            found = values[row, keep]
+            plain[name][row, where] = found - (~keep).cumsum(0)[keep] if name == "position_ids" else found
+    new = {**given, **{name: values.to(given[name].device) for name, values in plain.items()}}
+    return (*(new.pop(name) for name in by_place), *args[2:]), new
 
 
 def _reduce(module: Any) -> Any:

@@ -213,10 +213,9 @@ class _PrefixTokenizer:
         plain = before + after
         frame = {"add_special_tokens": special, "verbose": False}
         if me.is_fast:
-            spans = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
-            encoded = self._super("__call__", plain, **frame, **spans)
+            encoded = self._with_spans(plain, special)
             ids = list(encoded["input_ids"])
-            place, end = self._find_place(encoded, len(before))
+            place, end = self._find_place(encoded, len(before), special)
         else:
             ids = list(self._super("__call__", plain, **frame)["input_ids"])
             place, end = self._find_place_slowly(ids, before, special)
@@ -246,18 +245,22 @@ class _PrefixTokenizer:
             row += [*range(-1, -n - 1, -1), *ids[start : min(start + room, last)]]
         return row + ids[last:]
 
-    def _find_place(self, encoded: Any, position: int) -> tuple[int, int]:
+    def _with_spans(self, text: str, special: bool) -> Any:
+        spans = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+        return self._super("__call__", text, add_special_tokens=special, verbose=False, **spans)
+
+    def _find_place(self, encoded: Any, position: int, special: bool) -> tuple[int, int]:
         """Where the first token of the user's text stands, and how many tokens of the frame follow the text."""
         ids, spans = encoded["input_ids"], encoded["offset_mapping"]
         # A special token that the user typed spans characters; one that the tokenizer adds spans none.
         framing = [
-            bool(special) and start == end
-            for special, (start, end) in zip(encoded["special_tokens_mask"], spans, strict=True)
+            bool(is_special) and start == end
+            for is_special, (start, end) in zip(encoded["special_tokens_mask"], spans, strict=True)
         ]
         inside = [i for i, is_frame in enumerate(framing) if not is_frame]
-        if not inside:  # an empty text
-            lead = self._is_start(ids[0]) if ids else False
-            return int(lead), len(ids) - int(lead)
+        if not inside:
+            # An empty text is nothing but its frame, whose two sides only another text can tell apart.
+            return self._find_place(self._with_spans("a", special), 0, special)
         end = len(ids) - 1 - inside[-1]
         if position == 0:
             return inside[0], end
@@ -273,11 +276,6 @@ class _PrefixTokenizer:
         while place < min(len(ids), len(empty)) and ids[place] == empty[place] != me.eos_token_id:
             place += 1
         return place, len(empty) - place
-
-    def _is_start(self, token_id: int) -> bool:
-        me: Any = self
-        starts = {me.special_tokens_map.get("bos_token"), me.special_tokens_map.get("cls_token")} - {None}
-        return token_id in {me.convert_tokens_to_ids(str(token)) for token in starts}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("a tokenizer of a guarded call cannot be copied")

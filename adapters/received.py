@@ -41,11 +41,20 @@ class Received:
         finally:
             self._is_comparing = False
 
-    def compare(self, output: Any, plain: Any, has_prefix: Tensor) -> None:
-        """Take note of how far the answer to rows with the prefix is from that to the same rows without."""
+    def compare(self, output: Any, plain: Any, has_prefix: Tensor, *, tokens_first: bool = False) -> None:
+        """Take note of how far the answer to rows with the prefix is from that to the same rows without.
+
+        Args:
+            output: What the text encoder gave.
+            plain: What it gave without the prefix.
+            has_prefix: Which rows have one, shape (B,).
+            tokens_first: Whether the answers are of shape (L, B, D) and not (B, L, D).
+        """
         ours, theirs = _answer(output), _answer(plain)
         if ours is None or theirs is None or ours.shape != theirs.shape:
             return
+        if tokens_first:
+            ours, theirs = ours.transpose(0, 1), theirs.transpose(0, 1)
         rows = has_prefix.to(ours.device)
         ours, theirs = ours[rows].float().flatten(1), theirs[rows].float().flatten(1)
         self._changes.append((ours - theirs).norm(dim=1) / theirs.norm(dim=1).clamp(min=1e-12))

@@ -10,7 +10,7 @@ from apl_guard.encoder.traits import Tier
 from apl_guard.errors import PrefixNotFound, PrefixUntrusted
 from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
-from apl_guard.registry.fit import Fit, fit
+from apl_guard.registry.fit import Fit, fit, nothing_for
 
 if TYPE_CHECKING:
     from apl_guard.backend import Backend
@@ -78,7 +78,7 @@ class PrefixFinder:
             except PrefixNotFound as error:
                 near = error if error.near else near
         if not fits:
-            raise near or self._registry.nothing_for(fingerprints)
+            raise near or nothing_for(fingerprints, self._registry.list())
         fits.sort(key=lambda pair: (pair[0].tier == Tier.EXACT, pair[0].prefix.metadata.created), reverse=True)
         refused: list[PrefixUntrusted] = []
         for found, entry in fits:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,9 @@ from apl_guard.prefix import Prefix, PrefixMetadata
 
 if TYPE_CHECKING:
     from apl_guard.backend import Backend
+    from apl_guard.registry.entry import RegistryEntry
 
-__all__ = ["Fit", "fit", "misfit"]
+__all__ = ["Fit", "fit", "misfit", "nothing_for"]
 
 _TRAIN = "train one for it with: apl-guard train --model MODEL --identities people.yaml --output PREFIX"
 
@@ -88,6 +89,18 @@ def fit(prefix: Prefix, fingerprints: Mapping[str, Fingerprint], backend: Backen
             near=True,
         )
     return Fit(prefix, worst.tier, f"{slot}: {worst.why}")
+
+
+def nothing_for(fingerprints: Mapping[str, Fingerprint], entries: Sequence[RegistryEntry]) -> PrefixNotFound:
+    """The error that says which text encoders no prefix is there for, and how to make one."""
+    damaged = sum(entry.prefix is None for entry in entries)
+    note = f" ({damaged} damaged: see `apl-guard prefix list`)" if damaged else ""
+    looked_for = ", ".join(f"{slot} {found.key}" for slot, found in sorted(fingerprints.items()))
+    return PrefixNotFound(
+        f"no prefix for {looked_for} among the {len(entries)} known{note}; make one with: "
+        "apl-guard train --model MODEL --identities people.yaml --output PREFIX && apl-guard prefix register PREFIX",
+        fingerprint=_first(fingerprints),
+    )
 
 
 def _listed(slots: set[str]) -> str:

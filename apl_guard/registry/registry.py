@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from apl_guard.encoder.fingerprint import Fingerprint
-from apl_guard.errors import InvalidInput, PrefixInvalid, PrefixNotFound
+from apl_guard.errors import InvalidInput, PrefixInvalid
 from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
-from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, is_name
+from apl_guard.prefix.layout import ENTRY_NAME, is_name
 from apl_guard.prefix.places import SHIPPED_NAME, find_path, registry_root, shipped_path
-from apl_guard.prefix.tensorfile import printable, read_file
-from apl_guard.registry.entry import MAX_CARD_BYTES, EntryFile, RegistryEntry, read_entry
+from apl_guard.prefix.tensorfile import read_file
+from apl_guard.registry.adding import adopt, register
+from apl_guard.registry.entry import RegistryEntry, read_entry
+from apl_guard.registry.fit import nothing_for
 from apl_guard.registry.memory import Memory
 from apl_guard.registry.mirror import Mirror, as_url, push_files
 from apl_guard.registry.revoked import RevokedFile, read_revoked, revoke
@@ -89,31 +91,8 @@ class PrefixRegistry:
             InvalidInput: The name is taken by another prefix, reserved or malformed.
             StorageFailed: The registry could not be written.
         """
-        path = find_path(folder)
-        source = path if path.is_dir() else path.parent
-        content = read_file(path / FILE_NAME if path.is_dir() else path)
-        prefix = Prefix.parse(content, where=path)
-        name = prefix.metadata.name if name is None else name
-        if not is_name(name) or name == SHIPPED_NAME:
-            raise InvalidInput(
-                f"'{printable(name)}' is reserved or malformed; use letters, digits, '.', '_' and '-'", where="name"
-            )
         self._must_be_a_folder()
-        known = self._shelf.history(name)
-        if known:
-            taken = known[-1]
-            if taken.prefix is not None and taken.prefix.digest == prefix.digest:
-                return taken
-            if not replace:
-                raise InvalidInput(
-                    f"'{name}' is another prefix already; choose another name, or replace it", where="name"
-                )
-        files = {FILE_NAME: content}
-        if (source / CARD_NAME).is_file():
-            files = {CARD_NAME: read_file(source / CARD_NAME, limit=MAX_CARD_BYTES), **files}
-        version = known[-1].version + 1 if known else 1
-        said = EntryFile(name=name, version=version, digest=prefix.digest, registered=datetime.now(UTC))
-        return self._shelf.add(name, version, {ENTRY_NAME: said.model_dump_json().encode(), **files})
+        return register(self._shelf, folder, name, replace=replace)
 
     def adopt(self, entry: RegistryEntry) -> RegistryEntry:
         """Copy a version of another registry into this one, under its own number and with its signature.
@@ -126,22 +105,8 @@ class PrefixRegistry:
             InvalidInput: It has no number, or this registry has that version, or a later one, of another prefix.
             StorageFailed: The registry could not be written.
         """
-        if entry.prefix is None:
-            raise PrefixInvalid(entry.problem or "damaged", where=entry.name)
-        if ENTRY_NAME not in entry.files:
-            raise InvalidInput("has no version; register it where it comes from", where=entry.name)
         self._must_be_a_folder()
-        known = self._shelf.history(entry.name)
-        for mine in known:
-            if mine.version == entry.version and mine.prefix and mine.prefix.digest == entry.prefix.digest:
-                return mine
-        if known and known[-1].version >= entry.version:
-            raise InvalidInput(
-                f"version {known[-1].version} of '{entry.name}' is here already, found version {entry.version} there; "
-                "versions only grow",
-                where="version",
-            )
-        return self._shelf.add(entry.name, entry.version, entry.all_files)
+        return adopt(self._shelf, entry)
 
     def publish(self, entry: RegistryEntry, target: str | Path) -> None:
         """Copy a version, and the revocations known here, to another registry.
@@ -158,10 +123,9 @@ class PrefixRegistry:
         revoked = read_revoked(self.root)
         url = as_url(target)
         if url is None:
-            other = PrefixRegistry(Path(target))
-            other.adopt(entry)
+            adopt(Shelf(Path(target)), entry)
             for revocation in revoked.revoked:
-                other.revoke(revocation.digest, revocation.reason)
+                revoke(Path(target), revocation.digest, revocation.reason)
             return
         if ENTRY_NAME not in entry.files:
             raise InvalidInput("has no version; register it first", where=entry.name)
@@ -242,24 +206,12 @@ class PrefixRegistry:
         """
         if isinstance(fingerprints, Fingerprint):
             fingerprints = {"text_encoder": fingerprints}
-        fitting = [e for e in self.list() if e.prefix and e.prefix.metadata.fingerprints == fingerprints]
+        entries = self.list()
+        fitting = [e for e in entries if e.prefix and e.prefix.metadata.fingerprints == fingerprints]
         if not fitting:
-            raise self.nothing_for(fingerprints)
+            raise nothing_for(fingerprints, entries)
         best = max(fitting, key=lambda entry: entry.prefix.metadata.created if entry.prefix else datetime.min)
         return self.check(best, Acceptance())
-
-    def nothing_for(self, fingerprints: Mapping[str, Fingerprint]) -> PrefixNotFound:
-        """The error that says which text encoders no prefix is there for, and how to make one."""
-        entries = self.list()
-        damaged = sum(entry.prefix is None for entry in entries)
-        note = f" ({damaged} damaged: see `apl-guard prefix list`)" if damaged else ""
-        looked_for = ", ".join(f"{slot} {found.key}" for slot, found in sorted(fingerprints.items()))
-        return PrefixNotFound(
-            f"no prefix for {looked_for} among the {len(entries)} known{note}; make one with: "
-            "apl-guard train --model MODEL --identities people.yaml --output PREFIX "
-            "&& apl-guard prefix register PREFIX",
-            fingerprint=next(iter(fingerprints.values()), None),
-        )
 
     def open(self, path_or_name: str | Path) -> RegistryEntry:
         """Read a prefix by its folder, its file, or its name in this registry.

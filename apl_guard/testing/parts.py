@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["flow", "movq", "unet", "vae"]
+__all__ = ["awake", "flow", "movq", "prior", "seeing", "unet", "vae"]
+
+
+def awake(model: Any) -> Any:
+    """A fresh model whose last layers are zero says nothing; here they are not."""
+    import torch
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1 and not weight.any():
+                weight.normal_(std=0.1)
+    return model
 
 
 def unet(d: Any, width: int = 32, **more: Any) -> Any:
@@ -48,6 +59,29 @@ def movq(d: Any) -> Any:
         num_vq_embeddings=12,
         vq_embed_dim=4,
     )
+
+
+def prior(d: Any) -> Any:
+    """The model of Kandinsky 2 that makes picture embeds of prompt embeds."""
+    made = d.PriorTransformer(num_attention_heads=2, attention_head_dim=12, embedding_dim=32, num_layers=1)
+    made.clip_std.data.fill_(1)
+    return made
+
+
+def seeing() -> Any:
+    """A CLIP vision model."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        image_size=32,
+        projection_dim=32,
+        intermediate_size=37,
+        num_attention_heads=4,
+        num_hidden_layers=1,
+        patch_size=16,
+    )
+    return CLIPVisionModelWithProjection(config)
 
 
 def flow(d: Any) -> Any:

@@ -23,6 +23,8 @@ class Family:
     """Arguments that make a call small."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Arguments of the class beside its components."""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """What is set on the pipe that was made."""
 
 
 def build(family: str, seed: int = 0) -> Any:
@@ -43,6 +45,8 @@ def build(family: str, seed: int = 0) -> Any:
         if isinstance(part, torch.nn.Module):
             part.eval()
     pipe = getattr(diffusers, made_of.pipeline)(**parts, **made_of.settings)
+    for name, value in made_of.attributes.items():
+        setattr(pipe, name, value)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -86,6 +90,15 @@ FAMILIES: dict[str, Family] = {
         chats.flux_2_klein, "Flux2KleinPipeline", _TINY | {"max_sequence_length": 80, "text_encoder_out_layers": (1, 2)}
     ),
     "sana": Family(chats.sana, "SanaPipeline", _SMALL | {"use_resolution_binning": False, "max_sequence_length": 40}),
+    "kolors": Family(unets.kolors, "KolorsPipeline", _SMALL),
+    "cogview_4": Family(chats.cogview_4, "CogView4Pipeline", _SMALL | {"max_sequence_length": 60}),
+    "kandinsky_5": Family(
+        chats.kandinsky_5,
+        "Kandinsky5T2IPipeline",
+        _SMALL | {"max_sequence_length": 250},
+        attributes={"resolutions": [(32, 32)]},
+    ),
+    "lumina": Family(chats.lumina, "LuminaPipeline", _SMALL | {"clean_caption": False}),
     "lumina_2": Family(chats.lumina_2, "Lumina2Pipeline", _SMALL),
     "hidream": Family(chats.hidream, "HiDreamImagePipeline", _TINY | {"max_sequence_length": 40}),
 }

@@ -3,10 +3,29 @@ weights and vocabularies made here. Nothing is downloaded."""
 
 from __future__ import annotations
 
+import functools
+import io
+import os
+import shutil
 import string
+import tempfile
+import weakref
 from typing import Any
 
-__all__ = ["bert", "clip", "gemma", "llama", "qwen3", "qwen_vl", "t5", "tiny_tokenizer"]
+__all__ = [
+    "bert",
+    "chat_glm",
+    "clip",
+    "gemma",
+    "glm",
+    "llama",
+    "processor",
+    "qwen3",
+    "qwen_vl",
+    "slots",
+    "t5",
+    "tiny_tokenizer",
+]
 
 _WIDTH = 32
 _MERGES = [
@@ -23,6 +42,20 @@ _CHAT_TEMPLATE = (
     "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def slots(*encoders: tuple[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Text encoders and their tokenizers under the names that a pipeline has for them.
+
+    Example:
+        >>> slots(("a", "its tokenizer"), ("b", "its own"))
+        {'text_encoder': 'a', 'tokenizer': 'its tokenizer', 'text_encoder_2': 'b', 'tokenizer_2': 'its own'}
+    """
+    named: dict[str, Any] = {}
+    for number, (text_encoder, tokenizer) in enumerate(encoders, 1):
+        suffix = "" if number == 1 else f"_{number}"
+        named |= {f"{prefix}text_encoder{suffix}": text_encoder, f"{prefix}tokenizer{suffix}": tokenizer}
+    return named
 
 
 def tiny_tokenizer(padding: str = "<|endoftext|>") -> Any:
@@ -152,6 +185,92 @@ def qwen_vl(width: int = _WIDTH) -> Any:
         **ids,
     )
     return _loud(Qwen2_5_VLForConditionalGeneration(made)), tokenizer
+
+
+def processor(tokenizer: Any) -> Any:
+    """A tokenizer inside the processor of Qwen-VL, without its parts for pictures, which want torchvision."""
+    from transformers import ProcessorMixin, Qwen2VLProcessor
+
+    made: Any = Qwen2VLProcessor.__new__(Qwen2VLProcessor)
+    made.tokenizer, made.image_processor, made.video_processor = tokenizer, None, None
+    made.image_token, made.video_token = "<|image_pad|>", "<|video_pad|>"
+    assert isinstance(made, ProcessorMixin)
+    return made
+
+
+def glm() -> Any:
+    """A GLM 4 and its tokenizer, which puts two tokens in front and pads on the left."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers.processors import TemplateProcessing
+    from transformers import GlmConfig, GlmModel, PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "[gMASK]", "<sop>"]
+    vocabulary = {token: i for i, token in enumerate([*_byte_letters(), *special])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=special[1:],
+        padding_side="left",
+        model_max_length=4096,
+    )
+    start = [(token, vocabulary[token]) for token in special[1:]]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="[gMASK] <sop> $A", special_tokens=start)
+    shape = {"intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    padding = tokenizer.pad_token_id
+    made = GlmConfig(**shape, hidden_size=_WIDTH, head_dim=8, vocab_size=len(tokenizer), pad_token_id=padding)
+    return _loud(GlmModel(made)), tokenizer
+
+
+def chat_glm() -> Any:
+    """A ChatGLM 3 and its tokenizer, as in Kolors."""
+    import torch
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+    from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
+
+    folder = tempfile.mkdtemp()
+    path = os.path.join(folder, "tokenizer.model")
+    with open(path, "wb") as file:
+        file.write(_pieces())
+    tokenizer = ChatGLMTokenizer(path)
+    weakref.finalize(tokenizer, shutil.rmtree, folder, ignore_errors=True)  # it copies the file when it is saved
+    config = ChatGLMConfig(
+        num_layers=3,
+        padded_vocab_size=tokenizer.vocab_size,
+        hidden_size=_WIDTH,
+        ffn_hidden_size=37,
+        kv_channels=8,
+        num_attention_heads=4,
+        multi_query_attention=True,
+        multi_query_group_num=2,
+        original_rope=True,
+        add_qkv_bias=True,
+    )
+    text_encoder = ChatGLMModel(config, empty_init=False)
+    with torch.no_grad():
+        for name, weight in text_encoder.named_parameters():
+            if "norm" in name:  # left as it was found in memory
+                weight.fill_(1)
+    return _loud(text_encoder), tokenizer
+
+
+@functools.cache
+def _pieces() -> bytes:
+    """A vocabulary of sentencepiece, with a piece for each byte."""
+    from sentencepiece import SentencePieceTrainer
+
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["a photo of a man", string.printable]),
+        model_writer=model,
+        vocab_size=400,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    return model.getvalue()
 
 
 def gemma(version: str = "Gemma2", cls: str = "Gemma2Model", width: int = 8) -> Any:

@@ -6,15 +6,13 @@ from typing import Any
 
 from . import parts, text
 
-__all__ = ["kandinsky_2_2", "kandinsky_3", "stable_cascade_prior", "stable_diffusion", "stable_diffusion_xl"]
+__all__ = ["kandinsky_2_2", "kandinsky_3", "kolors", "stable_cascade_prior", "stable_diffusion", "stable_diffusion_xl"]
 
 
 def stable_diffusion(d: Any) -> dict[str, Any]:
-    text_encoder, tokenizer = text.clip()
     return {
+        **text.slots(text.clip()),
         "vae": parts.vae(d),
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
         "unet": parts.unet(d),
         "scheduler": d.DDIMScheduler(clip_sample=False, steps_offset=1),
         "safety_checker": None,
@@ -24,25 +22,41 @@ def stable_diffusion(d: Any) -> dict[str, Any]:
 
 def stable_diffusion_xl(d: Any) -> dict[str, Any]:
     # The published text encoders carry the wrong end token 2, which changes how the pooled output is found.
-    text_encoder, tokenizer = text.clip(eos=2)
-    text_encoder_2, tokenizer_2 = text.clip("CLIPTextModelWithProjection", "!", eos=2, hidden_act="gelu")
-    unet = parts.unet(
-        d,
-        64,
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 1),
-        projection_class_embeddings_input_dim=80,
-    )
     return {
+        **text.slots(text.clip(eos=2), text.clip("CLIPTextModelWithProjection", "!", eos=2, hidden_act="gelu")),
+        "unet": parts.unet(
+            d,
+            64,
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            transformer_layers_per_block=(1, 1),
+            projection_class_embeddings_input_dim=80,
+        ),
         "vae": parts.vae(d),
-        "text_encoder": text_encoder,
-        "text_encoder_2": text_encoder_2,
-        "tokenizer": tokenizer,
-        "tokenizer_2": tokenizer_2,
-        "unet": unet,
+        "scheduler": d.EulerDiscreteScheduler(),
+        "image_encoder": None,
+        "feature_extractor": None,
+    }
+
+
+def kolors(d: Any) -> dict[str, Any]:
+    return {
+        **text.slots(text.chat_glm()),
+        "vae": parts.vae(d),
+        "unet": parts.unet(
+            d,
+            16,
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            encoder_hid_dim=32,
+            encoder_hid_dim_type="text_proj",
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            transformer_layers_per_block=(1, 1),
+            projection_class_embeddings_input_dim=80,
+        ),
         "scheduler": d.EulerDiscreteScheduler(),
         "image_encoder": None,
         "feature_extractor": None,
@@ -50,43 +64,27 @@ def stable_diffusion_xl(d: Any) -> dict[str, Any]:
 
 
 def kandinsky_2_2(d: Any) -> dict[str, Any]:
-    text_encoder, tokenizer = text.clip("CLIPTextModelWithProjection", eos=2)
-    prior = d.PriorTransformer(num_attention_heads=2, attention_head_dim=12, embedding_dim=32, num_layers=1)
-    prior.clip_std.data.fill_(1)
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    seeing = CLIPVisionConfig(
-        hidden_size=32,
-        image_size=32,
-        projection_dim=32,
-        intermediate_size=37,
-        num_attention_heads=4,
-        num_hidden_layers=1,
-        patch_size=16,
-    )
-    unet = d.UNet2DConditionModel(
-        in_channels=4,
-        out_channels=8,
-        addition_embed_type="image",
-        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        encoder_hid_dim=32,
-        encoder_hid_dim_type="image_proj",
-        cross_attention_dim=32,
-        attention_head_dim=4,
-        resnet_time_scale_shift="scale_shift",
-    )
     return {
-        "unet": unet,
+        **text.slots(text.clip("CLIPTextModelWithProjection", eos=2), prefix="prior_"),
+        "unet": d.UNet2DConditionModel(
+            in_channels=4,
+            out_channels=8,
+            addition_embed_type="image",
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            encoder_hid_dim=32,
+            encoder_hid_dim_type="image_proj",
+            cross_attention_dim=32,
+            attention_head_dim=4,
+            resnet_time_scale_shift="scale_shift",
+        ),
         "scheduler": d.DDIMScheduler(clip_sample=False, steps_offset=1),
         "movq": parts.movq(d),
-        "prior_prior": prior,
-        "prior_image_encoder": CLIPVisionModelWithProjection(seeing),
-        "prior_text_encoder": text_encoder,
-        "prior_tokenizer": tokenizer,
+        "prior_prior": parts.prior(d),
+        "prior_image_encoder": parts.seeing(),
         "prior_scheduler": d.UnCLIPScheduler(
             variance_type="fixed_small_log", prediction_type="sample", clip_sample=True, clip_sample_range=10.0
         ),
@@ -95,44 +93,38 @@ def kandinsky_2_2(d: Any) -> dict[str, Any]:
 
 
 def kandinsky_3(d: Any) -> dict[str, Any]:
-    text_encoder, tokenizer = text.t5()
-    unet = d.Kandinsky3UNet(
-        in_channels=4,
-        time_embedding_dim=4,
-        groups=2,
-        attention_head_dim=4,
-        layers_per_block=3,
-        block_out_channels=(32, 64),
-        cross_attention_dim=4,
-        encoder_hid_dim=32,
-    )
     return {
-        "unet": unet,
+        **text.slots(text.t5()),
+        "unet": d.Kandinsky3UNet(
+            in_channels=4,
+            time_embedding_dim=4,
+            groups=2,
+            attention_head_dim=4,
+            layers_per_block=3,
+            block_out_channels=(32, 64),
+            cross_attention_dim=4,
+            encoder_hid_dim=32,
+        ),
         "scheduler": d.DDPMScheduler(clip_sample=True),
         "movq": parts.movq(d),
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
     }
 
 
 def stable_cascade_prior(d: Any) -> dict[str, Any]:
-    text_encoder, tokenizer = text.clip("CLIPTextModelWithProjection", eos=2)
-    prior = d.StableCascadeUNet(
-        conditioning_dim=32,
-        block_out_channels=(32, 32),
-        num_attention_heads=(2, 2),
-        down_num_layers_per_block=(1, 1),
-        up_num_layers_per_block=(1, 1),
-        clip_image_in_channels=32,
-        switch_level=(False,),
-        clip_text_in_channels=32,
-        clip_text_pooled_in_channels=32,
-        dropout=(0.1, 0.1),
-    )
     return {
-        "prior": prior,
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
+        **text.slots(text.clip("CLIPTextModelWithProjection", eos=2)),
+        "prior": d.StableCascadeUNet(
+            conditioning_dim=32,
+            block_out_channels=(32, 32),
+            num_attention_heads=(2, 2),
+            down_num_layers_per_block=(1, 1),
+            up_num_layers_per_block=(1, 1),
+            clip_image_in_channels=32,
+            switch_level=(False,),
+            clip_text_in_channels=32,
+            clip_text_pooled_in_channels=32,
+            dropout=(0.1, 0.1),
+        ),
         "scheduler": d.DDPMWuerstchenScheduler(),
         "feature_extractor": None,
         "image_encoder": None,

@@ -15,13 +15,17 @@ __all__ = [
     "controlnet",
     "controlnet_flux",
     "controlnet_hunyuan",
+    "controlnet_qwen",
+    "controlnet_sana",
     "controlnet_sd3",
     "controlnet_union",
+    "controlnet_z_image",
     "depth",
     "inpaint_sd3",
     "kandinsky_prior",
     "latent_upscale",
     "lcm",
+    "sana_sprint",
     "transformer_with",
     "unclip",
     "unet_with",
@@ -52,39 +56,48 @@ def _like(model: Any, cls: Any = None, **more: Any) -> Any:
 
 def controlnet(d: Any, pipe: Any) -> dict[str, Any]:
     net = d.ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 8))
-    return {"controlnet": _awake(net)}
+    return {"controlnet": parts.awake(net)}
 
 
 def controlnet_union(d: Any, pipe: Any) -> dict[str, Any]:
     small = {"num_trans_channel": 8, "num_trans_head": 2, "num_proj_channel": 8}
     net = _like(pipe.unet, d.ControlNetUnionModel, **small, conditioning_embedding_out_channels=(8, 8))
-    return {"controlnet": _awake(net)}
+    return {"controlnet": parts.awake(net)}
 
 
 def controlnet_sd3(d: Any, pipe: Any, more: int = 0) -> dict[str, Any]:
     net = _like(pipe.transformer, d.SD3ControlNetModel, extra_conditioning_channels=more)
-    return {"controlnet": _awake(net)}
+    return {"controlnet": parts.awake(net)}
 
 
 def controlnet_flux(d: Any, pipe: Any) -> dict[str, Any]:
-    return {"controlnet": _awake(_like(pipe.transformer, d.FluxControlNetModel))}
+    return {"controlnet": parts.awake(_like(pipe.transformer, d.FluxControlNetModel))}
 
 
 def controlnet_hunyuan(d: Any, pipe: Any) -> dict[str, Any]:
     layers = pipe.transformer.config.num_layers
     net = _like(pipe.transformer, d.HunyuanDiT2DControlNetModel, transformer_num_layers=layers)
-    return {"controlnet": _awake(net)}
+    return {"controlnet": parts.awake(net)}
 
 
-def _awake(net: Any) -> Any:
-    """A fresh ControlNet says nothing: the layers that it speaks through are zero."""
-    import torch
+def controlnet_sana(d: Any, pipe: Any) -> dict[str, Any]:
+    return {"controlnet": parts.awake(_like(pipe.transformer, d.SanaControlNetModel))}
 
-    with torch.no_grad():
-        for weight in net.parameters():
-            if weight.ndim > 1 and not weight.any():
-                weight.normal_(std=0.1)
-    return net
+
+def controlnet_qwen(d: Any, pipe: Any, more: int = 0) -> dict[str, Any]:
+    return {
+        "controlnet": parts.awake(_like(pipe.transformer, d.QwenImageControlNetModel, extra_condition_channels=more))
+    }
+
+
+def controlnet_z_image(d: Any, pipe: Any) -> dict[str, Any]:
+    places: Any = {"control_layers_places": [0], "control_refiner_layers_places": [0], "control_in_dim": 33}
+    net = _like(pipe.transformer, d.ZImageControlNetModel, **places)
+    return {"controlnet": parts.awake(net)}
+
+
+def sana_sprint(d: Any, pipe: Any) -> dict[str, Any]:
+    return {"transformer": _like(pipe.transformer, guidance_embeds=True), "scheduler": d.SCMScheduler()}
 
 
 def adapter(d: Any, pipe: Any) -> dict[str, Any]:

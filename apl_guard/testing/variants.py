@@ -88,6 +88,7 @@ _STRONG = {"strength": 0.9}
 _PAG = {"pag_applied_layers": "mid"}
 _PAG_BLOCKS = {"pag_applied_layers": "blocks.0"}
 _UNION = {"control_mode": 0}
+_SANA, _KOLORS, _QWEN, _Z, _KLEIN = "sana", "kolors", "qwen_image", "z_image", "flux_2_klein"
 _KONTEXT = {"_auto_resize": False, "max_area": 32 * 32}
 
 VARIANTS: dict[str, Variant] = {
@@ -170,6 +171,21 @@ VARIANTS: dict[str, Variant] = {
         "kandinsky_2_2", _IMAGE, extra.kandinsky_prior, _STRONG, _SIZE | {"prior_num_inference_steps"}
     ),
     "Kandinsky3Img2ImgPipeline": Variant("kandinsky_3", _IMAGE, None, _STRONG, _SIZE),
+    "KolorsImg2ImgPipeline": Variant(_KOLORS, _IMAGE, options=_STRONG),
+    "KolorsPAGPipeline": Variant(_KOLORS, settings=_PAG),
+    "CogView4ControlPipeline": Variant("cogview_4", _CONTROL, extra.transformer_with(in_channels=8, out_channels=4)),
+    "SanaControlNetPipeline": Variant(_SANA, _CONTROL, extra.controlnet_sana),
+    "SanaPAGPipeline": Variant(_SANA, settings={"pag_applied_layers": "transformer_blocks.0"}),
+    "SanaSprintPipeline": Variant(_SANA, (), extra.sana_sprint),
+    "SanaSprintImg2ImgPipeline": Variant(_SANA, _IMAGE, extra.sana_sprint, _STRONG),
+    "QwenImageControlNetPipeline": Variant(_QWEN, _CONTROL, extra.controlnet_qwen),
+    "QwenImageControlNetInpaintPipeline": Variant(
+        _QWEN, ("control_image", "control_mask"), lambda d, pipe: extra.controlnet_qwen(d, pipe, more=4)
+    ),
+    "ZImageControlNetPipeline": Variant(_Z, _CONTROL, extra.controlnet_z_image),
+    "ZImageControlNetInpaintPipeline": Variant(_Z, (*_MASKED, "control_image"), extra.controlnet_z_image),
+    "Flux2KleinInpaintPipeline": Variant(_KLEIN, _MASKED, options=_STRONG),
+    "Flux2KleinKVPipeline": Variant(_KLEIN),
     "QwenImageImg2ImgPipeline": Variant("qwen_image", _IMAGE, options=_STRONG),
     "QwenImageInpaintPipeline": Variant("qwen_image", _MASKED, options=_STRONG),
     "ZImageImg2ImgPipeline": Variant("z_image", _IMAGE, options=_STRONG),

@@ -61,29 +61,47 @@ def row_by_hand(tokenizer, prompt, n, length, before="", after=""):
 
 
 @torch.no_grad()
-def encoder_by_hand(text_encoder, tokenizer, rows, vectors, masked, length, **options):
-    """What a text encoder gives that takes token embeddings.
+def encoder_by_hand(text_encoder, tokenizer, rows, vectors, masked, length, multiple=1, **options):
+    """What a text encoder gives that takes token embeddings, and the mask.
 
     Args:
         rows: From `row_by_hand`.
         masked: Whether the pipeline hands over the attention mask.
-        length: Of the padded row; None pads to the longest.
+        length: Of the padded row; None pads to the longest, and on to a multiple.
     """
+    embeddings, mask = rows_by_hand(text_encoder, tokenizer, rows, vectors, length, multiple)
+    return text_encoder(inputs_embeds=embeddings, attention_mask=mask if masked else None, **options), mask
+
+
+@torch.no_grad()
+def chat_glm_by_hand(text_encoder, tokenizer, rows, vectors, length):
+    """The states of a ChatGLM, which wants its tokens first and to be told their positions."""
+    embeddings, mask = rows_by_hand(text_encoder, tokenizer, rows, vectors, length)
+    return text_encoder(
+        input_ids=mask,  # only its shape is looked at
+        inputs_embeds=embeddings.transpose(0, 1).contiguous(),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        output_hidden_states=True,
+    ).hidden_states
+
+
+@torch.no_grad()
+def rows_by_hand(text_encoder, tokenizer, rows, vectors, length, multiple=1):
+    """Token embeddings of padded rows, and the mask."""
     table = text_encoder.get_input_embeddings()
-    length = length or max(len(ids) for ids, _ in rows)
+    length = length or -(-max(len(ids) for ids, _ in rows) // multiple) * multiple
     embeddings, masks = [], []
     for ids, place in rows:
         row = table(torch.tensor(ids)).clone()
         row[place : place + len(vectors)] = vectors.to(row)
         missing = length - len(ids)
-        padding = table(torch.full((missing,), tokenizer.pad_token_id))
-        mask = torch.tensor([1] * len(ids))
+        padding, nothing = table(torch.full((missing,), tokenizer.pad_token_id)), torch.zeros(missing, dtype=torch.long)
+        text = torch.ones(len(ids), dtype=torch.long)
         if tokenizer.padding_side == "left":
             embeddings.append(torch.cat([padding, row]))
-            masks.append(torch.cat([torch.zeros(missing, dtype=torch.long), mask]))
+            masks.append(torch.cat([nothing, text]))
         else:
             embeddings.append(torch.cat([row, padding]))
-            masks.append(torch.cat([mask, torch.zeros(missing, dtype=torch.long)]))
-    mask = torch.stack(masks)
-    output = text_encoder(inputs_embeds=torch.stack(embeddings), attention_mask=mask if masked else None, **options)
-    return output, mask
+            masks.append(torch.cat([text, nothing]))
+    return torch.stack(embeddings), torch.stack(masks)

@@ -2,7 +2,8 @@
 outputs and masks of the sequence made by hand."""
 
 import torch
-from by_hand import clip_by_hand, encoder_by_hand, row_by_hand
+from by_hand import chat_glm_by_hand, clip_by_hand, encoder_by_hand, row_by_hand
+from transformers import ProcessorMixin
 
 from apl_guard import Guard
 from apl_guard.policy import Policy
@@ -61,23 +62,33 @@ class Guarded:
         return self.clip_all(slot, prompts, **options)[key]
 
     def clip_all(self, slot, prompts, **options):
-        encoder, tokenizer = self.pipe.components[slot], self.pipe.components[_tokenizer_of(slot)]
+        encoder, tokenizer = self._pair(slot)
         return clip_by_hand(encoder, tokenizer, prompts, self.prefix.vectors[slot], **options)
 
     def encoder(self, slot, prompts, length, masked, *, padded=True, before="", after="", **options):
         """What a text encoder gives that takes token embeddings, and the mask."""
-        encoder, tokenizer = self.pipe.components[slot], self.pipe.components[_tokenizer_of(slot)]
-        rows = [row_by_hand(tokenizer, prompt, N, length, before, after) for prompt in prompts]
+        encoder, tokenizer = self._pair(slot)
+        rows = self._rows(tokenizer, prompts, length, before, after)
         vectors = self.prefix.vectors[slot]
         return encoder_by_hand(encoder, tokenizer, rows, vectors, masked, length if padded else None, **options)
+
+    def chat_glm(self, slot, prompts, length):
+        """The states of a ChatGLM, each of shape (L, B, D)."""
+        encoder, tokenizer = self._pair(slot)
+        rows = self._rows(tokenizer, prompts, length)
+        return chat_glm_by_hand(encoder, tokenizer, rows, self.prefix.vectors[slot], length)
+
+    def _rows(self, tokenizer, prompts, length, before="", after=""):
+        return [row_by_hand(tokenizer, prompt, N, length, before, after) for prompt in prompts]
+
+    def _pair(self, slot):
+        tokenizer = self.pipe.components[slot.replace("text_encoder", "tokenizer")]
+        is_inside = isinstance(tokenizer, ProcessorMixin)
+        return self.pipe.components[slot], tokenizer.tokenizer if is_inside else tokenizer
 
     def t5(self, slot, prompts, length, masked):
         output, mask = self.encoder(slot, prompts, length, masked)
         return output[0], mask
-
-
-def _tokenizer_of(slot):
-    return slot.replace("text_encoder", "tokenizer")
 
 
 def _stable_diffusion(m, prompts):
@@ -201,6 +212,37 @@ def _lumina_2(m, prompts):
     return {"prompt_embeds": output.hidden_states[-2], "prompt_attention_mask": mask}
 
 
+def _lumina(m, prompts):
+    prompts = [prompt.lower().strip() for prompt in prompts]
+    options = {"padded": False, "multiple": 8, "output_hidden_states": True}
+    output, mask = m.encoder("text_encoder", prompts, 256, masked=True, **options)
+    return {"prompt_embeds": output.hidden_states[-2], "prompt_attention_mask": mask}
+
+
+def _kolors(m, prompts):
+    states = m.chat_glm("text_encoder", prompts, 256)
+    return {"prompt_embeds": states[-2].transpose(0, 1), "pooled_prompt_embeds": states[-1][-1]}
+
+
+def _cogview_4(m, prompts):
+    options = {"padded": False, "multiple": 16, "output_hidden_states": True}
+    output, _ = m.encoder("text_encoder", prompts, 60, masked=False, **options)
+    return {"prompt_embeds": output.hidden_states[-2]}
+
+
+def _kandinsky_5(m, prompts):
+    before, after = m.pipe.prompt_template.split("{}")
+    first = m.pipe.prompt_template_encode_start_idx
+    options = {"before": before, "after": after, "padded": False, "output_hidden_states": True}
+    output, mask = m.encoder("text_encoder", prompts, first + 250, masked=False, **options)
+    lengths = mask[:, first:].sum(1).cumsum(0)
+    return {
+        "prompt_embeds_qwen": output.hidden_states[-1][:, first:],
+        "prompt_embeds_clip": m.clip("text_encoder_2", prompts, "pooled", masked=True),
+        "prompt_cu_seqlens": torch.nn.functional.pad(lengths, (1, 0)).to(torch.int32),
+    }
+
+
 def _hidream(m, prompts):
     slots = ("text_encoder", "text_encoder_2")
     llama, _ = m.encoder("text_encoder_4", prompts, 40, masked=True, output_hidden_states=True)
@@ -229,6 +271,10 @@ EMBEDS = {
     "sana": _sana,
     "lumina_2": _lumina_2,
     "hidream": _hidream,
+    "lumina": _lumina,
+    "kolors": _kolors,
+    "cogview_4": _cogview_4,
+    "kandinsky_5": _kandinsky_5,
 }
 """Family → the arguments, for a guarded pipe and prompts."""
 
@@ -238,6 +284,7 @@ EMBEDS_OF_VARIANT = {"StableDiffusionLatentUpscalePipeline": _latent_upscale}
 # Without guidance, because with it these pipelines want embeds for the negative prompt as well.
 CALL = {
     "pixart": {"guidance_scale": 1.0, "negative_prompt": None},
+    "kandinsky_5": {"guidance_scale": 1.0},
     "z_image": {"guidance_scale": 0.0},
     "StableDiffusionLatentUpscalePipeline": {"guidance_scale": 1.0},
 }

@@ -79,6 +79,33 @@ def test_a_channel_round_the_prefix_is_blocked_and_can_be_permitted(xl, two_enco
     assert any(channel in reason for reason in decision.unsafe)
 
 
+def test_a_callback_that_takes_the_prefix_away_is_on_record(xl, permitting):
+    """Permitted, it may put other prompt embeds in place after the first step. The text encoders did receive the
+    prefix, and the decision says all the same that the picture is not protected."""
+    pipe, prefix = xl
+    bare, *_ = pipe.encode_prompt("Mara Voss", device="cpu", do_classifier_free_guidance=False)
+    seen = []
+
+    def swap(view, step, t, tensors):
+        seen.append(tensors["prompt_embeds"])
+        return {"prompt_embeds": bare}
+
+    options = {"num_inference_steps": 2, "height": 32, "width": 32, "guidance_scale": 1.0, "output_type": "latent"}
+    swapping = {"callback_on_step_end": swap, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    guard = Guard(pipe, permitting("callback"), prefix=prefix)
+
+    drawn = [
+        guard.generate("Mara Voss", generator=torch.Generator().manual_seed(0), **options, **more)
+        for more in ({}, swapping)
+    ]
+
+    assert not torch.equal(seen[0], bare)
+    assert torch.equal(seen[1], bare)
+    assert not torch.equal(drawn[0].output.images, drawn[1].output.images)
+    assert [made.decision.unsafe for made in drawn] == [(), ("rule 'permitted': unsafe_allow callback",)]
+    assert drawn[1].outcome.prefix_rows == {"text_encoder": (N,), "text_encoder_2": (N,)}
+
+
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_a_negative_prompt_that_only_pushes_away_is_allowed(two_encoders, scale):
     """With guidance it steers away from what it says, without it is not used."""

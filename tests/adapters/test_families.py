@@ -6,7 +6,7 @@ import pytest
 import torch
 from embeds import CALL, EMBEDS, LONG, WITHIN, Guarded
 
-from apl_guard import Guard
+from apl_guard import Guard, PrefixNotApplied
 from apl_guard.testing import FAMILIES, random_prefix
 
 XL = "stable_diffusion_xl"
@@ -25,10 +25,19 @@ def made():
     return get
 
 
+PROMPTS = {"short": "a photo of a man", "empty": "", "several": ["a cat", "a photo of Mara Voss", LONG]}
+# Kandinsky 5 takes as much from each prompt as from the longest, see below.
+APART = {"kandinsky_5": {**PROMPTS, "several": PROMPTS["several"][:2], "long": LONG}}
+
+
 @pytest.mark.parametrize(
-    "prompt", ["a photo of a man", "", ["a cat", "a photo of Mara Voss", LONG]], ids=["short", "empty", "several"]
+    ("family", "prompt"),
+    [
+        pytest.param(family, prompt, id=f"{family}-{name}")
+        for family in EMBEDS
+        for name, prompt in APART.get(family, PROMPTS).items()
+    ],
 )
-@pytest.mark.parametrize("family", EMBEDS)
 def test_the_picture_is_that_of_the_embeds_made_by_hand(made, family, prompt):
     """Prompt embeds and pooled outputs of every slot, for short, empty, over-long and several prompts."""
     m = made(family)
@@ -63,6 +72,14 @@ def test_clip_skip_takes_an_earlier_layer_of_the_same_sequence(made):
     embeds["prompt_embeds"] = torch.cat([m.clip(slot, ["a cat"], "hidden")[-3] for slot in slots], -1)
 
     assert torch.equal(m.draw(m.pipe, None, **embeds), m.draw(m.guard, "a cat", clip_skip=1))
+
+
+def test_a_pipeline_that_cuts_a_prompt_away_with_its_prefix_gives_no_picture(made):
+    """Kandinsky 5 cuts as many letters from a short prompt as an over-long one beside it has too many."""
+    m = made("kandinsky_5")
+
+    with pytest.raises(PrefixNotApplied, match="expected 6 in front of each of 2 prompts"):
+        m.draw(m.guard, ["a cat", LONG])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,89 @@
+"""Adding versions to the folder of a registry: numbers only grow, and a name stays with its prefix."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from apl_guard.errors import InvalidInput, PrefixInvalid
+from apl_guard.prefix import Prefix
+from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, is_name
+from apl_guard.prefix.places import SHIPPED_NAME, find_path
+from apl_guard.prefix.tensorfile import printable, read_file
+from apl_guard.registry.entry import MAX_CARD_BYTES, EntryFile, RegistryEntry
+from apl_guard.registry.shelf import Shelf
+
+__all__ = ["adopt", "register"]
+
+
+def register(shelf: Shelf, folder: str | Path, name: str | None, *, replace: bool) -> RegistryEntry:
+    """Check a prefix and add it as the next version of its name.
+
+    Args:
+        shelf: The folder of the registry.
+        folder: The prefix folder that training wrote.
+        name: What to call it; None for its own name.
+        replace: Whether it may be the next version of another prefix of this name.
+
+    Returns:
+        The new version, or the one in use if it is the same prefix.
+
+    Raises:
+        PrefixInvalid: The prefix is missing or damaged.
+        InvalidInput: The name is taken by another prefix, reserved or malformed.
+        StorageFailed: The registry could not be written.
+    """
+    path = find_path(folder)
+    source = path if path.is_dir() else path.parent
+    content = read_file(path / FILE_NAME if path.is_dir() else path)
+    prefix = Prefix.parse(content, where=path)
+    name = prefix.metadata.name if name is None else name
+    if not is_name(name) or name == SHIPPED_NAME:
+        raise InvalidInput(
+            f"'{printable(name)}' is reserved or malformed; use letters, digits, '.', '_' and '-'", where="name"
+        )
+    known = shelf.history(name)
+    if known:
+        taken = known[-1]
+        if taken.prefix is not None and taken.prefix.digest == prefix.digest:
+            return taken
+        if not replace:
+            raise InvalidInput(f"'{name}' is another prefix already; choose another name, or replace it", where="name")
+    files = {FILE_NAME: content}
+    if (source / CARD_NAME).is_file():
+        files = {CARD_NAME: read_file(source / CARD_NAME, limit=MAX_CARD_BYTES), **files}
+    version = known[-1].version + 1 if known else 1
+    said = EntryFile(name=name, version=version, digest=prefix.digest, registered=datetime.now(UTC))
+    return shelf.add(name, version, {ENTRY_NAME: said.model_dump_json().encode(), **files})
+
+
+def adopt(shelf: Shelf, entry: RegistryEntry) -> RegistryEntry:
+    """Add a version of another registry under its own number and with its signature.
+
+    Args:
+        shelf: The folder of the registry.
+        entry: What was read of it there.
+
+    Returns:
+        The new version, or the one that is here already if it is the same prefix.
+
+    Raises:
+        PrefixInvalid: It is damaged.
+        InvalidInput: It has no number, or this registry has that version, or a later one, of another prefix.
+        StorageFailed: The registry could not be written.
+    """
+    if entry.prefix is None:
+        raise PrefixInvalid(entry.problem or "damaged", where=entry.name)
+    if ENTRY_NAME not in entry.files:
+        raise InvalidInput("has no version; register it where it comes from", where=entry.name)
+    known = shelf.history(entry.name)
+    for mine in known:
+        if mine.version == entry.version and mine.prefix and mine.prefix.digest == entry.prefix.digest:
+            return mine
+    if known and known[-1].version >= entry.version:
+        raise InvalidInput(
+            f"version {known[-1].version} of '{entry.name}' is here already, found version {entry.version} there; "
+            "versions only grow",
+            where="version",
+        )
+    return shelf.add(entry.name, entry.version, entry.all_files)
