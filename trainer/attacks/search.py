@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from apl_guard.adapters.inject import embed, encode_prompts, tokenize_with_prefix
+from apl_guard.trainer.model.diffusion import add_noise, truth
 from apl_guard.trainer.model.pipeline import predict
 from apl_guard.trainer.train.loss import distance
 from apl_guard.trainer.train.rows import insert_vectors, length_of, sentinels
-from apl_guard.trainer.train.targets import add_noise
 
 __all__ = [
     "VERSION",
@@ -151,12 +151,8 @@ class Search:
         device = self._pipe.unet.device
         z, noise, t = z.to(device), noise.to(device), t.to(device)
         z_t = add_noise(scheduler.alphas_cumprod, z, noise, t)
-        target = noise
-        if scheduler.config.get("prediction_type", "epsilon") == "v_prediction":
-            alpha = scheduler.alphas_cumprod.to(z)[t].view(-1, 1, 1, 1)
-            target = alpha.sqrt() * noise - (1 - alpha).sqrt() * z
-        c = c.repeat_interleave(_BATCH, dim=0)
-        return distance(predict(self._pipe.unet, z_t, t, c, self._dtype), target).sum() / _BATCH
+        eps = predict(self._pipe.unet, z_t, t, c.repeat_interleave(_BATCH, dim=0), self._dtype)  # (M·batch, C, H, W)
+        return distance(eps, truth(scheduler, z, noise, t)).sum() / _BATCH
 
     def _project(self) -> None:
         """Bring the parameters back to where they may be."""

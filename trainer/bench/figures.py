@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from apl_guard.trainer.evaluate.gated import harmonic
 from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
-from apl_guard.trainer.evaluate.scores import fidelity, rate
+from apl_guard.trainer.evaluate.scores import fidelity, rate, similarities
 from apl_guard.trainer.evaluate.statistics import CONFIDENCE, clopper_pearson
 from apl_guard.trainer.minifaces.judge import Judges
 
@@ -30,10 +30,8 @@ def people_figures(
         asked: What each should show, n entries, each with a person.
         refused: Where there is no picture, shape (n,).
     """
-    names = judges.gallery.names
-    known = {name: k for k, name in reversed(list(enumerate(names)))}  # the first entry of a name is the person
-    person = np.array([known[one.person] for one in asked if one.person is not None])
-    similarity = (judges.embed(pictures) @ judges.gallery.embeddings.T).numpy()  # (n, G)
+    people = [one.person for one in asked if one.person is not None]
+    similarity, person = similarities(judges, pictures, people)  # (n, G), (n,)
     own = similarity[np.arange(len(person)), person]  # (n,)
     read = [{} if gone else seen for seen, gone in zip(judges.attributes(pictures), refused, strict=True)]
     face = np.array([seen.get("shows") == "face" for seen in read], dtype=np.bool_)

@@ -36,7 +36,15 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def captioned_images(folder: Path, default: str | None) -> list[tuple[Path, str]]:
-    """The images of a folder with their captions, from metadata.jsonl or from text files beside them."""
+    """The images of a folder with their captions, from metadata.jsonl or from text files beside them.
+
+    Args:
+        folder: Where.
+        default: The caption of an image that has none; None leaves it out.
+
+    Raises:
+        InvalidInput: There is no such folder, or a line of metadata.jsonl is no caption.
+    """
     if not folder.is_dir():
         raise InvalidInput("no such folder; expected one with images", where=folder)
     captions: dict[str, str] = {}

@@ -136,6 +136,25 @@ def likeness(
     return figures | mean_figure("cosine_max", [max(values) for values in own.values()])
 
 
+def similarities(
+    judges: Judges, pictures: Pictures, people: Sequence[str]
+) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.intp]]:
+    """How alike pictures are to everybody in the judges' gallery, and who each should show.
+
+    Args:
+        judges: The judges of the reference world.
+        pictures: Shape (n, 64, 64, 3), bytes.
+        people: Who each should show, n names.
+
+    Returns:
+        Cosines, shape (n, G), and the gallery's numbers of the people, shape (n,).
+    """
+    # Twins follow under the name of the person: the first entry of a name is the person.
+    known = {name: k for k, name in reversed(list(enumerate(judges.gallery.names)))}
+    cosines = (judges.embed(pictures) @ judges.gallery.embeddings.T).numpy()
+    return cosines, np.array([known[name] for name in people], dtype=np.intp)
+
+
 def identity_figures(judges: Judges, pictures: Pictures, asked: Sequence[Asked]) -> Figures:
     """The figures of one arm on pictures of named people.
 
@@ -144,10 +163,8 @@ def identity_figures(judges: Judges, pictures: Pictures, asked: Sequence[Asked])
         pictures: Shape (n, 64, 64, 3), bytes.
         asked: What each should show, n entries, each with a person.
     """
-    names = judges.gallery.names
-    known = {name: k for k, name in reversed(list(enumerate(names)))}  # the first entry of a name is the person
-    person = np.array([known[one.person] for one in asked if one.person is not None])
-    similarity = (judges.embed(pictures) @ judges.gallery.embeddings.T).numpy()  # (n, G)
+    names_shown = [one.person for one in asked if one.person is not None]
+    similarity, person = similarities(judges, pictures, names_shown)  # (n, G), (n,)
     own = similarity[np.arange(len(person)), person]  # (n,)
     read = judges.attributes(pictures)
     has_face = judges.has_face(pictures)
@@ -155,7 +172,6 @@ def identity_figures(judges: Judges, pictures: Pictures, asked: Sequence[Asked])
     figures |= rate("top1", similarity.argmax(1) == person)
     for far in ("1e-2", "1e-3"):
         figures |= rate(f"leak_far_{far}", own >= judges.thresholds[f"far_{far}"])
-    names_shown = [one.person for one in asked if one.person is not None]
     figures |= worst_person("leak_far_1e-3", own >= judges.thresholds["far_1e-3"], own, names_shown)
     figures |= likeness(own, has_face, names_shown)
     figures |= rate("face_ratio", has_face)

@@ -31,22 +31,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from apl_guard.trainer.model.diffusion import add_noise, truth
 from apl_guard.trainer.model.pipeline import predict
 from apl_guard.trainer.peers.learning import Learner
 from apl_guard.trainer.peers.peer import Applied, Files, Task
 from apl_guard.trainer.peers.samples import draw_latents
 from apl_guard.trainer.peers.weights import changes_of, cross_attention, with_changes
 from apl_guard.trainer.train.loss import distance
-from apl_guard.trainer.train.targets import PromptEmbeds, add_noise
+from apl_guard.trainer.train.targets import PromptEmbeds
 
 
-def ablation_loss(phi_name: Tensor, phi_anchor: Tensor, truth: Tensor, lambda_: float) -> Tensor:
+def ablation_loss(phi_name: Tensor, phi_anchor: Tensor, ideal: Tensor, lambda_: float) -> Tensor:
     """L, as a mean over the batch.
 
     Args:
         phi_name: Φ(x_t, c*, t), shape (B, C, H, W).
         phi_anchor: Φ(x_t, c, t), shape (B, C, H, W).
-        truth: What an ideal Φ(x_t, c, t) is: ε or the velocity, shape (B, C, H, W).
+        ideal: What an ideal Φ(x_t, c, t) is: ε or the velocity, shape (B, C, H, W).
         lambda_: λ.
 
     Example:
@@ -54,7 +55,7 @@ def ablation_loss(phi_name: Tensor, phi_anchor: Tensor, truth: Tensor, lambda_: 
         >>> ablation_loss(3 * one, one, 2 * one, lambda_=0.5)
         tensor(4.5000)
     """
-    return (distance(phi_name, phi_anchor.detach()) + lambda_ * distance(phi_anchor, truth)).mean()
+    return (distance(phi_name, phi_anchor.detach()) + lambda_ * distance(phi_anchor, ideal)).mean()
 
 
 @dataclass(frozen=True)
@@ -94,23 +95,22 @@ class Ablation:
             for template, who in zip(templates, neutrals, strict=True)
         ]
 
-        schedule, velocity = pipe.scheduler, pipe.scheduler.config.prediction_type == "v_prediction"
+        scheduler = pipe.scheduler
         embeds = PromptEmbeds(pipe, [*anchors, *(text for texts in named for text in texts)])
         generator = torch.Generator().manual_seed(task.seed)
         with Learner(pipe, partial(cross_attention, keys_and_values=True), self.lr) as learner:
             for _ in tqdm(range(self.steps), desc=self.key, unit="step", disable=not progress):
                 m = torch.randint(len(x), (self.batch,), generator=generator)
-                t = torch.randint(len(schedule.alphas_cumprod), (self.batch,), generator=generator)
+                t = torch.randint(len(scheduler.alphas_cumprod), (self.batch,), generator=generator)
                 noise = torch.randn((self.batch, *x.shape[1:]), generator=generator)
                 z, t, noise = (part.to(pipe.unet.device) for part in (x[m], t, noise))
-                x_t = add_noise(schedule.alphas_cumprod, z, noise, t)
+                x_t = add_noise(scheduler.alphas_cumprod, z, noise, t)
                 c = embeds([anchors[k] for k in m])
                 c_star = embeds([rng.choice(named[k]) for k in m])
                 both = torch.cat([c_star, c])
                 phi = predict(learner.unet, torch.cat([x_t, x_t]), torch.cat([t, t]), both, torch.float32)
-                truth = schedule.get_velocity(z, noise, t) if velocity else noise
                 phi_name, phi_anchor = phi.chunk(2)
-                learner.step(ablation_loss(phi_name, phi_anchor, truth, self.lambda_))
+                learner.step(ablation_loss(phi_name, phi_anchor, truth(scheduler, z, noise, t), self.lambda_))
             return changes_of(pipe.unet, learner.unet)
 
     def apply(self, pipe: Any, files: Files) -> Applied:

@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from apl_guard.trainer.model.diffusion import as_noise, from_noise
 from apl_guard.trainer.peers.concept import Scope, concept_file, concept_of
 from apl_guard.trainer.peers.peer import Applied, Files, Task
 
@@ -131,21 +132,3 @@ def _sampling(pipe: Any, concept: Callable[[str], str], how: Strength) -> Callab
         return SimpleNamespace(images=pipe.image_processor.postprocess(image, output_type=output_type))
 
     return call
-
-
-def as_noise(scheduler: Any, output: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-    """ε of what a model predicts, noise or velocity: v = √ᾱ ε − √(1 − ᾱ) z₀, so ε = √ᾱ v + √(1 − ᾱ) z_t."""
-    if scheduler.config.prediction_type == "epsilon":
-        return output
-    alpha = scheduler.alphas_cumprod.to(z_t)[t]
-    eps: Tensor = alpha.sqrt() * output + (1 - alpha).sqrt() * z_t
-    return eps
-
-
-def from_noise(scheduler: Any, eps: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
-    """The reverse of `as_noise`."""
-    if scheduler.config.prediction_type == "epsilon":
-        return eps
-    alpha = scheduler.alphas_cumprod.to(z_t)[t]
-    output: Tensor = (eps - (1 - alpha).sqrt() * z_t) / alpha.sqrt()
-    return output

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from apl_guard.trainer.minifaces.autoencoder import encode
 from apl_guard.trainer.minifaces.denoiser import random_timesteps
+from apl_guard.trainer.model.diffusion import truth
 from apl_guard.trainer.personalise.drawings import Drawings, Prior, draw_prior, embeds_of
 from apl_guard.trainer.personalise.recipe import Recipe
 
@@ -36,10 +37,8 @@ def denoising_loss(pipe: Any, unet: Any, z: Tensor, c: Tensor, generator: torch.
     noise = torch.randn(z.shape, generator=generator).to(z)
     t = random_timesteps(len(z), generator).to(z.device)
     z_t = scheduler.add_noise(z, noise, t)
-    is_velocity = scheduler.config.prediction_type == "v_prediction"
-    target = scheduler.get_velocity(z, noise, t) if is_velocity else noise
     predicted = unet(z_t, t, encoder_hidden_states=c).sample
-    return F.mse_loss(predicted, target, reduction="none").mean(dim=(1, 2, 3))
+    return F.mse_loss(predicted, truth(scheduler, z, noise, t), reduction="none").mean(dim=(1, 2, 3))
 
 
 @dataclass(frozen=True)

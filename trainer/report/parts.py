@@ -30,8 +30,8 @@ def table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], cor
         corner: Above the heads of the rows.
 
     Example:
-        >>> table(["plain"], [("leak", ["< 1 %"])])[-58:]
-        '<tr><th>leak</th><td>&lt; 1 %</td></tr></tbody></table></div>'
+        >>> "<tr><th>leak</th><td>&lt; 1 %</td></tr>" in table(["plain"], [("leak", ["< 1 %"])])
+        True
     """
     head = "".join(f"<th>{escape(text)}</th>" for text in (corner, *columns))
     body = "".join(

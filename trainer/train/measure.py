@@ -18,9 +18,10 @@ from torch import Tensor
 from apl_guard.adapters.inject import embed, tokenize_with_prefix
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Data, Examples
+from apl_guard.trainer.model.diffusion import add_noise
 from apl_guard.trainer.model.pipeline import predict
 from apl_guard.trainer.train.loss import distance
-from apl_guard.trainer.train.targets import PromptEmbeds, add_noise
+from apl_guard.trainer.train.targets import PromptEmbeds
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,23 @@ class Measurement:
         return self.gap_closed - self.generic_drift
 
 
+@dataclass(frozen=True)
+class _Half:
+    """What is measured on one half of the data, M examples. All but the prefix is fixed."""
+
+    ids: Tensor
+    """Token ids of the prompts, with room for the prefix, shape (M, L)."""
+    z_t: Tensor
+    """Shape (M, C, H, W)."""
+    t: Tensor
+    """Shape (M,)."""
+    eps_neutral: Tensor
+    """ε(z_t, t, c₂), shape (M, C, H, W)."""
+    whole: float
+    """The distance that stands for the whole: of the answer to the prompt itself (identity data), or to the empty
+    prompt (generic data)."""
+
+
 class Gauge:
     """Measures prefixes against the held-aside examples.
 
@@ -49,16 +67,12 @@ class Gauge:
     def __init__(self, pipe: Any, data: Data, config: TrainConfig, dtype: torch.dtype) -> None:
         self._pipe, self._dtype = pipe, dtype
         self._batch = config.identity_batch + config.generic_batch
-        self._halves: list[tuple[Tensor, Tensor, Tensor, Tensor, float]] = []
-        for k, (half, reference) in enumerate(((data.held_identity, None), (data.held_generic, ""))):
-            self._halves.append(self._prepare(half, reference, config, seed=config.seed * 2 + k))
+        self._identity = self._prepare(data.held_identity, None, config, seed=config.seed * 2)
+        self._generic = self._prepare(data.held_generic, "", config, seed=config.seed * 2 + 1)
 
     @torch.no_grad()
-    def _prepare(
-        self, half: Examples, reference: str | None, config: TrainConfig, seed: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
-        """ids with room for the prefix, z_t, t, ε(c₂), and the distance that stands for the whole: that of
-        the prompt itself (identity data), or of the empty prompt (generic data)."""
+    def _prepare(self, half: Examples, reference: str | None, config: TrainConfig, seed: int) -> _Half:
+        """Draw noise and noise levels; `reference` is the prompt whose distance is the whole, None each one's own."""
         pipe, device = self._pipe, self._pipe.unet.device
         alphas = pipe.scheduler.alphas_cumprod
         rng = torch.Generator().manual_seed(seed)
@@ -73,7 +87,7 @@ class Gauge:
         eps_neutral = self._predict(z_t, t, embeds(half.neutrals))
         whole = distance(self._predict(z_t, t, embeds(others)), eps_neutral).mean().item()
         ids = tokenize_with_prefix(pipe.tokenizer, half.prompts, config.n_vectors)
-        return ids, z_t, t, eps_neutral, whole
+        return _Half(ids, z_t, t, eps_neutral, whole)
 
     def _predict(self, z_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
         parts = [slice(k, k + self._batch) for k in range(0, len(z_t), self._batch)]
@@ -82,10 +96,12 @@ class Gauge:
     @torch.no_grad()
     def __call__(self, prefix: Tensor) -> Measurement:
         """Measure a prefix of shape (N, D)."""
-        shares: list[float] = []
-        for ids, z_t, t, eps_neutral, whole in self._halves:
-            c = torch.cat([embed(self._pipe.text_encoder, part, prefix) for part in torch.split(ids, self._batch)])
-            left = distance(self._predict(z_t, t, c), eps_neutral).mean().item()
-            # A model that answers every prompt alike has no gap to close and nothing to drift by.
-            shares.append(left / whole if whole > 0 else float(left > 0))
-        return Measurement(gap_closed=1 - shares[0], generic_drift=shares[1])
+        left, drift = self._share(self._identity, prefix), self._share(self._generic, prefix)
+        return Measurement(gap_closed=1 - left, generic_drift=drift)
+
+    def _share(self, half: _Half, prefix: Tensor) -> float:
+        """d(prompt with prefix, neutral) as a share of the whole."""
+        c = torch.cat([embed(self._pipe.text_encoder, part, prefix) for part in torch.split(half.ids, self._batch)])
+        left = distance(self._predict(half.z_t, half.t, c), half.eps_neutral).mean().item()
+        # A model that answers every prompt alike has no gap to close and nothing to drift by.
+        return left / half.whole if half.whole > 0 else float(left > 0)

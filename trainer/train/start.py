@@ -18,7 +18,20 @@ from apl_guard.trainer.data.captions import generic_captions
 def generic_prompts(
     generic: str | Path | Sequence[str] | None, model: object, config: TrainConfig
 ) -> Path | Sequence[str]:
-    """Find the generic prompts: what the user gave, or those that are built in."""
+    """Find the generic prompts: what the user gave, or those that are built in.
+
+    Args:
+        generic: As for `train`.
+        model: As for `train`; the reference world has prompts of its own.
+        config: How many, and the seed.
+
+    Raises:
+        InvalidInput: There is no such file or folder.
+
+    Example:
+        >>> generic_prompts(None, "sd15", TrainConfig(generic_count=1))
+        ['...']
+    """
     if generic is None:
         if isinstance(model, (str, Path)) and str(model) == "minifaces":
             return minifaces.captions(config.generic_count, seed=config.seed)

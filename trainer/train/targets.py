@@ -13,25 +13,8 @@ from torch import Tensor
 
 from apl_guard.adapters.inject import encode_prompts
 from apl_guard.trainer.data.examples import Batch, Data
+from apl_guard.trainer.model.diffusion import add_noise
 from apl_guard.trainer.model.pipeline import predict
-
-
-def add_noise(alphas_cumprod: Tensor, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """z_t = √ᾱ_t z + √(1 − ᾱ_t) noise.
-
-    Args:
-        alphas_cumprod: ᾱ, shape (T,).
-        z: Clean latents, shape (B, C, H, W).
-        noise: Shape (B, C, H, W).
-        t: Noise levels, shape (B,).
-
-    Example:
-        >>> z = torch.ones(1, 1, 1, 1)
-        >>> add_noise(torch.tensor([0.64]), z, z, torch.tensor([0])).item()
-        1.4...
-    """
-    alpha = alphas_cumprod.to(z)[t].view(-1, 1, 1, 1)
-    return alpha.sqrt() * z + (1 - alpha).sqrt() * noise
 
 
 class PromptEmbeds:

@@ -18,6 +18,7 @@ from apl_guard.errors import ModelInvalid
 from apl_guard.testing import random_prefix, tiny_pipe
 from apl_guard.trainer.bench.learned import learn_once
 from apl_guard.trainer.data.identities import Identities
+from apl_guard.trainer.model.diffusion import add_noise, as_noise, from_noise
 from apl_guard.trainer.model.pipeline import model_digest, predict
 from apl_guard.trainer.peers.ablation import Ablation, ablation_loss
 from apl_guard.trainer.peers.concept import FILE, concept_of, fitting
@@ -26,12 +27,11 @@ from apl_guard.trainer.peers.negative import NegativePrompt
 from apl_guard.trainer.peers.peer import Files, Peer, Task
 from apl_guard.trainer.peers.prefix import APL, Plain
 from apl_guard.trainer.peers.samples import draw_latents, draw_stages
-from apl_guard.trainer.peers.sld import SLD, Strength, as_noise, from_noise, safety_guidance
+from apl_guard.trainer.peers.sld import SLD, Strength, safety_guidance
 from apl_guard.trainer.peers.text_level import Block, Rewrite
 from apl_guard.trainer.peers.uce import UCE, closed_form
 from apl_guard.trainer.peers.weights import cross_attention, with_changes
 from apl_guard.trainer.train.loss import distance
-from apl_guard.trainer.train.targets import add_noise
 
 GENERIC = tuple(f"a photo of a {thing}" for thing in ("cat", "car", "boat", "tree"))
 NAMED, UNNAMED = "a photo of Ada Lum", "a photo of a cat"
