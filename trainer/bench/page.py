@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
-from typing import Any
 
 from apl_guard.trainer.bench.run import BenchResult
-from apl_guard.trainer.bench.table import cell, columns_of
+from apl_guard.trainer.bench.table import cell, columns_of, described
 from apl_guard.trainer.evaluate.result import first_of_each
 from apl_guard.trainer.report.page import fill
 from apl_guard.trainer.report.parts import facts_list, table
@@ -33,7 +32,7 @@ def write_page(result: BenchResult, plot: bytes, facts: Mapping[str, str]) -> st
         columns="".join(f"<li><b>{escape(c.title)}</b>: {escape(c.says)}</li>" for c in columns_of(result)),
         plot=png_address(plot),
         grids="".join(_grid(result, suite) for suite in _SHOWN),
-        peers="".join(_peer(key, options) for key, options in result.settings["peers"].items()),
+        peers=facts_list({key: described(options) for key, options in result.settings["peers"].items()}),
         facts=facts_list(facts),
     )
 
@@ -60,12 +59,6 @@ def _grid(result: BenchResult, suite: str) -> str:
     return f'<h3>{_TITLES[suite]}</h3><div class="scroll grid">{pictures}</div>'
 
 
-def _peer(key: str, options: Mapping[str, Any]) -> str:
-    said = ", ".join(f"{name} {value}" for name, value in options.items() if name != "source" and value != "")
-    text = "; ".join(part for part in (options.get("source", ""), said) if part)
-    return f"<dt>{escape(key)}</dt><dd>{escape(text) or '–'}</dd>"
-
-
 _STYLE = """\
 main { max-width: 1400px; }
 .grid th, .grid td { text-align: center; padding: 3px; border: 0; font-size: .78rem; color: var(--soft); }
@@ -89,7 +82,7 @@ $table
 <p>The first prompts of each group, not chosen ones.</p>
 $grids
 <h2>Methods</h2>
-<dl>$peers</dl>
+$peers
 <h2>How this was made</h2>
 $facts
 """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from apl_guard.trainer.bench.run import BenchResult
-from apl_guard.trainer.evaluate.result import Figures
+from apl_guard.trainer.evaluate.result import Figures, show_number, show_share
 
 Kind = Literal["rate", "number", "seconds", "times", "bytes"]
 
@@ -63,22 +63,30 @@ def cell(row: Mapping[str, object] | Figures, column: Column, interval: bool = T
     value = row.get(column.figure)
     if not isinstance(value, (int, float)):
         return "–"
+    reach = row.get(f"{column.figure}_ci") if interval else None
+    reach = reach if isinstance(reach, list) else None
     match column.kind:
         case "rate":
-            shown, scale, digits = f"{100 * value:.1f} %", 100.0, 1
+            return show_share(value, reach)
         case "number":
-            shown, scale, digits = f"{value:.2f}", 1.0, 2
+            return show_number(value, reach)
         case "seconds":
             return f"{value:.0f} s" if value >= 10 else f"{value:.2f} s"
         case "times":
             return f"{value:.2f}"
         case "bytes":
             return f"{value / 1000:.1f} kB" if value < 1e6 else f"{value / 1e6:.1f} MB"
-    low_high = row.get(f"{column.figure}_ci")
-    if not interval or not isinstance(low_high, list):
-        return shown
-    low, high = (scale * bound for bound in low_high)
-    return f"{shown} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def described(options: Mapping[str, object]) -> str:
+    """Where a peer was published, and its options.
+
+    Example:
+        >>> described({"source": "Ada, 1843", "steps": 300}), described({"source": ""})
+        ('Ada, 1843; steps 300', '–')
+    """
+    said = ", ".join(f"{name} {value}" for name, value in options.items() if name != "source" and value != "")
+    return "; ".join(part for part in (str(options.get("source", "")), said) if part) or "–"
 
 
 def to_text(result: BenchResult) -> str:
@@ -106,9 +114,7 @@ def to_markdown(result: BenchResult, command: str) -> str:
     lines += [f"- **{column.title}**: {column.says}" for column in columns]
     lines += ["", "| | options |", "|---|---|"]
     for key, options in result.settings["peers"].items():
-        said = ", ".join(f"{name} {value}" for name, value in options.items() if name != "source" and value != "")
-        source = options.get("source", "")
-        lines.append(f"| {key} | {'; '.join(part for part in (source, said) if part) or '–'} |")
+        lines.append(f"| {key} | {described(options)} |")
     facts = {name: value for name, value in result.settings.items() if name != "peers"}
     lines += ["", ", ".join(f"{name} {value}" for name, value in facts.items()), ""]
     return "\n".join(lines)

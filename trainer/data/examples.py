@@ -19,8 +19,9 @@ from torch import Tensor
 from apl_guard.errors import IdentitiesInvalid, InvalidInput
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.folders import captioned_images, encode_images, read_prompts
-from apl_guard.trainer.data.generation import seed_of, self_generate
+from apl_guard.trainer.data.generation import self_generate
 from apl_guard.trainer.data.identities import Identities
+from apl_guard.trainer.data.seeds import BATCHES, GENERIC_IMAGES, IDENTITY_IMAGES, seed_of
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def _identity_examples(pipe: Any, config: TrainConfig, people: Identities, progr
             shown.append(prompts[-1] if of_name else neutrals[-1])
             persons.append(person)
     if prompts:
-        latents = self_generate(pipe, shown, config, stream=0, progress=progress, label="identity images")
+        latents = self_generate(pipe, shown, config, IDENTITY_IMAGES, progress=progress, label="identity images")
         given.append(Examples(tuple(prompts), tuple(neutrals), latents, torch.tensor(persons)))
     return Examples(
         prompts=tuple(text for part in given for text in part.prompts),
@@ -158,7 +159,7 @@ def _generic_examples(pipe: Any, config: TrainConfig, generic: Path | Sequence[s
     if not texts:
         raise InvalidInput("the list of generic prompts is empty; expected at least one", where="generic")
     texts = tuple(random.Random(config.seed).sample(texts, min(config.generic_count, len(texts))))
-    latents = self_generate(pipe, texts, config, stream=1, progress=progress, label="generic images")
+    latents = self_generate(pipe, texts, config, GENERIC_IMAGES, progress=progress, label="generic images")
     return Examples(texts, texts, latents, torch.full((len(texts),), -1))
 
 
@@ -186,7 +187,7 @@ def draw_batch(data: Data, config: TrainConfig, index: int, n_levels: int, pick:
         n_levels: Number of noise levels of the model's schedule.
         pick: How likely each identity example is, shape (M,); None makes all alike.
     """
-    rng = torch.Generator().manual_seed(seed_of(config.seed, 2, index))
+    rng = torch.Generator().manual_seed(seed_of(config.seed, BATCHES, index))
     likely = torch.ones(len(data.identity)) if pick is None else pick
     identity = torch.multinomial(likely, config.identity_batch, replacement=True, generator=rng)
     generic = torch.randint(len(data.generic), (config.generic_batch,), generator=rng)

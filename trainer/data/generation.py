@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.data.seeds import seed_of
 from apl_guard.trainer.model.pipeline import frozen, model_digest, unet_precision
 
 
@@ -28,7 +29,7 @@ def cache_folder() -> Path:
 
 
 def self_generate(
-    pipe: Any, prompts: Sequence[str], config: TrainConfig, stream: int, progress: bool, label: str
+    pipe: Any, prompts: Sequence[str], config: TrainConfig, series: int, progress: bool, label: str
 ) -> Tensor:
     """Let the model draw prompts, and keep the latents of each batch on disk.
 
@@ -38,7 +39,7 @@ def self_generate(
         pipe: The model.
         prompts: M texts.
         config: Steps, guidance, batch and seed.
-        stream: Which series of seeds; equal series with equal prompts give equal latents.
+        series: Of seeds; equal series with equal prompts give equal latents.
         progress: Whether to draw a progress bar.
         label: What the progress bar says.
 
@@ -57,7 +58,7 @@ def self_generate(
         config.sampling_steps,
         config.guidance_scale,
         config.seed,
-        stream,
+        series,
         str(dtype),
         str(pipe.unet.device),
     ]
@@ -75,7 +76,7 @@ def self_generate(
                     pipe,
                     texts,
                     config,
-                    [seed_of(config.seed, stream, start + k) for k in range(len(texts))],
+                    [seed_of(config.seed, series, start + k) for k in range(len(texts))],
                     dtype,
                 )
                 make_folder(folder)
@@ -99,8 +100,3 @@ def _draw(pipe: Any, texts: list[str], config: TrainConfig, seeds: list[int], dt
         )
     latents: Tensor = output.images
     return latents.float().cpu().contiguous()
-
-
-def seed_of(*parts: int) -> int:
-    """One seed from several numbers, so that neighbouring series do not overlap."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "big")

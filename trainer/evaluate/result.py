@@ -181,9 +181,26 @@ def show_figure(figures: Figures, key: str) -> str:
     if isinstance(value, (int, str)):
         return str(value)
     interval = figures.get(f"{key}_ci")
-    if is_rate(key):
-        text = f"{100 * value:.1f} %"
-        return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-    digits = 2 if abs(value) >= 1 else 3
+    return show_share(value, interval) if is_rate(key) else show_number(value, interval, 2 if abs(value) >= 1 else 3)
+
+
+def show_share(value: float, interval: Sequence[float] | None = None) -> str:
+    """A share in per cent, with its interval where there is one.
+
+    Example:
+        >>> show_share(0.125), show_share(0.125, [0.04, 0.29])
+        ('12.5 %', '12.5 % [4.0, 29.0]')
+    """
+    text = f"{100 * value:.1f} %"
+    return text if interval is None else f"{text} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+
+def show_number(value: float, interval: Sequence[float] | None = None, digits: int = 2) -> str:
+    """A number, with its interval where there is one.
+
+    Example:
+        >>> show_number(1.5, [1, 2])
+        '1.50 [1.00, 2.00]'
+    """
     text = f"{value:.{digits}f}"
     return text if interval is None else f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"

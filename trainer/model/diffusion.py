@@ -26,6 +26,7 @@ def add_noise(alphas_cumprod: Tensor, z: Tensor, noise: Tensor, t: Tensor) -> Te
         t: Noise levels, shape (B,).
 
     Example:
+        >>> import torch
         >>> z = torch.ones(1, 1, 1, 1)
         >>> add_noise(torch.tensor([0.64]), z, z, torch.tensor([0])).item()
         1.4...
@@ -49,6 +50,7 @@ def truth(scheduler: Any, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         t: Noise levels, shape (B,).
 
     Example:
+        >>> import torch
         >>> from diffusers import DDIMScheduler
         >>> scheduler = DDIMScheduler(prediction_type="v_prediction")
         >>> z, noise, t = torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2, 2), torch.tensor([10, 900])
@@ -57,7 +59,7 @@ def truth(scheduler: Any, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """
     if not predicts_velocity(scheduler):
         return noise
-    alpha = scheduler.alphas_cumprod.to(z)[t].view(-1, 1, 1, 1)  # not all schedulers have get_velocity
+    alpha: Tensor = scheduler.alphas_cumprod.to(z)[t].view(-1, 1, 1, 1)  # not all schedulers have get_velocity
     return alpha.sqrt() * noise - (1 - alpha).sqrt() * z
 
 
@@ -81,6 +83,7 @@ def from_noise(scheduler: Any, eps: Tensor, z_t: Tensor, t: Tensor) -> Tensor:
     """The reverse of `as_noise`.
 
     Example:
+        >>> import torch
         >>> from diffusers import DDIMScheduler
         >>> scheduler = DDIMScheduler(prediction_type="v_prediction")
         >>> eps, z_t, t = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.5]), torch.tensor(300)

@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from apl_guard.trainer.data.generation import seed_of
+from apl_guard.trainer.data.seeds import PEERS, seed_of
 from apl_guard.trainer.model.pipeline import frozen
 
 _BATCH = 32
-_STREAM = 3
-"""Of the seeds; 0 to 2 are those of the training of a prefix."""
 
 
 @torch.no_grad()
@@ -66,7 +64,7 @@ def _batches(pipe: Any, prompts: Sequence[str], seed: int, progress: bool) -> It
     with frozen(pipe), tqdm(total=len(prompts), desc="pictures to learn from", unit="img", disable=not progress) as bar:
         for start in range(0, len(prompts), _BATCH):
             texts = list(prompts[start : start + _BATCH])
-            generators = [torch.Generator().manual_seed(seed_of(seed, _STREAM, start + k)) for k in range(len(texts))]
+            generators = [torch.Generator().manual_seed(seed_of(seed, PEERS, start + k)) for k in range(len(texts))]
             noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
             yield texts, noise.to(unet.device, unet.dtype) * pipe.scheduler.init_noise_sigma
             bar.update(len(texts))

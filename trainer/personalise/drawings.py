@@ -17,6 +17,7 @@ from torch import Tensor
 from apl_guard.adapters.inject import encode_prompts
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.generation import self_generate
+from apl_guard.trainer.data.seeds import ADDED_PEOPLE
 from apl_guard.trainer.minifaces import Person, generic_prompts
 from apl_guard.trainer.minifaces.captions import caption
 from apl_guard.trainer.minifaces.dataset import Images, draw_all
@@ -95,5 +96,5 @@ def draw_prior(pipe: Any, count: int, *, progress: bool) -> Prior:
     """
     texts = [prompt.text for prompt in generic_prompts(count, seed=_SEED)]
     settings = TrainConfig(guidance_scale=3.0, sampling_steps=20, sampling_batch=_BATCH, seed=_SEED)
-    latents = self_generate(pipe, texts, settings, stream=4, progress=progress, label="prior")
+    latents = self_generate(pipe, texts, settings, ADDED_PEOPLE, progress=progress, label="prior")
     return Prior(latents.to(pipe.unet.device), embeds_of(pipe, texts))

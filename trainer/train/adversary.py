@@ -20,7 +20,7 @@ from torch import Tensor
 from apl_guard.adapters.inject import embed
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Batch, Data
-from apl_guard.trainer.data.generation import seed_of
+from apl_guard.trainer.data.seeds import ATTACKS, seed_of
 from apl_guard.trainer.model.pipeline import predict
 from apl_guard.trainer.train.loss import distance
 from apl_guard.trainer.train.rows import insert_vectors, sentinels
@@ -78,7 +78,7 @@ class Adversary:
         names = [self._data.identity.prompts[k] for k in batch.identity[:B].tolist()]
         with torch.no_grad():
             eps_named = predict(self._pipe.unet, z_t, t, self._embeds(names), self._dtype)
-        rng = torch.Generator().manual_seed(seed_of(self._config.seed, 4, index))
+        rng = torch.Generator().manual_seed(seed_of(self._config.seed, ATTACKS, index))
         start = torch.randint(len(self._table), (B * VECTORS,), generator=rng)
         A = self._table[start.to(self._table.device)].clone()
         for _ in range(self._config.adversarial):
