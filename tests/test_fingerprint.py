@@ -56,6 +56,17 @@ def test_a_change_behind_the_back_of_autograd(pipe, of):
     assert of().weights != before.weights
 
 
+def test_one_value_of_any_bias_changed_behind_the_back_of_autograd(pipe):
+    """Vectors of up to 256 values are looked at whole, so that no single value can change."""
+    for weight in pipe.text_encoder.parameters():
+        if weight.ndim == 1:
+            for place in (0, len(weight) // 2, -1):
+                before = remembered(pipe.text_encoder)
+                weight.data[place] += 1
+
+                assert remembered(pipe.text_encoder) is not before
+
+
 def test_another_function_of_the_same_weights(pipe, of):
     """Another activation makes it another encoder."""
     other = copy.deepcopy(pipe.text_encoder)

@@ -237,13 +237,15 @@ def _sample(tensors: Sequence[Tensor]) -> bytes:
 
     if not tensors:
         return b""
+    counts = [tensor.numel() for tensor in tensors]
     # Single values of the largest, which is the table of token embeddings: a part of its rows may change alone.
-    table = max(range(len(tensors)), key=lambda i: tensors[i].numel())
+    table = counts.index(max(counts))
     runs: list[Tensor] = []
     single: list[Tensor] = []
-    for i, tensor in enumerate(tensors):
-        count = tensor.numel()
-        if i == table or count < _RUNS * _RUN or not tensor.is_contiguous():
+    for i, (tensor, count) in enumerate(zip(tensors, counts, strict=True)):
+        if count <= _RUNS * _RUN and tensor.ndim == 1:
+            single.append(tensor)  # whole; every view that need not be made saves microseconds, and encoders have many
+        elif i == table or count < _RUNS * _RUN or not tensor.is_contiguous():
             single.append(tensor.reshape(-1)[:: max(1, count // (_RUNS * _RUN)) | 1])
         else:
             # From the first value to the last, and hardly ever a multiple of the length of a row.
