@@ -9,7 +9,7 @@ WHEEL_BIN := .venv-wheel/bin
 # Debian packages that a few tests need. Without them, or the right to install them, those tests are skipped and say so.
 SYSTEM := strace postgresql prometheus
 
-.PHONY: demo test system install lint types imports suite wheel wheel-suite fuzz torture clean
+.PHONY: demo test system install lint types imports suite wheel wheel-suite fuzz benchmarks torture clean
 
 demo: install
 	$(BIN)/apl-guard demo --output demo
@@ -63,6 +63,15 @@ fuzz: install
 	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_audit.py -max_total_time=$(FUZZ_SECONDS) build/fuzz/audit
 	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_receipt.py -max_total_time=$(FUZZ_SECONDS) build/fuzz/receipt
 	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_policy.py -max_total_time=$(FUZZ_SECONDS) build/fuzz/policy
+
+# On demand, on a machine that does nothing else: what the guard and its log cost, beside a peer where it can be installed.
+benchmarks: install
+	test -e build/peer/installed || { $(PYTHON) -m venv build/peer && \
+		build/peer/bin/python -m pip --disable-pip-version-check --quiet install nemoguardrails==0.24.1 && \
+		touch build/peer/installed; } || echo "nemoguardrails cannot be installed; measured without it"
+	$(BIN)/python -m tests.benchmarks.overhead $$(test ! -e build/peer/installed || echo --peer build/peer/bin/python)
+	$(BIN)/python -m tests.benchmarks.audit_log
+	$(BIN)/python -m tests.benchmarks.names
 
 # On demand: the tests of the audit log that kill, corrupt and starve it, in full.
 torture: install
