@@ -101,6 +101,9 @@ def read_chain(lines: Sequence[bytes], identity: Identity, keys_of: Callable[[in
             problem = f"is not signed with the key of epoch {checkpoint.generation}.{checkpoint.epoch}"
         elif before is not None and (before.closed or checkpoint.size < before.size):
             problem = "goes back behind what was sealed of its writer"
+        elif before is not None and checkpoint.size == before.size and checkpoint.root != before.root:
+            # Whoever has the live key could sign it, over records that were exchanged under the one before.
+            problem = "says something else about records that were sealed before"
         if problem is not None:
             chain.problem = f"checkpoint {number} {problem}"
             return chain

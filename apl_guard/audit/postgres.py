@@ -61,7 +61,7 @@ def export_to_postgres(folder: Path, address: str) -> int:
 
     Raises:
         ExtraMissing: psycopg is not installed.
-        InvalidInput: The folder holds no log.
+        InvalidInput: The folder holds no log, or one that was changed.
         StorageFailed: The database does not take them. What was sent in earlier batches stays.
     """
     try:
@@ -84,6 +84,8 @@ def export_to_postgres(folder: Path, address: str) -> int:
                     reached[writer] = [line.seq, line.segment]
                 write_file(cursor_file, json.dumps(reached).encode())
                 sent += len(batch)
+    except ValueError as error:
+        raise InvalidInput(f"a record cannot be read ({error}); verify the log", where=folder) from error
     except psycopg.Error as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StorageFailed(f"the database does not take the records ({reason})", path=folder) from error

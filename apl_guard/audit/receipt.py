@@ -27,10 +27,10 @@ from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
 from apl_guard.errors import InvalidInput
 
-__all__ = ["check_receipt", "prove", "prove_consistency"]
+__all__ = ["MAX_BYTES", "check_receipt", "prove", "prove_consistency"]
 
 _KIND = "apl-guard audit receipt 1"
-_MAX_BYTES = 16 << 20
+MAX_BYTES = 16 << 20
 
 
 def prove(folder: Path, decision_id: str) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def prove(folder: Path, decision_id: str) -> dict[str, Any]:
         The receipt, ready for JSON.
 
     Raises:
-        InvalidInput: There is no such decision, or no checkpoint covers it yet.
+        InvalidInput: There is no such decision, no checkpoint covers it yet, or the log does not prove it.
         OSError: A file cannot be read.
     """
     identity, lines, checkpoints = _read(folder)
@@ -87,6 +87,12 @@ def prove(folder: Path, decision_id: str) -> dict[str, Any]:
         )
     ends = [c.number for c in checkpoints if c.next is not None and c.generation < newest]
     receipt["generations"] = [_signed(folder, identity, checkpoints, lines, number) for number in ends]
+    try:
+        check_receipt(receipt, identity.root)
+    except InvalidInput as error:
+        raise InvalidInput(
+            f"does not prove it ({error}); see: apl-guard audit verify {folder}", where=folder
+        ) from error
     return receipt
 
 
@@ -190,8 +196,8 @@ def _signed(
 
 def _check(content: bytes | Mapping[str, Any], public_key: str) -> list[Record]:
     if isinstance(content, bytes):
-        if len(content) > _MAX_BYTES:
-            raise InvalidInput(f"larger than {_MAX_BYTES} bytes", where="receipt")
+        if len(content) > MAX_BYTES:
+            raise InvalidInput(f"larger than {MAX_BYTES} bytes", where="receipt")
         content = json.loads(content)
     if not isinstance(content, Mapping):
         raise TypeError

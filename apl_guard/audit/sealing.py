@@ -172,8 +172,9 @@ class SealedWriter:
                 except BaseException:
                     self._unsealed_since = monotonic() if since is None else since
                     raise
-        except (OSError, AplGuardError) as error:
-            self._problem = getattr(error, "strerror", None) or str(error)
+        except Exception as error:  # whatever it is: the thread must go on trying, and the guard say why it stops
+            own = str(error) if isinstance(error, AplGuardError) else type(error).__name__
+            self._problem = getattr(error, "strerror", None) or own
             raise AuditUnavailable(f"no checkpoint could be made: {self._problem}") from error
 
     def _recover(self, segments: Path) -> None:

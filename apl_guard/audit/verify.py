@@ -163,22 +163,24 @@ def _chain(folder: Path, copies: list[Path], identity: Identity, report: Report)
             return read_keys(copies, generation, identity.epochs, root)
         return ours
 
-    kept: list[bytes] = []
-    for copy in copies:
-        lines, _ = read_lines(copy)
-        kept = max(kept, lines, key=len)
+    witnessed = {copy: read_lines(copy)[0] for copy in copies}
     lines, rest = read_lines(folder)
-    if kept and kept != lines[: len(kept)]:
-        at = next((i for i, (a, b) in enumerate(zip(kept, lines, strict=False)) if a != b), min(len(kept), len(lines)))
-        here = "differs from" if at < len(lines) else "is missing, it is at"
-        report.findings.append(f"checkpoint {at} {here} the witness")
-        lines, rest = kept, b""
+    contrary: list[list[bytes]] = []
+    for copy, kept in witnessed.items():  # each of them: one that was taken over may agree with what was forged
+        if kept != lines[: len(kept)]:
+            pairs = enumerate(zip(kept, lines, strict=False))
+            at = next((i for i, (theirs, ours) in pairs if theirs != ours), min(len(kept), len(lines)))
+            here = "differs from" if at < len(lines) else "is missing, it is at"
+            report.findings.append(f"checkpoint {at} {here} the witness {copy.parent}")
+            contrary.append(kept)
+    if contrary:
+        lines, rest = max(contrary, key=len), b""
     if rest:
         report.torn.append(f"checkpoint {len(lines)} is cut off")
     chain = read_chain(lines, identity, keys_of)
     if chain.problem is not None:
         report.findings.append(chain.problem)
-    return chain, len(kept)
+    return chain, max(map(len, witnessed.values()), default=0)
 
 
 def _check_rows(segments: Path, chain: Chain, witnessed: int, report: Report) -> None:

@@ -8,7 +8,7 @@ import mutants
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logs import TORTURE, make_log
+from logs import TORTURE, call, make_log
 
 from apl_guard import AuditUnavailable
 from apl_guard.audit.checkpoint import Checkpoint, Identity
@@ -59,6 +59,58 @@ class TestForgedWithTheLiveKey:
 
         assert report.verdict == Verdict.TAMPERED
         assert any("cannot follow" in finding for finding in report.findings)
+
+    def test_over_what_was_sealed_before(self, folders):
+        """A second checkpoint of the same length, over records that were exchanged under the first."""
+        log, witness = folders
+        durable = DurableLog(log, [witness])
+        call(durable, 0)
+        durable.seal()
+        mutants.forge(log, next((log / "segments").iterdir()), 1)
+        tree, history = Tree(), Tree()
+        for line in next((log / "segments").iterdir()).read_bytes().splitlines():
+            tree.append(leaf_hash(line))
+        rows = (log / CHECKPOINTS).read_bytes().splitlines()
+        for row in rows:
+            history.append(leaf_hash(row))
+        last = Checkpoint.parse(rows[-1])
+        assert last.size == tree.size
+        forged = last.__dict__ | {"number": len(rows), "root": tree.root.hex(), "history": history.root.hex()}
+        with (log / CHECKPOINTS).open("ab") as stream:
+            stream.write(Checkpoint(**forged).signed(live_key(log)) + b"\n")
+
+        report = verify_log(log, [witness])
+        durable.leave()
+
+        assert report.verdict == Verdict.TAMPERED
+        assert any("says something else" in finding for finding in report.findings)
+
+    def test_with_one_of_two_witnesses(self, folders):
+        """Which then agrees with what was forged, and has even more; the other one still speaks."""
+        log, witness = folders
+        other = witness.with_name("other")
+        durable = DurableLog(log, [witness])
+        call(durable, 0)
+        durable.seal()
+        shutil.copytree(witness, other)
+        rows = (log / CHECKPOINTS).read_bytes().splitlines()
+        last, history = Checkpoint.parse(rows[-1]), Tree()
+        for row in rows[:-1]:
+            history.append(leaf_hash(row))
+        del rows[-1]
+        for _ in range(2):
+            changes = {"number": len(rows), "history": history.root.hex(), "timestamp": "2026-01-01T00:00:00.000000Z"}
+            rows.append(Checkpoint(**{**last.__dict__, **changes}).signed(live_key(log)))
+            history.append(leaf_hash(rows[-1]))
+        for folder in (log, next(witness.iterdir())):
+            (folder / CHECKPOINTS).write_bytes(b"".join(row + b"\n" for row in rows))
+        durable.leave()
+
+        assert verify_log(log, [witness]).verdict == Verdict.VALID  # nobody could know
+        for witnesses in ([witness, other], [other, witness]):
+            report = verify_log(log, witnesses)
+            assert report.verdict == Verdict.TAMPERED
+            assert any(f"differs from the witness {other}" in finding for finding in report.findings)
 
 
 class TestCutOffAndResumed:

@@ -4,6 +4,7 @@ import copy as copies
 import hashlib
 import json
 
+import mutants
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given, settings
@@ -118,6 +119,18 @@ def test_anything_else_is_no_receipt(content):
     """Never another error."""
     with pytest.raises(InvalidInput):
         check_receipt(content.encode() if isinstance(content, str) else content, "00" * 32)
+
+
+def test_a_log_that_was_changed_gives_no_receipt(copy):
+    """Rather than one that nobody could check."""
+    log, _ = copy
+    segment = sorted((log / "segments").iterdir())[0]
+    lines = segment.read_bytes().splitlines()
+    found = next(n for n, line in enumerate(lines) if b'"guard.decision"' in line)
+    mutants.forge(log, segment, found)
+
+    with pytest.raises(InvalidInput, match="does not prove it"):
+        prove(log, json.loads(lines[found])["decision_id"])
 
 
 def test_what_is_not_sealed_yet_has_no_receipt(folders):
