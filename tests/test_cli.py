@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import save_file
 
 from apl_guard import Prefix, cli
+from apl_guard.cli.policy_effects import complete_policy
 from apl_guard.testing import tiny_pipe
 
 
@@ -129,6 +130,48 @@ def test_policies(run):
     assert "prompt_embeds" in run("policy", "show", "anonymize_faces")[1]
     assert json.loads(run("policy", "show", "anonymize_faces", "--json")[1])["kind"] == "Policy"
     assert run("policy", "show", "nothing")[0] == 2
+
+
+def test_a_policy_that_is_nearly_named(run, tmp_path):
+    """Each command says which one was meant."""
+    for arguments in (["show", "anonymise_faces"], ["init", tmp_path / "a.yaml", "--from", "anonymise_faces"]):
+        code, _, err = run("policy", *arguments)
+        assert (code, "did you mean 'anonymize_faces'?" in err) == (2, True)
+    code, _, err = run("policy", "explain", "a photo of Mara Voss")
+    assert (code, "expected both" in err) == (2, True)
+
+
+def test_lists_of_the_platform_are_not_asked_for_where_texts_are_compared(run, monkeypatch, tmp_path):
+    """Built-in policies name lists that may not be there yet."""
+    monkeypatch.setenv("APL_GUARD_NAMES", str(tmp_path))
+
+    code, out, _ = run("policy", "diff", "anonymize_named", "block_named")
+    assert (code, '+ spec.rules.prompts-that-name-somebody.then.action: "block"' in out) == (1, True)
+
+
+def test_a_shell_completes_policies(tmp_path, monkeypatch):
+    """Names of built-in ones, and files, also of other folders."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    for file in ("an.yaml", "an.txt", "sub/b.yml"):
+        (tmp_path / file).write_text("")
+
+    assert complete_policy("anonymize_n") == ["anonymize_named"]
+    assert complete_policy("an.") == ["an.yaml"]
+    assert complete_policy("s") == ["shadow_anonymize_faces", "sub"]
+    assert complete_policy(f"{tmp_path}/sub/") == [f"{tmp_path}/sub/b.yml"]
+    assert complete_policy("nowhere/") == []
+
+
+def test_a_file_that_cannot_be_read_is_one_line(run, tmp_path, monkeypatch):
+    """Whatever the system says about it, nobody sees a traceback."""
+
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder / "log.json"))
+
+    monkeypatch.setattr("apl_guard.audit.receipt.read_identity", refuse)
+    code, _, err = run("audit", "prove", tmp_path, "d")
+    assert (code, err) == (1, f"error: {tmp_path}/log.json: Permission denied\n")
 
 
 @pytest.mark.smoke

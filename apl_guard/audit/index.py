@@ -5,43 +5,21 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from apl_guard.audit.folder import SEGMENTS
+from apl_guard.audit.question import COLUMNS, Question
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
 from apl_guard.errors import InvalidInput, StorageFailed
 
-__all__ = ["COLUMNS", "INDEX_FILE", "Index", "Question"]
+__all__ = ["INDEX_FILE", "Index"]
 
 INDEX_FILE = "index.sqlite"
-COLUMNS = {
-    "timestamp": "$.timestamp",
-    "event": "$.event",
-    "decision_id": "$.decision_id",
-    "policy": "$.policy.name",
-    "policy_version": "$.policy.version",
-    "policy_digest": "$.policy.digest",
-    "mode": "$.policy.mode",
-    "tenant": "$.tenant",
-    "route": "$.route",
-    "subject": "$.subject",
-    "backend": "$.backend",
-    "action": "$.action",
-    "effective_action": "$.effective_action",
-    "category": "$.category",
-    "result": "$.result",
-    "error": "$.error",
-    "prefix": "$.prefix",
-    "prefix_digest": "$.prefix_digest",
-    "images": "$.images",
-    "overhead_ms": "$.overhead_ms",
-    "generation_ms": "$.generation_ms",
-}
-"""Column → where its value is in a record. These can be asked for and grouped by."""
+_MARK = 0x61706C67
+"""In the header of the file, as SQLite's `application_id`: what has another one is somebody else's."""
 
 _INDEXED = ("timestamp", "decision_id", "event", "action", "result", "policy", "subject")
 # Columns are computed from the line, so they cannot say anything else than it does.
@@ -53,23 +31,6 @@ CREATE TABLE IF NOT EXISTS records (
 ) WITHOUT ROWID;
 {" ".join(f'CREATE INDEX IF NOT EXISTS by_{name} ON records("{name}");' for name in _INDEXED)}
 """
-
-
-@dataclass(frozen=True)
-class Question:
-    """What to look for."""
-
-    where: Mapping[str, str | int | float]
-    """Column → value that it has. A text that reads as a number stands for the number, too."""
-    since: str | None = None
-    """Timestamps from here on,"""
-    until: str | None = None
-    """up to here, this one left out."""
-    group_by: Sequence[str] = ()
-    """Count by these columns rather than list."""
-    limit: int = 100
-    containing: Sequence[Sequence[str]] | None = None
-    """Digests: of each list, one has to stand in the record."""
 
 
 class Index:
@@ -89,6 +50,8 @@ class Index:
         if not self._segments.is_dir():
             raise InvalidInput("holds no audit log; expected log.json and a folder of segments", where=log)
         self._path = path or log / INDEX_FILE
+        if path is not None:
+            self._refuse_what_is_not_ours()
         try:
             self._open()
         except sqlite3.DatabaseError:
@@ -129,9 +92,10 @@ class Index:
         """
         try:
             return self._update()
-        except sqlite3.DatabaseError:
-            self._start_anew()
-            return self._update()
+        except sqlite3.DatabaseError as error:
+            if _says_nothing_about_the_index(error):
+                raise self._failed(error) from error
+        return self.rebuild()
 
     def rebuild(self) -> int:
         """Make it anew from the log.
@@ -143,7 +107,37 @@ class Index:
             StorageFailed: The index cannot be written.
         """
         self._start_anew()
-        return self._update()
+        try:
+            return self._update()
+        except sqlite3.DatabaseError as error:
+            raise self._failed(error) from error
+
+    def newer(self, than: Mapping[str, int], limit: int = 1000) -> list[dict[str, Any]]:
+        """Records after those that are known, in the order in which they were written by each writer.
+
+        Args:
+            than: Writer → the last record of it that is known. Of other writers, all are new.
+            limit: At most so many.
+
+        Raises:
+            StorageFailed: The index cannot be read.
+        """
+        found: list[dict[str, Any]] = []
+        for (writer,) in self._rows("SELECT DISTINCT writer FROM records ORDER BY writer", []):
+            rows = self._rows(
+                "SELECT line FROM records WHERE writer = ? AND seq > ? ORDER BY seq LIMIT ?",
+                [writer, than.get(writer, -1), limit - len(found)],
+            )
+            found += [json.loads(line) for (line,) in rows]
+        return found
+
+    def places(self) -> dict[str, int]:
+        """Writer → its last record.
+
+        Raises:
+            StorageFailed: The index cannot be read.
+        """
+        return dict(self._rows("SELECT writer, max(seq) FROM records GROUP BY writer", []))
 
     def ask(self, question: Question) -> list[dict[str, Any]]:
         """Answer a question.
@@ -153,37 +147,13 @@ class Index:
 
         Raises:
             InvalidInput: There is no such column.
+            StorageFailed: The index cannot be read.
         """
-        for name in [*question.where, *question.group_by]:
-            if name not in COLUMNS:
-                raise InvalidInput(f"there is no column '{name}'; there are: {', '.join(COLUMNS)}", where="query")
-        conditions: list[str] = []
-        values: list[Any] = []
-        for name, value in question.where.items():
-            same = [value, *_as_number(value)]
-            conditions.append(f'"{name}" IN ({", ".join("?" * len(same))})')
-            values += same
-        for digests in question.containing or ():
-            conditions.append(f"({' OR '.join(['instr(line, ?)'] * len(digests))})")
-            values += digests
-        for condition, moment in (("timestamp >= ?", question.since), ("timestamp < ?", question.until)):
-            if moment is not None:
-                conditions.append(condition)
-                values.append(moment)
-        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        query, values = question.to_sql()
+        rows = self._rows(query, values)
         if question.group_by:
-            names = ", ".join(f'"{name}"' for name in question.group_by)
-            found = self._database.execute(
-                f"SELECT {names}, count(*) FROM records{where} GROUP BY {names} "
-                f"ORDER BY count(*) DESC, {names} LIMIT ?",
-                [*values, question.limit],
-            )
-            return [dict(zip([*question.group_by, "count"], row, strict=True)) for row in found]
-        found = self._database.execute(
-            f"SELECT line FROM records{where} ORDER BY timestamp DESC, writer, seq DESC LIMIT ?",
-            [*values, question.limit],
-        )
-        return [json.loads(line) for (line,) in found]
+            return [dict(zip([*question.group_by, "count"], row, strict=True)) for row in rows]
+        return [json.loads(line) for (line,) in rows]
 
     def differences(self) -> Iterator[str]:
         """Where the index says something else than the log, or nothing. Records newer than the index do not count."""
@@ -228,14 +198,37 @@ class Index:
         except ValueError:
             return  # nothing after it can be relied on; `verify` names it
 
+    def _refuse_what_is_not_ours(self) -> None:
+        """A file that somebody named by mistake is not overwritten."""
+        try:
+            with self._path.open("rb") as stream:
+                header = stream.read(100)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StorageFailed(f"the index cannot be read ({error.strerror})", path=self._path) from error
+        if header and (header[:16] != b"SQLite format 3\0" or int.from_bytes(header[68:72]) != _MARK):
+            raise StorageFailed("is no index; name a file that is not there yet with --index", path=self._path)
+
+    def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
+        try:
+            return self._database.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: sqlite3.DatabaseError) -> StorageFailed:
+        return StorageFailed(f"the index cannot be used ({error}); name another place with --index", path=self._path)
+
     def _open(self) -> None:
         try:
             self._database = sqlite3.connect(self._path, timeout=30)
-            self._database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}")
+            self._database.executescript(
+                f"PRAGMA application_id={_MARK}; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}"
+            )
         except sqlite3.OperationalError as error:
-            raise StorageFailed(
-                f"the index cannot be opened ({error}); name another place with --index", path=self._path
-            ) from error
+            if _says_nothing_about_the_index(error):
+                raise self._failed(error) from error
+            raise
 
     def _start_anew(self) -> None:
         if hasattr(self, "_database"):
@@ -246,12 +239,21 @@ class Index:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 raise StorageFailed(f"cannot be removed ({error.strerror})", path=path) from error
-        self._open()
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            raise self._failed(error) from error
 
 
-def _as_number(value: str | int | float) -> list[float]:
-    """The number that a text reads as. In a record, a version is one, and the name of a tenant may look like one."""
-    try:
-        return [float(value)] if isinstance(value, str) and value.isascii() else []
-    except ValueError:
-        return []
+def _says_nothing_about_the_index(error: sqlite3.DatabaseError) -> bool:
+    """Whether making it anew would not help: somebody else has it, or the disk is full, read-only or broken."""
+    code = getattr(error, "sqlite_errorcode", None)  # None where we raised it
+    return code is not None and code & 0xFF in _OF_THE_SYSTEM
+
+
+_OF_THE_SYSTEM = frozenset(
+    [
+        *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
+        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+    ]
+)

@@ -68,5 +68,9 @@ def main() -> None:
     except AplGuardError as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 1))
+    except OSError as error:  # such as a file that this account may not read
+        what = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror or type(error)
+        typer.secho(f"error: {what}", fg=typer.colors.RED, err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import typer
 
 from apl_guard.cli import audit_keys
+from apl_guard.cli.audit_export import export
 from apl_guard.cli.audit_proofs import consistency, erase, prove, reveal
-from apl_guard.cli.audit_questions import export, policies, query, reindex, stats, tail
+from apl_guard.cli.audit_questions import policies, query, reindex, stats, tail
 from apl_guard.cli.audit_verify import VerifyCommand, verify
 
 __all__ = ["app"]

@@ -94,3 +94,4 @@ def _write(content: dict[str, Any], output: Path | None) -> None:
         typer.echo(text)
     else:
         write_file(output, text.encode() + b"\n")
+        typer.echo(f"{output} written")

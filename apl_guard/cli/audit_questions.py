@@ -1,4 +1,4 @@
-"""`apl-guard audit query | tail | stats | policies | export | reindex`: what is in the log."""
+"""`apl-guard audit query | tail | stats | policies | reindex`: what is in the log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,23 +14,22 @@ import typer
 
 from apl_guard.cli.audit_proofs import Keys
 from apl_guard.cli.audit_verify import Folder, Json
-from apl_guard.errors import InvalidInput, StorageFailed
+from apl_guard.cli.moment import Since, Until, moment_of
+from apl_guard.errors import InvalidInput
+from apl_guard.policy import Action
 
-__all__ = ["export", "policies", "query", "reindex", "stats", "tail"]
+__all__ = ["policies", "query", "reindex", "stats", "tail"]
 
 IndexFile = Annotated[
     Path | None, typer.Option("--index", help="The index.", show_default="index.sqlite in the log's folder")
 ]
-Since = Annotated[str | None, typer.Option(help="From here on: 2026-11-01, 2026-11-01T12:00Z, or 90m, 24h, 7d ago.")]
-Until = Annotated[str | None, typer.Option(help="Up to here, in the same forms.")]
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
 def query(
     folder: Folder,
     since: Since = None,
     until: Until = None,
-    action: Annotated[str | None, typer.Option(help="What the policy said: allow, anonymize, rewrite, block.")] = None,
+    action: Annotated[Action | None, typer.Option(help="What the policy said.")] = None,
     result: Annotated[str | None, typer.Option(help="How calls ended: passed, blocked, invalid, failed, …")] = None,
     policy: Annotated[str | None, typer.Option(help="Name of the policy.")] = None,
     tenant: Annotated[str | None, typer.Option(help="For whom the call was made.")] = None,
@@ -44,7 +42,7 @@ def query(
     subject: Annotated[str | None, typer.Option(help="About this subject, as your platform calls it.")] = None,
     where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be repeated.")] = None,
     group_by: Annotated[list[str] | None, typer.Option(help="Count by this column; may be repeated.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many lines.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10**9, help="At most so many lines.")] = 100,
     index: IndexFile = None,
     keys: Keys = None,
     as_json: Json = False,
@@ -56,8 +54,12 @@ def query(
 
     Example: apl-guard audit query /var/log/apl-guard --since 7d --action block --group-by policy
     """
-    from apl_guard.audit.index import Index, Question
+    from apl_guard.audit.index import Index
+    from apl_guard.audit.question import Question
+    from apl_guard.metrics import RESULTS
 
+    if result is not None and result not in (known := (*RESULTS, "unknown")):  # the process died before the call ended
+        raise InvalidInput(f"found {result[:40]!r}; expected one of {', '.join(known)}", where="--result")
     conditions: dict[str, str | int | float] = {}
     named = {"action": action, "result": result, "policy": policy, "tenant": tenant, "decision_id": decision}
     for name, value in {**named, "event": event}.items():
@@ -69,7 +71,7 @@ def query(
             raise InvalidInput(f"found {each!r}; expected COLUMN=VALUE", where="--where")
         conditions[name] = value
     digests = _digests(folder, keys, prompt, subject) if prompt is not None or subject is not None else None
-    question = Question(conditions, _moment(since), _moment(until), group_by or (), limit, digests)
+    question = Question(conditions, moment_of(since), moment_of(until, "--until"), group_by or (), limit, digests)
     with Index(folder, index) as opened:
         opened.update()
         found = opened.ask(question)
@@ -81,7 +83,7 @@ def query(
 
 def tail(
     folder: Folder,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many.")] = 10,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=10**9, help="How many.")] = 10,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written.")] = False,
     index: IndexFile = None,
     as_json: Json = False,
@@ -90,21 +92,24 @@ def tail(
 
     Example: apl-guard audit tail /var/log/apl-guard -f
     """
-    from apl_guard.audit.index import Index, Question
+    from apl_guard.audit.index import Index
+    from apl_guard.audit.question import Question
 
-    shown: set[tuple[str, int]] = set()
     with Index(folder, index) as opened:
+        opened.update()
+        shown = opened.places()  # before asking: what is written meanwhile comes next
+        rows = [row for row in reversed(opened.ask(Question({}, limit=lines))) if row["seq"] <= shown[row["writer"]]]
         while True:
-            opened.update()
-            for row in reversed(opened.ask(Question({}, limit=lines if not shown else 1000))):
-                place = (row["writer"], row["seq"])
-                if place not in shown:
-                    shown.add(place)
-                    typer.echo(json.dumps(row) if as_json else _line(row))
+            for row in rows:
+                typer.echo(json.dumps(row) if as_json else _line(row))
+                shown[row["writer"]] = max(row["seq"], shown.get(row["writer"], -1))
             if not follow:
                 return
             sys.stdout.flush()
-            time.sleep(0.5)
+            if not rows:
+                time.sleep(0.5)
+            opened.update()
+            rows = opened.newer(shown)
 
 
 def stats(
@@ -114,13 +119,14 @@ def stats(
 
     Example: apl-guard audit stats /var/log/apl-guard --since 30d
     """
-    from apl_guard.audit.index import Index, Question
+    from apl_guard.audit.index import Index
+    from apl_guard.audit.question import Question
 
     with Index(folder, index) as opened:
         opened.update()
 
         def count(name: str, **conditions: str | int | float) -> dict[str, int]:
-            rows = opened.ask(Question(conditions, _moment(since), _moment(until), (name,), 1000))
+            rows = opened.ask(Question(conditions, moment_of(since), moment_of(until, "--until"), (name,), 1000))
             return {str(row[name]): row["count"] for row in rows}
 
         found = {
@@ -154,7 +160,7 @@ def policies(
     """
     from apl_guard.audit.periods import periods
 
-    moment = _moment(at, "--at")
+    moment = moment_of(at, "--at")
     found = [period for period in periods(folder) if moment is None or period.covers(moment)]
     for period in found:
         if as_json:
@@ -164,60 +170,6 @@ def policies(
         typer.echo("  ".join(_plain(part) for part in parts))
     if not found and not as_json:
         typer.echo("nothing found")
-
-
-def export(
-    folder: Folder,
-    to_csv: Annotated[bool, typer.Option("--csv", help="One row for each call.")] = False,
-    dsa: Annotated[bool, typer.Option("--dsa", help="Statements of reasons, one JSON object a line.")] = False,
-    postgres: Annotated[
-        str | None, typer.Option(help="Connection string of a database that receives every record.")
-    ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print what makes the table for --postgres.")] = False,
-    output: Annotated[Path | None, typer.Option(help="File to write.", show_default="standard output")] = None,
-    since: Since = None,
-    until: Until = None,
-    action: Annotated[list[str] | None, typer.Option(help="With --dsa: which actions.", show_default="block")] = None,
-    territory: Annotated[list[str] | None, typer.Option(help="With --dsa: a country code; may be repeated.")] = None,
-    terms: Annotated[str | None, typer.Option(help="With --dsa: the ground in your terms of service.")] = None,
-    terms_url: Annotated[str | None, typer.Option(help="With --dsa: where your terms can be read.")] = None,
-) -> None:
-    """Write the log in a form that others ask for. Prompts are in none of them.
-
-    `--dsa` writes the fields of the DSA Transparency Database. Which decisions need a statement, and in which
-    words, is for you to judge.
-
-    Example: apl-guard audit export /var/log/apl-guard --csv --since 30d --output november.csv
-    """
-    from apl_guard.audit.export import Platform, calls, statements, write_csv
-    from apl_guard.audit.postgres import SCHEMA, export_to_postgres
-
-    if [to_csv, dsa, postgres is not None, schema].count(True) != 1:
-        raise InvalidInput("expected one of --csv, --dsa, --postgres and --schema", where="export")
-    if schema:
-        typer.echo(SCHEMA.strip())
-        return
-    if postgres is not None:
-        typer.echo(f"{export_to_postgres(folder, postgres)} records sent")
-        return
-    first, last = _moment(since) or "", _moment(until) or "9"
-    rows = (row for row in calls(folder) if first <= str(row.get("decided", row.get("ended"))) < last)
-    try:
-        stream = output.open("w", newline="", encoding="utf-8") if output is not None else sys.stdout
-        try:
-            if to_csv:
-                write_csv(rows, stream)
-                return
-            platform = Platform(
-                **({"terms": terms} if terms is not None else {}), terms_url=terms_url, territories=territory or ()
-            )
-            for statement in statements(rows, platform, action or ("block",)):
-                stream.write(json.dumps(statement) + "\n")
-        finally:
-            if output is not None:
-                stream.close()
-    except OSError as error:
-        raise StorageFailed(f"cannot be written ({error.strerror})", path=output or "output") from error
 
 
 def reindex(folder: Folder, index: IndexFile = None) -> None:
@@ -243,22 +195,6 @@ def _digests(folder: Path, keys: Path | None, prompt: str | None, subject: str |
     if subject is not None:
         digests.append([SubjectKeys(found.folder, key).name_of(subject) for key in found.kept().values()])
     return digests
-
-
-def _moment(given: str | None, option: str = "--since") -> str | None:
-    """A time as it stands in records."""
-    from apl_guard.audit.checkpoint import timestamp_of
-
-    if given is None:
-        return None
-    try:
-        if given[-1:] in _UNITS and given[:-1].isdecimal():
-            moment = datetime.now(UTC) - timedelta(**{_UNITS[given[-1]]: int(given[:-1])})
-        else:
-            moment = datetime.fromisoformat(given)
-        return timestamp_of(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
-    except (ValueError, OverflowError) as error:
-        raise InvalidInput(f"found {given[:40]!r}; expected a date, a time or such as 24h", where=option) from error
 
 
 def _line(row: dict[str, Any]) -> str:

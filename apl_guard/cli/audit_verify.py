@@ -56,7 +56,11 @@ def verify(
     """
     try:
         key = _read_public_key(public_key)
-        code = _verify_receipt(folder, key) if folder.is_file() else _verify_log(folder, witness or [], key, as_json)
+        code = (
+            _verify_receipt(folder, key, as_json)
+            if folder.is_file()
+            else _verify_log(folder, witness or [], key, as_json)
+        )
     except InvalidInput as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(_USAGE) from None
@@ -66,21 +70,26 @@ def verify(
     raise typer.Exit(code)
 
 
-def _verify_receipt(path: Path, public_key: str | None) -> int:
-    from apl_guard.audit.receipt import check_receipt
+def _verify_receipt(path: Path, public_key: str | None, as_json: bool) -> int:
+    from apl_guard.audit.receipt import MAX_BYTES, check_receipt
 
+    verdict, text, records = "valid", "", []
     if public_key is None:
-        typer.echo("unverifiable  a receipt is held against the log's public key; name it with --public-key")
-        return _EXIT_CODES["unverifiable"]
-    try:
-        records = check_receipt(path.read_bytes(), public_key)
-    except InvalidInput as error:
-        typer.echo(f"tampered  {error}")
-        return _EXIT_CODES["tampered"]
-    typer.echo(f"valid  {len(records)} records are in the log")
-    for record in records:
-        typer.echo(json.dumps(dict(record.fields)))
-    return _EXIT_CODES["valid"]
+        verdict, text = "unverifiable", "a receipt is held against the log's public key; name it with --public-key"
+    else:
+        try:
+            with path.open("rb") as stream:
+                records = [dict(record.fields) for record in check_receipt(stream.read(MAX_BYTES + 1), public_key)]
+            text = f"{len(records)} records are in the log"
+        except InvalidInput as error:
+            verdict, text = "tampered", str(error)
+    if as_json:
+        typer.echo(json.dumps({"verdict": verdict, "text": text, "records": records}, indent=2))
+    else:
+        typer.echo(f"{verdict}  {text}")
+        for record in records:
+            typer.echo(json.dumps(record))
+    return _EXIT_CODES[verdict]
 
 
 def _verify_log(folder: Path, witnesses: list[Path], public_key: str | None, as_json: bool) -> int:

@@ -8,9 +8,17 @@ from typing import Annotated
 
 import typer
 
-from apl_guard.cli.policy_effects import diff_policies, explain_prompt, replay_log
+from apl_guard.cli.policy_effects import (
+    PolicyName,
+    complete_policy,
+    diff_policies,
+    explain_prompt,
+    read_text,
+    replay_log,
+)
 from apl_guard.errors import PolicyInvalid, StorageFailed
 from apl_guard.policy import Policy, built_in_policies
+from apl_guard.policy.problems import did_you_mean
 
 __all__ = ["app"]
 
@@ -20,7 +28,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-PolicyName = Annotated[str, typer.Argument(help="Name of a built-in policy, or a policy file.", metavar="POLICY")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _STARTER = """\
@@ -74,9 +81,7 @@ def show_policy(policy: PolicyName, as_json: AsJson = False) -> None:
 
     Example: apl-guard policy show anonymize_faces
     """
-    path = built_in_policies().get(policy)
-    # The lists of a built-in policy are the platform's, and may not be there yet.
-    loaded = Policy.parse(path.read_bytes(), path) if path is not None else Policy.load(policy)
+    loaded = read_text(policy)
     if as_json:
         typer.echo(loaded.model_dump_json(indent=2, exclude_none=True))
         return
@@ -93,7 +98,12 @@ def show_policy(policy: PolicyName, as_json: AsJson = False) -> None:
 
 @app.command("validate", no_args_is_help=True)
 def validate(
-    policies: Annotated[list[str], typer.Argument(help="Names of built-in policies, or files.", metavar="POLICY...")],
+    policies: Annotated[
+        list[str],
+        typer.Argument(
+            help="Names of built-in policies, or files.", metavar="POLICY...", autocompletion=complete_policy
+        ),
+    ],
 ) -> None:
     """Check policies: language, lists and patterns. Ends with 2 if one is wrong.
 
@@ -165,7 +175,9 @@ def init(
         content = built_in_policies()[base].read_text(encoding="utf-8")
     else:
         raise PolicyInvalid(
-            f"no built-in policy; there are: {', '.join(sorted(built_in_policies()))}", where=repr(base)
+            f"no built-in policy; there are: {', '.join(sorted(built_in_policies()))}"
+            f"{did_you_mean(base, built_in_policies())}",
+            where=repr(base),
         )
     try:
         with file.open("x", encoding="utf-8") as stream:

@@ -9,22 +9,54 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apl_guard.policy import Policy
+from apl_guard.errors import InvalidInput
+from apl_guard.policy import Policy, built_in_policies
 from apl_guard.request import Channel
 
 if TYPE_CHECKING:
     from apl_guard.decision import Reason
     from apl_guard.decision.rules import Verdict
 
-__all__ = ["diff_policies", "explain_prompt", "replay_log"]
+__all__ = ["PolicyName", "complete_policy", "diff_policies", "explain_prompt", "read_text", "replay_log"]
 
 _APPLIES = {True: "applies", False: "does not apply", None: "may apply or not"}
 _MARKS = {True: "yes", False: "no ", None: "?  "}
 
 
+def complete_policy(incomplete: str) -> list[str]:
+    """What a shell may complete the name of a policy to: built-in ones, and files."""
+    within = incomplete[: incomplete.rfind("/") + 1]
+    try:
+        entries = sorted(Path(within or ".").iterdir())
+    except OSError:
+        entries = []
+    files = [f"{within}{entry.name}" for entry in entries if entry.is_dir() or entry.suffix in (".yaml", ".yml")]
+    return [name for name in [*built_in_policies(), *files] if name.startswith(incomplete)]
+
+
+PolicyName = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a built-in policy, or a policy file.", metavar="POLICY", autocompletion=complete_policy
+    ),
+]
+
+
+def read_text(path_or_name: str) -> Policy:
+    """A policy, to look at what it says. The lists of a built-in one are the platform's, and may not be there yet.
+
+    Raises:
+        PolicyInvalid: It is missing or damaged.
+    """
+    path = built_in_policies().get(path_or_name)
+    return Policy.parse(path.read_bytes(), path) if path is not None else Policy.load(path_or_name)
+
+
 def diff_policies(
-    before: Annotated[str, typer.Argument(help="Name of a built-in policy, or a file.")],
-    after: Annotated[str, typer.Argument(help="The one to hold against it.")],
+    before: PolicyName,
+    after: Annotated[
+        str, typer.Argument(help="The one to hold against it.", metavar="POLICY", autocompletion=complete_policy)
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show in what two policies differ, field by field; rules, lists, patterns and tests go by their names.
@@ -33,7 +65,7 @@ def diff_policies(
 
     Example: apl-guard policy diff anonymize_faces mine.yaml
     """
-    old, new = (_flat(Policy.load(name).model_dump(mode="json", exclude_none=True)) for name in (before, after))
+    old, new = (_flat(read_text(name).model_dump(mode="json", exclude_none=True)) for name in (before, after))
     changes = [
         {"field": field, "before": old.get(field), "after": new.get(field)}
         for field in [*old, *(new.keys() - old.keys())]
@@ -52,7 +84,7 @@ def diff_policies(
 
 
 def explain_prompt(
-    policy: Annotated[str, typer.Argument(help="Name of a built-in policy, or a file.")],
+    policy: PolicyName,
     prompt: Annotated[str | None, typer.Argument(help="A prompt, in quotes.", show_default=False)] = None,
     negative: Annotated[str | None, typer.Option(help="A negative prompt.")] = None,
     channel: Annotated[list[Channel] | None, typer.Option(help="A channel that the request uses, too.")] = None,
@@ -70,6 +102,10 @@ def explain_prompt(
     from apl_guard.request import GenerationRequest
     from apl_guard.request.context import Context
 
+    if prompt is None and " " in policy and not Path(policy).exists():
+        raise InvalidInput(
+            'found a prompt and no policy; expected both: apl-guard policy explain anonymize_faces "…"', where="explain"
+        )
     loaded = Policy.load(policy)
     text = {Channel.PROMPT: prompt, Channel.NEGATIVE_PROMPT: negative}
     texts = {name: (found,) for name, found in text.items() if found is not None}
@@ -94,7 +130,7 @@ def explain_prompt(
             for condition in verdict.conditions:
                 typer.echo(f"    {_MARKS[condition.holds]} {_printable(condition.text)}")
     for reason in decision.reasons:
-        typer.echo(f"{reason.channel}: {reason.action.value}, by {_by(reason)}")
+        typer.echo(f"{reason.channel}: {reason.action.value}, {_by(reason)}")
     done = "" if decision.effective == decision.action else f", done: {decision.effective.value} (mode or rollout)"
     typer.echo(f"decision: {decision.action.value}{done}")
     if decision.prefixed:
@@ -105,7 +141,7 @@ def explain_prompt(
 
 
 def replay_log(
-    policy: Annotated[str, typer.Argument(help="The policy to try: name or file.")],
+    policy: PolicyName,
     log: Annotated[Path, typer.Argument(help="Folder of an audit log.")],
     was: Annotated[str | None, typer.Option(help="The policy in force then, so that its findings count.")] = None,
     show: Annotated[int, typer.Option(min=0, help="How many changed calls to list.")] = 20,
@@ -160,7 +196,7 @@ def _as_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def _by(reason: Reason) -> str:
-    found = [f"rule {reason.rule}"] if reason.rule is not None else []
+    found = [f"by rule {reason.rule}"] if reason.rule is not None else []
     return ", ".join([*found, *([reason.why] if reason.why else [])])
 
 

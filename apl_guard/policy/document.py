@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from apl_guard.errors import PolicyInvalid
 from apl_guard.policy.cases import Case
 from apl_guard.policy.names_file import names_folder, read_names
-from apl_guard.policy.problems import describe
+from apl_guard.policy.problems import describe, did_you_mean
 from apl_guard.policy.schema import Api, Kind, Metadata, Rule, Spec
 from apl_guard.policy.words import Mode, Verb
 from apl_guard.policy.yaml_tree import MAX_BYTES, read_tree
@@ -109,7 +109,7 @@ class Policy(BaseModel):
             path = _path(path_or_name)
             content = _read_start(path)
         except (OSError, ValueError) as error:
-            names = ", ".join(built_in_policies())
+            names = ", ".join(built_in_policies()) + did_you_mean(str(path_or_name), built_in_policies())
             reason = getattr(error, "strerror", None) or "not a path"
             raise PolicyInvalid(
                 f"cannot be read ({reason}); expected a file or one of: {names}", where=repr(str(path_or_name))

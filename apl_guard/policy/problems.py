@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from apl_guard.policy.yaml_tree import Place, Tree
 
-__all__ = ["describe"]
+__all__ = ["describe", "did_you_mean"]
 
 
 def describe(error: ValidationError, model: type[BaseModel], tree: Tree) -> str:
@@ -29,7 +30,7 @@ def _describe(fault: Any, model: type[BaseModel], tree: Tree) -> str:
     field = _printable(field)
     if fault["type"] == "extra_forbidden":
         known = _fields_at(fault["loc"][:-1], model)
-        expected = _did_you_mean(str(fault["loc"][-1]), known) or f"; expected {', '.join(known)}"
+        expected = did_you_mean(str(fault["loc"][-1]), known) or f"; expected {', '.join(known)}"
         return f"unknown key '{field}'{expected}"
     if fault["type"] == "missing":
         return f"'{field}' is missing"
@@ -37,12 +38,14 @@ def _describe(fault: Any, model: type[BaseModel], tree: Tree) -> str:
         found = _value_at(tree, fault["loc"])
         expected = fault["ctx"]["expected"]
         words = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
-        return f"'{field}' is {_printable(repr(found))}; expected {expected}{_did_you_mean(str(found), words)}"
+        return f"'{field}' is {_printable(repr(found))}; expected {expected}{did_you_mean(str(found), words)}"
     return f"'{field}': {fault['msg'].removeprefix('Value error, ')}"
 
 
-def _did_you_mean(found: str, known: list[str]) -> str:
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """The end of a message: the word that was meant, or nothing."""
     # What switches protection off is spelt longer than one would write it first.
+    known = list(known)
     meant = [word for word in known if word == f"unsafe_{found}"]
     meant = meant or difflib.get_close_matches(found, known, n=1)
     return f"; did you mean '{meant[0]}'?" if meant else ""

@@ -17,7 +17,8 @@ from apl_guard import Guard, InvalidInput, PolicyBlocked, backend, cli
 from apl_guard.audit import AuditLog
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.export import Platform, calls, statements
-from apl_guard.audit.index import COLUMNS, Index, Question
+from apl_guard.audit.index import Index
+from apl_guard.audit.question import COLUMNS, Question
 from apl_guard.audit.reading import read_log
 
 
@@ -290,3 +291,95 @@ def test_a_folder_without_a_log_is_one_line_and_code_2(run, tmp_path, command):
     assert code in {2, 4}
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
+
+
+def test_a_file_that_is_no_index_stays_as_it_is(log, run, tmp_path):
+    """Named by mistake: a text, and a database of somebody else."""
+    text, database = tmp_path / "notes.txt", tmp_path / "other.sqlite"
+    text.write_text("mine " * 100)
+    with contextlib.closing(sqlite3.connect(database)) as other:
+        other.execute("CREATE TABLE records (a)")
+        other.commit()
+    before = text.read_bytes(), database.read_bytes()
+
+    for path in (text, database):
+        code, captured = run("query", log, "--index", path)
+        assert (code, "is no index" in captured.err) == (1, True)
+    assert (text.read_bytes(), database.read_bytes()) == before
+    assert run("query", log, "--index", tmp_path / "new")[0] == 0
+    assert run("query", log, "--index", tmp_path / "new")[0] == 0
+
+
+def test_an_index_of_another_version_is_made_anew(log, run):
+    """One whose columns are others; it is a copy, after all."""
+    with contextlib.closing(sqlite3.connect(log / "index.sqlite")) as old:
+        old.execute("CREATE TABLE records (writer, seq, line)")
+        old.commit()
+
+    assert run("query", log, "--result", "passed")[0] == 0
+
+
+def test_an_index_that_somebody_else_holds_is_left_to_them(log, run, monkeypatch):
+    """It is one line and a code, and the index is not thrown away under them."""
+    assert run("query", log)[0] == 0
+    inode = (log / "index.sqlite").stat().st_ino
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **named: connect(*args, **named | {"timeout": 0.01}))
+    with contextlib.closing(connect(log / "index.sqlite")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        DurableLog(log).close()  # something new, that has to go into the index
+        code, captured = run("query", log)
+
+    assert (code, "locked" in captured.err) == (1, True)
+    assert (log / "index.sqlite").stat().st_ino == inode
+
+
+def test_following_shows_every_record_once(log):
+    """Also where more come at once than one look shows; each writer in its order."""
+    with Index(log) as index:
+        index.update()
+        known = index.places()
+        with DurableLog(log) as more:
+            for number in range(30):
+                call(more, 100 + number)
+        index.update()
+        found, new = [], True
+        while new:
+            new = index.newer(known, limit=7)
+            found += new
+            known |= {row["writer"]: row["seq"] for row in new}
+
+    places = [(row["writer"], row["seq"]) for row in found]
+    assert len(set(places)) == len(places) == 62  # with the records that begin and end a writer
+    assert places == sorted(places)
+
+
+def test_an_export_that_fails_leaves_the_file_before_it(log, run, tmp_path):
+    """As does one of a folder without a log."""
+    (tmp_path / "empty").mkdir()
+    kept = tmp_path / "calls.csv"
+    kept.write_text("before")
+
+    assert run("export", tmp_path / "empty", "--csv", "--output", kept)[0] == 2
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["calls.csv"]
+    assert kept.read_text() == "before"
+    assert run("export", log, "--csv", "--output", kept)[0] == 0
+    assert kept.read_text().startswith("decision_id,")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["query", "--action", "blocked"], "'blocked' is not one of"),
+        (["query", "--result", "block"], "expected one of passed, blocked"),
+        (["query", "--group-by", "polcy"], "did you mean 'policy'?"),
+        (["query", "--until", "tomorrow"], "--until: found 'tomorrow'"),
+        (["query", "--limit", "9" * 30], "'--limit'"),
+        (["export", "--dsa", "--action", "blocked"], "'blocked' is not one of"),
+    ],
+)
+def test_a_value_that_no_record_can_have_is_an_error(log, run, arguments, message):
+    """Not an empty answer, from which somebody would conclude that nothing happened."""
+    code, captured = run(arguments[0], log, *arguments[1:])
+    assert (code, captured.out) == (2, "")
+    assert message in " ".join(captured.err.replace("│", " ").split())

@@ -107,6 +107,22 @@ class TestExitCodes:
 
         assert run(*arguments)[0] == 4
 
+    def test_a_receipt_has_the_same_codes(self, run, copy, tmp_path):
+        """Valid with the key, tampered under another, unverifiable without; as JSON, too."""
+        log, _ = copy
+        key, receipt = json.loads((log / "log.json").read_text())["root"], tmp_path / "receipt.json"
+        assert run("prove", log, f"{3:032x}", "--output", receipt)[0] == 0
+
+        for arguments, code, verdict in (
+            (["--public-key", key], 0, "valid"),
+            (["--public-key", "0" * 64], 1, "tampered"),
+            ([], 3, "unverifiable"),
+        ):
+            assert run("verify", receipt, *arguments)[0] == code
+            found, captured = run("verify", receipt, *arguments, "--json")
+            answer = json.loads(captured.out)
+            assert (found, answer["verdict"], len(answer["records"])) == (code, verdict, 0 if code else 2)
+
     def test_4_wrong_options(self, run, copy):
         """A witness that is not there, a key that is none."""
         assert run("verify", copy[0], "--witness", copy[0] / "nothing")[0] == 4

@@ -1,0 +1,101 @@
+"""Questions to the log, and how SQLite is asked them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from apl_guard.errors import InvalidInput
+
+__all__ = ["COLUMNS", "Question"]
+
+COLUMNS = {
+    "timestamp": "$.timestamp",
+    "event": "$.event",
+    "decision_id": "$.decision_id",
+    "policy": "$.policy.name",
+    "policy_version": "$.policy.version",
+    "policy_digest": "$.policy.digest",
+    "mode": "$.policy.mode",
+    "tenant": "$.tenant",
+    "route": "$.route",
+    "subject": "$.subject",
+    "backend": "$.backend",
+    "action": "$.action",
+    "effective_action": "$.effective_action",
+    "category": "$.category",
+    "result": "$.result",
+    "error": "$.error",
+    "prefix": "$.prefix",
+    "prefix_digest": "$.prefix_digest",
+    "images": "$.images",
+    "overhead_ms": "$.overhead_ms",
+    "generation_ms": "$.generation_ms",
+}
+"""Column → where its value is in a record. These can be asked for and grouped by."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to look for."""
+
+    where: Mapping[str, str | int | float]
+    """Column → value that it has. A text that reads as a number stands for the number, too."""
+    since: str | None = None
+    """Timestamps from here on,"""
+    until: str | None = None
+    """up to here, this one left out."""
+    group_by: Sequence[str] = ()
+    """Count by these columns rather than list."""
+    limit: int = 100
+    containing: Sequence[Sequence[str]] | None = None
+    """Digests: of each list, one has to stand in the record."""
+
+    def to_sql(self) -> tuple[str, list[Any]]:
+        """The query and its values: lines, the newest first; or groups with their number, the largest first.
+
+        Raises:
+            InvalidInput: There is no such column.
+
+        Example:
+            >>> Question({"action": "block"}, limit=3).to_sql()
+            ('SELECT line FROM records WHERE "action" IN (?) ORDER BY timestamp DESC, writer, seq DESC LIMIT ?',
+             ['block', 3])
+        """
+        for name in [*self.where, *self.group_by]:
+            if name not in COLUMNS:
+                meant = difflib.get_close_matches(name, COLUMNS, n=1)
+                hint = f"; did you mean '{meant[0]}'?" if meant else ""
+                raise InvalidInput(
+                    f"there is no column {name[:40]!r}; there are: {', '.join(COLUMNS)}{hint}", where="query"
+                )
+        conditions: list[str] = []
+        values: list[Any] = []
+        for name, value in self.where.items():
+            same = [value, *_as_number(value)]
+            conditions.append(f'"{name}" IN ({", ".join("?" * len(same))})')
+            values += same
+        for digests in self.containing or ():
+            conditions.append(f"({' OR '.join(['instr(line, ?)'] * len(digests))})")
+            values += digests
+        for condition, moment in (("timestamp >= ?", self.since), ("timestamp < ?", self.until)):
+            if moment is not None:
+                conditions.append(condition)
+                values.append(moment)
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        if self.group_by:
+            names = ", ".join(f'"{name}"' for name in self.group_by)
+            groups = f"GROUP BY {names} ORDER BY count(*) DESC, {names} LIMIT ?"
+            return f"SELECT {names}, count(*) FROM records{where} {groups}", [*values, self.limit]
+        order = "ORDER BY timestamp DESC, writer, seq DESC LIMIT ?"
+        return f"SELECT line FROM records{where} {order}", [*values, self.limit]
+
+
+def _as_number(value: str | int | float) -> list[float]:
+    """The number that a text reads as. In a record, a version is one, and the name of a tenant may look like one."""
+    try:
+        return [float(value)] if isinstance(value, str) and value.isascii() else []
+    except ValueError:
+        return []

@@ -1,0 +1,87 @@
+"""`apl-guard audit export`: the log in forms that others ask for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from apl_guard.cli.audit_verify import Folder
+from apl_guard.cli.moment import Since, Until, moment_of
+from apl_guard.errors import InvalidInput, StorageFailed
+from apl_guard.policy import Action
+
+__all__ = ["export"]
+
+
+def export(
+    folder: Folder,
+    to_csv: Annotated[bool, typer.Option("--csv", help="One row for each call.")] = False,
+    dsa: Annotated[bool, typer.Option("--dsa", help="Statements of reasons, one JSON object a line.")] = False,
+    postgres: Annotated[
+        str | None, typer.Option(help="Connection string of a database that receives every record.")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print what makes the table for --postgres.")] = False,
+    output: Annotated[Path | None, typer.Option(help="File to write.", show_default="standard output")] = None,
+    since: Since = None,
+    until: Until = None,
+    action: Annotated[
+        list[Action] | None, typer.Option(help="With --dsa: which actions.", show_default="block")
+    ] = None,
+    territory: Annotated[list[str] | None, typer.Option(help="With --dsa: a country code; may be repeated.")] = None,
+    terms: Annotated[str | None, typer.Option(help="With --dsa: the ground in your terms of service.")] = None,
+    terms_url: Annotated[str | None, typer.Option(help="With --dsa: where your terms can be read.")] = None,
+) -> None:
+    """Write the log in a form that others ask for. Prompts are in none of them.
+
+    `--dsa` writes the fields of the DSA Transparency Database. Which decisions need a statement, and in which
+    words, is for you to judge.
+
+    Example: apl-guard audit export /var/log/apl-guard --csv --since 30d --output november.csv
+    """
+    from apl_guard.audit.export import Platform, calls, statements, write_csv
+    from apl_guard.audit.postgres import SCHEMA, export_to_postgres
+
+    if [to_csv, dsa, postgres is not None, schema].count(True) != 1:
+        raise InvalidInput("expected one of --csv, --dsa, --postgres and --schema", where="export")
+    if schema:
+        typer.echo(SCHEMA.strip())
+        return
+    if postgres is not None:
+        typer.echo(f"{export_to_postgres(folder, postgres)} records sent")
+        return
+    first, last = moment_of(since) or "", moment_of(until, "--until") or "9"
+    rows = (row for row in calls(folder) if first <= str(row.get("decided", row.get("ended"))) < last)
+    platform = Platform(
+        **({"terms": terms} if terms is not None else {}), terms_url=terms_url, territories=territory or ()
+    )
+    with _written(output) as stream:
+        if to_csv:
+            write_csv(rows, stream)
+            return
+        for statement in statements(rows, platform, action or ("block",)):
+            stream.write(json.dumps(statement) + "\n")
+
+
+@contextlib.contextmanager
+def _written(output: Path | None) -> Iterator[TextIO]:
+    """Where an export goes. A file is there whole or not at all; one that was there stays until then."""
+    if output is None:
+        yield sys.stdout
+        return
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as stream:
+            yield stream
+        temporary.replace(output)
+    except OSError as error:
+        raise StorageFailed(f"cannot be written ({error.strerror})", path=output) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

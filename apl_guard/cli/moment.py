@@ -1,0 +1,32 @@
+"""Times as they are given on the command line."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from apl_guard.errors import InvalidInput
+
+__all__ = ["Since", "Until", "moment_of"]
+
+Since = Annotated[str | None, typer.Option(help="From here on: 2026-11-01, 2026-11-01T12:00Z, or 90m, 24h, 7d ago.")]
+Until = Annotated[str | None, typer.Option(help="Up to here, in the same forms.")]
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def moment_of(given: str | None, option: str = "--since") -> str | None:
+    """A time as it stands in records."""
+    from apl_guard.audit.checkpoint import timestamp_of
+
+    if given is None:
+        return None
+    try:
+        if given[-1:] in _UNITS and given[:-1].isdecimal():
+            moment = datetime.now(UTC) - timedelta(**{_UNITS[given[-1]]: int(given[:-1])})
+        else:
+            moment = datetime.fromisoformat(given)
+        return timestamp_of(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
+    except (ValueError, OverflowError) as error:
+        raise InvalidInput(f"found {given[:40]!r}; expected a date, a time or such as 24h", where=option) from error
