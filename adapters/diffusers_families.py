@@ -114,7 +114,6 @@ _REFUSED: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         (
-            "Flux2Pipeline",
             "QwenImageLayeredPipeline",
             "StableCascadeDecoderPipeline",
             "ZImageOmniPipeline",

@@ -238,7 +238,7 @@ class DiffusersAdapter:
 
     def _turn_tokens(self) -> set[str]:
         """Special tokens of the tokenizers that are used with a chat template."""
-        chatty = [e.tokenizer for e in encoders_of(self._pipe) if _has_turns(e.tokenizer)]
+        chatty = [e.tokenizer for e in encoders_of(self._pipe) if e.has_template or _knows_turns(e.tokenizer)]
         return {str(t) for tokenizer in chatty for t in tokenizer.added_tokens_decoder.values() if t.special}
 
     def _has_learned_words(self, tokenizer: Any, prompts: list[str]) -> bool:
@@ -266,10 +266,8 @@ def _check_plain_rows(received: Mapping[str, Received], tokenizers: Sequence[tup
             )
 
 
-def _has_turns(tokenizer: Any) -> bool:
-    if getattr(tokenizer, "chat_template", None):
-        return True
-    # Some pipelines write the turns of Qwen's template themselves.
+def _knows_turns(tokenizer: Any) -> bool:
+    """Whether it is a tokenizer of Qwen, the turns of whose template some pipelines write themselves."""
     return tokenizer.convert_tokens_to_ids("<|im_start|>") not in (None, tokenizer.unk_token_id)
 
 

@@ -28,6 +28,8 @@ class Encoder:
     slot: str
     text_encoder: nn.Module
     tokenizer: Any
+    has_template: bool
+    """Whether the tokenizer, or the processor that it is in, has a chat template."""
 
 
 def encoders_of(pipe: DiffusionPipeline) -> tuple[Encoder, ...]:
@@ -41,7 +43,8 @@ def encoders_of(pipe: DiffusionPipeline) -> tuple[Encoder, ...]:
             continue
         known = found.get(id(text_encoder))
         if known is None or (name.endswith("tokenizer") and slot < known.slot):
-            found[id(text_encoder)] = Encoder(slot, text_encoder, tokenizer)
+            has_template = any(getattr(part, "chat_template", None) for part in (component, tokenizer))
+            found[id(text_encoder)] = Encoder(slot, text_encoder, tokenizer, has_template)
     return tuple(sorted(found.values(), key=lambda encoder: encoder.slot))
 
 

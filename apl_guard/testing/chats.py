@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import parts, text
+from . import language, parts, text
 
 __all__ = [
     "cogview_4",
+    "flux_2",
     "flux_2_klein",
     "hidream",
     "kandinsky_5",
@@ -21,7 +22,7 @@ __all__ = [
 
 def qwen_image(d: Any) -> dict[str, Any]:
     return {
-        **text.slots(text.qwen_vl()),
+        **text.slots(language.qwen_vl()),
         "transformer": d.QwenImageTransformer2DModel(
             patch_size=2,
             in_channels=16,
@@ -48,7 +49,7 @@ def qwen_image(d: Any) -> dict[str, Any]:
 
 def z_image(d: Any) -> dict[str, Any]:
     return {
-        **text.slots(text.qwen3()),
+        **text.slots(language.qwen3()),
         "transformer": _filled(
             d.ZImageTransformer2DModel(
                 all_patch_size=(2,),
@@ -79,9 +80,17 @@ def _filled(transformer: Any) -> Any:
     return transformer
 
 
+def flux_2(d: Any) -> dict[str, Any]:
+    return _flux_2(d, language.mistral3(), guidance_embeds=True)
+
+
 def flux_2_klein(d: Any) -> dict[str, Any]:
+    return _flux_2(d, language.qwen3("Qwen3ForCausalLM"), guidance_embeds=False)
+
+
+def _flux_2(d: Any, encoder: Any, **config: Any) -> dict[str, Any]:
     return {
-        **text.slots(text.qwen3("Qwen3ForCausalLM")),
+        **text.slots(encoder),
         "transformer": d.Flux2Transformer2DModel(
             patch_size=1,
             in_channels=4,
@@ -92,7 +101,7 @@ def flux_2_klein(d: Any) -> dict[str, Any]:
             joint_attention_dim=64,
             timestep_guidance_channels=32,
             axes_dims_rope=[4, 4, 4, 4],
-            guidance_embeds=False,
+            **config,
         ),
         "vae": d.AutoencoderKLFlux2(
             down_block_types=("DownEncoderBlock2D",),
@@ -111,7 +120,7 @@ def flux_2_klein(d: Any) -> dict[str, Any]:
 def sana(d: Any) -> dict[str, Any]:
     blocks = ("ResBlock", "EfficientViTBlock")
     return {
-        **text.slots(text.gemma()),
+        **text.slots(language.gemma()),
         "transformer": d.SanaTransformer2DModel(
             patch_size=1,
             in_channels=4,
@@ -148,7 +157,7 @@ def sana(d: Any) -> dict[str, Any]:
 
 def lumina(d: Any) -> dict[str, Any]:
     return {
-        **text.slots(text.gemma("Gemma", "GemmaModel")),
+        **text.slots(language.gemma("Gemma", "GemmaModel")),
         "transformer": d.LuminaNextDiT2DModel(
             sample_size=4,
             patch_size=2,
@@ -168,7 +177,7 @@ def lumina(d: Any) -> dict[str, Any]:
 
 def lumina_2(d: Any) -> dict[str, Any]:
     return {
-        **text.slots(text.gemma()),
+        **text.slots(language.gemma()),
         "transformer": d.Lumina2Transformer2DModel(
             sample_size=4,
             patch_size=2,
@@ -195,7 +204,7 @@ def hidream(d: Any) -> dict[str, Any]:
             text.clip("CLIPTextModelWithProjection", eos=2),
             text.clip("CLIPTextModelWithProjection", "!", eos=2, hidden_act="gelu"),
             text.t5(),
-            text.llama(),
+            language.llama(),
         ),
         "transformer": d.HiDreamImageTransformer2DModel(
             patch_size=8,  # it draws 128 pixels square, whatever it is asked
@@ -220,7 +229,7 @@ def hidream(d: Any) -> dict[str, Any]:
 
 def cogview_4(d: Any) -> dict[str, Any]:
     return {
-        **text.slots(text.glm()),
+        **text.slots(language.glm()),
         "transformer": d.CogView4Transformer2DModel(
             patch_size=2,
             in_channels=4,
@@ -240,9 +249,11 @@ def cogview_4(d: Any) -> dict[str, Any]:
 
 
 def kandinsky_5(d: Any) -> dict[str, Any]:
-    text_encoder, tokenizer = text.qwen_vl()
+    text_encoder, tokenizer = language.qwen_vl()
+    pictures = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    processor = language.processor("Qwen2VLProcessor", tokenizer, **pictures)
     return {
-        **text.slots((text_encoder, text.processor(tokenizer)), text.clip(eos=2)),
+        **text.slots((text_encoder, processor), text.clip(eos=2)),
         "transformer": parts.awake(
             d.Kandinsky5Transformer3DModel(
                 in_visual_dim=16,

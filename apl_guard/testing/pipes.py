@@ -86,6 +86,9 @@ FAMILIES: dict[str, Family] = {
     "cogview_3_plus": Family(dits.cogview_3_plus, "CogView3PlusPipeline", _TINY | {"max_sequence_length": 40}),
     "qwen_image": Family(chats.qwen_image, "QwenImagePipeline", _SMALL),
     "z_image": Family(chats.z_image, "ZImagePipeline", _SMALL),
+    "flux_2": Family(
+        chats.flux_2, "Flux2Pipeline", _TINY | {"max_sequence_length": 260, "text_encoder_out_layers": (1, 2)}
+    ),
     "flux_2_klein": Family(
         chats.flux_2_klein, "Flux2KleinPipeline", _TINY | {"max_sequence_length": 80, "text_encoder_out_layers": (1, 2)}
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import parts, text
+from . import language, parts, text
 
 __all__ = ["kandinsky_2_2", "kandinsky_3", "kolors", "stable_cascade_prior", "stable_diffusion", "stable_diffusion_xl"]
 
@@ -43,7 +43,7 @@ def stable_diffusion_xl(d: Any) -> dict[str, Any]:
 
 def kolors(d: Any) -> dict[str, Any]:
     return {
-        **text.slots(text.chat_glm()),
+        **text.slots(language.chat_glm()),
         "vae": parts.vae(d),
         "unet": parts.unet(
             d,

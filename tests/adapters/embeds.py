@@ -187,6 +187,13 @@ def _z_image(m, prompts):
     return {"prompt_embeds": [row[keep.bool()] for row, keep in zip(output.hidden_states[-2], mask, strict=True)]}
 
 
+def _flux_2(m, prompts):
+    before = f"<s>[SYSTEM_PROMPT]{m.pipe.system_message}[/SYSTEM_PROMPT][INST]"
+    options = {"before": before, "after": "[/INST]", "output_hidden_states": True}
+    output, _ = m.encoder("text_encoder", prompts, 260, masked=True, **options)
+    return {"prompt_embeds": torch.cat([output.hidden_states[layer] for layer in (1, 2)], -1)}
+
+
 def _flux_2_klein(m, prompts):
     output, _ = m.encoder("text_encoder", prompts, 80, masked=True, output_hidden_states=True, **_TURN)
     return {"prompt_embeds": torch.cat([output.hidden_states[layer] for layer in (1, 2)], -1)}
@@ -267,6 +274,7 @@ EMBEDS = {
     "cogview_3_plus": _cogview_3_plus,
     "qwen_image": _qwen_image,
     "z_image": _z_image,
+    "flux_2": _flux_2,
     "flux_2_klein": _flux_2_klein,
     "sana": _sana,
     "lumina_2": _lumina_2,
