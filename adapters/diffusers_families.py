@@ -100,6 +100,17 @@ _REFUSED: Mapping[str, str] = {
     ),
     **dict.fromkeys(
         (
+            "KandinskyCombinedPipeline",
+            "KandinskyImg2ImgCombinedPipeline",
+            "KandinskyImg2ImgPipeline",
+            "KandinskyInpaintCombinedPipeline",
+            "KandinskyInpaintPipeline",
+            "KandinskyPipeline",
+        ),
+        "its text encoder M-CLIP does not say where its token embeddings are; Kandinsky 2.2 draws without it",
+    ),
+    **dict.fromkeys(
+        (
             "OnnxStableDiffusionImg2ImgPipeline",
             "OnnxStableDiffusionInpaintPipeline",
             "OnnxStableDiffusionPipeline",
@@ -115,7 +126,6 @@ _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         (
             "QwenImageLayeredPipeline",
-            "StableCascadeDecoderPipeline",
             "ZImageOmniPipeline",
         ),
         _UNTESTED,

@@ -11,6 +11,7 @@ from . import parts, text
 __all__ = [
     "Parts",
     "adapter",
+    "cascade_decoder",
     "chroma_inpaint",
     "controlnet",
     "controlnet_flux",
@@ -177,6 +178,29 @@ def unclip(d: Any, pipe: Any) -> dict[str, Any]:
         "image_normalizer": StableUnCLIPImageNormalizer(embedding_dim=32),
         "image_noising_scheduler": d.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
     }
+
+
+def cascade_decoder(d: Any, pipe: Any) -> dict[str, Any]:
+    from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
+
+    block = ["SDCascadeResBlock", "SDCascadeTimestepBlock"]
+    decoder = d.StableCascadeUNet(
+        in_channels=4,
+        out_channels=4,
+        conditioning_dim=32,
+        block_out_channels=(32, 32),
+        num_attention_heads=(2, 2),
+        down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1),
+        down_blocks_repeat_mappers=(1, 1),
+        up_blocks_repeat_mappers=(1, 1),
+        block_types_per_layer=(block, [*block, "SDCascadeAttnBlock"]),
+        switch_level=(False,),
+        clip_text_pooled_in_channels=32,
+        effnet_in_channels=4,
+        dropout=(0.1, 0.1),
+    )
+    return {"decoder": decoder, "vqgan": PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=2)}
 
 
 def kandinsky_prior(d: Any, pipe: Any) -> dict[str, Any]:

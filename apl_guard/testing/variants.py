@@ -72,6 +72,8 @@ def pictures_for(name: str, seed: int = 0) -> dict[str, Any]:
         if "mask" in argument:
             made[argument] = torch.zeros(1, 1, 32, 32)
             made[argument][..., :16] = 1
+        elif argument == "image_embeddings":
+            made[argument] = torch.randn(1, 4, 2, 2, generator=generator)
         elif argument == "depth_map":
             made[argument] = torch.rand(1, 32, 32, generator=generator)
         else:
@@ -169,6 +171,9 @@ VARIANTS: dict[str, Variant] = {
     ),
     "KandinskyV22PriorEmb2EmbPipeline": Variant(
         "kandinsky_2_2", _IMAGE, extra.kandinsky_prior, _STRONG, _SIZE | {"prior_num_inference_steps"}
+    ),
+    "StableCascadeDecoderPipeline": Variant(
+        "stable_cascade_prior", ("image_embeddings",), extra.cascade_decoder, without=_SIZE
     ),
     "Kandinsky3Img2ImgPipeline": Variant("kandinsky_3", _IMAGE, None, _STRONG, _SIZE),
     "KolorsImg2ImgPipeline": Variant(_KOLORS, _IMAGE, options=_STRONG),
