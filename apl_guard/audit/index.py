@@ -15,7 +15,7 @@ from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
 from apl_guard.errors import InvalidInput, StorageFailed
 
-__all__ = ["INDEX_FILE", "Index"]
+__all__ = ["INDEX_FILE", "Index", "says_nothing_about_the_index"]
 
 INDEX_FILE = "index.sqlite"
 _MARK = 0x61706C67
@@ -67,9 +67,19 @@ class Index:
         index = cls.__new__(cls)
         index._segments = log / SEGMENTS
         index._path = log / INDEX_FILE
-        index._database = sqlite3.connect(f"{index._path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)
-        index._database.execute("SELECT count(*) FROM records")
+        address = f"{index._path.absolute().as_uri()}?mode=ro"
+        try:
+            index._look_at(address)
+        except sqlite3.OperationalError as error:
+            # On a disk that cannot be written, SQLite can only read what nobody is about to change.
+            if not says_nothing_about_the_index(error) or Path(f"{index._path}-wal").exists():
+                raise
+            index._look_at(f"{address}&immutable=1")
         return index
+
+    def _look_at(self, address: str) -> None:
+        self._database = sqlite3.connect(address, uri=True, timeout=30)
+        self._database.execute("SELECT count(*) FROM records")
 
     def close(self) -> None:
         """Close the file."""
@@ -93,7 +103,7 @@ class Index:
         try:
             return self._update()
         except sqlite3.DatabaseError as error:
-            if _says_nothing_about_the_index(error):
+            if says_nothing_about_the_index(error):
                 raise self._failed(error) from error
         return self.rebuild()
 
@@ -226,7 +236,7 @@ class Index:
                 f"PRAGMA application_id={_MARK}; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}"
             )
         except sqlite3.OperationalError as error:
-            if _says_nothing_about_the_index(error):
+            if says_nothing_about_the_index(error):
                 raise self._failed(error) from error
             raise
 
@@ -245,7 +255,7 @@ class Index:
             raise self._failed(error) from error
 
 
-def _says_nothing_about_the_index(error: sqlite3.DatabaseError) -> bool:
+def says_nothing_about_the_index(error: sqlite3.DatabaseError) -> bool:
     """Whether making it anew would not help: somebody else has it, or the disk is full, read-only or broken."""
     code = getattr(error, "sqlite_errorcode", None)  # None where we raised it
     return code is not None and code & 0xFF in _OF_THE_SYSTEM

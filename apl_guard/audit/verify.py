@@ -86,7 +86,7 @@ def check_index(folder: Path, report: Report) -> None:
 
     What differs is a finding: the log may be whole, but what `query` showed until now was not.
     """
-    from apl_guard.audit.index import INDEX_FILE, Index
+    from apl_guard.audit.index import INDEX_FILE, Index, says_nothing_about_the_index
 
     if not (folder / INDEX_FILE).exists():
         return
@@ -94,6 +94,9 @@ def check_index(folder: Path, report: Report) -> None:
         with Index.as_it_is(folder) as index:
             wrong = list(index.differences())
     except sqlite3.DatabaseError as error:
+        if says_nothing_about_the_index(error):
+            report.notes.append(f"index: cannot be looked at ({error}); it is not part of what was checked")
+            return
         wrong = [f"cannot be read ({error})"]
     report.findings += [f"index: {found}; make it anew: apl-guard audit reindex {folder}" for found in wrong]
     if report.findings:

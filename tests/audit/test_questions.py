@@ -4,8 +4,11 @@ import contextlib
 import csv
 import io
 import json
+import os
 import random
+import shutil
 import sqlite3
+import subprocess
 import sys
 from collections import Counter
 
@@ -291,6 +294,33 @@ def test_a_folder_without_a_log_is_one_line_and_code_2(run, tmp_path, command):
     assert code in {2, 4}
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
+
+
+def test_a_log_on_a_disk_that_cannot_be_written_is_verified_and_asked(log, run, tmp_path):
+    """Such as one that was put away: its index speaks for nothing bad, and answers come with an index elsewhere."""
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        pytest.skip("needs the right to mount")
+    assert run("query", log)[0] == 0
+    there, witness = tmp_path / "there", tmp_path / "witness"
+    there.mkdir()
+    if subprocess.run(["mount", "--bind", log, there], capture_output=True).returncode:
+        pytest.skip("cannot mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", there], check=True)
+        assert run("verify", there, "--witness", witness)[0] == 0
+        assert run("query", there)[0] == 1
+        assert run("query", there, "--index", tmp_path / "index.sqlite", "--result", "passed")[0] == 0
+    finally:
+        subprocess.run(["umount", "-l", there], check=True)
+    with contextlib.closing(sqlite3.connect(log / "index.sqlite")) as database:
+        database.execute("DELETE FROM records WHERE event = 'guard.decision'")
+        database.commit()
+    subprocess.run(["mount", "--bind", log, there], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", there], check=True)
+        assert run("verify", there, "--witness", witness)[0] == 1
+    finally:
+        subprocess.run(["umount", "-l", there], check=True)
 
 
 def test_a_file_that_is_no_index_stays_as_it_is(log, run, tmp_path):
