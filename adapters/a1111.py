@@ -56,7 +56,8 @@ class A1111:
             when the guard is made.
         tokenizer: The tokenizer of the server's text encoder, of transformers. With it a chunk is filled with as
             many words as it takes; without it a word counts as one token for each of its letters.
-        options: For `HttpClient`: `auth`, `time_limit`, `connect_limit`, `max_answer_bytes`, `insecure_http`.
+        options: For `HttpClient`: `auth`, `time_limit`, `connect_limit`, `max_answer_bytes`, `insecure_http`,
+            `ca_file`.
 
     Raises:
         InvalidInput: The URL has another form, or is not encrypted.

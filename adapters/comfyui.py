@@ -60,7 +60,7 @@ class ComfyUI:
         tokenizer: The tokenizer of the text encoder, of transformers. With it a chunk is filled with as many words as
             it takes; without it a word counts as one token for each of its letters.
         time_limit: Seconds for a whole run, waiting in the queue included.
-        options: For `HttpClient`: `auth`, `connect_limit`, `max_answer_bytes`, `insecure_http`.
+        options: For `HttpClient`: `auth`, `connect_limit`, `max_answer_bytes`, `insecure_http`, `ca_file`.
 
     Raises:
         InvalidInput: The URL has another form, or is not encrypted.

@@ -20,7 +20,9 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import os
 import socket
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
 from time import monotonic
@@ -69,9 +71,11 @@ class HttpClient:
         max_answer_bytes: The largest answer that is read.
         insecure_http: Permit `http://` to another machine, where everybody on the way can read and change prompts
             and pictures.
+        ca_file: Certificates, in PEM, that are trusted in place of the public ones, such as those of your own
+            authority.
 
     Raises:
-        InvalidInput: The URL has another form, or is not encrypted.
+        InvalidInput: The URL has another form, or is not encrypted, or the certificates cannot be read.
         ExtraMissing: httpx is not installed.
 
     Example:
@@ -90,6 +94,7 @@ class HttpClient:
         connect_limit: float = 5.0,
         max_answer_bytes: int = 256 << 20,
         insecure_http: bool = False,
+        ca_file: str | os.PathLike[str] | None = None,
     ) -> None:
         try:
             import httpx
@@ -105,6 +110,7 @@ class HttpClient:
             auth=auth,
             follow_redirects=False,
             trust_env=False,
+            verify=True if ca_file is None else _trusting(ca_file),
             # A kept connection may have died unseen, so that nobody could say whether a request got through.
             limits=httpx.Limits(max_keepalive_connections=0),
         )
@@ -195,11 +201,12 @@ def _cut_off(limit: float) -> Iterator[Any]:
     Yields:
         What httpx is to call with its events.
     """
-    opened: list[Any] = []
+    opened: list[socket.socket] = []
 
     def trace(event: str, info: Mapping[str, Any]) -> None:
         if event == "connection.connect_tcp.complete":
-            opened.append(info["return_value"].get_extra_info("socket"))
+            # A second handle on the connection: TLS takes the first one away.
+            opened.append(info["return_value"].get_extra_info("socket").dup())
 
     def close() -> None:
         for connection in opened:
@@ -213,6 +220,8 @@ def _cut_off(limit: float) -> Iterator[Any]:
         yield trace
     finally:
         timer.cancel()
+        for connection in opened:
+            connection.close()
 
 
 def _checked(base_url: str, insecure_http: bool) -> str:
@@ -229,6 +238,15 @@ def _checked(base_url: str, insecure_http: bool) -> str:
     if url.scheme == "http" and not insecure_http and not _is_this_machine(url.host):
         raise InvalidInput("found http to another machine; expected https://, or insecure_http=True", where="base_url")
     return str(url).rstrip("/")
+
+
+def _trusting(ca_file: str | os.PathLike[str]) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot be read ({type(error).__name__}); expected certificates in PEM", where="ca_file"
+        ) from error
 
 
 def _is_this_machine(host: str) -> bool:

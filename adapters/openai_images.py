@@ -61,7 +61,7 @@ class OpenAIImages:
         base_url: Where the API is, with its version: `https://api.openai.com/v1`.
         api_key: The key; sent with each request and shown nowhere.
         model: The model, for every call.
-        options: For `HttpClient`: `time_limit`, `connect_limit`, `max_answer_bytes`, `insecure_http`.
+        options: For `HttpClient`: `time_limit`, `connect_limit`, `max_answer_bytes`, `insecure_http`, `ca_file`.
 
     Raises:
         InvalidInput: The URL has another form or is not encrypted, or the key holds blanks or control characters.

@@ -34,10 +34,11 @@ class Service:
     """A server in a thread. `routes` maps "METHOD /path" to a function of the query or the body that returns an
     answer, and "METHOD /folder/*" to a function of the last part of the path.
 
-    `seen` lists every request as (method, path, content). A function may raise `Fault` to answer otherwise.
+    With an `ssl.SSLContext` it speaks TLS. `seen` lists every request as (method, path, content). A function may
+    raise `Fault` to answer otherwise.
     """
 
-    def __init__(self, routes=()):
+    def __init__(self, routes=(), tls=None):
         self.routes = dict(routes)
         self.seen = []
         self.headers = []
@@ -78,9 +79,11 @@ class Service:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self.thread.start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.url = f"http{'' if tls is None else 's'}://127.0.0.1:{self.server.server_address[1]}"
 
     def posted(self, path):
         """What was sent to a path."""

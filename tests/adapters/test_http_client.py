@@ -1,9 +1,16 @@
 """HTTP with every bound: one request goes out, to one place, for a limited time, and a limited answer comes back."""
 
+import ipaddress
 import socket
+import ssl
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from services import FAULTS, TIGHT, Service, Silent, Status, b64, png, raising
 
 from apl_guard import InvalidInput
@@ -115,6 +122,69 @@ def test_an_unencrypted_answer_to_https_is_no_answer(service):
     """TLS is verified, so a plain server behind an https URL is an error."""
     with pytest.raises(RemoteError):
         HttpClient(service.url.replace("http:", "https:")).get("/things")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for 127.0.0.1 by an authority of its own, with its key, in one file."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    plain = serialization.NoEncryption()
+    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + secret)
+    return path
+
+
+class TestTLS:
+    """The same bounds hold for an encrypted connection."""
+
+    @pytest.fixture
+    def service(self, certificate):
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(certificate)
+        service = Service({"POST /draw": lambda body: body}, tls)
+        yield service
+        service.close()
+
+    def test_an_authority_of_your_own(self, service, certificate):
+        """It is trusted where the platform says so, and nowhere else."""
+        assert HttpClient(service.url, ca_file=certificate).post("/draw", {"a": 1}) == {"a": 1}
+
+        with pytest.raises(RemoteError, match="ConnectError"):
+            HttpClient(service.url).post("/draw", {})
+
+    @pytest.mark.parametrize("fault", ["slow body", "slow headers", "silent", "endless"])
+    def test_the_limits_hold(self, service, certificate, fault):
+        """A byte now and then does not hold the caller, nor does an answer without end."""
+        service.routes["POST /draw"] = raising(FAULTS[fault])
+
+        began = time.monotonic()
+        with pytest.raises((RemoteTimeout, RemoteAnswerInvalid)):
+            HttpClient(service.url, ca_file=certificate, **TIGHT).post("/draw", {})
+
+        assert time.monotonic() - began < 2.5
+
+    def test_certificates_that_cannot_be_read(self, tmp_path):
+        """A missing file, and one that holds none."""
+        (tmp_path / "empty.pem").write_text("no certificate")
+
+        for name in ("missing.pem", "empty.pem"):
+            with pytest.raises(InvalidInput, match="ca_file"):
+                HttpClient("https://draw.example", ca_file=tmp_path / name)
 
 
 class TestPictures:
