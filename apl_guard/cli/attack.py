@@ -27,7 +27,7 @@ def attack(
     search: Annotated[
         Searches, typer.Option(help="Tokens in front of the prompt (text), or a pseudo-word in place of the name.")
     ] = Searches.ALL,
-    people: Annotated[int, typer.Option(min=1, help="How many people to search for.")] = 5,
+    people: Annotated[int, typer.Option(min=1, help="How many people to search for, at most 40.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each search.")] = 240,
     draw_steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the pictures that are judged.")] = 20,
     seed: Annotated[int, typer.Option(help="Of searches and pictures.")] = 0,
