@@ -115,7 +115,7 @@ class ComfyUI:
     def _wait(self, run: str, deadline: float) -> dict[str, Any]:
         """The history of a run that has ended well."""
         while monotonic() < deadline:
-            history = self.http.get(f"/history/{run}")
+            history = self.http.get(f"/history/{run}", limit=deadline - monotonic())
             if not isinstance(history, dict):
                 raise RemoteAnswerInvalid("the history is not of the documented shape")
             entry = history.get(run)

@@ -122,13 +122,18 @@ class HttpClient:
         """Close the connections."""
         self._client.close()
 
-    def get(self, path: str, params: Mapping[str, str] | None = None) -> Any:
+    def get(self, path: str, params: Mapping[str, str] | None = None, limit: float = _QUICK_SECONDS) -> Any:
         """Ask for JSON, such as what the service has. Such a question is answered within seconds.
+
+        Args:
+            path: Path behind the base URL.
+            params: Query.
+            limit: Seconds in total, never more than the client's limit.
 
         Raises:
             RemoteError: There is no usable answer.
         """
-        return _parsed(self.get_bytes(path, params, limit=min(self._time_limit, _QUICK_SECONDS)))
+        return _parsed(self.get_bytes(path, params, min(limit, self._time_limit, _QUICK_SECONDS)))
 
     def get_bytes(self, path: str, params: Mapping[str, str] | None = None, limit: float | None = None) -> bytes:
         """Ask for a file.
@@ -141,7 +146,7 @@ class HttpClient:
         Raises:
             RemoteError: There is no usable answer.
         """
-        return self._send("GET", path, limit or self._time_limit, params=dict(params or {}))
+        return self._send("GET", path, self._time_limit if limit is None else limit, params=dict(params or {}))
 
     def post(self, path: str, content: Mapping[str, Any]) -> Any:
         """Send JSON and ask for JSON, once.
@@ -155,6 +160,8 @@ class HttpClient:
         import httpx
 
         where = f"{self.base_url}{path}"
+        if limit <= 0:
+            raise RemoteTimeout(f"{where}: not asked, because no time is left")
         deadline = monotonic() + limit
         options["timeout"] = httpx.Timeout(limit, connect=min(self._connect_limit, limit))
         try:

@@ -84,6 +84,15 @@ def test_a_question_is_not_waited_for_as_long_as_a_picture(service):
         HttpClient(service.url, time_limit=0.3).get("/things")
 
 
+@pytest.mark.parametrize("limit", [0.0, -0.5])
+def test_nothing_is_asked_when_no_time_is_left(service, limit):
+    """What is left of a longer run may be nothing, or less."""
+    with pytest.raises(RemoteTimeout, match="no time is left"):
+        HttpClient(service.url).get_bytes("/things", limit=limit)
+
+    assert service.seen == []
+
+
 @pytest.mark.parametrize(
     "url",
     ["draw.example", "ftp://draw.example", "http://", "http://draw.example", "http://10.0.0.1:7860",
