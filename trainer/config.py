@@ -49,6 +49,9 @@ class TrainConfig(BaseModel):
     # The loss
     neutral: NeutralKind = "coarse"
     """What replaces a name in the target prompt: "a man", or a description by attributes."""
+    attributes_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the people, evenly picked, whose names are replaced by a description by attributes all the same.
+    Where only the sex of a person need stay, it is lost at times; some who keep more teach the prefix to keep it."""
     identity_weight: float = Field(default=1.0, ge=0)
     """Weight of the identity half of the loss at the first step."""
     identity_weight_end: float | None = Field(default=None, ge=0)

@@ -105,6 +105,11 @@ def prepare(
     )
 
 
+def _is_described(person: int, config: TrainConfig) -> bool:
+    """Whether this one is of the share of people who keep all attributes."""
+    return int((person + 1) * config.attributes_share) > int(person * config.attributes_share)
+
+
 def _identity_examples(pipe: Any, config: TrainConfig, people: Identities, progress: bool) -> Examples:
     rng = random.Random(config.seed)
     prompts: list[str] = []
@@ -113,7 +118,7 @@ def _identity_examples(pipe: Any, config: TrainConfig, people: Identities, progr
     persons: list[int] = []
     given: list[Examples] = []
     for person, identity in enumerate(people.identities):
-        stand_in = people.neutral(person, config.neutral)
+        stand_in = people.neutral(person, "attributes" if _is_described(person, config) else config.neutral)
         if identity.images is not None:
             pictures = captioned_images(identity.images, default=people.templates[0].replace("{name}", identity.name))
             if not pictures:

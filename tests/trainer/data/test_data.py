@@ -57,6 +57,18 @@ def test_a_neutral_text_that_is_missing_is_named(pipe: Any, config: TrainConfig,
         train(changed, pipe, people, GENERIC, tmp_path / "prefix", progress=False)
 
 
+@pytest.mark.parametrize(("share", "described"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
+def test_a_share_of_the_people_keeps_all_attributes(
+    pipe: Any, people: Identities, config: TrainConfig, share: float, described: int
+) -> None:
+    """Of eight people a quarter, half, or all are replaced by "a bald man" and not by "a man"."""
+    options = {"attributes_share": share, "held_aside_identities": 0, "images_per_identity": 1}
+    data = prepare(pipe, config.model_copy(update=options), people, GENERIC, progress=False)
+
+    assert len(data.identity.neutrals) == 8
+    assert sum("a bald man" in text for text in data.identity.neutrals) == described
+
+
 @pytest.mark.parametrize("generic", [(), "empty.txt", "nowhere.txt", "folder"])
 def test_generic_prompts_that_are_missing_are_an_error(
     generic: Any, pipe: Any, people: Identities, config: TrainConfig, tmp_path: Path
