@@ -24,6 +24,8 @@ class Recipe:
     lora_steps: int = 120
     lora_rate: float = 4e-3
     lora_rank: int = 16
+    merge_scale: float = 0.5
+    """How strongly a LoRA is fused into the model that `transfer` calls merged."""
     inversion_steps: int = 300
     inversion_rate: float = 2e-2
     inversion_repeats: int = 4

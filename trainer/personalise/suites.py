@@ -171,9 +171,12 @@ def made_into(pipe: Any, variant: Variant, recipe: VariantRecipe, *, progress: b
 
 
 def merged(pipe: Any, recipe: Recipe, *, progress: bool = True) -> Any:
-    """A copy of the model with a LoRA of some held-back people fused into it, so that no adapter is left to be seen."""
+    """A copy of the model with a LoRA of some held-back people fused into it, so that no adapter is left to be seen.
+
+    At part of its strength, as those do who merge: at full strength the model forgets most people it knew.
+    """
     some = [person for person in people() if person.split == _ADDED][: recipe.group]
     added = lora(pipe, draw_people(some, recipe.drawings), recipe, progress=progress).pipe
-    added.fuse_lora()
+    added.fuse_lora(lora_scale=recipe.merge_scale)
     added.unload_lora_weights()
     return added
