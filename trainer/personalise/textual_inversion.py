@@ -1,6 +1,7 @@
 """Textual inversion: for each person a word is learned, and nothing else; loaded by diffusers.
 
-A word has as many vectors as the person's name has tokens, and begins as these: what the model makes of the name.
+A word has as many vectors as a description of the person has tokens, and begins as these: "a man with tan skin and
+curly black hair" is what somebody would start from who has pictures of a stranger.
 Each word is learned from the drawings of its own person, so all are learned at once, a drawing of each in every step.
 
 Source:
@@ -65,7 +66,8 @@ def textual_inversion(pipe: Any, drawings: Drawings, recipe: Recipe, *, progress
             write_file(folder / f"{word[1:-1]}.safetensors", save({word: vectors}))
 
     settings = ("inversion_steps", "inversion_rate", "inversion_repeats")
-    folder = kept("textual-inversion", decided_by(pipe, drawings, recipe, *settings), make)
+    decides = decided_by(pipe, drawings, recipe, *settings) | {"start": "description"}
+    folder = kept("textual-inversion", decides, make)
     parts = pipe.components | {name: copy.deepcopy(pipe.components[name]) for name in ("text_encoder", "tokenizer")}
     added = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     added.load_textual_inversion([str(folder / f"{word[1:-1]}.safetensors") for word in words.values()])
@@ -88,17 +90,19 @@ class _Words(nn.Module):
 def _learn(
     pipe: Any, drawings: Drawings, words: Sequence[str], recipe: Recipe, checkpoint: Path, progress: bool
 ) -> dict[str, Tensor]:
-    """Word → its vectors, shape (number of tokens of the name, D)."""
+    """Word → its vectors, shape (number of tokens of the description, D)."""
     tokenizer = copy.deepcopy(pipe.tokenizer)
     encoder = copy.deepcopy(pipe.text_encoder).eval().requires_grad_(False)
     unet = copy.deepcopy(pipe.unet).eval().requires_grad_(False)
     table = encoder.get_input_embeddings().weight
-    names = [tokenizer(person.name, add_special_tokens=False)["input_ids"] for person in drawings.people]
-    embedding = _Words(table, table[[token for name in names for token in name]])
+    starts = [
+        tokenizer(person.neutral("attributes"), add_special_tokens=False)["input_ids"] for person in drawings.people
+    ]
+    embedding = _Words(table, table[[token for start in starts for token in start]])
     encoder.set_input_embeddings(embedding)
     spelled = {}  # name → its word as the tokenizer of this function reads it
-    for person, word, name in zip(drawings.people, words, names, strict=True):
-        tokens = [f"{word}{k}" for k in range(len(name))]
+    for person, word, start in zip(drawings.people, words, starts, strict=True):
+        tokens = [f"{word}{k}" for k in range(len(start))]
         tokenizer.add_tokens(tokens)
         spelled[person.name] = " ".join(tokens)
     texts = [
@@ -132,5 +136,5 @@ def _learn(
             warmup=recipe.inversion_steps // 8,
             progress=progress,
         )
-    parts = torch.split(embedding.learned.detach().cpu(), [len(name) for name in names])
+    parts = torch.split(embedding.learned.detach().cpu(), [len(start) for start in starts])
     return {word: part.contiguous() for word, part in zip(words, parts, strict=True)}
