@@ -19,6 +19,7 @@ from apl_guard import (
     PrefixInvalid,
     PrefixNotFound,
     PrefixRegistry,
+    RequestTooLarge,
 )
 from apl_guard.policy import Mode
 from apl_guard.testing import random_prefix, tiny_pipe
@@ -119,9 +120,18 @@ def test_no_text_of_a_prompt_is_written(guard, tmp_path):
     assert (tmp_path / "audit" / "keys" / "digest.key").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("text", ["\ud800", "a" * 10_000_000])
+def test_ten_megabytes_are_refused_on_record(guard, calls, tmp_path):
+    """No policy is asked about more text than a request may hold."""
+    with pytest.raises(RequestTooLarge, match="10000000 characters"):
+        guard("a" * 10_000_000)
+    assert calls == []
+
+    assert [r["event"] for r in records(tmp_path / "audit")] == ["guard.refusal"]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a" * 900_000])
 def test_odd_text_is_refused_on_record(guard, calls, tmp_path, text):
-    """A lone surrogate is no text, and ten megabytes are too much."""
+    """A lone surrogate is no text, and a megabyte is more than the policy permits."""
     with pytest.raises(PolicyBlocked, match=r"surrogate|characters"):
         guard(text)
     assert calls == []

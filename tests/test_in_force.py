@@ -278,7 +278,7 @@ class TestCommands:
         assert "    yes names.stars found in prompt" in out
         assert "rule lab: does not apply to latents" in out
         assert "    no  route (none) is one of edit" in out
-        assert "latents: block, by no rule applies" in out
+        assert "latents: block, no rule applies" in out
         assert "rule refuse: none of its channels is used" in out
         assert out.replace("\n", "").isprintable()
         explained = json.loads(run("explain", path, "Mara Voss", "--json")[1])
