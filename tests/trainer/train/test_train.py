@@ -96,6 +96,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "init": {"init": "noise"},
     "start_words": {"start_words": "not the real person"},
     "neutral": {"neutral": "attributes"},
+    "attributes_share": {"attributes_share": 0.5},
     "identity_weight": {"identity_weight": 0.1},
     "identity_weight_end": {"identity_weight_end": 0.0},
     "generic_weight": {"generic_weight": 9.0},
