@@ -45,6 +45,7 @@ BACKEND = "apl_guard.backend"
 DECISION_ID = "apl_guard.decision.id"
 POLICY_DIGEST = "apl_guard.policy.digest"
 RESULT = "apl_guard.result"
+PROTECTION = "apl_guard.protection"
 FINDING_SOURCE = "apl_guard.finding.source"
 FINDING_CHANNEL = "apl_guard.finding.channel"
 
@@ -136,6 +137,15 @@ class CallSpans:
                 span.add_event(FINDING_EVENT, about)
         if self._span is not None:
             self._span.set_attribute(DECISION_ID, decision.id)
+
+    def released(self, protection: str) -> None:
+        """Say whether what the policy asks for was done for the images that are handed out.
+
+        Args:
+            protection: One of the values of `apl_guard.decision.Protection`.
+        """
+        if self._span is not None:
+            self._span.set_attribute(PROTECTION, protection)
 
     def ended(self, result: str, error: BaseException | None) -> None:
         """Say how the call ended. What the policy blocks is no error."""

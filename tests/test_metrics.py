@@ -33,7 +33,7 @@ BACKEND = "diffusers:StableDiffusionPipeline"
 NAMES = {
     "apl_guard_requests_total": {"policy", "backend", "verdict", "action"},
     "apl_guard_outcomes_total": {"result"},
-    "apl_guard_images_total": {"policy", "backend", "action", "effective"},
+    "apl_guard_images_total": {"policy", "backend", "action", "protection"},
     "apl_guard_findings_total": {"policy", "rule", "category", "target"},
     "apl_guard_errors_total": {"stage", "error_type", "disposition"},
     "apl_guard_checked_pictures_total": {"seen"},
@@ -180,19 +180,21 @@ def test_an_unwritten_record_is_counted(shared_pipe, prefix, metrics_registry):
 
 
 @pytest.mark.parametrize(
-    ("mode", "rollout", "action", "effective"),
+    ("mode", "rollout", "action", "protection"),
     [
-        ("enforce", None, "modify", "true"),
-        ("shadow", None, "audit", "false"),
-        ("enforce", {"percent": 0, "key": "request", "salt": "x"}, "audit", "false"),
+        ("enforce", None, "modify", "applied"),
+        ("shadow", None, "audit", "missing"),
+        ("enforce", {"percent": 0, "key": "request", "salt": "x"}, "audit", "missing"),
     ],
 )
-def test_images_count_by_what_holds_for_them(shared_pipe, prefix, metrics_registry, mode, rollout, action, effective):
+def test_images_count_by_what_was_done_for_them(
+    shared_pipe, prefix, metrics_registry, mode, rollout, action, protection
+):
     """What was decided and not done is not counted as done."""
     guard = Guard(shared_pipe, policy(mode, rollout=rollout), prefix=prefix, metrics_registry=metrics_registry)
     guard(["a cat", "a dog"], num_inference_steps=1)
     found = {k: v for k, v in samples(metrics_registry).items() if k[0] == "apl_guard_images_total"}
-    labels = {"policy": f"in_{mode}", "backend": BACKEND, "action": action, "effective": effective}
+    labels = {"policy": f"in_{mode}", "backend": BACKEND, "action": action, "protection": protection}
     assert found == {("apl_guard_images_total", tuple(sorted(labels.items()))): 2}
     assert total(metrics_registry, "apl_guard_rollout_ratio", policy=f"in_{mode}") == (0 if rollout else 1)
     assert total(metrics_registry, "apl_guard_policy_info", mode=mode) == 1

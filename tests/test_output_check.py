@@ -132,7 +132,8 @@ def test_a_picture_of_somebody_in_the_gallery_is_not_released(make, gallery, met
     }
     assert counted(metrics_registry, "outcomes", result="withheld") == 1
     assert counted(metrics_registry, "checked_pictures", seen="match") == 1
-    assert counted(metrics_registry, "images", policy="demo", effective="true") == 0
+    assert outcome["protection"] is None
+    assert not [m for m in metrics_registry.collect() if m.name == "apl_guard_images" and m.samples]
     everything = "".join(path.read_text() for path in (tmp_path / "audit" / "segments").iterdir())
     assert ENTRY not in everything + caplog.text + str(caught.value)
 
@@ -206,6 +207,7 @@ def test_where_nothing_is_carried_out_a_match_is_recorded_and_released(make, tmp
     assert call(guard, 1).images
     outcome = records(tmp_path / "audit")[-1]
     assert (outcome["result"], outcome["output_check"]["matches"]) == ("passed", 1)
+    assert outcome["protection"] == "missing"
     assert call(make(Breaking("raises"), **spec), 1).images
     assert records(tmp_path / "audit")[-1]["output_check"]["failed"] == "OutputCheckFailed"
     passed = {"stage": "check_output", "error_type": "OutputCheckFailed", "disposition": "passed_through"}
@@ -213,13 +215,13 @@ def test_where_nothing_is_carried_out_a_match_is_recorded_and_released(make, tmp
 
 
 def test_unsafe_passthrough_lets_unchecked_pictures_pass_visibly(make, tmp_path, metrics_registry, caplog):
-    """Logged, recorded with the error, and counted as images for which the rules do not hold."""
+    """Logged, recorded with the error, and counted as images whose protection is missing."""
     assert call(make(Breaking("raises"), on_error="unsafe_passthrough"), 1).images
     outcome = records(tmp_path / "audit")[-1]
     assert (outcome["result"], outcome["error"]) == ("passed", "OutputCheckFailed")
     assert "unchecked" in caplog.text
     assert any(
-        sample.value == 1 and sample.labels["effective"] == "false"
+        sample.value == 1 and sample.labels["protection"] == "missing"
         for metric in metrics_registry.collect()
         for sample in metric.samples
         if sample.name == "apl_guard_images_total"

@@ -60,6 +60,7 @@ def test_a_call_is_one_span_with_its_stages_in_it(traced, exporter):
         "apl_guard.backend": "diffusers:StableDiffusionPipeline",
         "apl_guard.decision.id": made.decision.id,
         "apl_guard.result": "passed",
+        "apl_guard.protection": "applied",
     }
     assert dict(named(exporter)["run_guardrail apl-guard"].attributes) == {
         "gen_ai.operation.name": "run_guardrail",

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from apl_guard.audit.reading import read_log
+from apl_guard.decision import Protection
 from apl_guard.errors import InvalidInput
 
 __all__ = ["CSV_COLUMNS", "Platform", "calls", "statements", "write_csv"]
 
 CSV_COLUMNS = [
     *("decision_id", "decided", "ended", "policy", "policy_version", "mode", "tenant", "route", "backend", "action"),
-    *("effective_action", "category", "rules", "channels", "result", "images", "prefix", "prefix_digest", "error"),
-    *("overhead_ms", "generation_ms"),
+    *("effective_action", "category", "rules", "channels", "unsafe", "result", "images", "protection", "prefix"),
+    *("prefix_digest", "error", "overhead_ms", "generation_ms"),
 ]
 _MAX_FACTS = 5000
 _TERRITORIES = frozenset(
@@ -64,11 +65,10 @@ def calls(folder: Path) -> Iterator[dict[str, Any]]:
             open_rows[decision] = _decided(fields)
         elif event == "guard.outcome":
             row = open_rows.pop(decision, {"decision_id": decision})
-            yield (
-                row
-                | {name: fields.get(name) for name in CSV_COLUMNS if name in fields}
-                | {"ended": fields["timestamp"]}
-            )
+            row |= {name: fields[name] for name in CSV_COLUMNS if name in fields}
+            row |= {"ended": fields["timestamp"]}
+            # Decided is one thing and done another, where a part of the guard failed and the policy let the call pass.
+            yield row | ({"effective_action": fields["effective"]} if "effective" in fields else {})
         elif event == "guard.refusal":
             yield _decided(fields) | {"ended": fields["timestamp"]}
     for row in open_rows.values():
@@ -95,16 +95,18 @@ def statements(
 ) -> Iterator[dict[str, Any]]:
     """Statements of reasons, as the DSA Transparency Database takes them (article 17 and 24(5) of the DSA).
 
-    Whether a decision needs one, and whether these words are the right ones, is for the platform to judge.
+    Whether a decision needs one, and whether these words are the right ones, is for the platform to judge. There is
+    none about a call that gave no image because something failed, and none that says of an image that something was
+    done where it was not.
 
     Args:
         rows: The calls.
         platform: What the log does not know.
-        actions: Which effective actions get a statement.
+        actions: Which effective actions get a statement. Images that the output check withheld count as blocked.
     """
     for row in rows:
-        action = row.get("effective_action")
-        if action not in actions or "decided" not in row:
+        measure = _measure(row)
+        if measure is None or measure.action not in actions:
             continue
         date = str(row["decided"])[:10]
         rules = row.get("rules") or "none that permits it"
@@ -113,8 +115,7 @@ def statements(
             "decision_ground": "DECISION_GROUND_INCOMPATIBLE_CONTENT",
             "incompatible_content_ground": platform.terms[:500],
             "incompatible_content_explanation": (
-                f"Policy {row['policy']}, version {row['policy_version']}, rule {rules}: "
-                f"{'the request was not carried out' if action == 'block' else 'the image shows no real person'}."
+                f"Policy {row['policy']}, version {row['policy_version']}, rule {rules}: {measure.explanation}."
             )[:2000],
             "incompatible_content_illegal": "No",
             "content_type": ["CONTENT_TYPE_SYNTHETIC_MEDIA"],
@@ -122,25 +123,52 @@ def statements(
             "territorial_scope": sorted(platform.territories),
             "content_date": date,
             "application_date": date,
-            "decision_facts": (
-                f"A request to generate an image was {_DONE.get(str(action), str(action))} before generation. "
-                f"Channels used: {row.get('channels')}. Result: {row.get('result')}."
-            )[:_MAX_FACTS],
+            "decision_facts": (f"{measure.fact}. Channels used: {row.get('channels')}. Result: {row.get('result')}.")[
+                :_MAX_FACTS
+            ],
             "source_type": "SOURCE_VOLUNTARY",
             "automated_detection": "Yes",
             "automated_decision": "AUTOMATED_DECISION_FULLY",
         }
-        if action == "block":
+        if measure.action == "block":
             statement["decision_visibility"] = ["DECISION_VISIBILITY_CONTENT_DISABLED"]
         else:
             statement["decision_visibility"] = ["DECISION_VISIBILITY_OTHER"]
-            statement["decision_visibility_other"] = "The image was generated without the likeness of a person."
+            statement["decision_visibility_other"] = f"{measure.explanation[0].upper()}{measure.explanation[1:]}."[:500]
         if platform.terms_url is not None:
             statement["decision_ground_reference_url"] = platform.terms_url
         yield statement
 
 
-_DONE = {"block": "blocked", "anonymize": "anonymised", "rewrite": "rewritten"}
+@dataclass(frozen=True)
+class _Measure:
+    """What was done about a request, in words that claim no more than the log shows."""
+
+    action: str
+    explanation: str
+    fact: str
+
+
+def _measure(row: Mapping[str, Any]) -> _Measure | None:
+    """What was done about a call; None where nothing was, or nothing that its records show."""
+    action, result, protection = row.get("effective_action"), row.get("result"), row.get("protection")
+    if "decided" not in row:
+        return None
+    if action == "block":
+        return _Measure("block", "the request was not carried out", "A request was blocked before generation")
+    if result == "withheld":
+        explanation = "the images were not released, for they show somebody who is protected"
+        return _Measure("block", explanation, "The images made for a request were withheld after generation")
+    if action not in _HOW or result != "passed" or protection == Protection.MISSING:
+        return None
+    proof = "" if protection == Protection.APPLIED else "; the log does not prove that nothing undid this"
+    return _Measure(action, _HOW[action] + proof, f"{_HOW[action][0].upper()}{_HOW[action][1:]}")
+
+
+_HOW = {
+    "anonymize": "the image was generated with a prefix that keeps the likeness of real people out",
+    "rewrite": "the image was generated from a text in which names of people are replaced by descriptions",
+}
 
 
 def _decided(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,6 +182,7 @@ def _decided(fields: Mapping[str, Any]) -> dict[str, Any]:
         "mode": policy.get("mode"),
         "rules": " ".join(rules),
         "channels": " ".join(map(str, fields.get("channels", ()))),
+        "unsafe": "; ".join(map(str, fields.get("unsafe", ()))),
     }
 
 

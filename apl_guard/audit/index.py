@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ CREATE TABLE IF NOT EXISTS records (
 ) WITHOUT ROWID;
 {" ".join(f'CREATE INDEX IF NOT EXISTS by_{name} ON records("{name}");' for name in _INDEXED)}
 """
+_COLUMNS_MARK = zlib.crc32(_SCHEMA.encode()) & 0x7FFFFFFF
+"""In the header, as SQLite's `user_version`: an index with other columns, of another version of this package, is made
+anew."""
 
 
 class Index:
@@ -232,8 +236,12 @@ class Index:
     def _open(self) -> None:
         try:
             self._database = sqlite3.connect(self._path, timeout=30)
+            (mark,) = self._database.execute("PRAGMA user_version").fetchone()
+            if mark != _COLUMNS_MARK and self._database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+                raise sqlite3.DatabaseError("it has the columns of another version")
             self._database.executescript(
-                f"PRAGMA application_id={_MARK}; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; {_SCHEMA}"
+                f"PRAGMA application_id={_MARK}; PRAGMA user_version={_COLUMNS_MARK}; PRAGMA journal_mode=WAL; "
+                f"PRAGMA synchronous=NORMAL; {_SCHEMA}"
             )
         except sqlite3.OperationalError as error:
             if says_nothing_about_the_index(error):

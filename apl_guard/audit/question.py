@@ -31,6 +31,7 @@ COLUMNS = {
     "prefix": "$.prefix",
     "prefix_digest": "$.prefix_digest",
     "images": "$.images",
+    "protection": "$.protection",
     "overhead_ms": "$.overhead_ms",
     "generation_ms": "$.generation_ms",
 }

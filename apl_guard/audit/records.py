@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from apl_guard._version import __version__
-from apl_guard.decision import Decision, Reason
+from apl_guard.decision import Decision, Protection, Reason
 from apl_guard.policy import Policy
 from apl_guard.request import Channel, GenerationRequest
 from apl_guard.request.canonical import canonical
@@ -51,8 +51,11 @@ class Outcome(BaseModel):
     result: str
     """One of `apl_guard.metrics.RESULTS`."""
     effective: str
-    """What was done to the prompts that led to this result: allow, anonymize or block."""
+    """What was done to the prompts that led to this result: allow, anonymize, rewrite or block."""
     images: int = 0
+    """How many were released."""
+    protection: Protection | None = None
+    """Whether what the policy asks for was done for them; None where none was released."""
     prefix: str | None = None
     """Name of the prefix that was used."""
     prefix_digest: str | None = None
@@ -121,6 +124,7 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
     """The fields of an outcome record."""
     fields = {**outcome.__dict__}
     fields["prefix_rows"] = {slot: list(rows) for slot, rows in outcome.prefix_rows.items()}
+    fields["protection"] = None if outcome.protection is None else outcome.protection.value
     fields["tokens_cut"] = {slot: list(cut) for slot, cut in outcome.tokens_cut.items()}
     return {"schema_version": _SCHEMA_VERSION, "decision_id": fields.pop("id"), **fields}
 

@@ -32,7 +32,8 @@ def export(
     since: Since = None,
     until: Until = None,
     action: Annotated[
-        list[Action] | None, typer.Option(help="With --dsa: which actions.", show_default="block")
+        list[Action] | None,
+        typer.Option(help="With --dsa: which actions; what the output check withheld is block.", show_default="block"),
     ] = None,
     territory: Annotated[list[str] | None, typer.Option(help="With --dsa: a country code; may be repeated.")] = None,
     terms: Annotated[str | None, typer.Option(help="With --dsa: the ground in your terms of service.")] = None,

@@ -115,7 +115,9 @@ def tail(
 def stats(
     folder: Folder, since: Since = None, until: Until = None, index: IndexFile = None, as_json: Json = False
 ) -> None:
-    """Count decisions, outcomes and what is missing.
+    """Count decisions, outcomes, what can be said of released images, and what is missing.
+
+    All of it counts calls: one that released four images is one.
 
     Example: apl-guard audit stats /var/log/apl-guard --since 30d
     """
@@ -127,13 +129,14 @@ def stats(
 
         def count(name: str, **conditions: str | int | float) -> dict[str, int]:
             rows = opened.ask(Question(conditions, moment_of(since), moment_of(until, "--until"), (name,), 1000))
-            return {str(row[name]): row["count"] for row in rows}
+            return {"not on record" if row[name] is None else str(row[name]): row["count"] for row in rows}
 
         found = {
             "events": count("event"),
             "actions": count("action", event="guard.decision"),
             "policies": count("policy", event="guard.decision"),
             "results": count("result", event="guard.outcome"),
+            "protection": count("protection", event="guard.outcome", result="passed"),
         }
     found["open"] = {
         "decisions without outcome": found["events"].get("guard.decision", 0) - found["events"].get("guard.outcome", 0)

@@ -119,12 +119,16 @@ def open_model(name: str) -> Any:
 
 
 def _describe(made: Guarded) -> str:
+    from apl_guard.decision import Protection
+
     decision, outcome = made.decision, made.outcome
     text = f"{decision.action.value}"
     if decision.effective != decision.action:
         text += f" (mode {decision.mode.value}: {decision.effective.value})"
     if outcome.prefix is not None and outcome.prefix_digest is not None:
         text += f"  prefix {outcome.prefix} {outcome.prefix_digest[:12]}"
+    if outcome.protection in (Protection.UNPROVEN, Protection.MISSING):
+        text += f"  protection {outcome.protection.value}"
     cut = sum(sum(counts) for counts in outcome.tokens_cut.values())
     if cut:
         text += f"  {cut} tokens of the prompt did not fit"

@@ -11,24 +11,22 @@ from typing import Any
 
 from apl_guard.audit import AuditLog, Outcome
 from apl_guard.backend import Backend, Generation, Receipt
-from apl_guard.decision import Decision, Reason
+from apl_guard.decision import Decision, Protection, protection_of
 from apl_guard.detect.output import Looked, OutputCheck
 from apl_guard.errors import AplGuardError, GuardUnavailable, OutputWithheld, PolicyBlocked, PrefixNotApplied
+from apl_guard.guard.explain import explain
 from apl_guard.in_force import PolicyInForce
 from apl_guard.metrics import Stage, Watch
 from apl_guard.policy import Action, Mode, OnError, Policy
 from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
 from apl_guard.registry.fit import Fit
-from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
+from apl_guard.request import GenerationRequest
 from apl_guard.request.context import current_context
 
 __all__ = ["Call", "Guarded", "refuse"]
 
 _log = logging.getLogger("apl_guard")
-
-_MOST_EXPLAINED = 20
-_MOST_EXPLAINED_NAME = 64
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ class Call:
             raise _unavailable(error) from error
         if self._decision.effective == Action.BLOCK:
             self._end("blocked")
-            raise PolicyBlocked(_explain(self._decision), decision=self._decision)
+            raise PolicyBlocked(explain(self._decision), decision=self._decision)
         self._generation = generation = self._generate()
         if self._prefix is not None and self._in_front is not None:
             self._check_receipt(self._in_front, generation)
@@ -124,15 +122,22 @@ class Call:
         if self._output_check is not None and self._decision.mode != Mode.OFF:
             self._look_at(generation, self._output_check)
         outcome = self._end("passed")
-        self._watch.released(self._decision, generation.images, self._is_effective)
+        self._watch.released(self._decision, generation.images, self._protection)
         return Guarded(generation.output, self._decision, outcome)
 
     @property
-    def _is_effective(self) -> bool | None:
-        """Whether what the rules say holds for the images; None where no receipt says so."""
-        if self._unprotected or self._unlooked or self._decision.effective != self._decision.action:
-            return False
-        return True if self._prefix is not None or self._decision.action == Action.ALLOW else None
+    def _slots_without_prefix(self) -> tuple[str, ...]:
+        """The text encoders that got the prompts without the prefix of this call."""
+        prefix = self._prefix
+        return () if prefix is None else tuple(s for s in self._request.slots if s not in prefix.metadata.widths)
+
+    @property
+    def _protection(self) -> Protection:
+        """What can be said of the images, once the receipt was checked."""
+        is_match_released = self._looked is not None and bool(self._looked.sightings)
+        failed = self._unprotected is not None or self._unlooked is not None or is_match_released
+        proven = self._prefix is not None and not self._slots_without_prefix
+        return protection_of(self._decision, proven=proven, failed=failed)
 
     def _take_prefix(self, decision: Decision) -> None:
         """Find the prefix, or go on without where the policy says so in so many words."""
@@ -208,13 +213,14 @@ class Call:
             result=result,
             effective=(Action.ALLOW if self._unprotected is not None else self._decision.effective).value,
             images=generation.images if generation is not None and result == "passed" else 0,
+            protection=self._protection if result == "passed" else None,
             prefix=prefix.metadata.name if prefix is not None else None,
             prefix_digest=prefix.digest if prefix is not None else None,
             prefix_match=self._fit.tier.value if self._fit is not None else None,
             prefix_rows=dict(generation.receipt.prefix_rows) if generation is not None else {},
             tokens_cut=dict(generation.receipt.tokens_cut) if generation is not None else {},
             change=dict(generation.receipt.change or {}) if generation is not None else {},
-            slots_without_prefix=tuple(s for s in self._request.slots if prefix and s not in prefix.metadata.widths),
+            slots_without_prefix=self._slots_without_prefix,
             output_check=None if check is None else check.record(self._looked, self._unlooked),
             error=type(why).__name__ if (why := error or self._unprotected or self._unlooked) else None,
             overhead_ms=round(1000 * self._watch.overhead_seconds, 3),
@@ -280,30 +286,6 @@ def _unavailable(error: Exception) -> AplGuardError:
     if isinstance(error, AplGuardError):
         return error
     return GuardUnavailable(f"the guard failed ({type(error).__name__}), so there is no image")
-
-
-def _explain(decision: Decision) -> str:
-    """Say what was blocked, and which line of the policy would permit it."""
-    blocking = [reason for reason in decision.reasons if reason.action == Action.BLOCK]
-    parts = [_explain_reason(reason) for reason in blocking[:_MOST_EXPLAINED]]
-    parts += [f"and {len(blocking) - _MOST_EXPLAINED} more"] if len(blocking) > _MOST_EXPLAINED else []
-    return f"policy '{decision.policy}' blocks this request: {'; '.join(parts)}"
-
-
-def _explain_reason(reason: Reason) -> str:
-    channel = reason.channel
-    if channel not in list(Channel):
-        return f"argument {channel[:_MOST_EXPLAINED_NAME]!a} is unknown to this version of apl-guard"
-    text = f"channel '{channel}' is blocked"
-    text += f" by rule '{reason.rule}'" if reason.rule is not None else ""
-    text += f" (category {reason.category})" if reason.category is not None else ""
-    text += f": {reason.why}" if reason.why else ""
-    if channel in TEXT_CHANNELS:
-        return text
-    return (
-        f"{text}; a prefix cannot protect it, a rule with `when: {{channels: [{channel}]}}` and "
-        "`then: {action: unsafe_allow}` would permit it"
-    )
 
 
 def _milliseconds(seconds: float | None) -> float | None:

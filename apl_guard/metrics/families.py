@@ -70,8 +70,8 @@ class Families:
         self.outcomes = counter("outcomes", "How calls ended.", "result")
         self.images = counter(
             "images",
-            "Released images, by whether what the rules say holds for them.",
-            *("policy", "backend", "action", "effective"),
+            "Released images, by whether what the policy asks for was done for them.",
+            *("policy", "backend", "action", "protection"),
         )
         self.findings = counter("findings", "What detectors saw in texts.", "policy", "rule", "category", "target")
         self.errors = counter(

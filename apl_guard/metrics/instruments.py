@@ -22,7 +22,7 @@ from apl_guard.metrics.watch import Watch
 from apl_guard.policy import Policy
 
 if TYPE_CHECKING:
-    from apl_guard.decision import Decision
+    from apl_guard.decision import Decision, Protection
     from apl_guard.detect.output import Looked
     from apl_guard.prefix import Prefix
     from apl_guard.tracing import Tracing
@@ -219,17 +219,17 @@ class Metrics:
             self._one(self._families.looked, "match" if number in matches else "stranger" if faces else "nobody").inc()
 
     @_beside
-    def released(self, decision: Decision, backend: str, images: int, effective: str) -> None:
+    def released(self, decision: Decision, backend: str, images: int, protection: Protection) -> None:
         """Count images that are handed out.
 
         Args:
             decision: What was decided.
             backend: Where they come from.
             images: How many.
-            effective: Whether what the rules say holds for them: true, false, or unknown.
+            protection: Whether what the policy asks for was done for them.
         """
         name = self._policies(decision.policy)
-        self._one(self._families.images, name, backend, labels.action_of(decision), effective).inc(images)
+        self._one(self._families.images, name, backend, labels.action_of(decision), protection.value).inc(images)
 
     @_beside
     def failed(self, stage: str, error: BaseException, disposition: str = "blocked") -> None:

@@ -14,7 +14,6 @@ __all__ = [
     "ACTIONS",
     "AUDIT_OUTCOMES",
     "DISPOSITIONS",
-    "EFFECTIVE",
     "ERROR_TYPES",
     "NONE",
     "OTHER",
@@ -46,9 +45,6 @@ VERDICTS = ("allow", "modify", "deny")
 """What the rules say, in the words of OpenTelemetry's conventions for guardrails."""
 ACTIONS = ("allow", "modify", "block", "audit")
 """What is done, in the same words; `audit` is a verdict that was recorded and not carried out."""
-EFFECTIVE = ("true", "false", "unknown")
-"""Whether what the rules say holds for a released image: it does, it does not (shadow, outside of the rollout), or
-the backend gives no receipt for it."""
 DISPOSITIONS = ("blocked", "passed_through", "fallback")
 """What followed from an error."""
 AUDIT_OUTCOMES = ("written", "failed")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from apl_guard.backend import Generation
-    from apl_guard.decision import Decision
+    from apl_guard.decision import Decision, Protection
     from apl_guard.detect.output import Looked
     from apl_guard.metrics.instruments import Metrics
     from apl_guard.policy import Policy
@@ -97,16 +97,17 @@ class Watch:
         """Count an error after which the call went on unprotected, as the policy says."""
         self._metrics.failed(stage.value, error, "passed_through")
 
-    def released(self, decision: Decision, images: int, is_effective: bool | None) -> None:
+    def released(self, decision: Decision, images: int, protection: Protection) -> None:
         """Count images that are handed out.
 
         Args:
             decision: What was decided.
             images: How many.
-            is_effective: Whether what the rules say holds for them; None where nobody can tell.
+            protection: Whether what the policy asks for was done for them.
         """
-        effective = "unknown" if is_effective is None else str(is_effective).lower()
-        self._metrics.released(decision, self._backend, images, effective)
+        self._metrics.released(decision, self._backend, images, protection)
+        if self._spans is not None:
+            self._spans.released(protection.value)
 
     def ended(self, result: str, policy: Policy, error: BaseException | None = None) -> None:
         """Count how the call ended.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from peft import LoraConfig
+from prometheus_client import CollectorRegistry
 
 from apl_guard import Guard, InvalidInput, PolicyBlocked, PrefixNotApplied, PrefixNotFound
 from apl_guard.testing import random_prefix, tiny_pipe
@@ -81,7 +82,7 @@ def test_a_channel_round_the_prefix_is_blocked_and_can_be_permitted(xl, two_enco
 
 def test_a_callback_that_takes_the_prefix_away_is_on_record(xl, permitting):
     """Permitted, it may put other prompt embeds in place after the first step. The text encoders did receive the
-    prefix, and the decision says all the same that the picture is not protected."""
+    prefix, and neither records nor metrics say that the picture is protected."""
     pipe, prefix = xl
     bare, *_ = pipe.encode_prompt("Mara Voss", device="cpu", do_classifier_free_guidance=False)
     seen = []
@@ -92,7 +93,8 @@ def test_a_callback_that_takes_the_prefix_away_is_on_record(xl, permitting):
 
     options = {"num_inference_steps": 2, "height": 32, "width": 32, "guidance_scale": 1.0, "output_type": "latent"}
     swapping = {"callback_on_step_end": swap, "callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
-    guard = Guard(pipe, permitting("callback"), prefix=prefix)
+    registry = CollectorRegistry()
+    guard = Guard(pipe, permitting("callback"), prefix=prefix, metrics_registry=registry)
 
     drawn = [
         guard.generate("Mara Voss", generator=torch.Generator().manual_seed(0), **options, **more)
@@ -104,6 +106,10 @@ def test_a_callback_that_takes_the_prefix_away_is_on_record(xl, permitting):
     assert not torch.equal(drawn[0].output.images, drawn[1].output.images)
     assert [made.decision.unsafe for made in drawn] == [(), ("rule 'permitted': unsafe_allow callback",)]
     assert drawn[1].outcome.prefix_rows == {"text_encoder": (N,), "text_encoder_2": (N,)}
+    assert [made.outcome.protection for made in drawn] == ["applied", "unproven"]
+    (images,) = (metric for metric in registry.collect() if metric.name == "apl_guard_images")
+    counted = {s.labels["protection"]: s.value for s in images.samples if s.name.endswith("_total")}
+    assert counted == {"applied": 1, "unproven": 1}
 
 
 @pytest.mark.parametrize("scale", [1.0, 5.0])

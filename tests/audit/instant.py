@@ -12,10 +12,11 @@ class Pipe:
 
 
 class Adapter:
-    """Reads one argument, the prompt."""
+    """Reads the prompt and, by name, a callback."""
 
     name = "instant:Pipe"
     carries_prefix = True
+    slots = ()
 
     def __init__(self, pipe):
         self._pipe = pipe
@@ -23,8 +24,9 @@ class Adapter:
     def read(self, args, kwargs):
         (prompt,) = args  # anything else does not fit the signature
         prompts = texts(prompt, where="prompt")
-        unknown = tuple(kwargs)
-        return GenerationRequest(self.name, {Channel.PROMPT: prompts}, frozenset({Channel.PROMPT}), unknown=unknown)
+        used = frozenset({Channel.PROMPT, *(Channel.CALLBACK for name in kwargs if name == "callback")})
+        unknown = tuple(name for name in kwargs if name != "callback")
+        return GenerationRequest(self.name, {Channel.PROMPT: prompts}, used, unknown=unknown, slots=self.slots)
 
     def fingerprints(self):
         return None

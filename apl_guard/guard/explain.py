@@ -1,0 +1,36 @@
+"""What the error says of a request that the policy blocks."""
+
+from __future__ import annotations
+
+from apl_guard.decision import Decision, Reason
+from apl_guard.policy import Action
+from apl_guard.request import TEXT_CHANNELS, Channel
+
+__all__ = ["explain"]
+
+_MOST_EXPLAINED = 20
+_MOST_EXPLAINED_NAME = 64
+
+
+def explain(decision: Decision) -> str:
+    """Say what was blocked, and which line of the policy would permit it."""
+    blocking = [reason for reason in decision.reasons if reason.action == Action.BLOCK]
+    parts = [_explain_reason(reason) for reason in blocking[:_MOST_EXPLAINED]]
+    parts += [f"and {len(blocking) - _MOST_EXPLAINED} more"] if len(blocking) > _MOST_EXPLAINED else []
+    return f"policy '{decision.policy}' blocks this request: {'; '.join(parts)}"
+
+
+def _explain_reason(reason: Reason) -> str:
+    channel = reason.channel
+    if channel not in list(Channel):
+        return f"argument {channel[:_MOST_EXPLAINED_NAME]!a} is unknown to this version of apl-guard"
+    text = f"channel '{channel}' is blocked"
+    text += f" by rule '{reason.rule}'" if reason.rule is not None else ""
+    text += f" (category {reason.category})" if reason.category is not None else ""
+    text += f": {reason.why}" if reason.why else ""
+    if channel in TEXT_CHANNELS:
+        return text
+    return (
+        f"{text}; a prefix cannot protect it, a rule with `when: {{channels: [{channel}]}}` and "
+        "`then: {action: unsafe_allow}` would permit it"
+    )
