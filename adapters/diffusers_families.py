@@ -43,6 +43,14 @@ _SUPPORTED = frozenset(
         "stable_diffusion_3",
         "stable_diffusion_xl",
         "t2i_adapter",
+        "bria",
+        "bria_fibo",
+        "deepfloyd_if",
+        "hunyuan_image",
+        "kandinsky",
+        "krea2",
+        "ovis_image",
+        "prx",
         "z_image",
     }
 )
@@ -90,6 +98,9 @@ _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("ace_step", "audioldm2", "longcat_audio_dit", "stable_audio", "stable_audio_3"), _SOUND),
     **dict.fromkeys(("diffusion_gemma", "llada2"), _TEXT),
     **dict.fromkeys(("ernie_image", "ideogram4", "longcat_image"), _REWRITES),
+    **dict.fromkeys(
+        ("bria_fibo2", "BriaFiboEditPipeline"), "it reads the prompt as JSON, so nothing can stand in front of it"
+    ),
     **dict.fromkeys(("glm_image", "latent_diffusion", "omnigen"), _NO_ENCODER),
     "BlipDiffusionControlNetPipeline": "it takes its content from a picture of the subject",
     "FluxPriorReduxPipeline": "it takes its content from a picture, and gives embeds",
@@ -97,17 +108,6 @@ _REFUSED: Mapping[str, str] = {
     "StableCascadeCombinedPipeline": (
         "its decoder takes over the embeds of its prior, so one of its text encoders never reads the prompt; "
         "guard the prior and give its output to the decoder"
-    ),
-    **dict.fromkeys(
-        (
-            "KandinskyCombinedPipeline",
-            "KandinskyImg2ImgCombinedPipeline",
-            "KandinskyImg2ImgPipeline",
-            "KandinskyInpaintCombinedPipeline",
-            "KandinskyInpaintPipeline",
-            "KandinskyPipeline",
-        ),
-        "its text encoder M-CLIP does not say where its token embeddings are; Kandinsky 2.2 draws without it",
     ),
     **dict.fromkeys(
         (
@@ -120,16 +120,16 @@ _REFUSED: Mapping[str, str] = {
         "its models do not run in torch, so no prefix can be put into their text encoder",
     ),
     **dict.fromkeys(
-        ("Kandinsky5I2IPipeline", "QwenImageEditPipeline", "QwenImageEditInpaintPipeline", "QwenImageEditPlusPipeline"),
+        (
+            "Kandinsky5I2IPipeline",
+            "QwenImageEditInpaintPipeline",
+            "QwenImageEditPipeline",
+            "QwenImageEditPlusPipeline",
+            "joyimage",
+        ),
         "its text encoder reads the prompt together with a picture",
     ),
-    **dict.fromkeys(
-        (
-            "QwenImageLayeredPipeline",
-            "ZImageOmniPipeline",
-        ),
-        _UNTESTED,
-    ),
+    "Cosmos2TextToImagePipeline": _UNTESTED,
     "deprecated": _OLD,
     "shap_e": "makes shapes, not pictures",
 }

@@ -244,6 +244,7 @@ class DiffusersAdapter:
     def _has_learned_words(self, tokenizer: Any, prompts: list[str]) -> bool:
         """Whether a prompt says a word that was added to the vocabulary, as `load_textual_inversion` adds words."""
         learned = {i for i, token in tokenizer.added_tokens_decoder.items() if not token.special}
+        learned -= set(tokenizer.all_special_ids)  # some tokenizers do not say of their end token that it is special
         if not learned or not prompts:
             return False
         # A private copy: the state of a fast tokenizer is shared between threads.

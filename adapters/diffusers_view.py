@@ -1,7 +1,7 @@
 """What a guarded call sees in place of the pipe.
 
-A *view* is an object of the pipe's class that shares every model with it and owns its schedulers, tokenizers
-and the state of the call. So calls in several threads do not disturb each other, and the pipe is the same
+A *view* is an object of the pipe's class that shares every model with it and owns its schedulers, guiders,
+tokenizers and the state of the call. So calls in several threads do not disturb each other, and the pipe is the same
 after the call as before. Pipes inside the pipe, as in the combined pipelines of Kandinsky, get views too.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -68,7 +69,7 @@ def view_of(pipe: Any, exchange: Callable[[nn.Module | None, Any], Any]) -> Any:
 
 
 def _exchanged(pipe: Any, name: str, part: Any, exchange: Callable[[nn.Module | None, Any], Any]) -> Any:
-    if isinstance(part, SchedulerMixin):
+    if isinstance(part, SchedulerMixin | BaseGuidance):  # both keep what belongs to one call
         return copy.deepcopy(part)
     if isinstance(part, DiffusionPipeline):
         return view_of(part, exchange)

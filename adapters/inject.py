@@ -29,11 +29,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.errors import InvalidInput, PrefixInvalid
 
 from .mark import new_mark
 from .prefix_tokenizer import prefix_tokenizer
 from .received import Received
+from .without_prefix import without_prefix
 
 __all__ = ["embed", "encode_prompts", "injected", "tokenize_with_prefix"]
 
@@ -102,7 +104,7 @@ def embed(text_encoder: nn.Module, input_ids: Tensor, vectors: Tensor | None = N
     encoder: Any = text_encoder
     if getattr(encoder.config, "use_attention_mask", False):
         raise InvalidInput("expected one that reads all of its rows; this one wants a mask", where="text_encoder")
-    input_ids = input_ids.to(encoder.get_input_embeddings().weight.device)
+    input_ids = input_ids.to(token_embedding(encoder).weight.device)
     if vectors is None:
         return _hidden(encoder(input_ids))
     with injected(text_encoder, vectors):
@@ -163,12 +165,11 @@ _USES = "_apl_guard_uses"
 
 def _embedding_layers(text_encoder: nn.Module) -> list[nn.Embedding]:
     """The token embedding, under each of its names: some encoders hold one table in two modules and call
-    the one that `get_input_embeddings()` does not return."""
-    encoder: Any = getattr(text_encoder, "_orig_mod", text_encoder)  # what torch.compile wrapped
-    table = encoder.get_input_embeddings()
+    one of the two only."""
+    table = token_embedding(text_encoder)
     return [
         module
-        for module in encoder.modules()
+        for module in text_encoder.modules()
         if isinstance(module, nn.Embedding) and (module is table or _shares_table(module, table))
     ]
 
@@ -216,7 +217,7 @@ class _EncoderGate:
         if received is not None and isinstance(input_ids, Tensor):
             has_prefix = (input_ids < 0).any(-1)
             if has_prefix.any():
-                plain_args, plain_kwargs = _plain_arguments(args, kwargs, received.padding or 0)
+                plain_args, plain_kwargs = without_prefix(args, kwargs, received.padding or 0)
                 with received.comparing():
                     plain = call(*plain_args, **plain_kwargs)
                 received.compare(output, plain, has_prefix, tokens_first=type(self).__name__ in _TOKENS_FIRST)
@@ -231,31 +232,6 @@ def _uncompiled(text_encoder: Any) -> Callable[..., Any] | None:
     compiled = getattr(text_encoder, "dynamo_ctx", None)
     original: Callable[..., Any] | None = text_encoder._orig_mod if getattr(compiled, "fullgraph", False) else None
     return original
-
-
-def _plain_arguments(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], padding: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a text encoder without the prefix, padded on the side where they were padded before."""
-    by_place = ("input_ids", "attention_mask")[: len(args)]
-    given = dict(zip(by_place, args, strict=False)) | dict(kwargs)
-    shape = given["input_ids"].shape
-    rows = {
-        name: given[name].cpu()
-        for name in ("input_ids", "attention_mask", "position_ids")
-        if isinstance(given.get(name), Tensor) and given[name].shape == shape
-    }
-    plain = {name: torch.full_like(values, padding if name == "input_ids" else 0) for name, values in rows.items()}
-    for row, ids in enumerate(rows["input_ids"]):
-        keep = ids >= 0
-        length = int(keep.sum())
-        from_left = ids[0] == padding != ids[-1]
-        where = slice(len(ids) - length, None) if from_left else slice(0, length)
-        for name, values in rows.items():
-            found = values[row, keep]
-            plain[name][row, where] = found - (~keep).cumsum(0)[keep] if name == "position_ids" else found
-    new = {**given, **{name: values.to(given[name].device) for name, values in plain.items()}}
-    return (*(new.pop(name) for name in by_place), *args[2:]), new
 
 
 def _reduce(module: Any) -> Any:

@@ -86,8 +86,10 @@ class _PrefixTokenizer:
         return tuple(self._prefix.cuts)
 
     def may_be_plain(self, row: Sequence[int]) -> bool:
-        """Whether a row of ids without the prefix comes from a text that is no prompt, or is a part of such a row."""
-        return any(self._content(row) in plain for plain in ["", *self._prefix.plain])
+        """Whether a row of ids without the prefix comes from a text that is no prompt: from such a text, a part of
+        one, or two of them joined, as a template may be tokenized."""
+        content, plain = self._content(row), ["", *self._prefix.plain]
+        return any(content in one or (content.startswith(one) and content[len(one) :] in plain) for one in plain)
 
     def _note_plain(self, texts: Any, ids: Any) -> None:
         if not isinstance(texts, list | tuple):
@@ -100,9 +102,12 @@ class _PrefixTokenizer:
 
     def _content(self, row: Sequence[int]) -> str:
         """The ids that stand for text, one behind the other."""
+        return "".join(f" {i}," for i in row if i not in self._framing)
+
+    @functools.cached_property
+    def _framing(self) -> set[int]:
         me: Any = self
-        framing = set(me.all_special_ids)
-        return "".join(f" {i}," for i in row if i not in framing)
+        return {*me.all_special_ids, *(i for i, token in me.added_tokens_decoder.items() if token.special)}
 
     def __call__(self, text: Any = None, *args: Any, **options: Any) -> Any:
         """Tokenize as the pipe's own tokenizer would, with room for the prefix where the mark is."""

@@ -20,11 +20,12 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from apl_guard.encoder.fingerprint import Fingerprint, architecture_of, fingerprint, probe_ids
+from apl_guard.encoder.token_embedding import says_where
 from apl_guard.encoder.weights import adapters_in, digest_of, projection_of, remembered, table_name, weights_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from torch import nn
+    from torch import Tensor, nn
 
 __all__ = ["MAX_DISTANCE", "Likeness", "Tier", "Traits", "compare", "traits_of"]
 
@@ -211,10 +212,21 @@ def _probe(text_encoder: nn.Module, vocabulary: int) -> str:
     drawn = np.frombuffer(hashlib.shake_256(b"apl-guard probe 1").digest(4 * count), "<u4") % vocabulary
     ids = torch.from_numpy(drawn.astype(np.int64)).reshape(_PROBE_ROWS, length)
     with torch.no_grad():
-        output = encoder(ids.to(_device(encoder)), output_hidden_states=True)
+        answers = _answers(encoder, ids.to(_device(encoder)))
+    return base64.b64encode(_sketch(np.concatenate(answers)).tobytes()).decode()
+
+
+def _answers(encoder: Any, ids: Tensor) -> list[npt.NDArray[np.float32]]:
+    """What the text encoder gives for ids, each of its outputs in one row."""
+    import torch
+
+    if says_where(encoder):
+        output = encoder(ids, output_hidden_states=True)
         hidden = getattr(output, "last_hidden_state", None)
-        hidden = output.hidden_states[-1] if hidden is None else hidden  # (B, L, D)
-    return base64.b64encode(_sketch(hidden.float().cpu().numpy().reshape(-1)).tobytes()).decode()
+        outputs = [output.hidden_states[-1] if hidden is None else hidden]  # (B, L, D)
+    else:
+        outputs = list(encoder(ids, torch.ones_like(ids)))
+    return [output.float().cpu().numpy().reshape(-1) for output in outputs]
 
 
 def _device(encoder: Any) -> Any:

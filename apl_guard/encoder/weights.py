@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from apl_guard.encoder.anatomy import Anatomy
+from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.errors import ModelInvalid
 
 if TYPE_CHECKING:
@@ -124,8 +125,7 @@ def table_name(text_encoder: nn.Module) -> str:
     Raises:
         ModelInvalid: There is none.
     """
-    encoder: Any = text_encoder
-    table = encoder.get_input_embeddings()
+    table = token_embedding(text_encoder)
     for name, module in text_encoder.named_modules():
         if module is table:
             # Under the name that `weights_of` gives it, where the table has two.

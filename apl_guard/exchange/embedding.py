@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apl_guard.encoder.fingerprint import fingerprint
+from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.encoder.traits import traits_of
 from apl_guard.errors import InvalidInput, PrefixInvalid
 from apl_guard.prefix import Prefix, PrefixMetadata
@@ -155,7 +156,7 @@ def bind(embedding: Embedding, pipe: Any, name: str, keys: Mapping[str, str] | N
             )
     vectors = {slot: embedding.vectors[key] for slot, key in chosen.items()}
     for slot, values in vectors.items():
-        width = encoders[slot][0].get_input_embeddings().embedding_dim
+        width = token_embedding(encoders[slot][0]).embedding_dim
         if values.shape[1] != width:
             raise PrefixInvalid(f"'{chosen[slot]}' is {values.shape[1]} wide, {slot} needs {width}", where="vectors")
     if len({len(values) for values in vectors.values()}) != 1:
@@ -195,7 +196,7 @@ def _find_keys(embedding: Embedding, encoders: Mapping[str, tuple[Any, Any]]) ->
     spelt = {_SPELLINGS.get(key, key): key for key in embedding.vectors}
     if len(spelt) == 1:
         key, values = next(iter(embedding.vectors.items()))
-        fitting = [s for s, (e, _) in encoders.items() if e.get_input_embeddings().embedding_dim == values.shape[1]]
+        fitting = [s for s, (e, _) in encoders.items() if token_embedding(e).embedding_dim == values.shape[1]]
         if len(encoders) == 1 or len(fitting) == 1:
             return {(fitting or list(encoders))[0]: key}
     else:

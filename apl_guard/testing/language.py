@@ -1,5 +1,5 @@
-"""Language models that serve as text encoders, with their tokenizers: the true classes, tiny, with random weights and
-vocabularies made here. Nothing is downloaded."""
+"""Language models other than Qwen that serve as text encoders, with their tokenizers: the true classes, tiny, with
+random weights and vocabularies made here. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -12,96 +12,10 @@ import tempfile
 import weakref
 from typing import Any
 
+from .qwen_encoders import bytes_tokenizer, processor
 from .text import WIDTH, byte_letters, loud
 
-__all__ = [
-    "bytes_tokenizer",
-    "chat_glm",
-    "gemma",
-    "glm",
-    "llama",
-    "mistral3",
-    "processor",
-    "qwen3",
-    "qwen_vl",
-]
-
-_CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-    "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endif %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def bytes_tokenizer(cls: str = "Qwen2Tokenizer", **options: Any) -> Any:
-    """A tokenizer of bytes with the turns of a chat template."""
-    import transformers
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
-    special += ["<|vision_start|>", "<|vision_end|>"]
-    vocabulary = {token: i for i, token in enumerate([*byte_letters(), *special])}
-    made = getattr(transformers, cls)(vocab=vocabulary, merges=[], model_max_length=4096, **options)
-    made.add_special_tokens({"additional_special_tokens": special[1:]})
-    made.chat_template = _CHAT_TEMPLATE
-    return made
-
-
-def qwen3(cls: str = "Qwen3Model", width: int = WIDTH, **config: Any) -> Any:
-    """A Qwen3 and its tokenizer."""
-    import transformers
-
-    tokenizer = bytes_tokenizer()
-    shape = {"intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
-    made = transformers.Qwen3Config(
-        **(shape | config), hidden_size=width, head_dim=8, vocab_size=len(tokenizer), max_position_embeddings=2048
-    )
-    return loud(getattr(transformers, cls)(made)), tokenizer
-
-
-def qwen_vl(width: int = WIDTH) -> Any:
-    """A Qwen2.5-VL and its tokenizer."""
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    tokenizer = bytes_tokenizer()
-    text = {
-        "hidden_size": width,
-        "intermediate_size": width,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "vocab_size": len(tokenizer),
-        "rope_parameters": {"mrope_section": [2, 2, 4], "rope_type": "default", "rope_theta": 1000000.0},
-    }
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
-    ids = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")
-    }
-    made = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
-        **ids,
-    )
-    return loud(Qwen2_5_VLForConditionalGeneration(made)), tokenizer
-
-
-def processor(cls: str, tokenizer: Any, **attributes: Any) -> Any:
-    """A tokenizer inside a processor of transformers, without the parts of that for pictures, which want torchvision.
-
-    Args:
-        cls: Name of its class.
-        tokenizer: The tokenizer.
-        attributes: What the processor has beside its parts.
-    """
-    import transformers
-
-    kind: Any = getattr(transformers, cls)
-    made = kind.__new__(kind)
-    parts = {"tokenizer": tokenizer, "image_processor": None, "video_processor": None}
-    for key, value in (parts | attributes).items():
-        setattr(made, key, value)
-    return made
+__all__ = ["chat_glm", "gemma", "glm", "llama", "mistral3", "smol", "t5_gemma"]
 
 
 def mistral3() -> Any:
@@ -110,7 +24,7 @@ def mistral3() -> Any:
 
     special = ["<pad>", "<s>", "</s>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"]
     special += ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
-    tokenizer = _bytes_on_the_left(special, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    tokenizer = _bytes(special, "left", bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     template = (
         "<s>{% for m in messages %}{% set turn = 'SYSTEM_PROMPT' if m.role == 'system' else 'INST' %}"
         "[{{ turn }}]{% for c in m.content %}{{ c.text }}{% endfor %}[/{{ turn }}]{% endfor %}"
@@ -147,7 +61,7 @@ def glm() -> Any:
     from transformers import GlmConfig, GlmModel
 
     start = ["[gMASK]", "<sop>"]
-    tokenizer = _bytes_on_the_left(["<|endoftext|>", *start], eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    tokenizer = _bytes(["<|endoftext|>", *start], "left", eos_token="<|endoftext|>", pad_token="<|endoftext|>")
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="[gMASK] <sop> $A", special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in start]
     )
@@ -157,18 +71,19 @@ def glm() -> Any:
     return loud(GlmModel(made)), tokenizer
 
 
-def _bytes_on_the_left(special: list[str], **roles: str) -> Any:
-    """A tokenizer of bytes that pads on the left, of no model's own class."""
+def _bytes(special: list[str], padding: str, first: int = 256, **roles: str) -> Any:
+    """A tokenizer of bytes that pads on one side, of no model's own class; its special tokens have ids from `first`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate([*byte_letters(), *special])}, []))
+    ids = {letter: i for i, letter in enumerate(byte_letters())} | {token: first + i for i, token in enumerate(special)}
+    backend = Tokenizer(models.BPE(ids, []))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
     others = [token for token in special if token not in roles.values()]
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         additional_special_tokens=others,
-        padding_side="left",
+        padding_side=padding,
         model_max_length=4096,
         **roles,
     )
@@ -226,6 +141,40 @@ def _pieces() -> bytes:
 def gemma(version: str = "Gemma2", cls: str = "Gemma2Model", width: int = 8) -> Any:
     """A Gemma and its tokenizer, which puts a start token in front and no end token behind."""
     import transformers
+
+    tokenizer = _gemma_tokenizer()
+    shape = {"intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    made = getattr(transformers, f"{version}Config")(
+        **shape, hidden_size=width, head_dim=4, vocab_size=len(tokenizer), attn_implementation="eager"
+    )
+    return loud(getattr(transformers, cls)(made)), tokenizer
+
+
+def t5_gemma(width: int = 8) -> Any:
+    """The encoder of a T5Gemma and its tokenizer, as in PRX."""
+    from transformers import T5GemmaConfig, T5GemmaModuleConfig
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+    tokenizer = _gemma_tokenizer()
+    tokenizer.model_max_length = 64
+    shape: Any = {
+        "hidden_size": width,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 4,
+        "vocab_size": len(tokenizer),
+        "layer_types": ["full_attention", "sliding_attention"],
+        "dropout_rate": 0.0,
+        "attn_implementation": "eager",
+    }
+    made = T5GemmaConfig(encoder=T5GemmaModuleConfig(**shape), is_encoder_decoder=False)
+    return loud(T5GemmaEncoder(made.encoder)), tokenizer
+
+
+def _gemma_tokenizer() -> Any:
+    import transformers
     from tokenizers.processors import TemplateProcessing
 
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "▁"])}
@@ -235,11 +184,23 @@ def gemma(version: str = "Gemma2", cls: str = "Gemma2Model", width: int = 8) -> 
         vocabulary.setdefault(f"<0x{byte:02X}>", len(vocabulary))
     tokenizer = transformers.GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=1024)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
-    shape = {"intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
-    made = getattr(transformers, f"{version}Config")(
-        **shape, hidden_size=width, head_dim=4, vocab_size=len(tokenizer), attn_implementation="eager"
+    return tokenizer
+
+
+def smol() -> Any:
+    """A SmolLM 3 and its tokenizer, which puts a start token in front, as in Bria FIBO."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+    start = "<|begin_of_text|>"
+    tokenizer = _bytes([start, "<|end_of_text|>"], "right", 128_000, bos_token=start, pad_token="<|end_of_text|>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start} $A", special_tokens=[(start, tokenizer.bos_token_id)]
     )
-    return loud(getattr(transformers, cls)(made)), tokenizer
+    shape = {"intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    # The pipeline gives an empty text as an id of the real vocabulary, whatever the tokenizer is.
+    made = SmolLM3Config(**shape, hidden_size=WIDTH, vocab_size=128_002, pad_token_id=tokenizer.pad_token_id)
+    return loud(SmolLM3ForCausalLM(made)), tokenizer
 
 
 def llama() -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-__all__ = ["awake", "flow", "movq", "prior", "seeing", "unet", "vae"]
+__all__ = ["awake", "dit", "flow", "flow_vae", "movq", "prior", "seeing", "small_vae", "unet", "vae"]
 
 
 def awake(model: Any) -> Any:
@@ -16,6 +17,25 @@ def awake(model: Any) -> Any:
             if weight.ndim > 1 and not weight.any():
                 weight.normal_(std=0.1)
     return model
+
+
+_ONE_LAYER = {
+    "patch_size": 1,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "joint_attention_dim": 32,
+    "axes_dims_rope": (4, 4, 8),
+}
+
+
+def dit(cls: Any, **more: Any) -> Any:
+    """A transformer that denoises, of one layer for prompt embeds 32 wide, as far as its class takes such arguments."""
+    takes = inspect.signature(cls.__init__).parameters
+    return cls(**({name: value for name, value in _ONE_LAYER.items() if name in takes} | more))
 
 
 def unet(d: Any, width: int = 32, **more: Any) -> Any:
@@ -45,6 +65,26 @@ def vae(d: Any, channels: int = 4, levels: int = 2, **more: Any) -> Any:
         norm_num_groups=4,
         **more,
     )
+
+
+def flow_vae(d: Any, **more: Any) -> Any:
+    """The autoencoder of pipelines that learn a flow."""
+    return vae(d, **({"shift_factor": 0.06, "scaling_factor": 1.5} | more))
+
+
+def small_vae(cls: Any, **more: Any) -> Any:
+    """An autoencoder that makes pictures no smaller, with one channel of latents."""
+    shape: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",),
+        "up_block_types": ("UpDecoderBlock2D",),
+        "block_out_channels": (4,),
+        "layers_per_block": 1,
+        "latent_channels": 1,
+        "norm_num_groups": 1,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    }
+    return cls(**(shape | more))
 
 
 def movq(d: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import chats, dits, unets
+from . import chats, dits, qwens, unets
 
 __all__ = ["FAMILIES", "Family", "build"]
 
@@ -25,6 +25,8 @@ class Family:
     """Arguments of the class beside its components."""
     attributes: dict[str, Any] = field(default_factory=dict)
     """What is set on the pipe that was made."""
+    needs: str | None = None
+    """A package that the pipeline needs and diffusers does not."""
 
 
 def build(family: str, seed: int = 0) -> Any:
@@ -76,27 +78,32 @@ FAMILIES: dict[str, Family] = {
     ),
     "aura_flow": Family(dits.aura_flow, "AuraFlowPipeline", _SMALL | {"max_sequence_length": 40}),
     "chroma": Family(dits.chroma, "ChromaPipeline", _SMALL | {"max_sequence_length": 40}),
+    "kandinsky_2_1": Family(
+        unets.kandinsky_2_1,
+        "KandinskyCombinedPipeline",
+        _SMALL | {"prior_num_inference_steps": 2},
+    ),
     "kandinsky_2_2": Family(
         unets.kandinsky_2_2,
         "KandinskyV22CombinedPipeline",
-        {"num_inference_steps": 2, "prior_num_inference_steps": 2, "height": 32, "width": 32},
+        _SMALL | {"prior_num_inference_steps": 2},
     ),
     "kandinsky_3": Family(unets.kandinsky_3, "Kandinsky3Pipeline", _SMALL),
     "stable_cascade_prior": Family(unets.stable_cascade_prior, "StableCascadePriorPipeline", _SMALL),
     "cogview_3_plus": Family(dits.cogview_3_plus, "CogView3PlusPipeline", _TINY | {"max_sequence_length": 40}),
-    "qwen_image": Family(chats.qwen_image, "QwenImagePipeline", _SMALL),
-    "z_image": Family(chats.z_image, "ZImagePipeline", _SMALL),
+    "qwen_image": Family(qwens.qwen_image, "QwenImagePipeline", _SMALL),
+    "z_image": Family(qwens.z_image, "ZImagePipeline", _SMALL),
     "flux_2": Family(
         chats.flux_2, "Flux2Pipeline", _TINY | {"max_sequence_length": 260, "text_encoder_out_layers": (1, 2)}
     ),
     "flux_2_klein": Family(
-        chats.flux_2_klein, "Flux2KleinPipeline", _TINY | {"max_sequence_length": 80, "text_encoder_out_layers": (1, 2)}
+        qwens.flux_2_klein, "Flux2KleinPipeline", _TINY | {"max_sequence_length": 80, "text_encoder_out_layers": (1, 2)}
     ),
     "sana": Family(chats.sana, "SanaPipeline", _SMALL | {"use_resolution_binning": False, "max_sequence_length": 40}),
     "kolors": Family(unets.kolors, "KolorsPipeline", _SMALL),
     "cogview_4": Family(chats.cogview_4, "CogView4Pipeline", _SMALL | {"max_sequence_length": 60}),
     "kandinsky_5": Family(
-        chats.kandinsky_5,
+        qwens.kandinsky_5,
         "Kandinsky5T2IPipeline",
         _SMALL | {"max_sequence_length": 250},
         attributes={"resolutions": [(32, 32)]},
@@ -104,5 +111,23 @@ FAMILIES: dict[str, Family] = {
     "lumina": Family(chats.lumina, "LuminaPipeline", _SMALL | {"clean_caption": False}),
     "lumina_2": Family(chats.lumina_2, "Lumina2Pipeline", _SMALL),
     "hidream": Family(chats.hidream, "HiDreamImagePipeline", _TINY | {"max_sequence_length": 40}),
+    "bria": Family(dits.bria, "BriaPipeline", _SMALL | {"max_sequence_length": 40}),
+    "bria_fibo": Family(chats.bria_fibo, "BriaFiboPipeline", _SMALL | {"max_sequence_length": 60}),
+    "deepfloyd_if": Family(
+        unets.deepfloyd_if, "IFPipeline", _SMALL | {"clean_caption": False}, {"requires_safety_checker": False}
+    ),
+    "hunyuan_image": Family(qwens.hunyuan_image, "HunyuanImagePipeline", _SMALL),
+    "krea_2": Family(
+        qwens.krea_2, "Krea2Pipeline", _SMALL | {"max_sequence_length": 300}, {"text_encoder_select_layers": (0, 1, 2)}
+    ),
+    "ovis_image": Family(qwens.ovis_image, "OvisImagePipeline", _TINY | {"max_sequence_length": 250}),
+    "prx": Family(chats.prx, "PRXPipeline", _SMALL | {"use_resolution_binning": False}, needs="ftfy"),
+    "prx_pixel": Family(
+        qwens.prx_pixel,
+        "PRXPixelPipeline",
+        _TINY | {"use_resolution_binning": False},
+        {"prompt_max_tokens": 40},
+        needs="ftfy",
+    ),
 }
 """What can be made, by name."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import string
 from typing import Any
 
-__all__ = ["WIDTH", "bert", "byte_letters", "clip", "loud", "slots", "t5", "tiny_tokenizer"]
+__all__ = ["WIDTH", "bert", "byt5", "byte_letters", "clip", "loud", "m_clip", "slots", "t5", "tiny_tokenizer"]
 
 WIDTH = 32
 _MERGES = [
@@ -96,6 +96,39 @@ def t5(cls: str = "T5", length: int = 512, **config: Any) -> Any:
     shape = {"d_model": WIDTH, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
     made = getattr(transformers, f"{cls}Config")(**(shape | config), vocab_size=len(tokenizer))
     return loud(getattr(transformers, f"{cls}EncoderModel")(made)), tokenizer
+
+
+def byt5() -> Any:
+    """A T5 of bytes and its tokenizer, which is written in Python."""
+    from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+    tokenizer: Any = ByT5Tokenizer()
+    shape = {"d_model": WIDTH, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
+    return loud(T5EncoderModel(T5Config(**shape, vocab_size=len(tokenizer)))), tokenizer
+
+
+def m_clip() -> Any:
+    """A multilingual CLIP and its tokenizer, as in Kandinsky 2.1."""
+    from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
+    from transformers import XLMRobertaTokenizer
+
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(c, -4.0) for c in string.ascii_letters + string.digits + string.punctuation]
+    pieces += [(word, -3.0) for word in ["▁a", "▁of", "▁photo", "▁man", "er", "in"]]
+    tokenizer = XLMRobertaTokenizer(vocab=[*pieces, ("<mask>", 0.0)], model_max_length=512)
+    made = MCLIPConfig(
+        numDims=WIDTH,
+        transformerDimSize=WIDTH,
+        imageDimSize=WIDTH,
+        hidden_size=WIDTH,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=514,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return loud(MultilingualCLIP(made)), tokenizer
 
 
 def bert() -> Any:

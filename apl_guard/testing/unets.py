@@ -6,7 +6,17 @@ from typing import Any
 
 from . import language, parts, text
 
-__all__ = ["kandinsky_2_2", "kandinsky_3", "kolors", "stable_cascade_prior", "stable_diffusion", "stable_diffusion_xl"]
+__all__ = [
+    "deepfloyd_if",
+    "kandinsky_2_1",
+    "kandinsky_2_2",
+    "kandinsky_3",
+    "kolors",
+    "pixel_unet",
+    "stable_cascade_prior",
+    "stable_diffusion",
+    "stable_diffusion_xl",
+]
 
 
 def stable_diffusion(d: Any) -> dict[str, Any]:
@@ -63,24 +73,59 @@ def kolors(d: Any) -> dict[str, Any]:
     }
 
 
+def kandinsky_2_1(d: Any) -> dict[str, Any]:
+    unet = _simple_unet(d, 4, 8, addition_embed_type="text_image", encoder_hid_dim_type="text_image_proj")
+    return _kandinsky_2(d) | {"unet": unet, **text.slots(text.m_clip())}
+
+
 def kandinsky_2_2(d: Any) -> dict[str, Any]:
+    unet = _simple_unet(d, 4, 8, addition_embed_type="image", encoder_hid_dim_type="image_proj")
+    return _kandinsky_2(d) | {"unet": unet}
+
+
+def deepfloyd_if(d: Any) -> dict[str, Any]:
+    return {
+        **text.slots(text.t5()),
+        "unet": pixel_unet(d),
+        "scheduler": d.DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2",
+            thresholding=True,
+            dynamic_thresholding_ratio=0.95,
+            variance_type="learned_range",
+        ),
+        "safety_checker": None,
+        "feature_extractor": None,
+        "watermarker": None,
+    }
+
+
+def pixel_unet(d: Any, channels: int = 3, **more: Any) -> Any:
+    """A UNet that draws pixels, as in DeepFloyd IF."""
+    attention = {"addition_embed_type_num_heads": 2, "cross_attention_norm": "group_norm", "act_fn": "gelu"}
+    return _simple_unet(d, channels, 6, addition_embed_type="text", sample_size=32, **attention, **more)
+
+
+def _simple_unet(d: Any, channels: int, out: int, **more: Any) -> Any:
+    return d.UNet2DConditionModel(
+        in_channels=channels,
+        out_channels=out,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        encoder_hid_dim=32,
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        resnet_time_scale_shift="scale_shift",
+        **more,
+    )
+
+
+def _kandinsky_2(d: Any) -> dict[str, Any]:
+    """What both have beside their UNet."""
     return {
         **text.slots(text.clip("CLIPTextModelWithProjection", eos=2), prefix="prior_"),
-        "unet": d.UNet2DConditionModel(
-            in_channels=4,
-            out_channels=8,
-            addition_embed_type="image",
-            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            encoder_hid_dim=32,
-            encoder_hid_dim_type="image_proj",
-            cross_attention_dim=32,
-            attention_head_dim=4,
-            resnet_time_scale_shift="scale_shift",
-        ),
         "scheduler": d.DDIMScheduler(clip_sample=False, steps_offset=1),
         "movq": parts.movq(d),
         "prior_prior": parts.prior(d),

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from . import parts, text
+from . import parts, qwen_encoders, qwens, text, unets
 
 __all__ = [
     "Parts",
@@ -22,11 +22,15 @@ __all__ = [
     "controlnet_union",
     "controlnet_z_image",
     "depth",
+    "hunyuan_refiner",
     "inpaint_sd3",
     "kandinsky_prior",
     "latent_upscale",
+    "layered",
     "lcm",
+    "omni",
     "sana_sprint",
+    "super_resolution",
     "transformer_with",
     "unclip",
     "unet_with",
@@ -206,3 +210,45 @@ def cascade_decoder(d: Any, pipe: Any) -> dict[str, Any]:
 def kandinsky_prior(d: Any, pipe: Any) -> dict[str, Any]:
     names = ("prior", "image_encoder", "text_encoder", "tokenizer", "scheduler", "image_processor")
     return {name: pipe.components[f"prior_{name}"] for name in names}
+
+
+def super_resolution(d: Any, pipe: Any) -> dict[str, Any]:
+    unet = unets.pixel_unet(d, 6, class_embed_type="timestep")
+    return {"unet": unet, "image_noising_scheduler": d.DDPMScheduler(beta_schedule="squaredcos_cap_v2")}
+
+
+def layered(d: Any, pipe: Any) -> dict[str, Any]:
+    # It draws 640 pixels square and more, so its autoencoder makes pictures much smaller.
+    return {
+        "vae": qwens.qwen_vae(d, [1] * 7, 8, input_channels=4),
+        "transformer": _like(
+            pipe.transformer, in_channels=32, out_channels=8, use_additional_t_cond=True, use_layer3d_rope=True
+        ),
+        "processor": qwen_encoders.processor("Qwen2VLProcessor", pipe.tokenizer),
+    }
+
+
+def hunyuan_refiner(d: Any, pipe: Any) -> dict[str, Any]:
+    vae = d.AutoencoderKLHunyuanImageRefiner(
+        latent_channels=4,
+        block_out_channels=(32, 64, 64, 64),
+        layers_per_block=1,
+        spatial_compression_ratio=8,
+        temporal_compression_ratio=4,
+    )
+    shape: Any = {"in_channels": 16, "out_channels": 8, "patch_size": (1, 1, 1), "rope_axes_dim": (4, 2, 2)}
+    return {"vae": vae, "transformer": _like(pipe.transformer, **shape, guidance_embeds=True, text_embed_2_dim=None)}
+
+
+def omni(d: Any, pipe: Any) -> dict[str, Any]:
+    import torch
+    from transformers import Siglip2ImageProcessor, Siglip2VisionConfig, Siglip2VisionModel
+
+    shape = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return {
+        "siglip": Siglip2VisionModel(Siglip2VisionConfig(**shape, num_patches=4, patch_size=16)),
+        "siglip_processor": Siglip2ImageProcessor(patch_size=16, max_num_patches=4),
+        "transformer": qwens.z_transformer(d, siglip_feat_dim=32),
+        # This pipeline gives pictures to its autoencoder in bfloat16, whatever that is in.
+        "vae": _like(pipe.vae).to(torch.bfloat16),
+    }

@@ -74,6 +74,10 @@ def pictures_for(name: str, seed: int = 0) -> dict[str, Any]:
             made[argument][..., :16] = 1
         elif argument == "image_embeddings":
             made[argument] = torch.randn(1, 4, 2, 2, generator=generator)
+        elif argument in ("image_embeds", "negative_image_embeds"):
+            made[argument] = torch.randn(1, 32, generator=generator)
+        elif name in VARIANTS_OF_PIL:
+            made[argument] = _pil(name, torch.rand(64, 64, 4, generator=generator))
         elif argument == "depth_map":
             made[argument] = torch.rand(1, 32, 32, generator=generator)
         else:
@@ -81,11 +85,23 @@ def pictures_for(name: str, seed: int = 0) -> dict[str, Any]:
     return made
 
 
+VARIANTS_OF_PIL = {"QwenImageLayeredPipeline": "RGBA", "ZImageOmniPipeline": "RGB"}
+"""Variants that take nothing but PIL's pictures, and of which mode."""
+
+
+def _pil(name: str, values: Any) -> Any:
+    from PIL import Image
+
+    return Image.fromarray((255 * values).byte().numpy()).convert(VARIANTS_OF_PIL[name])
+
+
 _IMAGE = ("image",)
 _MASKED = ("image", "mask_image")
 _CONTROL = ("control_image",)
 _SD, _XL, _SD3, _FLUX = "stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux"
 _SIZE = frozenset({"height", "width"})
+_IF, _K1, _PRIOR = "deepfloyd_if", "kandinsky_2_1", frozenset({"prior_num_inference_steps"})
+_EMBEDS = ("image_embeds", "negative_image_embeds")
 _STRONG = {"strength": 0.9}
 _PAG = {"pag_applied_layers": "mid"}
 _PAG_BLOCKS = {"pag_applied_layers": "blocks.0"}
@@ -164,13 +180,26 @@ VARIANTS: dict[str, Variant] = {
     "HunyuanDiTPAGPipeline": Variant("hunyuan_dit", settings=_PAG_BLOCKS),
     "ChromaImg2ImgPipeline": Variant("chroma", _IMAGE, options=_STRONG),
     "ChromaInpaintPipeline": Variant("chroma", _MASKED, extra.chroma_inpaint, _STRONG),
+    "IFImg2ImgPipeline": Variant(_IF, _IMAGE, None, _STRONG, _SIZE),
+    "IFInpaintingPipeline": Variant(_IF, _MASKED, None, _STRONG, _SIZE),
+    "IFSuperResolutionPipeline": Variant(_IF, _IMAGE, extra.super_resolution),
+    "IFImg2ImgSuperResolutionPipeline": Variant(
+        _IF, ("image", "original_image"), extra.super_resolution, _STRONG, _SIZE
+    ),
+    "IFInpaintingSuperResolutionPipeline": Variant(
+        _IF, ("image", "original_image", "mask_image"), extra.super_resolution, _STRONG, _SIZE
+    ),
+    "KandinskyImg2ImgCombinedPipeline": Variant(_K1, _IMAGE, None, _STRONG),
+    "KandinskyInpaintCombinedPipeline": Variant(_K1, _MASKED, extra.unet_with(in_channels=9)),
+    "KandinskyPipeline": Variant(_K1, _EMBEDS, without=_PRIOR),
+    "KandinskyImg2ImgPipeline": Variant(_K1, (*_IMAGE, *_EMBEDS), None, _STRONG, _PRIOR),
+    "KandinskyInpaintPipeline": Variant(_K1, (*_MASKED, *_EMBEDS), extra.unet_with(in_channels=9), without=_PRIOR),
+    "KandinskyPriorPipeline": Variant(_K1, (), extra.kandinsky_prior, without=_SIZE | _PRIOR),
     "KandinskyV22Img2ImgCombinedPipeline": Variant("kandinsky_2_2", _IMAGE, options=_STRONG),
     "KandinskyV22InpaintCombinedPipeline": Variant("kandinsky_2_2", _MASKED, extra.unet_with(in_channels=9)),
-    "KandinskyV22PriorPipeline": Variant(
-        "kandinsky_2_2", (), extra.kandinsky_prior, without=_SIZE | {"prior_num_inference_steps"}
-    ),
+    "KandinskyV22PriorPipeline": Variant("kandinsky_2_2", (), extra.kandinsky_prior, without=_SIZE | _PRIOR),
     "KandinskyV22PriorEmb2EmbPipeline": Variant(
-        "kandinsky_2_2", _IMAGE, extra.kandinsky_prior, _STRONG, _SIZE | {"prior_num_inference_steps"}
+        "kandinsky_2_2", _IMAGE, extra.kandinsky_prior, _STRONG, _SIZE | _PRIOR
     ),
     "StableCascadeDecoderPipeline": Variant(
         "stable_cascade_prior", ("image_embeddings",), extra.cascade_decoder, without=_SIZE
@@ -193,6 +222,9 @@ VARIANTS: dict[str, Variant] = {
     "Flux2KleinKVPipeline": Variant(_KLEIN),
     "QwenImageImg2ImgPipeline": Variant("qwen_image", _IMAGE, options=_STRONG),
     "QwenImageInpaintPipeline": Variant("qwen_image", _MASKED, options=_STRONG),
+    "QwenImageLayeredPipeline": Variant(_QWEN, _IMAGE, extra.layered, {"layers": 1}, _SIZE),
+    "HunyuanImageRefinerPipeline": Variant("hunyuan_image", _IMAGE, extra.hunyuan_refiner),
+    "ZImageOmniPipeline": Variant(_Z, _IMAGE, extra.omni),
     "ZImageImg2ImgPipeline": Variant("z_image", _IMAGE, options=_STRONG),
     "ZImageInpaintPipeline": Variant("z_image", _MASKED, options=_STRONG),
 }

@@ -74,6 +74,28 @@ def encoder_by_hand(text_encoder, tokenizer, rows, vectors, masked, length, mult
 
 
 @torch.no_grad()
+def encoder_with_end(text_encoder, tokenizer, rows, vectors, length, after, **options):
+    """The same for rows with a text behind their padding; the padding takes no positions."""
+    embeddings, mask = rows_by_hand(text_encoder, tokenizer, rows, vectors, length)
+    end = torch.tensor([tokenizer(after).input_ids] * len(rows))
+    mask = torch.cat([mask, torch.ones_like(end)], 1)
+    embeddings = torch.cat([embeddings, text_encoder.get_input_embeddings()(end)], 1)
+    places = (mask.cumsum(1) - 1).clamp(min=0).expand(3, -1, -1)  # one for each axis of a picture
+    return text_encoder(inputs_embeds=embeddings, attention_mask=mask.bool(), position_ids=places, **options), mask
+
+
+@torch.no_grad()
+def m_clip_by_hand(text_encoder, tokenizer, rows, vectors, length):
+    """Pooled output, states and mask of a multilingual CLIP: an XLM-RoBERTa, its mean, and a matrix."""
+    inner = text_encoder.transformer
+    embeddings, mask = rows_by_hand(inner, tokenizer, rows, vectors, length)
+    places = mask.cumsum(1) * mask + tokenizer.pad_token_id
+    states = inner(inputs_embeds=embeddings, attention_mask=mask, position_ids=places)[0]
+    mean = (states * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+    return text_encoder.LinearTransformation(mean), states, mask
+
+
+@torch.no_grad()
 def chat_glm_by_hand(text_encoder, tokenizer, rows, vectors, length):
     """The states of a ChatGLM, which wants its tokens first and to be told their positions."""
     embeddings, mask = rows_by_hand(text_encoder, tokenizer, rows, vectors, length)

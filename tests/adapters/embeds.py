@@ -2,93 +2,8 @@
 outputs and masks of the sequence made by hand."""
 
 import torch
-from by_hand import chat_glm_by_hand, clip_by_hand, encoder_by_hand, row_by_hand
-from transformers import ProcessorMixin
 
-from apl_guard import Guard
-from apl_guard.policy import Policy
-from apl_guard.testing import FAMILIES, random_prefix, tiny_pipe
-
-N = 6
 LONG = "a photo of a man in a red shirt, " * 40
-
-# Everything that a variant is called with may pass, so that what is tested is the prefix in front of the prompts.
-PERMISSIVE = Policy.model_validate(
-    {
-        "apiVersion": "apl-guard/v1",
-        "kind": "Policy",
-        "metadata": {"name": "variants", "version": 1},
-        "spec": {
-            "rules": [
-                {
-                    "id": "prefix",
-                    "when": {"channels": ["prompt", "prompt_2", "prompt_3", "prompt_4"]},
-                    "then": {"action": "anonymize"},
-                },
-                {
-                    "id": "negative",
-                    "when": {
-                        "channels": ["negative_prompt", "negative_prompt_2", "negative_prompt_3", "negative_prompt_4"]
-                    },
-                    "then": {"action": "allow"},
-                },
-                {
-                    "id": "the-rest",
-                    "when": {"channels": ["image", "control_image", "image_embeds", "attention", "adapter_weights"]},
-                    "then": {"action": "unsafe_allow"},
-                },
-            ]
-        },
-    }
-)
-
-
-class Guarded:
-    """A tiny pipe with a guard and the prefix it uses."""
-
-    def __init__(self, family, dtype=None):
-        self.pipe = tiny_pipe(family=family)
-        if dtype is not None:
-            self.pipe.to(dtype)
-        self.prefix = random_prefix(self.pipe, n=N)
-        self.guard = Guard(self.pipe, PERMISSIVE, prefix=self.prefix)
-        self.options = FAMILIES[family].options | {"output_type": "latent"}
-
-    def draw(self, target, prompt, seed=0, **options):
-        options = self.options | options
-        return target(prompt=prompt, generator=torch.Generator().manual_seed(seed), **options)[0]
-
-    def clip(self, slot, prompts, key, **options):
-        return self.clip_all(slot, prompts, **options)[key]
-
-    def clip_all(self, slot, prompts, **options):
-        encoder, tokenizer = self._pair(slot)
-        return clip_by_hand(encoder, tokenizer, prompts, self.prefix.vectors[slot], **options)
-
-    def encoder(self, slot, prompts, length, masked, *, padded=True, before="", after="", **options):
-        """What a text encoder gives that takes token embeddings, and the mask."""
-        encoder, tokenizer = self._pair(slot)
-        rows = self._rows(tokenizer, prompts, length, before, after)
-        vectors = self.prefix.vectors[slot]
-        return encoder_by_hand(encoder, tokenizer, rows, vectors, masked, length if padded else None, **options)
-
-    def chat_glm(self, slot, prompts, length):
-        """The states of a ChatGLM, each of shape (L, B, D)."""
-        encoder, tokenizer = self._pair(slot)
-        rows = self._rows(tokenizer, prompts, length)
-        return chat_glm_by_hand(encoder, tokenizer, rows, self.prefix.vectors[slot], length)
-
-    def _rows(self, tokenizer, prompts, length, before="", after=""):
-        return [row_by_hand(tokenizer, prompt, N, length, before, after) for prompt in prompts]
-
-    def _pair(self, slot):
-        tokenizer = self.pipe.components[slot.replace("text_encoder", "tokenizer")]
-        is_inside = isinstance(tokenizer, ProcessorMixin)
-        return self.pipe.components[slot], tokenizer.tokenizer if is_inside else tokenizer
-
-    def t5(self, slot, prompts, length, masked):
-        output, mask = self.encoder(slot, prompts, length, masked)
-        return output[0], mask
 
 
 def _stable_diffusion(m, prompts):
@@ -170,7 +85,7 @@ def _cogview_3_plus(m, prompts):
     return {"prompt_embeds": m.t5("text_encoder", prompts, 40, masked=False)[0]}
 
 
-def _qwen_image(m, prompts):
+def qwen_image(m, prompts):
     before, after = m.pipe.prompt_template_encode.split("{}")
     first = m.pipe.prompt_template_encode_start_idx
     options = {"before": before, "after": after, "padded": False, "output_hidden_states": True}
@@ -260,6 +175,71 @@ def _hidream(m, prompts):
     }
 
 
+def _bria(m, prompts):
+    rows = [m.encoder("text_encoder", [prompt], 40, masked=False, padded=False)[0][0][0] for prompt in prompts]
+    return {"prompt_embeds": torch.stack([torch.nn.functional.pad(row, (0, 0, 0, 40 - len(row))) for row in rows])}
+
+
+def _deepfloyd_if(m, prompts):
+    prompts = [prompt.lower().strip() for prompt in prompts]
+    return {"prompt_embeds": m.t5("text_encoder", prompts, 77, masked=True)[0]}
+
+
+def _hunyuan_image(m, prompts):
+    before, after = m.pipe.prompt_template_encode.split("{}")
+    first = m.pipe.prompt_template_encode_start_idx
+    options = {"before": before, "after": after, "output_hidden_states": True}
+    output, mask = m.encoder("text_encoder", prompts, m.pipe.tokenizer_max_length + first, masked=True, **options)
+    return {
+        "prompt_embeds": output.hidden_states[-3][:, first:],
+        "prompt_embeds_mask": mask[:, first:],
+        # nothing stands in quotes
+        "prompt_embeds_2": torch.zeros(len(prompts), 128, 32),
+        "prompt_embeds_mask_2": torch.zeros(len(prompts), 128, dtype=torch.long),
+    }
+
+
+def _hunyuan_image_refiner(m, prompts):
+    return {name: value for name, value in _hunyuan_image(m, prompts).items() if "_2" not in name}
+
+
+def _krea_2(m, prompts):
+    first = m.pipe.prompt_template_encode_start_idx
+    before, after = m.pipe.prompt_template_encode_prefix, m.pipe.prompt_template_encode_suffix
+    output, mask = m.with_end("text_encoder", prompts, 300 + first - 5, after, before=before, output_hidden_states=True)
+    states = torch.stack([output.hidden_states[layer] for layer in (0, 1, 2)], 2)
+    return {"prompt_embeds": states[:, first:], "prompt_embeds_mask": mask[:, first:].bool()}
+
+
+def _ovis_image(m, prompts):
+    first = m.pipe.user_prompt_begin_id
+    options = {"before": _TURN["before"] + m.pipe.system_prompt, "after": _TURN["after"]}
+    output, mask = m.encoder("text_encoder", prompts, 250 + first, masked=True, **options)
+    return {"prompt_embeds": (output[0] * mask[..., None])[:, first:]}
+
+
+def _prx(m, prompts):
+    prompts = [m.pipe.text_preprocessor.clean_text(prompt) for prompt in prompts]
+    embeds, mask = m.t5("text_encoder", prompts, 64, masked=True)
+    return {"prompt_embeds": embeds, "prompt_attention_mask": mask.bool()}
+
+
+def _prx_pixel(m, prompts):
+    embeds, mask = m.t5("text_encoder", [prompt.strip() for prompt in prompts], 40, masked=True)
+    return {"prompt_embeds": embeds, "prompt_attention_mask": mask.bool()}
+
+
+def _z_image_omni(m, prompts):
+    """A turn in four parts around one picture, each of them a row of its own; the prompt is in the second."""
+    opening, closing = "<|im_start|>user\n<|vision_start|>", "<|vision_end|><|im_end|>"
+    frame = {"before": "<|vision_end|>", "after": _TURN["after"] + "<|vision_start|>", "output_hidden_states": True}
+    output, mask = m.encoder("text_encoder", prompts, 512, masked=True, **frame)
+    middle = [row[keep.bool()] for row, keep in zip(output.hidden_states[-2], mask, strict=True)]
+    start, end = (m.plain("text_encoder", text, 512).hidden_states[-2] for text in (opening, closing))
+    sizes = [len(m.pipe.tokenizer(text).input_ids) for text in (opening, closing)]
+    return {"prompt_embeds": [[start[0, : sizes[0]], row, end[0, : sizes[1]]] for row in middle]}
+
+
 EMBEDS = {
     "stable_diffusion": _stable_diffusion,
     "stable_diffusion_xl": _stable_diffusion_xl,
@@ -272,7 +252,7 @@ EMBEDS = {
     "kandinsky_3": _kandinsky_3,
     "stable_cascade_prior": _stable_cascade_prior,
     "cogview_3_plus": _cogview_3_plus,
-    "qwen_image": _qwen_image,
+    "qwen_image": qwen_image,
     "z_image": _z_image,
     "flux_2": _flux_2,
     "flux_2_klein": _flux_2_klein,
@@ -283,10 +263,21 @@ EMBEDS = {
     "kolors": _kolors,
     "cogview_4": _cogview_4,
     "kandinsky_5": _kandinsky_5,
+    "bria": _bria,
+    "deepfloyd_if": _deepfloyd_if,
+    "hunyuan_image": _hunyuan_image,
+    "krea_2": _krea_2,
+    "ovis_image": _ovis_image,
+    "prx": _prx,
+    "prx_pixel": _prx_pixel,
 }
 """Family → the arguments, for a guarded pipe and prompts."""
 
-EMBEDS_OF_VARIANT = {"StableDiffusionLatentUpscalePipeline": _latent_upscale}
+EMBEDS_OF_VARIANT = {
+    "StableDiffusionLatentUpscalePipeline": _latent_upscale,
+    "HunyuanImageRefinerPipeline": _hunyuan_image_refiner,
+    "ZImageOmniPipeline": _z_image_omni,
+}
 """Variants that take other arguments than their family."""
 
 # Without guidance, because with it these pipelines want embeds for the negative prompt as well.
@@ -294,11 +285,26 @@ CALL = {
     "pixart": {"guidance_scale": 1.0, "negative_prompt": None},
     "kandinsky_5": {"guidance_scale": 1.0},
     "z_image": {"guidance_scale": 0.0},
+    "bria_fibo": {"guidance_scale": 1.0},
+    "prx": {"guidance_scale": 1.0},
+    "prx_pixel": {"guidance_scale": 1.0},
     "StableDiffusionLatentUpscalePipeline": {"guidance_scale": 1.0},
+    "QwenImageLayeredPipeline": {"output_type": "pt"},
 }
 """Family or variant → options under which embeds can be given."""
 
 # Attention as T5 has it gives the last bits differently for a row of vectors and a row of ids.
 WITHIN = dict.fromkeys(
-    ("stable_diffusion_3", "pixart", "hunyuan_dit", "aura_flow", "kandinsky_3", "cogview_3_plus", "hidream"), 1e-5
+    (
+        "stable_diffusion_3",
+        "pixart",
+        "hunyuan_dit",
+        "aura_flow",
+        "kandinsky_3",
+        "cogview_3_plus",
+        "hidream",
+        "bria",
+        "deepfloyd_if",
+    ),
+    1e-5,
 )

@@ -6,7 +6,9 @@ import diffusers
 import pytest
 import torch
 from by_hand import clip_by_hand
-from embeds import CALL, EMBEDS, EMBEDS_OF_VARIANT, PERMISSIVE, WITHIN, Guarded
+from drawn_by_hand import draw_by_hand
+from embeds import CALL, EMBEDS, WITHIN
+from guarded import SLOTS, Guarded, Hand, permissive
 
 from apl_guard import Guard
 from apl_guard.adapters.diffusers_families import reason_against
@@ -14,8 +16,11 @@ from apl_guard.testing import FAMILIES, VARIANTS, pictures_for, random_prefix, t
 
 PROMPTS = ["a photo of Mara Voss in a red shirt"]
 # These take no prompt embeds for what a part of them reads; below it is shown what that part was given.
-WITH_PRIOR = [name for name, variant in VARIANTS.items() if ("Kandinsky" in name and "22" in name) or "UnCLIP" in name]
-
+WITH_PRIOR = [
+    name
+    for name, variant in VARIANTS.items()
+    if variant.family == "kandinsky_2_2" or name in ("KandinskyPriorPipeline", "StableUnCLIPPipeline")
+]
 
 # It takes pooled prompt embeds and does not pass them on.
 LOSES_POOLED = {"KolorsImg2ImgPipeline"}
@@ -34,7 +39,7 @@ def made():
     return get
 
 
-class Drawn:
+class Drawn(Hand):
     """A variant with a guard."""
 
     def __init__(self, m, name):
@@ -42,18 +47,21 @@ class Drawn:
         self.pipe = tiny_variant(m.pipe, name)
         own = [part for key, part in self.pipe.components.items() if "text_encoder" in key]
         shares = all(any(part is theirs for theirs in m.pipe.components.values()) for part in own)
-        self.prefix = m.prefix if shares and "prior" not in "".join(m.prefix.vectors) else random_prefix(self.pipe, n=6)
-        self.guard = Guard(self.pipe, PERMISSIVE, prefix=self.prefix)
+        is_same = shares and "prior" not in "".join(m.prefix.vectors)
+        self.prefix = m.prefix if is_same else random_prefix(self.pipe, n=6, slots=SLOTS.get(variant.family))
+        self.guard = Guard(self.pipe, permissive(variant.family), prefix=self.prefix)
         kept = {key: value for key, value in m.options.items() if key not in variant.without}
         self.options = kept | dict(variant.options) | pictures_for(name) | CALL.get(variant.family, {})
         self.options |= CALL.get(name, {})
-        if "output_type" in kept and name.startswith("KandinskyV22Prior"):
+        if "output_type" in kept and "Prior" in name:
             self.options["output_type"] = "pt"
 
-    def __call__(self, target, **options):
+    def __call__(self, target, prompt, **options):
+        options["prompt"] = prompt
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # some draw from the autoencoder without the generator
-            return target(generator=torch.Generator().manual_seed(0), **(self.options | options))[0]
+            made = target(generator=torch.Generator().manual_seed(0), **(self.options | options))[0]
+        return torch.stack(made) if isinstance(made, list) else made  # one picture, or its layers
 
 
 def _drawn_with(drawn, embeds):
@@ -69,10 +77,11 @@ def _drawn_with(drawn, embeds):
 def test_the_picture_of_a_variant_is_that_of_the_embeds_made_by_hand(made, name):
     """Image-to-image, inpaint, ControlNet, LCM, PAG and the rest, with the pictures that they take."""
     family = VARIANTS[name].family
-    m, drawn = made(family), Drawn(made(family), name)
-    embeds = EMBEDS_OF_VARIANT.get(name, EMBEDS[family])(m, PROMPTS)
-
-    expected = drawn(drawn.pipe, **embeds) if name not in LOSES_POOLED else _drawn_with(drawn, embeds)
+    drawn = Drawn(made(family), name)
+    if name in LOSES_POOLED:
+        expected = _drawn_with(drawn, EMBEDS[family](drawn, PROMPTS))
+    else:
+        expected = draw_by_hand(drawn, drawn, PROMPTS, family, name)
     guarded = drawn(drawn.guard, prompt=PROMPTS[0])
 
     torch.testing.assert_close(guarded, expected, rtol=0, atol=WITHIN.get(family, 0.0))

@@ -9,7 +9,8 @@ import torch
 from by_hand import clip_by_hand
 from diffusers import StableDiffusionPipeline
 from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
-from embeds import EMBEDS, PERMISSIVE, Guarded
+from embeds import EMBEDS
+from guarded import Guarded, permissive
 from peft import LoraConfig
 
 from apl_guard import Guard, PolicyBlocked, PrefixNotApplied
@@ -107,7 +108,7 @@ def test_with_a_lora_in_the_text_encoder(scale):
     m.pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
     m.pipe.text_encoder.eval()
     m.prefix = random_prefix(m.pipe, n=N)
-    guard = Guard(m.pipe, PERMISSIVE, prefix=m.prefix)
+    guard = Guard(m.pipe, permissive(""), prefix=m.prefix)
     options = {"cross_attention_kwargs": {"scale": scale}}
 
     scale_lora_layers(m.pipe.text_encoder, scale)

@@ -1,0 +1,59 @@
+"""The picture of a bare pipe with the embeds made by hand, whether the pipe takes embeds or not."""
+
+import pytest
+import torch
+from embeds import EMBEDS, EMBEDS_OF_VARIANT, qwen_image
+
+
+def _last_replaced(made):
+    """The same answers, but for their last rows: those before them belong to negative prompts."""
+    return lambda found: tuple(torch.cat([f[: -len(m)], m.to(f.dtype)]) for f, m in zip(found, made, strict=True))
+
+
+def _kandinsky_2_1(m, prompts):
+    decoder, prior = getattr(m.pipe, "decoder_pipe", m.pipe), getattr(m.pipe, "prior_pipe", None)
+    yield decoder, "_encode_prompt", _last_replaced(m.m_clip("text_encoder", prompts))
+    if prior is not None:
+        found = m.clip_all("prior_text_encoder", prompts)
+        yield prior, "_encode_prompt", _last_replaced([found[key] for key in ("projected", "last", "mask")])
+
+
+def _bria_fibo(m, prompts):
+    options = {"padded": False, "output_hidden_states": True}
+    output, mask = m.encoder("text_encoder", prompts, 60, masked=True, **options)
+    states = output.hidden_states
+    yield m.pipe, "get_prompt_embeds", lambda _: (torch.cat([states[-1], states[-2]], -1), states, mask)
+
+
+def _layered(m, prompts):
+    made = qwen_image(m, prompts)
+    yield m.pipe, "encode_prompt", lambda _: (made["prompt_embeds"], None)
+
+
+METHODS = {"kandinsky_2_1": _kandinsky_2_1, "bria_fibo": _bria_fibo, "QwenImageLayeredPipeline": _layered}
+"""Family or variant that takes no embeds → pipes, their methods that encode, what these should have answered."""
+
+
+def draw_by_hand(draw, m, prompts, family, name="", **options):
+    """The picture of the bare pipe with the embeds made by hand.
+
+    Args:
+        draw: Draws, given a pipe, prompts and options.
+        m: A `Hand`.
+        prompts: A list.
+        family: Of the pipe.
+        name: Of its class, where that takes other embeds than its family.
+        options: Of the call.
+    """
+    answers = METHODS.get(name, METHODS.get(family))
+    if answers is None:
+        embeds = EMBEDS_OF_VARIANT.get(name, EMBEDS[family])(m, prompts)
+        return draw(m.pipe, None, **(options | embeds))
+    with pytest.MonkeyPatch.context() as patch:
+        for pipe, method, change in answers(m, prompts):
+            patch.setattr(pipe, method, _changed(getattr(pipe, method), change))
+        return draw(m.pipe, prompts, **options)
+
+
+def _changed(method, change):
+    return lambda *args, **kwargs: change(method(*args, **kwargs))
