@@ -210,8 +210,9 @@ class _EncoderGate:
     """Mixed into the class of a text encoder while its answers are compared. It changes none of them."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call: Callable[..., Any] = _uncompiled(self) or super().__call__  # type: ignore[misc]
-        output = call(*args, **kwargs)
+        compiled: Callable[..., Any] = super().__call__  # type: ignore[misc]
+        original: Callable[..., Any] = getattr(self, "_orig_mod", compiled)
+        output = (original if _is_whole_graph(self) else compiled)(*args, **kwargs)
         received = (_active.get() or {}).get(id(self))
         input_ids = kwargs.get("input_ids", args[0] if args else None)
         if received is not None and isinstance(input_ids, Tensor):
@@ -219,7 +220,8 @@ class _EncoderGate:
             if has_prefix.any():
                 plain_args, plain_kwargs = without_prefix(args, kwargs, received.padding or 0)
                 with received.comparing():
-                    plain = call(*plain_args, **plain_kwargs)
+                    # Never compiled: with CUDA graphs a second answer is written over the first.
+                    plain = original(*plain_args, **plain_kwargs)
                 received.compare(output, plain, has_prefix, tokens_first=type(self).__name__ in _TOKENS_FIRST)
         return output
 
@@ -227,11 +229,9 @@ class _EncoderGate:
         return _reduce(self)
 
 
-def _uncompiled(text_encoder: Any) -> Callable[..., Any] | None:
-    """What `torch.compile(…, fullgraph=True)` wrapped: the gate breaks the graph, so the wrapper would raise."""
-    compiled = getattr(text_encoder, "dynamo_ctx", None)
-    original: Callable[..., Any] | None = text_encoder._orig_mod if getattr(compiled, "fullgraph", False) else None
-    return original
+def _is_whole_graph(text_encoder: Any) -> bool:
+    """Whether it was wrapped by `torch.compile(…, fullgraph=True)`: the gate breaks the graph, so that would raise."""
+    return bool(getattr(getattr(text_encoder, "dynamo_ctx", None), "fullgraph", False))
 
 
 def _reduce(module: Any) -> Any:

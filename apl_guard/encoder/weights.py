@@ -87,10 +87,20 @@ def _named(text_encoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if not name.endswith("position_ids"):
             found[canonical_name(name)] = tensor
     # One table under two names, which some versions save once and others twice: the last name counts.
-    last = {id(found[name]): name for name in sorted(found)}
+    last = {_place(found[name]): name for name in sorted(found)}
     for name in sorted(found):
-        if last[id(found[name])] == name:
+        if last[_place(found[name])] == name:
             yield name, found[name]
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Where the values of a tensor lie: equal for one table under two names, whose tensors are two objects where
+    accelerate keeps them."""
+    try:
+        place = tensor.data_ptr()
+    except RuntimeError:  # quantised tensors may consist of several
+        place = 0
+    return (tensor.device, place, tensor.shape, tensor.stride(), tensor.dtype) if place else (id(tensor),)
 
 
 def canonical_name(name: str) -> str:
@@ -130,8 +140,8 @@ def table_name(text_encoder: nn.Module) -> str:
         if module is table:
             # Under the name that `weights_of` gives it, where the table has two.
             weight = _offloaded(text_encoder).get(f"{name}.weight", table.weight)
-            named = {id(tensor): key for key, tensor in weights_of(text_encoder).items()}
-            return named.get(id(weight), canonical_name(f"{name}.weight"))
+            named = {_place(tensor): key for key, tensor in weights_of(text_encoder).items()}
+            return named.get(_place(weight), canonical_name(f"{name}.weight"))
     raise ModelInvalid("the text encoder has no token embedding", where=type(text_encoder).__name__)
 
 
