@@ -21,6 +21,7 @@ else:
 __all__ = [
     "HAS_LOCKS",
     "append_through",
+    "check_owner",
     "create_private",
     "destroy",
     "lock",
@@ -116,11 +117,44 @@ def read_private(path: Path) -> bytes:
         if os.name != "nt" and path.stat().st_mode & 0o077:
             raise AuditUnavailable(f"{path}: others can read the key; make it private with: chmod 600 {path}")
         return path.read_bytes()
+    except PermissionError as error:
+        raise AuditUnavailable(
+            f"{path}: this account may not read the key ({error.strerror}); run this as the account that owns the log"
+        ) from error
     except OSError as error:
         raise AuditUnavailable(
             f"{path}: the key cannot be read ({error.strerror}); put it back from where its backup is, or start "
             "a log in a new folder"
         ) from error
+
+
+def check_owner(path: Path) -> None:
+    """Refuse to write into what belongs to another account, which could not read what is written.
+
+    Only an account that may do everything comes this far; it would lock out the guards that run.
+
+    Args:
+        path: A file that the owner made.
+
+    Raises:
+        AuditUnavailable: Another account owns it.
+        OSError: It is not there.
+    """
+    if os.name == "nt" or (owner := path.stat().st_uid) == os.geteuid():
+        return
+    raise AuditUnavailable(
+        f"{path}: belongs to account {_account(owner)}, and this runs as {_account(os.geteuid())}; run it as the "
+        "account that owns the log, or give the whole folder to another: chown -R"
+    )
+
+
+def _account(id: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(id).pw_name
+    except KeyError:
+        return str(id)
 
 
 @contextlib.contextmanager

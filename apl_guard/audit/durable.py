@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.audit import disk
-from apl_guard.audit.checkpoint import Identity
+from apl_guard.audit.checkpoint import Identity, log_file
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.folder import KEYS, LOCK, SEGMENTS, open_or_create
 from apl_guard.audit.sealing import LogOptions, SealedWriter
@@ -128,6 +128,8 @@ class DurableLog:
     def _open(self) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            if (self._folder / log_file()).exists():
+                disk.check_owner(self._folder / log_file())
             if kind := disk.network_file_system(self._folder):
                 raise AuditUnavailable(
                     f"{self._folder} is on {kind}, whose locks and syncs do not keep their word; put the log on a "

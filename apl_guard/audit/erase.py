@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from apl_guard.audit import disk
+from apl_guard.audit.checkpoint import log_file
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.reading import find_decision
@@ -41,6 +43,7 @@ def erase(
         OSError: The key cannot be destroyed.
     """
     found = DigestKeys.of_log(folder, keys)
+    disk.check_owner(folder / log_file())  # before anything is destroyed that could then not be recorded
     if subject is not None:
         names = [SubjectKeys(found.folder, key).name_of(subject) for key in found.kept().values()]
     else:

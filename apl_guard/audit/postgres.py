@@ -125,7 +125,10 @@ def _name_of(address: str, psycopg: Any) -> str:
     """What tells databases apart in the name of a file, without user and password."""
     try:
         parts = psycopg.conninfo.conninfo_to_dict(address)
-    except psycopg.Error as error:
-        raise InvalidInput("is no connection string", where="--postgres") from error
+    except (psycopg.Error, UnicodeError):
+        # Without what led to it, which may hold the password.
+        raise InvalidInput(
+            "is no connection string; expected such as 'host=… dbname=… user=…'", where="--postgres"
+        ) from None
     place = [str(parts.get(name)) for name in ("host", "port", "dbname")]
     return hashlib.sha256("\0".join(place).encode()).hexdigest()[:12]

@@ -58,7 +58,7 @@ class Question:
         """The query and its values: lines, the newest first; or groups with their number, the largest first.
 
         Raises:
-            InvalidInput: There is no such column.
+            InvalidInput: There is no such column, or no record can have such a value.
 
         Example:
             >>> Question({"action": "block"}, limit=3).to_sql()
@@ -75,6 +75,8 @@ class Question:
         conditions: list[str] = []
         values: list[Any] = []
         for name, value in self.where.items():
+            if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+                raise InvalidInput(f"found {value[:40]!a}; no record has half of a surrogate pair here", where=name)
             same = [value, *_as_number(value)]
             conditions.append(f'"{name}" IN ({", ".join("?" * len(same))})')
             values += same

@@ -6,6 +6,7 @@ stopped by Ctrl-C. `audit verify` has its own: 0 valid, 1 tampered, 2 torn, 3 no
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -63,13 +64,21 @@ app.add_typer(minifaces.app, name="minifaces")
 
 def main() -> None:
     """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What is no text, such as a byte in the name of a file, is written out and stops nothing.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except AplGuardError as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         sys.exit(next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 1))
     except OSError as error:  # such as a file that this account may not read
-        what = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror or type(error)
+        what = (
+            f"{error.filename}: {error.strerror}"
+            if error.filename is not None
+            else error.strerror or type(error).__name__
+        )
         typer.secho(f"error: {what}", fg=typer.colors.RED, err=True)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -194,10 +194,22 @@ def _digests(folder: Path, keys: Path | None, prompt: str | None, subject: str |
     found = DigestKeys.of_log(folder, keys)
     digests = []
     if prompt is not None:
-        digests.append(list(found.digests_of(sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt)))
+        digests.append(list(found.digests_of(_read_prompt() if prompt == "-" else prompt)))
     if subject is not None:
         digests.append([SubjectKeys(found.folder, key).name_of(subject) for key in found.kept().values()])
     return digests
+
+
+def _read_prompt() -> str:
+    """A prompt from standard input, with the ends of its lines as they came, without the last.
+
+    Raises:
+        InvalidInput: It is no text.
+    """
+    try:
+        return sys.stdin.buffer.read().decode("utf-8", "surrogatepass").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"byte {error.start} is no UTF-8; pass the prompt as text", where="--prompt") from error
 
 
 def _line(row: dict[str, Any]) -> str:

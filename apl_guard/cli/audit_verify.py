@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,7 +58,7 @@ def verify(
     """
     try:
         key = _read_public_key(public_key)
-        code = (
+        verdict, text = (
             _verify_receipt(folder, key, as_json)
             if folder.is_file()
             else _verify_log(folder, witness or [], key, as_json)
@@ -67,10 +69,20 @@ def verify(
     except OSError as error:
         typer.secho(f"error: {error.filename}: cannot be read ({error.strerror})", fg=typer.colors.RED, err=True)
         raise typer.Exit(_EXIT_CODES["unverifiable"]) from None
-    raise typer.Exit(code)
+    _say(text)
+    raise typer.Exit(_EXIT_CODES[verdict])
 
 
-def _verify_receipt(path: Path, public_key: str | None, as_json: bool) -> int:
+def _say(text: str) -> None:
+    """Print it. Who closes the pipe, as `head` does, has read enough; the verdict is no other for that."""
+    try:
+        typer.echo(text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes there when Python ends
+
+
+def _verify_receipt(path: Path, public_key: str | None, as_json: bool) -> tuple[str, str]:
+    """The verdict on a receipt, and what is printed."""
     from apl_guard.audit.receipt import MAX_BYTES, check_receipt
 
     verdict, text, records = "valid", "", []
@@ -84,38 +96,31 @@ def _verify_receipt(path: Path, public_key: str | None, as_json: bool) -> int:
         except InvalidInput as error:
             verdict, text = "tampered", str(error)
     if as_json:
-        typer.echo(json.dumps({"verdict": verdict, "text": text, "records": records}, indent=2))
-    else:
-        typer.echo(f"{verdict}  {text}")
-        for record in records:
-            typer.echo(json.dumps(record))
-    return _EXIT_CODES[verdict]
+        return verdict, json.dumps({"verdict": verdict, "text": text, "records": records}, indent=2)
+    return verdict, "\n".join([f"{verdict}  {text}", *map(json.dumps, records)])
 
 
-def _verify_log(folder: Path, witnesses: list[Path], public_key: str | None, as_json: bool) -> int:
+def _verify_log(folder: Path, witnesses: list[Path], public_key: str | None, as_json: bool) -> tuple[str, str]:
+    """The verdict on a log, and what is printed."""
     from apl_guard.audit.verify import check_index, verify_log
 
     report = verify_log(folder, witnesses, public_key)
     check_index(folder, report)
     if as_json:
-        typer.echo(json.dumps(dataclasses.asdict(report), indent=2))
-        return _EXIT_CODES[report.verdict]
-    typer.echo(
-        f"{report.verdict}  {report.records} records of {report.writers} writers, {report.checkpoints} checkpoints"
-    )
-    for finding in report.findings:
-        typer.echo(f"  tampered  {finding}")
-    for torn in report.torn:
-        typer.echo(f"  torn      {torn}")
-    for note in report.notes:
-        typer.echo(f"  note      {note}")
+        return report.verdict, json.dumps(dataclasses.asdict(report), indent=2)
+    lines = [
+        f"{report.verdict}  {report.records} records of {report.writers} writers, {report.checkpoints} checkpoints",
+        *(f"  tampered  {finding}" for finding in report.findings),
+        *(f"  torn      {torn}" for torn in report.torn),
+        *(f"  note      {note}" for note in report.notes),
+    ]
     if report.verdict == "unverifiable":
-        typer.echo("  Nothing speaks against it, but without a witness (--witness) it may have been written anew.")
-    typer.echo(
-        f"  witnessed {report.witnessed}, newer than that and not vouched for: {report.records - report.witnessed}"
-    )
-    typer.echo(f"  newest checkpoint {report.newest_checkpoint}, public key {report.public_key}")
-    return _EXIT_CODES[report.verdict]
+        lines.append("  Nothing speaks against it, but without a witness (--witness) it may have been written anew.")
+    lines += [
+        f"  witnessed {report.witnessed}, newer than that and not vouched for: {report.records - report.witnessed}",
+        f"  newest checkpoint {report.newest_checkpoint}, public key {report.public_key}",
+    ]
+    return report.verdict, "\n".join(lines)
 
 
 def _read_public_key(given: str | None) -> str | None:
