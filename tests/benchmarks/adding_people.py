@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="settings of the recipe")
     parser.add_argument("--people", type=int, default=5, help="of the 40, evenly picked")
     parser.add_argument("--images-per-person", type=int, default=3)
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     recipe = Recipe()
     for setting in asked.settings:
         name, _, value = setting.partition("=")

@@ -163,7 +163,7 @@ def decode(vae: AutoencoderKL, latents: Tensor, batch: int = 250) -> Images:
     where = next(vae.parameters()).device
     parts = []
     for part in torch.split(latents, batch):
-        with autocast():
+        with autocast(where):
             y = vae.decode(part.to(where)).sample
         parts.append(y.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu())
     images: Images = torch.cat(parts).numpy()

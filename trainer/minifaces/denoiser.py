@@ -79,21 +79,22 @@ def train_denoiser(
 
     v = √ᾱ ε − √(1−ᾱ) z₀ (Salimans & Ho 2022, eq. 11).
     """
-    unet = (start_from or new_denoiser()).to(device()).train().requires_grad_(True)
+    unet = (start_from or new_denoiser().to(device())).train().requires_grad_(True)
+    where = unet.device
     scheduler = new_scheduler()
-    empty = empty_embeds.to(device()).float()
+    empty = empty_embeds.to(where).float()
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         picks = torch.multinomial(often, batch, replacement=True, generator=generator)
-        z = latents[picks].to(device())
-        c = prompt_embeds[picks].to(device()).float()
-        dropped = torch.rand(batch, 1, 1, generator=generator).to(device()) < EMPTY_SHARE
+        z = latents[picks].to(where)
+        c = prompt_embeds[picks].to(where).float()
+        dropped = torch.rand(batch, 1, 1, generator=generator).to(where) < EMPTY_SHARE
         c = torch.where(dropped, empty, c)
         noise = torch.randn(z.shape, generator=generator).to(z)
-        t = random_timesteps(batch, generator).to(device())
+        t = random_timesteps(batch, generator).to(where)
         z_t = scheduler.add_noise(z, noise, t)
         v = scheduler.get_velocity(z, noise, t)
-        with autocast():
+        with autocast(where):
             predicted = unet(z_t, t, encoder_hidden_states=c).sample
         return (predicted.float() - v).square().mean(), {}
 

@@ -205,7 +205,7 @@ def encode_captions(
             max_length=WINDOW,
             return_tensors="pt",
         )["input_ids"]
-        with autocast() if len(captions) > batch else nullcontext():
-            states = encoder(input_ids=ids.to(device())).last_hidden_state
+        with autocast(encoder.device) if len(captions) > batch else nullcontext():
+            states = encoder(input_ids=ids.to(encoder.device)).last_hidden_state
         parts.append(states.bfloat16().cpu())
     return torch.cat(parts)

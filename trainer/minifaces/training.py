@@ -21,9 +21,9 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def autocast() -> torch.autocast:
+def autocast(where: torch.device | None = None) -> torch.autocast:
     """bfloat16 where the processor computes in it; elsewhere, where it would take ten times as long, float32."""
-    where = device()
+    where = where or device()
     return torch.autocast(where.type, torch.bfloat16, enabled=unet_precision(where, "auto") == torch.bfloat16)
 
 
@@ -84,7 +84,7 @@ def fit(
     ema = Average(module) if average else None
     start, seconds = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=device())
+        state = torch.load(checkpoint, weights_only=True, map_location=next(module.parameters()).device)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from filelock import FileLock
+
 from apl_guard.errors import StorageFailed
 from apl_guard.prefix.layout import cache_root
 
@@ -17,7 +19,7 @@ _FORMAT: Final = 1
 
 
 def kept(way: str, decided_by: Mapping[str, Any], make: Callable[[Path, Path], None]) -> Path:
-    """The folder of what was learned; learned now, if it is not there.
+    """The folder of what was learned; learned now, if it is not there. While one process learns it, others wait.
 
     Args:
         way: How people are added.
@@ -43,15 +45,15 @@ def kept(way: str, decided_by: Mapping[str, Any], make: Callable[[Path, Path], N
     work = folder.with_name(f".{folder.name}.work")
     finished = work / "finished"
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(finished, ignore_errors=True)
-        make(work / "checkpoint.pt", finished)
-        try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if folder.is_dir():
+                return folder
+            work.mkdir(exist_ok=True)
+            shutil.rmtree(finished, ignore_errors=True)
+            make(work / "checkpoint.pt", finished)
             finished.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # unless another process was faster
-                raise
-        shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise StorageFailed(f"what was learned cannot be kept ({reason}); free some space", path=folder) from error

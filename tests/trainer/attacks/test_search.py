@@ -73,10 +73,10 @@ def test_what_the_token_search_finds_is_what_the_guard_reads(world):
     assert (weights >= 0).all()
     found = search.tokens()
     assert found != start
-    table = pipe.text_encoder.get_input_embeddings().weight
-    assert torch.allclose(search.found().detach(), table[torch.tensor(found)], atol=1e-4)
+    table = pipe.text_encoder.get_input_embeddings().weight.cpu()
+    assert torch.allclose(search.found().detach().cpu(), table[torch.tensor(found)], atol=1e-4)
     n = len(vectors)
-    expected = search._rows.clone()
+    expected = search._rows.cpu().clone()
     expected[:, 1 + n : 1 + n + 5] = torch.tensor(found)
     assert torch.equal(tokenize_with_prefix(pipe.tokenizer, search.texts(), n), expected)
 
