@@ -4,9 +4,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -15,7 +12,7 @@ import structlog
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 
 from apl_guard import Guard, GuardUnavailable, MetricsUnavailable, Policy, PolicyBlocked
 from apl_guard.backend import Generation
@@ -332,100 +329,3 @@ def test_a_full_disk_under_the_metrics_stops_no_call(guard, metrics_registry, mo
     monkeypatch.setattr("prometheus_client.values.MutexValue.inc", full)
     assert guard.generate("a cat", num_inference_steps=1).outcome.result == "passed"
     assert "metrics are incomplete: No space left on device" in caplog.text
-
-
-SERVICE = textwrap.dedent(
-    """
-    import os, signal, sys, urllib.request
-    import instant
-    from apl_guard import Guard, PolicyBlocked, backend
-    from apl_guard.metrics import of_all_processes, serve
-    from prometheus_client import multiprocess
-
-    backend._BUILT_IN["instant"] = "instant:Adapter"
-    workers = []
-    for number in range(3):
-        ready, told = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            guards = [Guard(instant.Pipe(), "unsafe_allow_all") for _ in range(2)]  # which count together
-            for _ in range(number + 1):
-                for guard in guards:
-                    guard("a cat")
-                    try:
-                        guard("a cat", no_such=1)
-                    except PolicyBlocked:
-                        pass
-            if number == 2:  # killed in the middle of a call
-                guards[0]._metrics.entered("instant:Pipe", 1)
-                os.write(told, b"x")
-                signal.pause()
-            os.write(told, b"x")
-            server = guards[0].serve_metrics(0)
-            text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics").read()
-            assert b'apl_guard_outcomes_total{result="passed"}' in text
-            os._exit(0)
-        os.read(ready, 1)
-        workers.append(pid)
-    served = serve(of_all_processes(), 0)
-
-    def scrape():
-        return urllib.request.urlopen(f"http://127.0.0.1:{served.port}/metrics").read().decode()
-
-    print(scrape())
-    print("----")
-    os.kill(workers[2], signal.SIGKILL)
-    for pid in workers:
-        os.waitpid(pid, 0)
-        multiprocess.mark_process_dead(pid)
-    print(scrape())
-    """
-)
-
-
-def run(code, folder):
-    """Run a service that counts in this folder."""
-    path = [str(ROOT / "tests" / "audit"), *sys.path]
-    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(folder), "PYTHONPATH": os.pathsep.join(path)}
-    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-
-
-def test_several_workers_count_together(tmp_path):
-    """Forked as by gunicorn: counters of all add up and outlive the worker, gauges of a killed one go away."""
-    done = run(SERVICE, tmp_path)
-    assert done.returncode == 0, done.stderr
-    alive, dead = done.stdout.split("----")
-    for text in (alive, dead):
-        for line in (
-            'apl_guard_outcomes_total{result="passed"} 12.0',
-            'apl_guard_outcomes_total{result="blocked"} 12.0',
-            'apl_guard_stage_duration_seconds_count{backend="instant:Pipe",stage="decide"} 24.0',
-        ):
-            assert line in text.splitlines()
-        assert "pid=" not in text
-    assert 'apl_guard_in_progress_requests{backend="instant:Pipe"} 1.0' in alive
-    assert 'apl_guard_in_progress_requests{backend="instant:Pipe"} 1.0' not in dead
-    assert len(re.findall(r"^apl_guard_policy_info", alive, re.MULTILINE)) == 1
-
-
-def test_the_folder_of_several_workers_must_be_there(tmp_path):
-    """Said when the service starts, with the name of the variable."""
-    code = (
-        "from prometheus_client import CollectorRegistry\n"
-        "from apl_guard import MetricsUnavailable\n"
-        "from apl_guard.metrics import Metrics\n"
-        "try:\n    Metrics.on(CollectorRegistry())\nexcept MetricsUnavailable as error:\n    print(error)"
-    )
-    environment = os.environ | {
-        "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "no"),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
-    assert "PROMETHEUS_MULTIPROC_DIR has to name a folder" in done.stdout, done.stderr
-
-
-def test_the_variable_that_comes_too_late_is_refused(monkeypatch, tmp_path):
-    """This process would count alone, and nobody would notice."""
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    with pytest.raises(MetricsUnavailable, match="after prometheus_client was imported"):
-        Metrics.on(CollectorRegistry())

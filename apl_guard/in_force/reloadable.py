@@ -92,8 +92,8 @@ class ReloadablePolicy:
                     in_force = PolicyInForce.tested(policy)
                     found = self._find_demands(policy)
                     self._audit.in_force("reloaded", self._record(in_force, found, before=brief(self.policy)))
-                    self._metrics.in_force(policy, instead_of=self.policy)
-                    self.in_force = in_force
+                    before, self.in_force = self.policy, in_force
+                    self._metrics.in_force(policy, instead_of=before)
             except Exception as error:
                 self._reject(policy, error)
                 raise

@@ -17,6 +17,7 @@ from apl_guard.errors import MetricsUnavailable
 from apl_guard.metrics import labels
 from apl_guard.metrics.families import Families
 from apl_guard.metrics.labels import OTHER, Known, Stage
+from apl_guard.metrics.room import take_room_first
 from apl_guard.metrics.serve import is_multiprocess
 from apl_guard.metrics.watch import Watch
 from apl_guard.policy import Policy
@@ -41,8 +42,8 @@ def _beside(observe: Callable[Concatenate[Metrics, _P], None]) -> Callable[Conca
     def call(self: Metrics, *args: _P.args, **kwargs: _P.kwargs) -> None:
         try:
             observe(self, *args, **kwargs)
-        except OSError as error:
-            _log.error("metrics are incomplete: %s", error.strerror or type(error).__name__)
+        except Exception as error:  # after one that says why, the library may fail in other ways
+            _log.error("metrics are incomplete: %s", getattr(error, "strerror", None) or type(error).__name__)
 
     return cast("Callable[Concatenate[Metrics, _P], None]", call)
 
@@ -75,12 +76,14 @@ class Metrics:
         """Backend → the prefixes of its self-tests."""
         self._lock = threading.Lock()
         try:
+            if is_multiprocess():
+                take_room_first()
             self._families = Families(registry)
             self._one = self._families.one
         except OSError as error:
             raise MetricsUnavailable(
-                f"{error.filename}: {error.strerror}; PROMETHEUS_MULTIPROC_DIR has to name a folder that is there and "
-                "that this process can write to"
+                f"{error.filename}: {error.strerror}; PROMETHEUS_MULTIPROC_DIR has to name a folder that is there, "
+                "that this process can write to, and that has room"
             ) from error
 
     @classmethod
@@ -109,6 +112,7 @@ class Metrics:
 
     _counts_tenants = False
 
+    @_beside
     def introduce(self, backend: str, sink: str) -> None:
         """Make a backend and the place of its records known, so that they are counted by name."""
         backend = self._backends.add(backend)
@@ -118,6 +122,7 @@ class Metrics:
         for outcome in labels.AUDIT_OUTCOMES:
             self._families.audit_events.labels(sink, outcome)
 
+    @_beside
     def in_force(self, policy: Policy, instead_of: Policy | None = None) -> None:
         """Note that a policy decides from now on, in place of another."""
         with self._lock:
@@ -142,6 +147,7 @@ class Metrics:
         version = OTHER if digest == OTHER else str(policy.version)
         return self._policies(policy.name), version, digest, policy.mode.value
 
+    @_beside
     def reloaded(self, outcome: str) -> None:
         """Count an attempt to put a changed policy in force.
 

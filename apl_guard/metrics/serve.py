@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import glob
+import logging
 import os
 import threading
+from collections.abc import Iterable
 from typing import Any
 
-from prometheus_client import CollectorRegistry, start_http_server, values
+from prometheus_client import CollectorRegistry, Metric, start_http_server, values
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from apl_guard.errors import MetricsUnavailable
@@ -15,6 +18,8 @@ __all__ = ["FOLDER_VARIABLE", "MetricsServer", "is_multiprocess", "of_all_proces
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder in which several processes count together."""
+
+_log = logging.getLogger("apl_guard")
 
 
 def is_multiprocess() -> bool:
@@ -36,17 +41,43 @@ def is_multiprocess() -> bool:
 def of_all_processes() -> CollectorRegistry:
     """A registry with what all processes counted in the folder of PROMETHEUS_MULTIPROC_DIR.
 
+    A file that a process left damaged when it died is left out, and logged each time.
+
     Raises:
         MetricsUnavailable: There is no such folder.
     """
     registry = CollectorRegistry()
     try:
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        _AllProcesses(registry)  # type: ignore[no-untyped-call]
     except ValueError as error:
         raise MetricsUnavailable(
             f"{FOLDER_VARIABLE} is {os.environ.get(FOLDER_VARIABLE, 'not set')!r}; expected a folder that is there"
         ) from error
     return registry
+
+
+class _AllProcesses(MultiProcessCollector):
+    """What all processes counted, but for files that are damaged: one must not take the metrics of all away."""
+
+    def collect(self) -> Iterable[Metric]:
+        try:
+            return self._merged(self._files())
+        except Exception:
+            return self._merged([file for file in self._files() if self._is_whole(file)])
+
+    def _files(self) -> list[str]:
+        return glob.glob(os.path.join(glob.escape(self._path), "*.db"))
+
+    def _merged(self, files: list[str]) -> list[Metric]:
+        return list(self.merge(files, accumulate=True))  # type: ignore[no-untyped-call]
+
+    def _is_whole(self, file: str) -> bool:
+        try:
+            self._merged([file])
+        except Exception as error:
+            _log.error("metrics of one process are left out: %s is damaged (%s); remove it", file, type(error).__name__)
+            return False
+        return True
 
 
 class MetricsServer:
