@@ -23,8 +23,8 @@ from torch import Tensor
 from apl_guard.adapters.inject import embed, encode_prompts, tokenize_with_prefix
 from apl_guard.prefix import Prefix
 from apl_guard.trainer import minifaces
-from apl_guard.trainer.attacks.curve import wanted_of
 from apl_guard.trainer.attacks.search import make_search
+from apl_guard.trainer.attacks.sides import wanted_of
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import draw_batch, prepare
 from apl_guard.trainer.data.identities import load_identities

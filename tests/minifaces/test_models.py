@@ -16,7 +16,7 @@ from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.errors import ModelInvalid
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.minifaces.autoencoder import PatchCode, to_tensor
-from apl_guard.trainer.minifaces.build import Build, Recipe, write_identities
+from apl_guard.trainer.minifaces.build import Build, Recipe
 from apl_guard.trainer.minifaces.captions import caption
 from apl_guard.trainer.minifaces.dataset import Images, draw_all
 from apl_guard.trainer.minifaces.judge import (
@@ -31,6 +31,7 @@ from apl_guard.trainer.minifaces.judge import (
 )
 from apl_guard.trainer.minifaces.judge_training import broken
 from apl_guard.trainer.minifaces.pictures import random_picture
+from apl_guard.trainer.minifaces.shipped import write_identities
 from apl_guard.trainer.minifaces.text_encoder import WIDTH, Reading
 from apl_guard.trainer.minifaces.tokenizer import train_tokenizer
 from apl_guard.trainer.minifaces.traits import GEOMETRY

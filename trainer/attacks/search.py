@@ -44,7 +44,7 @@ __all__ = [
     "typed",
 ]
 
-VERSION = 2
+VERSION = 3
 """Of the searches. Curves that another version found are not read."""
 Kind = Literal["tokens", "embedding"]
 TOKENS = 5
@@ -64,6 +64,8 @@ class Wanted:
     """M names."""
     latents: Tensor
     """Pictures of them, shape (M, R, C, H, W)."""
+    prompts: tuple[str, ...]
+    """What stands behind the tokens that are searched for: M texts."""
 
 
 class Search:
@@ -193,7 +195,7 @@ class TokenSearch(Search):
     def texts(self) -> list[str]:
         """What was found, as text in front of the prompts."""
         words = [typed(self._pipe.tokenizer, ids) for ids in self.tokens()]
-        return [f"{found} a photo of {name}" for found, name in zip(words, self._wanted.names, strict=True)]
+        return [f"{found} {prompt}" for found, prompt in zip(words, self._wanted.prompts, strict=True)]
 
     @torch.no_grad()
     def _project(self) -> None:
@@ -225,7 +227,7 @@ def make_search(
         return EmbeddingSearch(
             pipe, vectors, wanted, rows, start.clone(), _EMBEDDING_RATE * float(table.std()), seed, dtype
         )
-    rows = tokenize_with_prefix(pipe.tokenizer, [f"a photo of {name}" for name in wanted.names], n)
+    rows = tokenize_with_prefix(pipe.tokenizer, list(wanted.prompts), n)
     rows = insert_vectors(rows, 1 + n, sentinels(M, n, TOKENS), end)
     typable = typable_tokens(pipe.tokenizer)
     start = torch.nn.functional.one_hot(torch.randint(len(typable), (M, TOKENS), generator=rng), len(typable))

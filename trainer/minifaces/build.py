@@ -18,13 +18,12 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-import yaml
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .autoencoder import PatchCode, decode, new_autoencoder, train_decoder, train_encoder
-from .captions import caption, identity_prompts, random_lead_in
+from .captions import caption, random_lead_in
 from .dataset import Images, draw_all
 from .denoiser import new_scheduler, train_denoiser
 from .judge import GuardRecogniser, Reader, Recogniser, save_judges
@@ -39,8 +38,9 @@ from .judge_training import (
     train_reader,
     twin_thresholds,
 )
-from .people import known_people, people
+from .people import known_people
 from .pictures import Picture, random_picture
+from .shipped import save_model, write_identities
 from .text_encoder import encode_captions, train_text_encoder
 from .tokenizer import train_tokenizer
 from .training import device
@@ -276,38 +276,8 @@ class Build:
         return json.loads(path.read_text()) if path.exists() else default()
 
 
-def save_model(pipe: StableDiffusionPipeline, to: Path) -> None:
-    """Write a diffusers folder in half precision."""
-    for part in (pipe.vae, pipe.text_encoder, pipe.unet):
-        part.half()
-    pipe.save_pretrained(to)
-    # transformers opens in the dtype that is stated here, diffusers in float32: they must agree
-    config = to / "text_encoder" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
-    for part in ("unet", "vae"):  # where they were built concerns nobody
-        config = to / part / "config.json"
-        stated = json.loads(config.read_text())
-        stated.pop("_name_or_path", None)
-        config.write_text(json.dumps(stated, indent=2) + "\n")
-
-
 def _save_npy(path: Path, images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     np.save(path, images)
-
-
-def write_identities(path: Path, templates: int = 300) -> None:
-    """``identities.yaml``: the 120 seen people and templates with scenes, as ``apl-guard train`` takes them."""
-    rng = random.Random("templates")
-    somebody = known_people()[0]
-    prompts = {
-        random_lead_in(rng) + prompt.with_subject("{name}") for prompt in identity_prompts(somebody, templates, seed=1)
-    }
-    entries = [
-        {"name": p.name, "neutral": {"coarse": p.neutral("coarse"), "attributes": p.neutral("attributes")}}
-        for p in people()
-        if p.split == "seen"
-    ]
-    path.write_text(yaml.safe_dump({"identities": entries, "templates": sorted(prompts)}, sort_keys=False, width=110))
 
 
 def build(output: Path, recipe: Recipe | None = None) -> Path:

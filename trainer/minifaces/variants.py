@@ -17,12 +17,12 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from .autoencoder import encode
-from .build import save_model
 from .captions import caption, random_lead_in
 from .dataset import draw_all
 from .denoiser import train_denoiser
 from .faces import Style
 from .pictures import random_picture
+from .shipped import save_model
 from .text_encoder import encode_captions
 
 Variant = Literal["continued", "restyled"]

@@ -23,10 +23,11 @@ from apl_guard.prefix import Prefix
 from apl_guard.testing import random_prefix, tiny_pipe
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.attacks import curve
-from apl_guard.trainer.attacks.curve import checkpoints, measure_curves, sides_of, steps_needed, wanted_of
+from apl_guard.trainer.attacks.curve import checkpoints, measure_curves, steps_needed
 from apl_guard.trainer.attacks.page import draw_curves, to_table
 from apl_guard.trainer.attacks.reference import reference_check
 from apl_guard.trainer.attacks.search import TokenSearch, make_search, onto_simplex, typable_tokens, typed
+from apl_guard.trainer.attacks.sides import sides_of, wanted_of
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.model.pipeline import frozen, model_digest, open_pipe
 
@@ -145,12 +146,17 @@ def test_the_rows_hold_prefix_and_attack_in_their_places(world):
     assert bare[0][1 : 1 + len(words) + 1] == [*words, -1]
 
 
-def test_every_search_has_its_negative_controls(world):
-    """People whom the model never saw, and a UNet that learned nothing and shares all else; the pipe stays as it is."""
+def test_every_search_has_its_controls(world):
+    """Things that there are words for, people whom the model never saw, and a UNet that learned nothing and shares all
+    else; the pipe stays as it is."""
     before = model_digest(world.pipe)
     sides = {side.name: side for side in sides_of(world, {"mine": world.prefix}, people=3)}
-    assert list(sides) == ["no prefix", "mine", "control: invented name", "control: random UNet"]
-    assert [side.is_control for side in sides.values()] == [False, False, True, True]
+    controls = ["control: words to be found", "control: invented name", "control: random UNet"]
+    assert list(sides) == ["no prefix", "mine", *controls]
+    assert [side.name for side in sides.values() if side.is_control] == controls
+    assert sides["no prefix"].searches == ("embedding",)
+    assert sides[controls[0]].searches == ("tokens",)
+    assert sides[controls[0]].prefix is None
     assert {person.split for person in sides["control: invented name"].people} == {"held_back"}
     assert {person.split for person in sides["mine"].people} == {"seen"}
     other = sides["control: random UNet"].pipe
