@@ -21,13 +21,15 @@ class Recipe:
     """Pictures of the prior in a step."""
     dreambooth_steps: int = 120
     dreambooth_rate: float = 8e-4
-    lora_steps: int = 120
+    lora_steps: int = 240
     lora_rate: float = 4e-3
     lora_rank: int = 16
     merge_scale: float = 0.5
     """How strongly a LoRA is fused into the model that `transfer` calls merged."""
     inversion_steps: int = 600
     inversion_rate: float = 2e-2
+    inversion_descriptions: int = 3
+    """How often the description is said that a word begins as."""
     inversion_repeats: int = 4
     """Noise levels at which each drawing of a step is looked at."""
 
@@ -43,5 +45,6 @@ class Recipe:
             lora_steps=2,
             lora_rank=2,
             inversion_steps=2,
+            inversion_descriptions=1,
             inversion_repeats=1,
         )

@@ -1,7 +1,7 @@
 """Textual inversion: for each person a word is learned, and nothing else; loaded by diffusers.
 
-A word has as many vectors as a description of the person has tokens, and begins as these: "a man with tan skin and
-curly black hair" is what somebody would start from who has pictures of a stranger.
+A word has as many vectors as a description of the person, said three times, has tokens, and begins as these: "a man with tan
+skin and curly black hair" is what somebody would start from who has pictures of a stranger.
 Each word is learned from the drawings of its own person, so all are learned at once, a drawing of each in every step.
 
 Source:
@@ -65,7 +65,7 @@ def textual_inversion(pipe: Any, drawings: Drawings, recipe: Recipe, *, progress
         for word, vectors in learned.items():
             write_file(folder / f"{word[1:-1]}.safetensors", save({word: vectors}))
 
-    settings = ("inversion_steps", "inversion_rate", "inversion_repeats")
+    settings = ("inversion_steps", "inversion_rate", "inversion_repeats", "inversion_descriptions")
     decides = decided_by(pipe, drawings, recipe, *settings) | {"start": "description"}
     folder = kept("textual-inversion", decides, make)
     parts = pipe.components | {name: copy.deepcopy(pipe.components[name]) for name in ("text_encoder", "tokenizer")}
@@ -90,13 +90,14 @@ class _Words(nn.Module):
 def _learn(
     pipe: Any, drawings: Drawings, words: Sequence[str], recipe: Recipe, checkpoint: Path, progress: bool
 ) -> dict[str, Tensor]:
-    """Word → its vectors, shape (number of tokens of the description, D)."""
+    """Word → its vectors, shape (number of tokens of all that is said, D)."""
     tokenizer = copy.deepcopy(pipe.tokenizer)
     encoder = copy.deepcopy(pipe.text_encoder).eval().requires_grad_(False)
     unet = copy.deepcopy(pipe.unet).eval().requires_grad_(False)
     table = encoder.get_input_embeddings().weight
     starts = [
-        tokenizer(person.neutral("attributes"), add_special_tokens=False)["input_ids"] for person in drawings.people
+        tokenizer(person.neutral("attributes"), add_special_tokens=False)["input_ids"] * recipe.inversion_descriptions
+        for person in drawings.people
     ]
     embedding = _Words(table, table[[token for start in starts for token in start]])
     encoder.set_input_embeddings(embedding)
