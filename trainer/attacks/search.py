@@ -9,9 +9,11 @@ Both minimise the denoising loss of the person's pictures, with the prefix in pl
 
     ‖ ε(z_t, t, [P, …A…]) − ε ‖²        (or v in place of ε, where that is what the model predicts)
 
-The search for tokens walks over mixtures of tokens (Adam, then back onto the simplex) and looks at the loss of the
-likeliest token in each place, with the gradient passed straight through. Its tokens are those that can be typed one
-beside the other (`typable_tokens`), else the text that is sent would be read as other tokens than were found.
+The search for tokens exchanges one token at a time, greedily (GCG; Zou et al., arXiv:2307.15043): the gradient says
+which exchanges promise most, some of them are tried on the same noise, and the best is kept if it is better than what
+was there. Its tokens are those that can be typed one beside the other (`typable_tokens`), else the text that is sent
+would be read as other tokens than were found. (Adam on mixtures of tokens, brought back onto the simplex as in
+UnlearnDiffAtk, did not find words for things on the bare model.)
 
 Letters: M people, R pictures of each, K tokens or vectors, V tokens that can be typed, D width.
 """
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,19 +41,21 @@ __all__ = [
     "TokenSearch",
     "Wanted",
     "make_search",
-    "onto_simplex",
     "typable_tokens",
     "typed",
 ]
 
-VERSION = 3
+VERSION = 4
 """Of the searches. Curves that another version found are not read."""
 Kind = Literal["tokens", "embedding"]
 TOKENS = 5
 """K of the search for tokens."""
 _EMBEDDING_RATE = 0.5
 """Learning rate of the search for pseudo-words, in units of the spread of the token embeddings."""
-_TOKEN_RATE = 0.2
+_CANDIDATES = 8
+"""Exchanges that are tried for each person in a step of the search for tokens."""
+_PROMISING = 32
+"""For each place, tokens by the gradient that an exchange is drawn from."""
 _BATCH = 4
 """Noised pictures of each person in a step."""
 
@@ -68,6 +72,14 @@ class Wanted:
     """What stands behind the tokens that are searched for: M texts."""
 
 
+class _Noised(NamedTuple):
+    """Pictures (M·batch, C, H, W), the noise that is added to each, and the noise levels (M·batch,)."""
+
+    z: Tensor
+    noise: Tensor
+    t: Tensor
+
+
 class Search:
     """A search for all people at once, each for themselves.
 
@@ -76,40 +88,27 @@ class Search:
         vectors: The prefix that is in place, shape (N, D); None for the bare model.
         wanted: Whom the searcher wants.
         rows: Token ids of the prompts, with room for prefix and attack, shape (M, L).
-        parameters: What is learned, with the people in the first dimension.
-        rate: Learning rate.
         seed: Of noise and noise levels.
         dtype: What the UNet computes in.
     """
 
     def __init__(
-        self,
-        pipe: Any,
-        vectors: Tensor | None,
-        wanted: Wanted,
-        rows: Tensor,
-        parameters: Tensor,
-        rate: float,
-        seed: int,
-        dtype: torch.dtype,
+        self, pipe: Any, vectors: Tensor | None, wanted: Wanted, rows: Tensor, seed: int, dtype: torch.dtype
     ) -> None:
         self._pipe, self._wanted, self._rows, self._dtype = pipe, wanted, rows, dtype
-        device = pipe.unet.device
-        self._vectors = None if vectors is None else vectors.to(device)
-        self.parameters = parameters.to(device).requires_grad_(True)
-        self._adam = torch.optim.Adam([self.parameters], lr=rate)
+        self._device = pipe.unet.device
+        self._vectors = None if vectors is None else vectors.to(self._device)
         self._rng = torch.Generator().manual_seed(seed)
         self.steps = 0
         """Steps done."""
 
     def found(self) -> Tensor:
-        """The embeddings found so far, shape (M, K, D), with a graph that leads to the parameters."""
+        """The embeddings found so far, shape (M, K, D)."""
         raise NotImplementedError
 
     def prompt_embeds(self) -> Tensor:
         """The prompt embeds of what was found, with the prefix in place, shape (M, L, D)."""
-        A = self.found().flatten(0, 1)  # (MK, D)
-        return embed(self._pipe.text_encoder, self._rows, A if self._vectors is None else torch.cat([self._vectors, A]))
+        return self._embeds(self.found())
 
     def step(self) -> float:
         """Take one step for every person.
@@ -117,89 +116,130 @@ class Search:
         Returns:
             The loss before it, the mean over the people.
         """
-        loss = self._loss(self._rng)
-        self._adam.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        self._adam.step()
-        self._project()
+        loss = self._step()
         self.steps += 1
-        return float(loss.detach()) / len(self._wanted.names)
+        return loss / len(self._wanted.names)
 
     @torch.no_grad()
     def loss(self, seed: int, draws: int = 4) -> float:
         """The loss of what was found, on noise of its own: for comparison between steps."""
-        rng = torch.Generator().manual_seed(seed)
-        return sum(float(self._loss(rng)) for _ in range(draws)) / draws / len(self._wanted.names)
+        return self._mean_loss(self.prompt_embeds(), seed, draws)
 
     @torch.no_grad()
     def loss_of_names(self, seed: int, draws: int = 4) -> float:
         """The loss of the bare model for the names themselves, on the same noise: what there is to be brought back."""
         pipe = self._pipe
-        c = encode_prompts(pipe.text_encoder, pipe.tokenizer, [f"a photo of {name}" for name in self._wanted.names])
+        names = [f"a photo of {name}" for name in self._wanted.names]
+        return self._mean_loss(encode_prompts(pipe.text_encoder, pipe.tokenizer, names), seed, draws)
+
+    def _step(self) -> float:
+        """Improve what was found, and return the sum of the people's losses before."""
+        raise NotImplementedError
+
+    def _mean_loss(self, c: Tensor, seed: int, draws: int) -> float:
         rng = torch.Generator().manual_seed(seed)
-        return sum(float(self._denoising_loss(c, rng)) for _ in range(draws)) / draws / len(self._wanted.names)
+        return sum(float(self._losses(c, self._draw(rng)).mean()) for _ in range(draws)) / draws
 
-    def _loss(self, rng: torch.Generator) -> Tensor:
-        return self._denoising_loss(self.prompt_embeds(), rng)
+    def _embeds(self, A: Tensor) -> Tensor:
+        """The prompt embeds (M, L, D) of vectors (M, K, D) in their places."""
+        A = A.flatten(0, 1)  # (MK, D)
+        return embed(self._pipe.text_encoder, self._rows, A if self._vectors is None else torch.cat([self._vectors, A]))
 
-    def _denoising_loss(self, c: Tensor, rng: torch.Generator) -> Tensor:
-        """The sum of the people's losses, so that none depends on how many others there are; c of shape (M, L, D)."""
+    def _draw(self, rng: torch.Generator) -> _Noised:
+        """Some noised pictures of each person."""
         z, M = self._wanted.latents, len(self._wanted.names)
-        scheduler = self._pipe.scheduler
         picture = torch.randint(z.shape[1], (M, _BATCH), generator=rng)
         z = torch.stack([z[m, picture[m]] for m in range(M)]).flatten(0, 1)  # (M·batch, C, H, W)
         noise = torch.randn(z.shape, generator=rng)
-        t = torch.randint(len(scheduler.alphas_cumprod), (len(z),), generator=rng)
-        device = self._pipe.unet.device
-        z, noise, t = z.to(device), noise.to(device), t.to(device)
+        t = torch.randint(len(self._pipe.scheduler.alphas_cumprod), (len(z),), generator=rng)
+        return _Noised(z.to(self._device), noise.to(self._device), t.to(self._device))
+
+    def _losses(self, c: Tensor, noised: _Noised) -> Tensor:
+        """Each person's loss, shape (M,), so that none depends on how many others there are; c of shape (M, L, D)."""
+        scheduler, (z, noise, t) = self._pipe.scheduler, noised
         z_t = add_noise(scheduler.alphas_cumprod, z, noise, t)
         eps = predict(self._pipe.unet, z_t, t, c.repeat_interleave(_BATCH, dim=0), self._dtype)  # (M·batch, C, H, W)
-        return distance(eps, truth(scheduler, z, noise, t)).sum() / _BATCH
-
-    def _project(self) -> None:
-        """Bring the parameters back to where they may be."""
+        return distance(eps, truth(scheduler, z, noise, t)).view(-1, _BATCH).mean(1)
 
 
 class EmbeddingSearch(Search):
-    """A search for one pseudo-word in place of each name."""
-
-    def found(self) -> Tensor:
-        """The pseudo-words, shape (M, 1, D)."""
-        return self.parameters
-
-
-class TokenSearch(Search):
-    """A search for tokens in front of the prompt. Its parameters are mixtures of V tokens, shape (M, K, V).
+    """A search for one pseudo-word in place of each name.
 
     Args:
-        typable: Ids of the V tokens.
+        start: The pseudo-words at the start, shape (M, 1, D).
+        rate: Learning rate.
         others: As for `Search`.
     """
 
-    def __init__(self, typable: Sequence[int], *others: Any) -> None:
+    def __init__(self, start: Tensor, rate: float, *others: Any) -> None:
         super().__init__(*others)
-        self._typable = typable
+        self._words = start.to(self._device, copy=True).requires_grad_(True)
+        self._adam = torch.optim.Adam([self._words], lr=rate)
+
+    def found(self) -> Tensor:
+        """The pseudo-words, shape (M, 1, D)."""
+        return self._words
+
+    def _step(self) -> float:
+        loss = self._losses(self.prompt_embeds(), self._draw(self._rng)).sum()
+        self._adam.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self._adam.step()
+        return float(loss.detach())
+
+
+class TokenSearch(Search):
+    """A search for tokens in front of the prompt.
+
+    Args:
+        typable: Ids of the V tokens that may be taken.
+        start: The tokens at the start, numbers below V, shape (M, K).
+        others: As for `Search`.
+    """
+
+    def __init__(self, typable: Sequence[int], start: Tensor, *others: Any) -> None:
+        super().__init__(*others)
+        self._typable, self._chosen = typable, start.to(self._device)
         table: Tensor = self._pipe.text_encoder.get_input_embeddings().weight.detach().float()
         self._words = table[list(typable)]  # (V, D)
 
     def found(self) -> Tensor:
-        """The likeliest tokens, shape (M, K, D), with the gradient of the mixtures."""
-        likeliest = torch.nn.functional.one_hot(self.parameters.argmax(-1), self.parameters.shape[-1])
-        straight = likeliest.to(self.parameters) + self.parameters - self.parameters.detach()  # (M, K, V)
-        return straight @ self._words
+        """The embeddings of the tokens, shape (M, K, D)."""
+        return self._words[self._chosen]
 
     def tokens(self) -> list[list[int]]:
         """The ids of what was found: K for each person."""
-        return [[self._typable[k] for k in row] for row in self.parameters.argmax(-1).tolist()]
+        return [[self._typable[k] for k in row] for row in self._chosen.tolist()]
 
     def texts(self) -> list[str]:
         """What was found, as text in front of the prompts."""
         words = [typed(self._pipe.tokenizer, ids) for ids in self.tokens()]
         return [f"{found} {prompt}" for found, prompt in zip(words, self._wanted.prompts, strict=True)]
 
-    @torch.no_grad()
-    def _project(self) -> None:
-        self.parameters.copy_(onto_simplex(self.parameters))
+    def _step(self) -> float:
+        noised = self._draw(self._rng)
+        one_hot = torch.nn.functional.one_hot(self._chosen, len(self._words)).float().requires_grad_(True)  # (M, K, V)
+        loss = self._losses(self._embeds(one_hot @ self._words), noised).sum()
+        (gradient,) = torch.autograd.grad(loss, one_hot)
+        with torch.no_grad():
+            tried = torch.stack([self._chosen, *self._exchanges(gradient)])  # (1 + candidates, M, K)
+            losses = torch.stack([self._losses(self._embeds(self._words[one]), noised) for one in tried])
+            best = losses.argmin(0)  # (M,)
+            self._chosen = tried[best, torch.arange(len(best), device=self._device)]
+        return float(loss.detach())
+
+    def _exchanges(self, gradient: Tensor) -> list[Tensor]:
+        """Rows (M, K) in which one token is another: one of those that promise most by the gradient (M, K, V)."""
+        M, K, V = gradient.shape
+        promising = (-gradient).topk(min(_PROMISING, V)).indices  # (M, K, promising)
+        people, rows = torch.arange(M, device=self._device), []
+        for _ in range(_CANDIDATES):
+            place = torch.randint(K, (M,), generator=self._rng).to(self._device)
+            rank = torch.randint(promising.shape[-1], (M,), generator=self._rng).to(self._device)
+            row = self._chosen.clone()
+            row[people, place] = promising[people, place, rank]
+            rows.append(row)
+        return rows
 
 
 def make_search(
@@ -224,15 +264,13 @@ def make_search(
         rows = tokenize_with_prefix(pipe.tokenizer, [before] * M, n)
         rows = insert_vectors(rows, 1 + n + length_of(pipe.tokenizer, before), sentinels(M, n, 1), end)
         start = table[[pipe.tokenizer("person", add_special_tokens=False)["input_ids"][0]] * M].unsqueeze(1)
-        return EmbeddingSearch(
-            pipe, vectors, wanted, rows, start.clone(), _EMBEDDING_RATE * float(table.std()), seed, dtype
-        )
+        rate = _EMBEDDING_RATE * float(table.std())
+        return EmbeddingSearch(start, rate, pipe, vectors, wanted, rows, seed, dtype)
     rows = tokenize_with_prefix(pipe.tokenizer, list(wanted.prompts), n)
     rows = insert_vectors(rows, 1 + n, sentinels(M, n, TOKENS), end)
     typable = typable_tokens(pipe.tokenizer)
-    start = torch.nn.functional.one_hot(torch.randint(len(typable), (M, TOKENS), generator=rng), len(typable))
-    mixed = onto_simplex(0.5 * start.float() + 0.5 / len(typable))
-    return TokenSearch(typable, pipe, vectors, wanted, rows, mixed, _TOKEN_RATE, seed, dtype)
+    start = torch.randint(len(typable), (M, TOKENS), generator=rng)
+    return TokenSearch(typable, start, pipe, vectors, wanted, rows, seed, dtype)
 
 
 def typable_tokens(tokenizer: Any) -> list[int]:
@@ -255,20 +293,3 @@ def typed(tokenizer: Any, ids: Sequence[int]) -> str:
     # As it stands: tidied-up blanks would join what is apart.
     text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     return text.strip()
-
-
-def onto_simplex(x: Tensor) -> Tensor:
-    """The nearest points whose last dimension is ≥ 0 and sums to 1.
-
-    Source:
-        Held, Wolfe and Crowder, Mathematical Programming 6 (1974).
-
-    Example:
-        >>> onto_simplex(torch.tensor([2.0, 1.0, -1.0]))
-        tensor([1., 0., 0.])
-    """
-    ordered = x.sort(-1, descending=True).values
-    above = ordered.cumsum(-1) - 1
-    places = torch.arange(1, x.shape[-1] + 1, device=x.device)
-    last = (ordered - above / places > 0).sum(-1, keepdim=True)
-    return (x - above.gather(-1, last - 1) / last).clamp(min=0)

@@ -1,7 +1,7 @@
 """Textual inversion: for each person a word is learned, and nothing else; loaded by diffusers.
 
-A word has as many vectors as a description of the person, said three times, has tokens, and begins as these: "a man with tan
-skin and curly black hair" is what somebody would start from who has pictures of a stranger.
+A word has as many vectors as a description of the person has tokens, said three times, and begins as these: "a man with
+tan skin and curly black hair" is what somebody would start from who has pictures of a stranger.
 Each word is learned from the drawings of its own person, so all are learned at once, a drawing of each in every step.
 
 Source:
