@@ -24,7 +24,8 @@ from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest
 
-from .a1111_fields import CHANNELS, GUIDANCE, HARMLESS, HARMLESS_SETTINGS, TEXT_FIELDS
+from .a1111_fields import CHANNELS, GUIDANCE, HARMLESS, HARMLESS_SETTINGS, TEXT_FIELDS, reads_early_layer
+from .forms import canonical_forms, check_decided
 from .http_client import HttpClient, RemoteAnswerInvalid
 from .prompt_syntax import byte_bound, prefixed, read_a1111
 from .remote_adapter import RemoteAdapter, as_json
@@ -131,11 +132,11 @@ class A1111Adapter(RemoteAdapter):
         text: dict[Channel, tuple[str, ...]] = {}
         used = {CHANNELS[name] for name, value in fields.items() if name in CHANNELS and value}
         for name, found in self._with_styles(fields).items():
-            syntax = read_a1111(found, known)
             channel = TEXT_FIELDS[name]
-            text[channel] = (*text.get(channel, ()), syntax.text)
-            fields[name] = syntax.text
-            used |= {channel} | syntax.channels
+            fields[name] = read_a1111(found, known).text
+            text[channel] = (*text.get(channel, ()), fields[name])
+            said = canonical_forms(fields[name]) | {found}
+            used |= {channel}.union(*(read_a1111(form, known).channels for form in said))
         for name in TEXT_FIELDS.keys() - {"prompt"}:
             if not fields.get(name):
                 fields.pop(name, None)  # empty means the same as absent
@@ -145,6 +146,8 @@ class A1111Adapter(RemoteAdapter):
         settings = _of_type(fields, "override_settings", dict)
         if settings.keys() - HARMLESS_SETTINGS or fields.get("override_settings_restore_afterwards") is False:
             used.add(Channel.EXTENSION)
+        if reads_early_layer(settings):
+            used.add(Channel.ATTENTION)
         classified = TEXT_FIELDS.keys() | CHANNELS.keys() | HARMLESS
         unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in fields.keys() - classified)
         return GenerationRequest(self.name, text, frozenset(used), unknown, {"fields": fields, "embeddings": known})
@@ -161,9 +164,8 @@ class A1111Adapter(RemoteAdapter):
             options = self._client.http.get("/sdapi/v1/options")
             found = (str(options.get("sd_checkpoint_hash") or ""), _stem(str(options["sd_model_checkpoint"])))
         except Exception as error:
-            raise GuardUnavailable(
-                f"{self._client} does not say what it has loaded ({type(error).__name__})"
-            ) from error
+            what = type(error).__name__
+            raise GuardUnavailable(f"{self._client} does not say what it has loaded ({what})") from error
         entry = self._embeddings.get(prefix.embedding_name)
         wanted = {"vectors": prefix.n, "shape": sum(prefix.metadata.widths.values())}
         if not isinstance(entry, dict):
@@ -182,14 +184,18 @@ class A1111Adapter(RemoteAdapter):
         """Generate, with the prefix in front of every text.
 
         Raises:
+            GuardUnavailable: The policy made texts of the request that open a channel nobody decided about.
             PrefixNotApplied: The server has not got the prefix, or did not use it.
             RemoteError: Whatever went wrong with the server.
         """
+        known = request.arguments["embeddings"]
+        said = [read_a1111(text, known).channels for found in request.text.values() for text in found]
+        check_decided(frozenset().union(*said), request)
         if prefix is None:
             output = self._client.send(_fields(request))
             return Generation(output, len(output.images))
         self.check_prefix(prefix)
-        if self._known_embeddings().keys() - request.arguments["embeddings"]:
+        if self._known_embeddings().keys() - known:
             # The request was read without knowing them; one may stand in its prompt.
             raise GuardUnavailable("the server has got new embeddings since the request was read; send it again")
         fields = _fields(request)

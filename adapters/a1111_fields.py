@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from apl_guard.request import Channel
 
-__all__ = ["CHANNELS", "GUIDANCE", "HARMLESS", "HARMLESS_SETTINGS", "TEXT_FIELDS"]
+__all__ = [
+    "CHANNELS",
+    "GUIDANCE",
+    "HARMLESS",
+    "HARMLESS_SETTINGS",
+    "TEXT_FIELDS",
+    "reads_early_layer",
+]
 
 TEXT_FIELDS = {
     "prompt": Channel.PROMPT,
@@ -43,6 +53,19 @@ HARMLESS = {
     "save_images", "scheduler", "seed", "seed_resize_from_h", "seed_resize_from_w", "send_images", "steps",
     "styles", "subseed", "subseed_strength", "tiling", "width",
 }  # fmt: skip
-HARMLESS_SETTINGS = {"CLIP_stop_at_last_layers", "eta_noise_seed_delta", "jpeg_quality", "samples_format"}
+# Counted from the end, the layer at which the text encoder is read; 1 is the last. Those before the second have seen
+# less of the prefix than it was trained with.
+_LAST_LAYERS, _MOST_LAST_LAYERS = "CLIP_stop_at_last_layers", 2
+HARMLESS_SETTINGS = {_LAST_LAYERS, "eta_noise_seed_delta", "jpeg_quality", "samples_format"}
 # Below 1 they draw what the negative prompt says.
 GUIDANCE = ("cfg_scale", "hr_cfg", "distilled_cfg_scale", "hr_distilled_cfg")
+
+
+def reads_early_layer(settings: Mapping[str, Any]) -> bool:
+    """Whether settings read the text encoder at a layer on which the prefix had little time to act.
+
+    Example:
+        >>> reads_early_layer({"CLIP_stop_at_last_layers": 2}), reads_early_layer({"CLIP_stop_at_last_layers": 12})
+        (False, True)
+    """
+    return settings.get(_LAST_LAYERS, 1) not in range(1, _MOST_LAST_LAYERS + 1)

@@ -25,7 +25,8 @@ from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest
 
-from .comfyui_graph import Graph, read_graph, with_prefix, with_texts
+from .comfyui_graph import Graph, channels_in, read_graph, with_prefix, with_texts
+from .forms import check_decided
 from .http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused, RemoteTimeout
 from .prompt_syntax import byte_bound
 from .remote_adapter import RemoteAdapter
@@ -190,9 +191,11 @@ class ComfyUIAdapter(RemoteAdapter):
         """Generate, with the prefix in front of every prompt of the workflow.
 
         Raises:
+            GuardUnavailable: The policy made texts of the request that open a channel nobody decided about.
             PrefixNotApplied: The server has not got the prefix.
             RemoteError: Whatever went wrong with the server.
         """
+        check_decided(frozenset().union(*(channels_in(t) for found in request.text.values() for t in found)), request)
         graph: Graph = request.arguments["graph"]
         for channel, places in ((Channel.PROMPT, graph.prompts), (Channel.NEGATIVE_PROMPT, graph.negative_prompts)):
             graph = with_texts(graph, places, request.text.get(channel, ()))

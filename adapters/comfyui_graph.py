@@ -16,9 +16,10 @@ from typing import Any
 from apl_guard.errors import InvalidInput, PrefixNotApplied
 from apl_guard.request import Channel
 
+from .forms import canonical_forms
 from .prompt_syntax import CHUNK, pieces, read_comfyui
 
-__all__ = ["Graph", "Place", "read_graph", "with_prefix", "with_texts"]
+__all__ = ["Graph", "Place", "channels_in", "read_graph", "with_prefix", "with_texts"]
 
 _TEXTS = {
     "CLIPTextEncode": ("text",),
@@ -65,6 +66,8 @@ _ENDS = {"KSampler", "KSamplerAdvanced", "SamplerCustom", "CFGGuider", "BasicGui
 # Both conditionings go through: output 0 is the positive one, output 1 the negative one.
 _PAIRED = {"ControlNetApplyAdvanced", "InpaintModelConditioning"}
 _NOTHING_LEFT = "ConditioningZeroOut"
+# Where a text encoder is read, counted from its end. Layers before these have seen less of the prefix.
+_LAST_LAYER, _MOST_LAST_LAYERS = "CLIPSetLastLayer", 2
 _HARMLESS = {
     "AlignYourStepsScheduler", "BasicScheduler", "BetaSamplingScheduler", "CLIPSetLastLayer", "ConditioningAverage",
     "ConditioningCombine", "ConditioningConcat", "ConditioningSetArea", "ConditioningSetAreaPercentage",
@@ -135,13 +138,15 @@ def read_graph(workflow: Any, models: frozenset[str], harmless: frozenset[str]) 
         # Below 1 a sampler draws what the negative prompt says.
         if kind in _ENDS - {"BasicGuider"} and not _is_at_least_one(inputs.get("cfg")):
             channels.add(Channel.GUIDANCE)
+        if kind == _LAST_LAYER and inputs.get("stop_at_clip_layer") not in range(-_MOST_LAST_LAYERS, 0):
+            channels.add(Channel.ATTENTION)
         for field in _TEXTS.get(kind, ()):
             inputs[field] = _text(nodes, inputs.get(field), f"{name}.{field}", unknown)
             places.append(Place(name, field))
     roles = {place: _roles(nodes, place.node, set()) for place in places}
     prompts = tuple(place for place in places if roles[place] != {"negative"})
     for place in places:
-        channels |= read_comfyui(nodes[place.node]["inputs"][place.field]).channels
+        channels |= channels_in(nodes[place.node]["inputs"][place.field])
         if roles[place] == {"positive", "negative"}:
             # With the prefix in both, guidance would take away what it adds.
             channels.add(Channel.PROMPT_SYNTAX)
@@ -150,6 +155,11 @@ def read_graph(workflow: Any, models: frozenset[str], harmless: frozenset[str]) 
     negative = tuple(place for place in places if place not in prompts)
     shown = tuple(sorted(re.sub(r"[^\w .-]", "?", each)[:60] for each in unknown))
     return Graph(nodes, prompts, negative, frozenset(channels), shown)
+
+
+def channels_in(text: str) -> frozenset[Channel]:
+    """The channels that a text opens by its syntax, or that its canonical form opens."""
+    return frozenset().union(*(read_comfyui(form).channels for form in canonical_forms(text)))
 
 
 def with_texts(graph: Graph, places: tuple[Place, ...], texts: tuple[str, ...]) -> Graph:
@@ -242,8 +252,13 @@ def _nodes(workflow: Any) -> _Nodes:
 
 
 def _link(value: Any) -> tuple[str, int] | None:
-    is_link = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
-    return (value[0], value[1]) if is_link else None
+    is_link = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
+    if not is_link or not isinstance(value[1], int | float):
+        return None
+    if type(value[1]) is not int or value[1] < 0:
+        # The server counts a negative number from the end, so that one output would have two names.
+        raise InvalidInput("expected links to outputs by their number, from 0", where="workflow")
+    return (value[0], value[1])
 
 
 def _text(nodes: _Nodes, value: Any, where: str, unknown: set[str]) -> str:

@@ -11,7 +11,15 @@ from typing import Any
 
 from apl_guard.request import Channel
 
-__all__ = ["HARMLESS", "IMPOSSIBLE", "TEXT", "channel_of", "is_known", "turns_guidance_round"]
+__all__ = [
+    "HARMLESS",
+    "IMPOSSIBLE",
+    "TEXT",
+    "channel_of",
+    "is_known",
+    "reads_early_layers",
+    "turns_guidance_round",
+]
 
 TEXT: dict[str, Channel] = {
     "prompt": Channel.PROMPT,
@@ -225,3 +233,25 @@ def turns_guidance_round(arguments: Mapping[str, Any], *, with_negative: bool) -
     least = 1.0 if with_negative else 0.0
     scales = [arguments[name] for name in _GUIDANCE if arguments.get(name) is not None]
     return any(not isinstance(scale, int | float) or not math.isfinite(scale) or scale < least for scale in scales)
+
+
+MOST_SKIPPED = 2
+"""How many of a text encoder's last layers may be skipped. Models are trained with one or two; below the first layer a
+word is what it was before the prefix came."""
+
+
+def reads_early_layers(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
+    """Whether a pipeline would read a text encoder at layers on which the prefix had little time to act.
+
+    Args:
+        arguments: Argument → value.
+        defaults: Argument → default.
+
+    Example:
+        >>> reads_early_layers({"clip_skip": 1}, {}), reads_early_layers({"clip_skip": 11}, {})
+        (False, True)
+    """
+    skipped = arguments.get("clip_skip")
+    layers = arguments.get("text_encoder_out_layers")
+    is_early = skipped is not None and (not isinstance(skipped, int) or not 0 <= skipped <= MOST_SKIPPED)
+    return is_early or (layers is not None and layers != defaults.get("text_encoder_out_layers"))

@@ -25,10 +25,11 @@ from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import PROMPT_CHANNELS, Channel, GenerationRequest, texts
 
-from .diffusers_arguments import IMPOSSIBLE, TEXT, channel_of, is_known, turns_guidance_round
+from .diffusers_arguments import IMPOSSIBLE, TEXT, channel_of, is_known, reads_early_layers, turns_guidance_round
 from .diffusers_families import check_supported
 from .diffusers_load import load_pipe
 from .diffusers_view import Encoder, encoders_of, view_of
+from .forms import check_decided, cleaned_forms
 from .inject import injected
 from .mark import marked, new_mark, part_of_prompts
 from .prefix_tokenizer import prefix_tokenizer
@@ -101,13 +102,13 @@ class DiffusersAdapter:
             if isinstance(value, list):
                 arguments[name] = list(value)
             channel = channel_of(name, self._class)
-            if channel is None or value is None or value == {}:
+            if channel is None or value is None or (isinstance(value, dict) and not value):
                 continue
             used.add(channel)
             if name in TEXT:
                 text[channel] = texts(arguments[name], where=name)
                 arguments[name] = text[channel][0] if isinstance(value, str) else list(text[channel])
-        used |= self._implied(arguments, text, used)
+        used |= self._implied(arguments, text, used) | self._said(text)
         # Names may come from a request that a service passes on, so they are made safe for messages.
         unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in arguments if not self._knows(name))
         slots = tuple(e.slot for e in encoders_of(self._pipe))
@@ -149,10 +150,12 @@ class DiffusersAdapter:
         Without a prefix this is the call of the bare pipe and nothing else.
 
         Raises:
+            GuardUnavailable: The policy made prompts of the request that open a channel nobody decided about.
             PrefixNotApplied: The pipeline treats its prompts in a way that the guard does not know.
             PrefixInvalid: The prefix has another width than the text encoder, or leaves no room for a prompt.
             Exception: Whatever the pipe raises, unchanged.
         """
+        check_decided(self._said(request.text), request)
         arguments = {name: _copied(value) for name, value in request.arguments.items()}
         if prefix is None:
             output = self._call(self._pipe, **arguments)
@@ -227,13 +230,21 @@ class DiffusersAdapter:
         defaults = {name: p.default for name, p in self._signature.parameters.items() if p.default is not p.empty}
         if turns_guidance_round({**defaults, **arguments}, with_negative=bool(negative)):
             found.add(Channel.GUIDANCE)
-        prompts = [t for channel in PROMPT_CHANNELS for t in text.get(channel, ())]
-        if any(token in prompt for prompt in prompts for token in self._turn_tokens()):
+        if reads_early_layers(arguments, defaults):
+            found.add(Channel.ATTENTION)
+        if self._has_adapter_weights():
+            found.add(Channel.ADAPTER_WEIGHTS)
+        return found
+
+    def _said(self, text: Mapping[Channel, tuple[str, ...]]) -> set[Channel]:
+        """The channels that prompts open by what they say, or by what is made of them on their way."""
+        said = {form for channel in PROMPT_CHANNELS for t in text.get(channel, ()) for form in cleaned_forms(t)}
+        prompts, tokens = sorted(said), self._turn_tokens()
+        found: set[Channel] = set()
+        if any(token in prompt for prompt in prompts for token in tokens):
             found.add(Channel.PROMPT_SYNTAX)
         if any(self._has_learned_words(e.tokenizer, prompts) for e in encoders_of(self._pipe)):
             found.add(Channel.TEXTUAL_INVERSION)
-        if self._has_adapter_weights():
-            found.add(Channel.ADAPTER_WEIGHTS)
         return found
 
     def _turn_tokens(self) -> set[str]:

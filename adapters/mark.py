@@ -43,8 +43,9 @@ def marked(request: GenerationRequest, mark: str) -> dict[str, str | list[str]]:
         found = request.text.get(channel)
         if found is None:
             continue
-        # An empty second prompt means "the same as the first", and must go on meaning that.
-        is_marked = channel in PROMPT_CHANNELS and (channel == Channel.PROMPT or any(found))
+        is_list = isinstance(request.arguments.get(name), list)
+        # An empty second prompt means "the same as the first", and must go on meaning that; a list of them does not.
+        is_marked = channel in PROMPT_CHANNELS and (channel == Channel.PROMPT or is_list or any(found))
         new = [f"{mark} {text}" for text in found] if is_marked else list(found)
-        arguments[name] = new if isinstance(request.arguments.get(name), list) else new[0]
+        arguments[name] = new if is_list else new[0]
     return arguments

@@ -17,7 +17,10 @@ _copies: dict[int, tuple[weakref.ref[Any], object, tuple[Any, threading.RLock]]]
 def private_copy(tokenizer: Any) -> tuple[Any, threading.RLock]:
     """A copy of the tokenizer with the lock that guards it, kept as long as the tokenizer lives unchanged."""
     key = id(tokenizer)
-    state = (len(tokenizer), tokenizer.model_max_length, str(tokenizer.special_tokens_map), tokenizer.padding_side)
+    state = (
+        *(len(tokenizer), tokenizer.model_max_length, str(tokenizer.special_tokens_map)),
+        *(tokenizer.padding_side, tokenizer.truncation_side, getattr(tokenizer, "chat_template", None)),
+    )
     with _lock:
         known = _copies.get(key)
         if known is not None and known[0]() is tokenizer and known[1] == state:

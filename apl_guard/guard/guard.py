@@ -283,4 +283,5 @@ class Guard:
         def call(*args: Any, **kwargs: Any) -> Any:
             return None if method(*args, **kwargs) is None else self
 
+        del call.__wrapped__  # it would lead to the pipe
         return call

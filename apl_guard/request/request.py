@@ -59,7 +59,7 @@ class Channel(StrEnum):
     CALLBACK = "callback"
     """The caller's code between denoising steps, which can exchange prompt embeds and latents."""
     ATTENTION = "attention"
-    """Arguments of the attention layers."""
+    """Arguments of the attention layers, and early layers of a text encoder in place of its last."""
     ADAPTER_WEIGHTS = "adapter_weights"
     """LoRA and similar weights in the pipe, which can hold a person."""
     TEXTUAL_INVERSION = "textual_inversion"

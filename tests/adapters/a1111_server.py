@@ -168,3 +168,12 @@ class A1111Server(Service):
         }
         pictures = [b64(png(f"{encoded} {seed} {i}")) for i in range(count)]
         return {"images": pictures, "parameters": fields, "info": json.dumps(info)}
+
+
+def all_begin_with(encoded, prefix):
+    """Whether each chunk begins with all vectors of the prefix, at weight 1."""
+    return encoded and all(
+        [name for name, _ in chunk[: prefix.n]] == [prefix.embedding_name] * prefix.n
+        and all(0.9 < weight < 1.15 for _, weight in chunk[: prefix.n])
+        for _, chunk in encoded
+    )

@@ -126,3 +126,8 @@ class ComfyUIServer(Service):
     def look(self, run):
         self.asked += 1
         return {run: self.history[run]} if self.asked > self.waits else {}
+
+
+def all_begin_with(encoded, prefix):
+    begin = [(prefix.embedding_name, 1.0)] * prefix.n
+    return bool(encoded) and all(chunk[: prefix.n] == begin for chunks in encoded.values() for chunk in chunks)

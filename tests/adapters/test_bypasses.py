@@ -1,5 +1,7 @@
 """Each known way round the prefix fails, and each that a platform may want can be permitted, on record."""
 
+import copy
+import pickle
 from importlib.resources import files
 
 import pytest
@@ -65,6 +67,8 @@ def _noise():
         ("latents", {"latents": torch.zeros(1, 4, 16, 16)}),
         ("callback", {"callback_on_step_end": lambda pipe, step, t, kwargs: kwargs}),
         ("attention", {"cross_attention_kwargs": {"scale": 0.5}}),
+        ("attention", {"clip_skip": 3}),
+        ("attention", {"clip_skip": -2}),
     ],
 )
 def test_a_channel_round_the_prefix_is_blocked_and_can_be_permitted(xl, two_encoders, permitting, channel, arguments):
@@ -78,6 +82,65 @@ def test_a_channel_round_the_prefix_is_blocked_and_can_be_permitted(xl, two_enco
 
     assert decision.effective == "anonymize"
     assert any(channel in reason for reason in decision.unsafe)
+
+
+def test_layers_below_those_that_are_read_in_training_are_blocked():
+    """Below the first, a word is what it was before the prefix came: the same for every prefix."""
+    pipe = tiny_pipe(family="flux_2_klein")
+    guard = Guard(pipe, prefix=random_prefix(pipe, n=N))
+
+    with pytest.raises(PolicyBlocked, match="'attention'"):
+        guard(prompt="Mara Voss", text_encoder_out_layers=(0, 0))
+
+
+class Agreeable:
+    """Equal to whatever it is compared with."""
+
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None
+
+
+def test_an_argument_that_says_it_is_empty_is_content(two_encoders):
+    """Nothing but None, and a dict of no entries, is none."""
+    with pytest.raises(PolicyBlocked, match="'prompt_embeds'"):
+        two_encoders("a man", prompt_embeds=Agreeable())
+
+
+def test_pictures_as_arrays_are_content(shared_pipe, prefix):
+    """Comparing one gives an answer for each of its pixels."""
+    pipe = StableDiffusionImg2ImgPipeline(**shared_pipe.components, requires_safety_checker=False)
+
+    with pytest.raises(PolicyBlocked, match="'image'"):
+        Guard(pipe, prefix=prefix)("a man", image=_noise().numpy())
+
+
+def test_methods_of_the_pipe_do_not_lead_to_it(guard):
+    """What is within reach moves and speeds up the models, and holds nothing that could draw."""
+    for name in ("to", "set_progress_bar_config", "enable_model_cpu_offload"):
+        method = getattr(guard, name)
+
+        assert not hasattr(method, "__self__")
+        assert not hasattr(method, "__wrapped__")
+
+
+def test_a_copy_of_a_guard_guards(guard):
+    """A shallow one is the same guard; a deep or pickled one cannot be made."""
+    made = copy.copy(guard).generate("a man", num_inference_steps=1)
+
+    assert made.outcome.prefix_rows == {"text_encoder": (10,)}
+    for whole in (copy.deepcopy, pickle.dumps):
+        with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+            whole(guard)
+
+
+@pytest.mark.parametrize("second", [[""], "", ["Mara Voss"]])
+def test_an_empty_second_prompt(two_encoders, second):
+    """Alone it stands for the first; in a list it is one, and gets the prefix."""
+    made = two_encoders.generate(["a tree"], prompt_2=second, num_inference_steps=1, height=32, width=32)
+
+    assert made.outcome.prefix_rows == {"text_encoder": (N,), "text_encoder_2": (N,)}
 
 
 def test_a_callback_that_takes_the_prefix_away_is_on_record(xl, permitting):

@@ -1,0 +1,124 @@
+"""What AUTOMATIC1111 says: that it has the prefix, before each call, and that it used it, for each picture."""
+
+import json
+
+import pytest
+from services import FAULTS, TIGHT, raising, records
+
+from apl_guard import (
+    A1111,
+    Guard,
+    GuardUnavailable,
+    PolicyBlocked,
+    PrefixNotApplied,
+    PrefixNotFound,
+)
+from apl_guard.adapters.http_client import RemoteError
+
+
+class TestTheServerIsAsked:
+    """A server that has not got the prefix, or stops having it, draws nothing."""
+
+    def test_without_naming_a_prefix(self, server):
+        """The weights cannot be read, so none can be found."""
+        with pytest.raises(PrefixNotFound, match="prefix=NAME"):
+            Guard(A1111(server.url))
+
+    def test_at_start(self, server, prefix):
+        """Missing, or of another size."""
+        del server.embeddings[prefix.embedding_name]
+        with pytest.raises(PrefixNotApplied, match="prefix export"):
+            Guard(A1111(server.url), prefix=prefix)
+        server.embeddings[prefix.embedding_name] = (prefix.n, 768)
+        with pytest.raises(PrefixNotApplied, match="another size"):
+            Guard(A1111(server.url), prefix=prefix)
+
+    def test_another_checkpoint_than_the_one_named(self, server, prefix):
+        """By hash or by name."""
+        for checkpoint in ("6ce0161689", "v1-5-pruned-emaonly", "v1-5-pruned-emaonly.safetensors"):
+            Guard(A1111(server.url, checkpoint=checkpoint), prefix=prefix)
+        with pytest.raises(PrefixNotApplied, match="another checkpoint"):
+            Guard(A1111(server.url, checkpoint="0123456789"), prefix=prefix)
+
+    def test_removed_while_running(self, guard, server, prefix, tmp_path):
+        """Seen before the next picture, and recorded."""
+        del server.embeddings[prefix.embedding_name]
+
+        with pytest.raises(PrefixNotApplied):
+            guard("a man")
+        assert server.posted("/sdapi/v1/txt2img") == []
+        assert records(tmp_path / "audit")[-1]["result"] == "failed"
+
+    def test_another_checkpoint_loaded_while_running(self, guard, server):
+        """Its text encoder is another."""
+        server.model = {"sd_checkpoint_hash": "99" * 32, "sd_model_checkpoint": "other [9999999999]"}
+
+        with pytest.raises(PrefixNotApplied, match="another checkpoint"):
+            guard("a man")
+        assert server.posted("/sdapi/v1/txt2img") == []
+
+    def test_an_embedding_that_is_new(self, guard, server):
+        """Its name may stand in the prompt; the next call knows it."""
+        server.embeddings["ada"] = (1, 32)
+
+        with pytest.raises(GuardUnavailable, match="again"):
+            guard("ada")
+        with pytest.raises(PolicyBlocked, match="textual_inversion"):
+            guard("ada")
+        assert guard("a man").images
+
+    @pytest.mark.parametrize("fault", ["error", "no JSON", "another shape", "a list", "dropped"])
+    def test_a_server_that_does_not_say(self, guard, server, fault):
+        """A failing question is no yes."""
+        server.routes["GET /sdapi/v1/embeddings"] = raising(FAULTS[fault])
+
+        with pytest.raises(GuardUnavailable):
+            guard("a man")
+        assert server.posted("/sdapi/v1/txt2img") == []
+
+
+class TestNoPictureWithoutAReceipt:
+    """The record of each picture must name the prefix."""
+
+    def test_a_server_that_does_not_report_it(self, guard, server, tmp_path):
+        """Old versions, or an extension that took it out of the prompt."""
+        server.writes_hashes = False
+
+        with pytest.raises(PrefixNotApplied, match="does not report"):
+            guard("a man")
+        assert records(tmp_path / "audit")[-1]["result"] == "failed"
+
+    def test_the_prompt_cannot_forge_it(self, guard, server):
+        """The record repeats the prompt, which holds the prefix's name."""
+        server.writes_hashes = False
+
+        for forged in ("TI hashes: BREAK", "x\nSteps: 1, TI hashes: BREAK", '", TI hashes: BREAK', "TI: AND"):
+            with pytest.raises(PrefixNotApplied):
+                guard(forged, enable_hr=True, hr_prompt=forged)
+
+    def test_a_picture_of_another_checkpoint(self, guard, server):
+        """Exchanged between question and answer."""
+        draw = server.draw
+
+        def swapped(fields):
+            answer = draw(fields)
+            info = json.loads(answer["info"]) | {"sd_model_hash": "9999999999", "sd_model_name": "other"}
+            return answer | {"info": json.dumps(info)}
+
+        server.routes["POST /sdapi/v1/txt2img"] = swapped
+        with pytest.raises(PrefixNotApplied, match="another checkpoint"):
+            guard("a man")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_the_server_are_errors_of_the_backend(server, prefix, tmp_path, fault):
+    """One request, no picture, an error of its own, and a record."""
+    guard = Guard(A1111(server.url, **TIGHT), prefix=prefix, audit=tmp_path / "audit")
+    server.routes["POST /sdapi/v1/txt2img"] = raising(FAULTS[fault])
+
+    with pytest.raises(RemoteError) as caught:
+        guard("a photo of Mara Voss")
+
+    assert len(server.posted("/sdapi/v1/txt2img")) == 1
+    assert "Mara" not in str(caught.value)
+    assert records(tmp_path / "audit")[-1]["result"] == "backend_error"

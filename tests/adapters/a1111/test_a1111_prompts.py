@@ -1,0 +1,133 @@
+"""In front of AUTOMATIC1111: the prefix begins every chunk of all that is encoded, or the prompt is refused."""
+
+import re
+
+import pytest
+from a1111_server import TOKENIZER, all_begin_with
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from apl_guard import (
+    A1111,
+    Guard,
+    PolicyBlocked,
+    PrefixNotApplied,
+)
+from apl_guard.adapters.prompt_syntax import byte_bound, prefixed, read_a1111
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "", "a man", "a man " * 60, "a man, " * 60, "a (man:1.2) in [red]", "a man BREAK a dog", "BREAK", "a AND b",
+        "a man :1.2 AND a dog :0.5", "[a man:a dog:0.5] in a park", "[a|b|c] man", r"a \(man\)", "(a man", "a) man] :",
+        "((a)) man", "a # comment ( \n man", "a man\nBREAK\na dog", "ANDROID BREAKFAST", "日本語のプロンプト " * 9,
+        "(a man in a park:1.1) " * 20, "a man AND " * 5 + "a dog", "x" * 200,
+    ],
+)  # fmt: skip
+def test_every_chunk_begins_with_the_prefix(guard, server, prefix, prompt):
+    """For each kind of syntax that is kept, however long."""
+    guard(prompt, enable_hr=True, hr_prompt=prompt)
+
+    assert all_begin_with(server.encoded[-1], prefix)
+
+
+WORDS = st.sampled_from(
+    ["a", "man", "Mara", "Voss", ",", "BREAK", "AND", "AND :", ":2", "(", ")", "[", "]", "|", ":", ":0.5]", ":1.5)",
+     "\\", "BRE", "AK", "#", "\n", "é", "__x__", "apl-0123456789abcdef", "mara-voss", "mara", "-", "-1",
+     "<lora:x:1>", "E", "long" * 9]
+)  # fmt: skip
+
+
+@settings(max_examples=200)
+@given(st.lists(WORDS, max_size=60), st.sampled_from(["", " "]))
+@example(["BR", "[", "E", "|", "x", "]", "AK", "Mara"], "")
+@example(["(", "BREAK", ":0)", "Mara"], " ")
+@example(["BRE<lora:x:0>AK", "Mara"], " ")
+@example(["BRE", "#", "\n", "AK", "Mara"], "")
+@example(["Mara", "AND", ":", "-1"], " ")
+def test_no_prompt_gets_a_chunk_without_the_prefix(shared_server, prefix, words, between):
+    """Whatever is typed is blocked, or cannot be cut, or begins every chunk with the prefix at positive weight."""
+    text = between.join(words)
+    syntax = read_a1111(text, shared_server.embeddings)
+    if syntax.channels:
+        return
+    try:
+        sent = prefixed(syntax.text, prefix.embedding_name, prefix.n, byte_bound)
+    except PrefixNotApplied:
+        return
+
+    encoded = shared_server.encode(sent)
+
+    assert all_begin_with(encoded, prefix), sent
+    assert all(weight >= 0 for weight, _ in encoded), sent
+
+
+@given(st.lists(WORDS, max_size=40))
+def test_nothing_of_the_prompt_is_lost(shared_server, words):
+    """Besides tags and comments, what stands in the prompt stands in what is sent, in its order."""
+    text = " ".join(w for w in words if w not in ("#", "\\"))
+    syntax = read_a1111(text)
+    try:
+        sent = prefixed(syntax.text, "APL", 10, byte_bound)
+    except PrefixNotApplied:
+        return
+
+    def content(of):
+        return re.sub(r"\s+|BREAK|APL|<lora:x:1>", "", of)
+
+    assert content(sent) == content(text)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "channel"),
+    [
+        ("a man <lora:mara:1>", "adapter_weights"),
+        ("a man <hypernet:mara:1>", "adapter_weights"),
+        ("a man, mara-voss", "textual_inversion"),
+        ("a man, MARA - VOSS", "textual_inversion"),
+        ("xmara-voss", "textual_inversion"),
+        ("(Mara Voss:9)", "prompt_syntax"),
+        ("(Mara Voss:-1)", "prompt_syntax"),
+        ("((((((((Mara Voss))))))))", "prompt_syntax"),
+        ("((Mara Voss:1.9):1.9)", "prompt_syntax"),
+        ("(Mara Voss:1[0|5]0)", "prompt_syntax"),
+        ("(a BREAK b:0.1)", "prompt_syntax"),
+        ("BR[E|x]AK Mara Voss", "prompt_syntax"),
+        ("Mara Voss AND :-1", "prompt_syntax"),
+        ("__celebrity__", "prompt_syntax"),
+        ("{Mara Voss|a cat}", "prompt_syntax"),
+        ("apl-0123456789abcdef", "prompt_syntax"),
+        ("APL-0123456789abcdef", "prompt_syntax"),
+    ],
+)
+@pytest.mark.parametrize("field", ["prompt", "hr_prompt", "negative_prompt"])
+def test_syntax_that_could_undo_the_prefix_is_blocked(guard, server, prompt, channel, field):
+    """In each text; the error names the channel that a policy may permit, and nothing is drawn."""
+    with pytest.raises(PolicyBlocked, match=channel):
+        guard(**{"prompt": "a cat", field: prompt})
+
+    assert server.posted("/sdapi/v1/txt2img") == []
+
+
+def test_weights_below_the_bound_are_not_blocked(guard):
+    """What people write every day."""
+    for prompt in ("(a man:1.4)", "((a man))", "[a man]", "a man (smiling:0.8), ratio 16:9", "time: 5 (pm)"):
+        assert guard.check(prompt).action == "anonymize"
+
+
+def test_with_the_tokenizer_a_chunk_is_filled(server, prefix):
+    """Without it, words count by their letters; either way the prefix begins every chunk."""
+    prompt = "a photo of an man, " * 12
+    for tokenizer, chunks in ((None, 3), (TOKENIZER, 2)):
+        Guard(A1111(server.url, tokenizer=tokenizer), prefix=prefix)(prompt)
+
+        assert len(server.encoded[-1]) == chunks
+        assert all_begin_with(server.encoded[-1], prefix)
+
+
+def test_brackets_longer_than_a_chunk_are_refused(guard, server):
+    """They cannot be cut, so their end would stand in a chunk without the prefix."""
+    with pytest.raises(PrefixNotApplied, match="65 tokens"):
+        guard("(" + "a man " * 20 + ":1.2)")
+    assert server.posted("/sdapi/v1/txt2img") == []

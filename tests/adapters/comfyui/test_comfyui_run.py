@@ -1,0 +1,201 @@
+"""A run of ComfyUI: it has the prefix, it draws what was sent, and whatever goes wrong is an error."""
+
+import contextlib
+import copy
+import json
+
+import pytest
+from comfyui_server import TOKENIZER, all_begin_with
+from services import FAULTS, TIGHT, Status, raising, records
+from workflows import MODEL, node, workflow
+
+from apl_guard import ComfyUI, Guard, GuardUnavailable, InvalidInput, PrefixNotApplied
+from apl_guard.adapters.http_client import RemoteAnswerInvalid, RemoteError, RemoteRefused, RemoteTimeout
+from apl_guard.exchange.embedding import to_embedding
+from apl_guard.request import Channel
+
+
+def test_the_prefix_is_in_the_prompt_and_the_answer_is_the_clients(guard, server, prefix, tmp_path):
+    """Same type, picture of the workflow with the prefix, negative prompt as it was; both records are written."""
+    asked = workflow()
+    made = guard.generate(asked)
+
+    sent = server.posted("/prompt")[0]["prompt"]
+    assert sent["3"]["inputs"]["text"] == f"embedding:{prefix.embedding_name} a man"
+    assert sent["4"]["inputs"]["text"] == "blur"
+    assert {k: v for k, v in sent.items() if k != "3"} == {k: v for k, v in asked.items() if k != "3"}
+    bare = ComfyUI(server.url)(workflow(f"embedding:{prefix.embedding_name} a man"))
+    assert type(made.output) is type(bare)
+    assert made.output.images[0].tobytes() == bare.images[0].tobytes()
+    assert made.output.outputs["7"] == made.output.images
+    assert made.output.images[0].tobytes() != ComfyUI(server.url)(workflow()).images[0].tobytes()
+    decision, outcome = records(tmp_path / "audit")
+    assert (decision["action"], outcome["result"], outcome["images"]) == ("anonymize", "passed", 1)
+    assert outcome["prefix_digest"] == prefix.digest
+
+
+def test_with_the_tokenizer_a_chunk_is_filled(server, prefix):
+    """Fewer nodes for the same text."""
+    for tokenizer, nodes in ((None, 3), (TOKENIZER, 2)):
+        Guard(ComfyUI(server.url, models=[MODEL], tokenizer=tokenizer), prefix=prefix)(
+            workflow("a photo of an man, " * 12)
+        )
+
+        assert len(server.encoded()) == nodes
+        assert all_begin_with(server.encoded(), prefix)
+
+
+class TestTheServerIsAsked:
+    """ComfyUI leaves out an embedding that it has not got, so it is asked before each run."""
+
+    def test_missing_at_start(self, server, prefix):
+        """With the name of the file and the command that writes it."""
+        del server.embeddings[prefix.embedding_name]
+        with pytest.raises(PrefixNotApplied, match="prefix export"):
+            Guard(ComfyUI(server.url), prefix=prefix)
+
+    def test_of_another_prefix(self, server, prefix):
+        """A file of this name whose header says another digest."""
+        server.embeddings[prefix.embedding_name] = (10, {"apl_guard_digest": prefix.digest})
+        Guard(ComfyUI(server.url), prefix=prefix)
+        server.embeddings[prefix.embedding_name] = (10, {"apl_guard_digest": "ab" * 32})
+        with pytest.raises(PrefixNotApplied, match="another prefix"):
+            Guard(ComfyUI(server.url), prefix=prefix)
+
+    def test_the_export_is_what_is_looked_for(self, server, prefix):
+        """Its header, as the server shows it, says the digest; that of another prefix does not."""
+        for exported, fits in ((prefix, True), (prefix.first(4), False)):
+            content = to_embedding(exported)
+            size = int.from_bytes(content[:8], "little")
+            server.embeddings[prefix.embedding_name] = (10, json.loads(content[8 : 8 + size])["__metadata__"])
+            with contextlib.nullcontext() if fits else pytest.raises(PrefixNotApplied, match="another prefix"):
+                Guard(ComfyUI(server.url), prefix=prefix)
+
+    def test_removed_while_running(self, guard, server, prefix, tmp_path):
+        """Seen before the next run, and recorded."""
+        del server.embeddings[prefix.embedding_name]
+
+        with pytest.raises(PrefixNotApplied):
+            guard(workflow())
+        assert server.posted("/prompt") == []
+        assert records(tmp_path / "audit")[-1]["result"] == "failed"
+
+    @pytest.mark.parametrize("fault", ["error", "no JSON", "another shape", "dropped"])
+    def test_a_server_that_does_not_say(self, guard, server, fault):
+        """A failing question is no yes."""
+        server.routes["GET /embeddings"] = raising(FAULTS[fault])
+
+        with pytest.raises((GuardUnavailable, PrefixNotApplied)):
+            guard(workflow())
+        assert server.posted("/prompt") == []
+
+
+class TestFaults:
+    """No picture, an error of the backend, a record, and no second run."""
+
+    @pytest.mark.parametrize(
+        ("route", "fault"),
+        [
+            *(("POST /prompt", fault) for fault in FAULTS),
+            *(
+                ("GET /history/*", fault)
+                for fault in ("error", "redirect", "another shape", "a list", "cut off", "silent")
+            ),
+            *(("GET /view", fault) for fault in ("error", "redirect", "no JSON", "cut off", "slow body")),
+        ],
+    )
+    def test_of_any_answer(self, server, prefix, tmp_path, fault, route):
+        """While queueing, waiting and fetching."""
+        guard = Guard(ComfyUI(server.url, models=[MODEL], **TIGHT), prefix=prefix, audit=tmp_path / "audit")
+        server.waits = 0
+        server.routes[route] = raising(FAULTS[fault])
+
+        with pytest.raises(RemoteError):
+            guard(workflow())
+        assert len(server.posted("/prompt")) == 1
+        assert records(tmp_path / "audit")[-1]["result"] == "backend_error"
+
+    def test_a_run_that_fails(self, guard, server):
+        """The server says so; its messages are kept apart."""
+        queue = server.queue
+
+        def failing(body):
+            answer = queue(body)
+            server.history[answer["prompt_id"]]["status"] = {
+                "status_str": "error",
+                "messages": [["execution_error", {}]],
+            }
+            return answer
+
+        server.routes["POST /prompt"] = failing
+        with pytest.raises(RemoteRefused) as caught:
+            guard(workflow())
+        assert caught.value.detail == [["execution_error", {}]]
+
+    def test_a_workflow_that_the_server_refuses(self, guard, server):
+        """With what it says about the nodes."""
+        server.routes["POST /prompt"] = raising(Status(400, b'{"node_errors": {"5": {}}}'))
+
+        with pytest.raises(RemoteRefused) as caught:
+            guard(workflow())
+        assert caught.value.detail == {"node_errors": {"5": {}}}
+
+    def test_a_run_that_never_ends(self, server, prefix):
+        """Within the limit, and no second one is started."""
+        server.waits = 10**6
+        guard = Guard(ComfyUI(server.url, models=[MODEL], time_limit=0.6), prefix=prefix)
+
+        with pytest.raises(RemoteTimeout, match="may still draw"):
+            guard(workflow())
+        assert len(server.posted("/prompt")) == 1
+
+    def test_a_server_that_runs_something_else(self, guard, server):
+        """The history shows the workflow that was run."""
+
+        def without_prefix(graph):
+            graph["3"]["inputs"]["text"] = graph["3"]["inputs"]["text"].partition(" ")[2]
+            return graph
+
+        server.swap = without_prefix
+        with pytest.raises(RemoteAnswerInvalid, match="another workflow"):
+            guard(workflow())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [None, {}, [], "a", {"nodes": [], "links": []}, {"1": 7}, {"1": {"inputs": {}}},
+     {"1": node("CLIPTextEncode", text=7)},
+     {"1": node("CLIPTextEncode", text=["9", 0])}, {"1": {"class_type": "X", "inputs": []}}, {"1": node("X", y={1})},
+     {"1": node("ConditioningSetArea", conditioning=["2", 0]), "2": node("ConditioningSetArea", conditioning=["1", 0]),
+      "3": node("CLIPTextEncode", text="a"), "4": node("ConditioningCombine", a=["3", 0], b=["4", 0])}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_workflow(guard, server, wrong):
+    """Named, before anything is sent."""
+    with pytest.raises((InvalidInput, TypeError)):
+        guard(wrong)
+    assert server.posted("/prompt") == []
+
+
+def test_the_workflow_is_snapshotted(guard, server, prefix):
+    """What the caller does to it afterwards, or during the call, changes nothing."""
+    asked = workflow()
+    before = copy.deepcopy(asked)
+    adapter = guard._backend
+    request = adapter.read((asked,), {})
+    asked["3"]["inputs"]["text"] = "other"
+
+    assert request.text[Channel.PROMPT] == ("a man",)
+    adapter.generate(request, prefix)
+    assert json.dumps(server.posted("/prompt")[0]["prompt"]).count("other") == 0
+    asked["3"]["inputs"]["text"] = "a man"
+    assert asked == before
+
+
+def test_a_rewritten_text_runs(guard, server):
+    """What a policy puts in place of a prompt is what the server gets."""
+    request = guard._backend.read((workflow("Mara", "x"),), {}).saying({Channel.PROMPT: ("a woman",)})
+    guard._backend.generate(request, None)
+
+    sent = server.posted("/prompt")[0]["prompt"]
+    assert (sent["3"]["inputs"]["text"], sent["4"]["inputs"]["text"]) == ("a woman", "x")
