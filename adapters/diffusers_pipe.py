@@ -17,19 +17,19 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from apl_guard.backend import Generation, Receipt
-from apl_guard.encoder.anatomy import has_parameter_named
 from apl_guard.encoder.fingerprint import Fingerprint, fingerprint
-from apl_guard.encoder.traits import Likeness, compare
+from apl_guard.encoder.traits import Likeness, Tier, compare
 from apl_guard.encoder.weights import largest_norm
 from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
-from apl_guard.request import PROMPT_CHANNELS, Channel, GenerationRequest, texts
+from apl_guard.request import Channel, GenerationRequest, texts
 
-from .diffusers_arguments import IMPOSSIBLE, TEXT, channel_of, is_known, reads_early_layers, turns_guidance_round
+from .diffusers_arguments import IMPOSSIBLE, TEXT, channel_of, is_known
+from .diffusers_channels import has_adapter_weights, implied, said
 from .diffusers_families import check_supported
 from .diffusers_load import load_pipe
 from .diffusers_view import Encoder, encoders_of, view_of
-from .forms import check_decided, cleaned_forms
+from .forms import check_decided
 from .inject import injected
 from .mark import marked, new_mark, part_of_prompts
 from .prefix_tokenizer import prefix_tokenizer
@@ -37,13 +37,6 @@ from .received import Received
 
 __all__ = ["DiffusersAdapter", "load_pipe"]
 
-_NEGATIVE = {
-    Channel.NEGATIVE_PROMPT,
-    Channel.NEGATIVE_PROMPT_2,
-    Channel.NEGATIVE_PROMPT_3,
-    Channel.NEGATIVE_PROMPT_4,
-    Channel.NEGATIVE_PROMPT_EMBEDS,
-}
 _OLD_NAMES = {"callback", "callback_steps"}
 _READABLE = {"config", "device", "dtype", "name_or_path", "scheduler", "vae_scale_factor"}
 _WRITABLE = {"scheduler"}
@@ -82,6 +75,8 @@ class DiffusersAdapter:
         self._class = type(pipe).__name__
         self._call: Callable[..., Any] = type(pipe).__call__
         self._signature = inspect.signature(self._call)
+        parameters = self._signature.parameters.values()
+        self._defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self.name = f"diffusers:{self._class}"
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GenerationRequest:
@@ -108,7 +103,7 @@ class DiffusersAdapter:
             if name in TEXT:
                 text[channel] = texts(arguments[name], where=name)
                 arguments[name] = text[channel][0] if isinstance(value, str) else list(text[channel])
-        used |= self._implied(arguments, text, used) | self._said(text)
+        used |= implied(self._pipe, self._defaults, arguments, text, used) | said(self._pipe, text)
         # Names may come from a request that a service passes on, so they are made safe for messages.
         unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in arguments if not self._knows(name))
         slots = tuple(e.slot for e in encoders_of(self._pipe))
@@ -155,12 +150,13 @@ class DiffusersAdapter:
             PrefixInvalid: The prefix has another width than the text encoder, or leaves no room for a prompt.
             Exception: Whatever the pipe raises, unchanged.
         """
-        check_decided(self._said(request.text), request)
+        check_decided(said(self._pipe, request.text), request)
         arguments = {name: _copied(value) for name, value in request.arguments.items()}
         if prefix is None:
             output = self._call(self._pipe, **arguments)
             return Generation(output, _count_images(output))
 
+        before = self._still_fits(prefix)
         guarded = {id(e.text_encoder): e for e in encoders_of(self._pipe) if e.slot in prefix.vectors}
         mark, is_prompt = new_mark(), part_of_prompts(request)
         tokenizers: list[tuple[Encoder | None, Any]] = []
@@ -181,6 +177,9 @@ class DiffusersAdapter:
             output = self._call(view, **(arguments | marked(request, mark)))
             seconds = perf_counter() - began
         _check_plain_rows(received, tokenizers)
+        has_new_weights = Channel.ADAPTER_WEIGHTS not in request.used and has_adapter_weights(self._pipe)
+        if has_new_weights or self.fingerprints() != before:
+            raise PrefixNotApplied("the pipe got other weights, or another tokenizer, while it drew")
         cuts = {
             encoder.slot: tokenizer.tokens_cut[-request.batch :]
             for encoder, tokenizer in tokenizers
@@ -192,6 +191,17 @@ class DiffusersAdapter:
             change={slot: r.changes for slot, r in received.items()},
         )
         return Generation(output, _count_images(output), receipt, seconds)
+
+    def _still_fits(self, prefix: Prefix) -> Mapping[str, Fingerprint]:
+        """The fingerprints of the text encoders, which must be those for which the prefix was found a moment ago."""
+        found = self.fingerprints()
+        if any(found.get(slot) != made_for for slot, made_for in prefix.metadata.fingerprints.items()):
+            likeness = self.likeness(prefix)
+            if likeness.keys() != prefix.vectors.keys() or any(
+                each.tier not in (Tier.EXACT, Tier.COMPATIBLE) for each in likeness.values()
+            ):
+                raise PrefixNotApplied("the pipe got another text encoder after the prefix had been found for it")
+        return found
 
     def get_setting(self, name: str) -> Any:
         """A setting of the pipe, or a method that places or speeds up its models.
@@ -221,51 +231,6 @@ class DiffusersAdapter:
         # What a pipeline takes beyond its signature it reads from **kwargs, which is where old names live on.
         return is_known(name) and (name in self._signature.parameters or name in _OLD_NAMES)
 
-    def _implied(
-        self, arguments: Mapping[str, Any], text: Mapping[Channel, tuple[str, ...]], used: set[Channel]
-    ) -> set[Channel]:
-        """The channels that no argument names: they follow from values, or from the pipe itself."""
-        found: set[Channel] = set()
-        negative = [channel for channel in used & _NEGATIVE if channel not in text or any(text[channel])]
-        defaults = {name: p.default for name, p in self._signature.parameters.items() if p.default is not p.empty}
-        if turns_guidance_round({**defaults, **arguments}, with_negative=bool(negative)):
-            found.add(Channel.GUIDANCE)
-        if reads_early_layers(arguments, defaults):
-            found.add(Channel.ATTENTION)
-        if self._has_adapter_weights():
-            found.add(Channel.ADAPTER_WEIGHTS)
-        return found
-
-    def _said(self, text: Mapping[Channel, tuple[str, ...]]) -> set[Channel]:
-        """The channels that prompts open by what they say, or by what is made of them on their way."""
-        said = {form for channel in PROMPT_CHANNELS for t in text.get(channel, ()) for form in cleaned_forms(t)}
-        prompts, tokens = sorted(said), self._turn_tokens()
-        found: set[Channel] = set()
-        if any(token in prompt for prompt in prompts for token in tokens):
-            found.add(Channel.PROMPT_SYNTAX)
-        if any(self._has_learned_words(e.tokenizer, prompts) for e in encoders_of(self._pipe)):
-            found.add(Channel.TEXTUAL_INVERSION)
-        return found
-
-    def _turn_tokens(self) -> set[str]:
-        """Special tokens of the tokenizers that are used with a chat template."""
-        chatty = [e.tokenizer for e in encoders_of(self._pipe) if e.has_template or _knows_turns(e.tokenizer)]
-        return {str(t) for tokenizer in chatty for t in tokenizer.added_tokens_decoder.values() if t.special}
-
-    def _has_learned_words(self, tokenizer: Any, prompts: list[str]) -> bool:
-        """Whether a prompt says a word that was added to the vocabulary, as `load_textual_inversion` adds words."""
-        learned = {i for i, token in tokenizer.added_tokens_decoder.items() if not token.special}
-        learned -= set(tokenizer.all_special_ids)  # some tokenizers do not say of their end token that it is special
-        if not learned or not prompts:
-            return False
-        # A private copy: the state of a fast tokenizer is shared between threads.
-        rows = prefix_tokenizer(tokenizer, new_mark(), 0)(prompts)["input_ids"]
-        return any(not learned.isdisjoint(row) for row in rows)
-
-    def _has_adapter_weights(self) -> bool:
-        models = [model for model in self._pipe.components.values() if isinstance(model, nn.Module)]
-        return any(getattr(model, "peft_config", None) or has_parameter_named("lora_", model) for model in models)
-
 
 def _check_plain_rows(received: Mapping[str, Received], tokenizers: Sequence[tuple[Encoder | None, Any]]) -> None:
     """Make sure that no part of a prompt ran bare: every row without the prefix is of a text that is no prompt."""
@@ -276,11 +241,6 @@ def _check_plain_rows(received: Mapping[str, Received], tokenizers: Sequence[tup
                 f"{slot} received a part of a prompt without the prefix; what splits a long prompt has to cut the "
                 "tokens of the whole text into chunks of the text encoder's window"
             )
-
-
-def _knows_turns(tokenizer: Any) -> bool:
-    """Whether it is a tokenizer of Qwen, the turns of whose template some pipelines write themselves."""
-    return tokenizer.convert_tokens_to_ids("<|im_start|>") not in (None, tokenizer.unk_token_id)
 
 
 def _copied(value: Any) -> Any:

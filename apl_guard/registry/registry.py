@@ -18,7 +18,8 @@ from apl_guard.registry.adding import adopt, register
 from apl_guard.registry.entry import RegistryEntry, read_entry
 from apl_guard.registry.fit import nothing_for
 from apl_guard.registry.memory import Memory
-from apl_guard.registry.mirror import Mirror, as_url, push_files
+from apl_guard.registry.mirror import Mirror, as_url
+from apl_guard.registry.publishing import publish
 from apl_guard.registry.revoked import RevokedFile, read_revoked, revoke
 from apl_guard.registry.shelf import Shelf
 from apl_guard.registry.signing import sign_folder
@@ -120,16 +121,7 @@ class PrefixRegistry:
             RegistryUnavailable: The other registry cannot be reached or written.
             StorageFailed: The other registry could not be written.
         """
-        revoked = read_revoked(self.root)
-        url = as_url(target)
-        if url is None:
-            adopt(Shelf(Path(target)), entry)
-            for revocation in revoked.revoked:
-                revoke(Path(target), revocation.digest, revocation.reason)
-            return
-        if ENTRY_NAME not in entry.files:
-            raise InvalidInput("has no version; register it first", where=entry.name)
-        push_files(url, entry.name, entry.version, entry.all_files, revoked)
+        publish(entry, read_revoked(self.root), target)
 
     def list(self) -> tuple[RegistryEntry, ...]:
         """The version in use of each prefix by name, damaged ones with their problem; the shipped one last.

@@ -1,0 +1,101 @@
+"""The channels of a call that no argument has a name for: they follow from values, from what prompts say, and from what
+is in the pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from apl_guard.encoder.anatomy import has_parameter_named
+from apl_guard.request import PROMPT_CHANNELS, Channel
+
+from .diffusers_arguments import reads_early_layers, turns_guidance_round
+from .diffusers_view import encoders_of
+from .forms import cleaned_forms
+from .mark import new_mark
+from .prefix_tokenizer import prefix_tokenizer
+
+__all__ = ["has_adapter_weights", "implied", "said"]
+
+_NEGATIVE = {
+    Channel.NEGATIVE_PROMPT,
+    Channel.NEGATIVE_PROMPT_2,
+    Channel.NEGATIVE_PROMPT_3,
+    Channel.NEGATIVE_PROMPT_4,
+    Channel.NEGATIVE_PROMPT_EMBEDS,
+}
+
+
+def implied(
+    pipe: DiffusionPipeline,
+    defaults: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+    text: Mapping[Channel, tuple[str, ...]],
+    used: set[Channel],
+) -> set[Channel]:
+    """The channels that no argument names: they follow from values, or from the pipe itself.
+
+    Args:
+        pipe: The pipe.
+        defaults: Argument → default, of its call.
+        arguments: Argument → value, of this call.
+        text: Text channel → its texts.
+        used: The channels that arguments name.
+    """
+    found: set[Channel] = set()
+    negative = [channel for channel in used & _NEGATIVE if channel not in text or any(text[channel])]
+    if turns_guidance_round({**defaults, **arguments}, with_negative=bool(negative)):
+        found.add(Channel.GUIDANCE)
+    if reads_early_layers(arguments, defaults):
+        found.add(Channel.ATTENTION)
+    if has_adapter_weights(pipe):
+        found.add(Channel.ADAPTER_WEIGHTS)
+    return found
+
+
+def said(pipe: DiffusionPipeline, text: Mapping[Channel, tuple[str, ...]]) -> set[Channel]:
+    """The channels that prompts open by what they say, or by what is made of them on their way.
+
+    Args:
+        pipe: The pipe, whose tokenizers say which tokens are special and which words were added.
+        text: Text channel → its texts.
+    """
+    forms = {form for channel in PROMPT_CHANNELS for t in text.get(channel, ()) for form in cleaned_forms(t)}
+    prompts, tokens = sorted(forms), _turn_tokens(pipe)
+    found: set[Channel] = set()
+    if any(token in prompt for prompt in prompts for token in tokens):
+        found.add(Channel.PROMPT_SYNTAX)
+    if any(_has_learned_words(e.tokenizer, prompts) for e in encoders_of(pipe)):
+        found.add(Channel.TEXTUAL_INVERSION)
+    return found
+
+
+def _turn_tokens(pipe: DiffusionPipeline) -> set[str]:
+    """Special tokens of the tokenizers that are used with a chat template."""
+    chatty = [e.tokenizer for e in encoders_of(pipe) if e.has_template or _knows_turns(e.tokenizer)]
+    return {str(t) for tokenizer in chatty for t in tokenizer.added_tokens_decoder.values() if t.special}
+
+
+def _has_learned_words(tokenizer: Any, prompts: list[str]) -> bool:
+    """Whether a prompt says a word that was added to the vocabulary, as `load_textual_inversion` adds words."""
+    learned = {i for i, token in tokenizer.added_tokens_decoder.items() if not token.special}
+    learned -= set(tokenizer.all_special_ids)  # some tokenizers do not say of their end token that it is special
+    if not learned or not prompts:
+        return False
+    # A private copy: the state of a fast tokenizer is shared between threads.
+    rows = prefix_tokenizer(tokenizer, new_mark(), 0)(prompts)["input_ids"]
+    return any(not learned.isdisjoint(row) for row in rows)
+
+
+def has_adapter_weights(pipe: DiffusionPipeline) -> bool:
+    """Whether LoRA or similar weights are in any model of a pipe."""
+    models = [model for model in pipe.components.values() if isinstance(model, nn.Module)]
+    return any(getattr(model, "peft_config", None) or has_parameter_named("lora_", model) for model in models)
+
+
+def _knows_turns(tokenizer: Any) -> bool:
+    """Whether it is a tokenizer of Qwen, the turns of whose template some pipelines write themselves."""
+    return tokenizer.convert_tokens_to_ids("<|im_start|>") not in (None, tokenizer.unk_token_id)
