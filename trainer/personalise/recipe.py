@@ -19,7 +19,7 @@ class Recipe:
     """Drawings in a step."""
     prior_batch: int = 8
     """Pictures of the prior in a step."""
-    dreambooth_steps: int = 120
+    dreambooth_steps: int = 200
     dreambooth_rate: float = 8e-4
     lora_steps: int = 240
     lora_rate: float = 4e-3
