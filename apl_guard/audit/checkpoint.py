@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from apl_guard.audit.seal import KeyState, signature_fits
 
-__all__ = ["Checkpoint", "Identity", "key_file", "log_file", "timestamp_of"]
+__all__ = ["Checkpoint", "Identity", "is_set_back", "key_file", "log_file", "timestamp_of"]
 
 _VERSION = 1
 _MAX_LINE = 4096
@@ -163,6 +163,25 @@ def timestamp_of(seconds: float) -> str:
         '1970-01-01T00:00:01.500000Z'
     """
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+def is_set_back(before: str, now: str) -> bool:
+    """Whether a clock was set back between two lines that follow each other.
+
+    Callers that write at the same moment may come in another order than they looked at the clock, so a second is none.
+
+    Example:
+        >>> is_set_back("2026-11-24T09:15:54.100000Z", "2026-11-24T09:15:54.000000Z")
+        False
+        >>> is_set_back("2026-11-24T09:15:54.100000Z", "2026-11-24T08:15:54.200000Z")
+        True
+    """
+    if now >= before:
+        return False
+    try:
+        return datetime.fromisoformat(before) - datetime.fromisoformat(now) > timedelta(seconds=1)
+    except (ValueError, TypeError):
+        return False  # no times that this package writes
 
 
 def _split(line: bytes) -> tuple[bytes, bytes]:

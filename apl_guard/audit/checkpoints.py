@@ -34,7 +34,7 @@ class CheckpointLog:
         identity: The identity of the log.
         witnesses: Where checkpoints are copied to.
         epoch_seconds: How long a key is in use.
-        clock: Gives seconds since 1970.
+        clock: Gives seconds since 1970; None stands for the machine's.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class CheckpointLog:
         identity: Identity,
         witnesses: Sequence[Witness] = (),
         epoch_seconds: float = EPOCH_SECONDS,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self._folder = folder
         self._path = folder / CHECKPOINTS
@@ -52,7 +52,7 @@ class CheckpointLog:
         self._identity = identity
         self._witnesses = witnesses
         self._epoch_seconds = epoch_seconds
-        self._clock = clock
+        self._clock = clock or time.time
         self._history = Tree()
         self._offset = 0
         self._last: Checkpoint | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.question import COLUMNS, Question
+from apl_guard.audit.reading import say_where_reading_stops
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
@@ -145,6 +146,20 @@ class Index:
             found += [json.loads(line) for (line,) in rows]
         return found
 
+    def open_decisions(self, since: str | None = None, until: str | None = None) -> int:
+        """How many decisions of a time have no outcome, at whatever time that would be.
+
+        Raises:
+            StorageFailed: The index cannot be read.
+        """
+        ((count,),) = self._rows(
+            "SELECT count(*) FROM records AS decided WHERE event = 'guard.decision' AND timestamp >= ? AND "
+            "timestamp < ? AND NOT EXISTS (SELECT 1 FROM records WHERE decision_id = decided.decision_id AND "
+            "event = 'guard.outcome')",
+            [since or "", until or "~"],
+        )
+        return int(count)
+
     def places(self) -> dict[str, int]:
         """Writer → its last record.
 
@@ -204,13 +219,16 @@ class Index:
 
     def _new(self, writer: str, numbers: list[int], last: int, segment: int) -> Iterator[tuple[str, int, int, str]]:
         """The records after the last one that is known. Segments before its own are not read."""
+        row = Row(self._segments, writer, numbers, start=segment)
         try:
-            for line in Row(self._segments, writer, numbers, start=segment):
+            for line in row:
                 if line.seq > last:
                     Record.parse(line.content)
                     yield writer, line.seq, line.segment, line.content.decode("ascii")
-        except ValueError:
-            return  # nothing after it can be relied on; `verify` names it
+        except ValueError as error:
+            row.problem = f"record {row.size - 1}: {error}"
+        if row.problem is not None:
+            say_where_reading_stops(row)
 
     def _refuse_what_is_not_ours(self) -> None:
         """A file that somebody named by mistake is not overwritten."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Line, Row
 from apl_guard.errors import InvalidInput
 
-__all__ = ["Found", "find_decision", "is_about", "read_log"]
+__all__ = ["Found", "find_decision", "is_about", "read_log", "read_rows", "say_where_reading_stops"]
+
+_log = logging.getLogger("apl_guard")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,30 @@ class Found:
         return {"writer": self.record.writer, "seq": self.record.seq, **self.record.fields}
 
 
+def read_rows(folder: Path) -> Iterator[Row]:
+    """The records of each writer, up to the first that does not follow; a warning says where that is.
+
+    Raises:
+        InvalidInput: The folder holds no log.
+    """
+    segments = folder / SEGMENTS
+    if not segments.is_dir():
+        raise InvalidInput("holds no audit log; expected log.json and a folder of segments", where=folder)
+    for writer, numbers in writers_in(segments).items():
+        row = Row(segments, writer, numbers)
+        yield row
+        if row.problem is not None:
+            say_where_reading_stops(row)
+
+
+def say_where_reading_stops(row: Row) -> None:
+    """Warn that an answer lacks what stands after the first bad record of a writer."""
+    _log.warning(
+        "%s: %s; nothing after it is in this answer: apl-guard audit verify %s",
+        *(row.writer, row.problem, row.folder.parent),
+    )
+
+
 def read_log(folder: Path, containing: bytes = b"") -> Iterator[Found]:
     """Every record, writer after writer.
 
@@ -39,16 +66,15 @@ def read_log(folder: Path, containing: bytes = b"") -> Iterator[Found]:
     Raises:
         InvalidInput: The folder holds no log.
     """
-    segments = folder / SEGMENTS
-    if not segments.is_dir():
-        raise InvalidInput("holds no audit log; expected log.json and a folder of segments", where=folder)
-    for writer, numbers in writers_in(segments).items():
-        for line in Row(segments, writer, numbers):
+    for row in read_rows(folder):
+        for line in row:
             if containing in line.content:
                 try:
-                    yield Found(Record.parse(line.content), line)
-                except ValueError:
-                    break  # nothing after it can be relied on; `verify` names it
+                    record = Record.parse(line.content)
+                except ValueError as error:
+                    row.problem = f"record {line.seq}: {error}"
+                    break
+                yield Found(record, line)
 
 
 def is_about(record: Record, decision_id: str) -> bool:

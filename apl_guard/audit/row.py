@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from apl_guard.audit.record import MAX_LINE, NO_PREVIOUS, Record
 from apl_guard.audit.segments import segment_name
 
 __all__ = ["Line", "Row"]
+
+_TIMESTAMP = re.compile(rb'"timestamp":"([^"\\]{1,40})"')
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,12 @@ class Line:
     def is_ours(self) -> bool:
         """Whether the log speaks about itself here."""
         return b'"event":"audit.' in self.content[100:250]
+
+    @property
+    def timestamp(self) -> str:
+        """When it says that it was written."""
+        found = _TIMESTAMP.search(self.content, 0, 400)
+        return "" if found is None else found[1].decode("ascii")
 
 
 @dataclass

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.audit.chain import Chain, read_chain, read_identity, read_keys, read_lines
-from apl_guard.audit.checkpoint import Identity, log_file
+from apl_guard.audit.checkpoint import Identity, is_set_back, log_file
 from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.merkle import Tree
 from apl_guard.audit.record import Record
@@ -77,6 +77,7 @@ def verify_log(folder: Path, witnesses: Sequence[Path] = (), public_key: str | N
     chain, witnessed = _chain(folder, copies, identity, report)
     report.checkpoints = len(chain.checkpoints)
     report.newest_checkpoint = chain.checkpoints[-1].timestamp if chain.checkpoints else None
+    _note_clock(chain, report)
     _check_rows(folder / SEGMENTS, chain, witnessed, report)
     return _judge(report, has_witness=bool(copies) and witnessed > 0)
 
@@ -184,6 +185,18 @@ def _chain(folder: Path, copies: list[Path], identity: Identity, report: Report)
     if chain.problem is not None:
         report.findings.append(chain.problem)
     return chain, max(map(len, witnessed.values()), default=0)
+
+
+def _note_clock(chain: Chain, report: Report) -> None:
+    """Say where the clock was set back. Nothing rests on it, but whoever asks by time has to know."""
+    pairs = zip(chain.checkpoints, chain.checkpoints[1:], strict=False)
+    back = [(before, after) for before, after in pairs if is_set_back(before.timestamp, after.timestamp)]
+    if back:
+        before, after = back[0]
+        report.notes.append(
+            f"the clock was set back {len(back)} times, first from {before.timestamp} to {after.timestamp} before "
+            f"checkpoint {after.number}; the order of records does not rest on it"
+        )
 
 
 def _check_rows(segments: Path, chain: Chain, witnessed: int, report: Report) -> None:

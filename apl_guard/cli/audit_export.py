@@ -13,7 +13,7 @@ from typing import Annotated, TextIO
 import typer
 
 from apl_guard.cli.audit_verify import Folder
-from apl_guard.cli.moment import Since, Until, moment_of
+from apl_guard.cli.moment import Since, Until, moments_of
 from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.policy import Action
 
@@ -57,8 +57,8 @@ def export(
     if postgres is not None:
         typer.echo(f"{export_to_postgres(folder, postgres)} records sent")
         return
-    first, last = moment_of(since) or "", moment_of(until, "--until") or "9"
-    rows = (row for row in calls(folder) if first <= str(row.get("decided", row.get("ended"))) < last)
+    first, last = moments_of(since, until)
+    rows = (row for row in calls(folder) if (first or "") <= str(row.get("decided", row.get("ended"))) < (last or "~"))
     platform = Platform(
         **({"terms": terms} if terms is not None else {}), terms_url=terms_url, territories=territory or ()
     )

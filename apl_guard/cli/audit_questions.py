@@ -14,7 +14,7 @@ import typer
 
 from apl_guard.cli.audit_proofs import Keys
 from apl_guard.cli.audit_verify import Folder, Json
-from apl_guard.cli.moment import Since, Until, moment_of
+from apl_guard.cli.moment import Since, Until, moment_of, moments_of
 from apl_guard.errors import InvalidInput
 from apl_guard.policy import Action
 
@@ -47,7 +47,9 @@ def query(
     keys: Keys = None,
     as_json: Json = False,
 ) -> None:
-    """Ask the log a question, through an index that is brought up to date first.
+    """Ask the log a question, through an index that is brought up to date first. The newest records come first.
+
+    --since and --until go by the time that stands in each record: the clock of the machine, which may have been set.
 
     Records hold keyed digests of prompts and subjects. With --prompt or --subject, those of every digest key that
     is kept are looked for.
@@ -71,7 +73,7 @@ def query(
             raise InvalidInput(f"found {each!r}; expected COLUMN=VALUE", where="--where")
         conditions[name] = value
     digests = _digests(folder, keys, prompt, subject) if prompt is not None or subject is not None else None
-    question = Question(conditions, moment_of(since), moment_of(until, "--until"), group_by or (), limit, digests)
+    question = Question(conditions, *moments_of(since, until), group_by or (), limit, digests)
     with Index(folder, index) as opened:
         opened.update()
         found = opened.ask(question)
@@ -88,17 +90,17 @@ def tail(
     index: IndexFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show the newest records.
+    """Show the newest records, in the order in which they were written, whatever their clocks said.
 
     Example: apl-guard audit tail /var/log/apl-guard -f
     """
     from apl_guard.audit.index import Index
-    from apl_guard.audit.question import Question
+    from apl_guard.audit.newest import newest
 
     with Index(folder, index) as opened:
         opened.update()
-        shown = opened.places()  # before asking: what is written meanwhile comes next
-        rows = [row for row in reversed(opened.ask(Question({}, limit=lines))) if row["seq"] <= shown[row["writer"]]]
+        rows = newest(opened, folder, lines)
+        shown = opened.places()  # nothing was added since: what is written meanwhile comes next
         while True:
             for row in rows:
                 typer.echo(json.dumps(row) if as_json else _line(row))
@@ -126,9 +128,10 @@ def stats(
 
     with Index(folder, index) as opened:
         opened.update()
+        first, last = moments_of(since, until)
 
         def count(name: str, **conditions: str | int | float) -> dict[str, int]:
-            rows = opened.ask(Question(conditions, moment_of(since), moment_of(until, "--until"), (name,), 1000))
+            rows = opened.ask(Question(conditions, first, last, (name,), 1000))
             return {"not on record" if row[name] is None else str(row[name]): row["count"] for row in rows}
 
         found = {
@@ -137,10 +140,8 @@ def stats(
             "policies": count("policy", event="guard.decision"),
             "results": count("result", event="guard.outcome"),
             "protection": count("protection", event="guard.outcome", result="passed"),
+            "open": {"decisions without outcome": opened.open_decisions(first, last)},
         }
-    found["open"] = {
-        "decisions without outcome": found["events"].get("guard.decision", 0) - found["events"].get("guard.outcome", 0)
-    }
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -170,6 +171,8 @@ def policies(
             typer.echo(json.dumps(dataclasses.asdict(period)))
             continue
         parts = [period.since, period.until or f"({period.end})", _named(period.policy), period.backend, period.guard]
+        if period.set_back is not None:
+            parts.append("(clock set back, shows {} to {})".format(*period.set_back))
         typer.echo("  ".join(_plain(part) for part in parts))
     if not found and not as_json:
         typer.echo("nothing found")

@@ -9,7 +9,7 @@ import typer
 
 from apl_guard.errors import InvalidInput
 
-__all__ = ["Since", "Until", "moment_of"]
+__all__ = ["Since", "Until", "moment_of", "moments_of"]
 
 Since = Annotated[str | None, typer.Option(help="From here on: 2026-11-01, 2026-11-01T12:00Z, or 90m, 24h, 7d ago.")]
 Until = Annotated[str | None, typer.Option(help="Up to here, in the same forms.")]
@@ -30,3 +30,15 @@ def moment_of(given: str | None, option: str = "--since") -> str | None:
         return timestamp_of(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
     except (ValueError, OverflowError) as error:
         raise InvalidInput(f"found {given[:40]!r}; expected a date, a time or such as 24h", where=option) from error
+
+
+def moments_of(since: str | None, until: str | None) -> tuple[str | None, str | None]:
+    """The two ends of a time as they stand in records.
+
+    Raises:
+        InvalidInput: One is no time, or nothing lies between them.
+    """
+    first, last = moment_of(since), moment_of(until, "--until")
+    if first is not None and last is not None and first >= last:
+        raise InvalidInput(f"found {last}, expected a time after --since {first}", where="--until")
+    return first, last

@@ -423,25 +423,3 @@ def test_a_log_in_use_and_its_own_witnesses(folders, prefix):
     """Where the log is given ready-made, its witnesses are named there."""
     with AuditLog(folders[0]) as audit, pytest.raises(InvalidInput, match="audit_witness"):
         Guard(instant.Pipe(), prefix=prefix, audit=audit, audit_witness=folders[1])
-
-
-def test_a_clock_that_goes_backwards_changes_nothing(folders, monkeypatch):
-    """Order is by number; a key whose time cannot be told is destroyed at once."""
-    import time
-
-    from logs import call
-
-    from apl_guard.audit.durable import LogOptions
-
-    log, witness = folders
-    real = time.time
-    durable = DurableLog(log, [witness], options=LogOptions(epochs=4))
-    for number, shift in enumerate([0, -86_400, 400_000_000, -400_000_000, -1, 0]):
-        monkeypatch.setattr("time.time", lambda shift=shift: real() + shift)
-        durable._core._checkpoints._clock = time.time
-        call(durable, number)
-        durable.seal()
-    durable.close()
-
-    report = verify_log(log, [witness])
-    assert (report.verdict, report.findings) == (Verdict.VALID, [])

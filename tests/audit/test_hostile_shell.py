@@ -61,12 +61,12 @@ def test_what_a_terminal_cannot_show_is_written_out(log):
     assert (code, out, errors) == (0, f"{log}/\\udcff.json written\n", "")
 
 
-def test_a_prompt_is_read_as_it_is(folders, prefix, monkeypatch):
+def test_a_prompt_is_read_as_it_is(folders, monkeypatch):
     """With both letters at the ends of its lines, and half of a surrogate pair."""
     monkeypatch.setitem(backend._BUILT_IN, "instant", "instant:Adapter")
     log, _ = folders
     with AuditLog(log) as audit:
-        guard = Guard(instant.Pipe(), "unsafe_allow_all", prefix=prefix, audit=audit)
+        guard = Guard(instant.Pipe(), "unsafe_allow_all", audit=audit)
         guard("a cat\r\nand a dog\n")
     found = run("query", log, "--prompt", "-", given=b"a cat\r\nand a dog\n\n")[1]
     assert found.count("guard.decision") == 1
@@ -132,3 +132,17 @@ def test_a_key_that_may_not_be_read_is_not_looked_for_in_a_backup(log, monkeypat
 
     with pytest.raises(AuditUnavailable, match="run this as the account that owns the log"):
         read_private(log / "keys" / "digest.key")
+
+
+def test_an_answer_from_a_damaged_log_says_what_it_lacks(log):
+    """What stands after the first bad record is in no answer and no export, and nobody takes it for all there is."""
+    (segment,) = (log / "segments").iterdir()
+    segment.write_bytes(segment.read_bytes().replace(b'"result":"passed"', b'"result":"pissed"', 1))
+
+    for command in (["query", log], ["tail", log], ["stats", log], ["policies", log], ["export", log, "--csv"]):
+        index = [] if command[0] in ("policies", "export") else ["--index", log.parent / f"{command[0]}.sqlite"]
+        code, _, errors = run(*command, *index)
+        assert code == 0
+        assert errors.count("\n") == 1
+        assert "record 2 is not the one that record 3 names" in errors
+        assert f"nothing after it is in this answer: apl-guard audit verify {log}" in errors
