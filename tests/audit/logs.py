@@ -1,8 +1,14 @@
-"""A log with everything in it."""
+"""A log with everything in it, and what is read from one without the help of an index."""
 
+import json
 import os
+from time import monotonic, sleep
 
 from apl_guard.audit.durable import DurableLog, LogOptions
+from apl_guard.audit.question import COLUMNS
+from apl_guard.audit.reading import read_log
+from apl_guard.audit.recover import writers_in
+from apl_guard.audit.row import Row
 
 TORTURE = os.environ.get("APL_GUARD_TORTURE") == "1"
 """Whether `make torture` runs: the same tests, many more rounds."""
@@ -27,3 +33,36 @@ def make_log(folder, witness, calls=30, writers=3, **options):
             if number % 7 == 0:
                 log.seal()
         log.close()
+
+
+def records(log):
+    """All records that count, in the order of their writers."""
+    segments = log / "segments"
+    return [json.loads(line.content) for writer, n in writers_in(segments).items() for line in Row(segments, writer, n)]
+
+
+def counted(registry):
+    """Result → how many calls ended so."""
+    samples = next(m.samples for m in registry.collect() if m.name == "apl_guard_outcomes")
+    return {s.labels["result"]: int(s.value) for s in samples if s.name.endswith("_total") and s.value}
+
+
+def wait_for(what):
+    """Whether it comes true within some seconds."""
+    end = monotonic() + 20
+    while monotonic() < end:
+        if what():
+            return True
+        sleep(0.01)
+    return False
+
+
+def expected(log, **conditions):
+    """The answer without an index: every record, looked at one by one."""
+
+    def value(fields, name):
+        for part in COLUMNS[name][2:].split("."):
+            fields = (fields or {}).get(part)
+        return fields
+
+    return [f.fields for f in read_log(log) if all(value(f.fields, n) == wanted for n, wanted in conditions.items())]

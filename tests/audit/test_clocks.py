@@ -7,7 +7,7 @@ import pytest
 from logs import call
 from typer.testing import CliRunner
 
-from apl_guard import Guard, Policy, backend
+from apl_guard import Guard, Policy
 from apl_guard.audit import AuditLog
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.index import Index
@@ -29,12 +29,6 @@ spec:
   rules:
     - {id: prompts, when: {channels: [prompt]}, then: {action: unsafe_allow}}
 """
-
-
-@pytest.fixture(autouse=True)
-def adapter(monkeypatch):
-    """The guard finds the adapter of the instant backend as it finds a built-in one."""
-    monkeypatch.setitem(backend._BUILT_IN, "instant", "instant:Adapter")
 
 
 @pytest.fixture

@@ -8,19 +8,13 @@ import sys
 import instant
 import pytest
 
-from apl_guard import AuditUnavailable, Guard, InvalidInput, backend, cli
+from apl_guard import AuditUnavailable, Guard, InvalidInput, cli
 from apl_guard.audit import AuditLog
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.reading import read_log
 from apl_guard.audit.records import key_id
 from apl_guard.audit.rotate import rotate
 from apl_guard.audit.verify import Verdict, verify_log
-
-
-@pytest.fixture(autouse=True)
-def adapter(monkeypatch):
-    """The guard finds the adapter of the instant backend as it finds a built-in one."""
-    monkeypatch.setitem(backend._BUILT_IN, "instant", "instant:Adapter")
 
 
 @pytest.fixture

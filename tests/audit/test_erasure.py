@@ -7,18 +7,12 @@ import json
 import instant
 import pytest
 
-from apl_guard import AuditUnavailable, Guard, InvalidInput, backend
+from apl_guard import AuditUnavailable, Guard, InvalidInput
 from apl_guard.audit import AuditLog
 from apl_guard.audit.erase import erase, reveal
 from apl_guard.audit.verify import Verdict, verify_log
 
 CANARY = "Mara Voss in a red shirt"
-
-
-@pytest.fixture(autouse=True)
-def adapter(monkeypatch):
-    """The guard finds the adapter of the instant backend as it finds a built-in one."""
-    monkeypatch.setitem(backend._BUILT_IN, "instant", "instant:Adapter")
 
 
 def everything(folder):

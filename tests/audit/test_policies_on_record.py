@@ -7,7 +7,7 @@ import time
 import instant
 import pytest
 
-from apl_guard import AuditUnavailable, Guard, InvalidInput, Policy, PolicyInvalid, PrefixNotFound, backend, cli
+from apl_guard import AuditUnavailable, Guard, InvalidInput, Policy, PolicyInvalid, PrefixNotFound, cli
 from apl_guard.audit import AuditLog, disk
 from apl_guard.audit.periods import periods
 from apl_guard.audit.reading import read_log
@@ -29,12 +29,6 @@ spec:
 
 def version(number):
     return GOOD.replace("VERSION", str(number))
-
-
-@pytest.fixture(autouse=True)
-def adapter(monkeypatch):
-    """The guard finds the adapter of the instant backend as it finds a built-in one."""
-    monkeypatch.setitem(backend._BUILT_IN, "instant", "instant:Adapter")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
-from apl_guard import Guard, GuardUnavailable, InvalidInput, Policy, backend
+from apl_guard import Guard, GuardUnavailable, InvalidInput, Policy
 from apl_guard.audit import AuditLog
 from apl_guard.audit.export import Platform, statements
 from apl_guard.cli import app
@@ -46,12 +46,6 @@ CASES = {
     ),
     "nobody is named, in shadow": ([ALLOW, GATED], {"mode": "shadow"}, {"prompt": "a cat"}, "not_asked"),
 }
-
-
-@pytest.fixture(autouse=True)
-def adapter(monkeypatch):
-    """The guard finds the adapter of the instant backend as it finds a built-in one."""
-    monkeypatch.setitem(backend._BUILT_IN, "instant", "instant:Adapter")
 
 
 def policy(rules, **spec):

@@ -1,0 +1,93 @@
+"""The log in forms that others ask for: a table, and statements of reasons."""
+
+import csv
+import io
+import json
+from collections import Counter
+
+from logs import expected
+
+from apl_guard.audit.export import Platform, calls, statements
+
+
+def test_csv_has_one_row_for_each_call(log, run, tmp_path):
+    """And no cell that a spreadsheet would run."""
+    assert run("export", log, "--csv", "--output", tmp_path / "calls.csv")[0] == 0
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "calls.csv").read_text())))
+
+    assert len(rows) == 12
+    assert Counter(row["result"] for row in rows) == Counter(str(row["result"]) for row in calls(log))
+    assert not [cell for row in rows for cell in row.values() if cell[:1] in "=+-@" and cell]
+    assert {row["tenant"] for row in rows if row["tenant"]} == {"acme", "'=cmd|' /C calc'!A0"}
+    assert run("export", log, "--csv", "--until", "2020-01-01")[1].out.count("\n") == 1
+
+
+# The fields of the statement of reasons and the values that the database takes for them, from its API's description.
+FIELDS = {
+    "puid": str,
+    "decision_visibility": {"DECISION_VISIBILITY_CONTENT_DISABLED", "DECISION_VISIBILITY_OTHER"},
+    "decision_visibility_other": str,
+    "decision_ground": {"DECISION_GROUND_INCOMPATIBLE_CONTENT"},
+    "decision_ground_reference_url": str,
+    "incompatible_content_ground": str,
+    "incompatible_content_explanation": str,
+    "incompatible_content_illegal": {"Yes", "No"},
+    "content_type": {"CONTENT_TYPE_SYNTHETIC_MEDIA"},
+    "category": {"STATEMENT_CATEGORY_DATA_PROTECTION_AND_PRIVACY_VIOLATIONS"},
+    "territorial_scope": {"DE", "FR"},
+    "content_date": str,
+    "application_date": str,
+    "decision_facts": str,
+    "source_type": {"SOURCE_VOLUNTARY"},
+    "automated_detection": {"Yes", "No"},
+    "automated_decision": {"AUTOMATED_DECISION_FULLY"},
+}
+REQUIRED = FIELDS.keys() - {"decision_visibility_other", "decision_ground_reference_url"}
+
+
+def test_statements_of_reasons(log, run):
+    """The database's own field names and values; each decision once, with an id that is never used again."""
+    arguments = ["--dsa", "--territory", "FR", "--territory", "DE", "--action", "block", "--action", "anonymize"]
+    code, captured = run("export", log, *arguments, "--terms-url", "https://example.org/terms")
+    found = [json.loads(line) for line in captured.out.splitlines()]
+
+    assert code == 0
+    decided = [r["decision_id"] for r in expected(log, event="guard.decision") if r["effective_action"] != "allow"]
+    ended = {r["decision_id"]: r["result"] for r in expected(log, event="guard.outcome")}
+    # About a call that gave no image because something broke, there is nothing to state.
+    assert sorted(s["puid"] for s in found) == sorted(d for d in decided if ended[d] in ("blocked", "passed"))
+    assert set(ended.values()) > {"blocked", "passed"}
+    for statement in found:
+        assert statement.keys() >= REQUIRED
+        assert statement.keys() <= FIELDS.keys()
+        for name, value in statement.items():
+            allowed = FIELDS[name]
+            if allowed is str:
+                assert isinstance(value, str)
+                assert value
+            else:
+                assert set(value if isinstance(value, list) else [value]) <= allowed
+        assert ("decision_visibility_other" in statement) == ("OTHER" in statement["decision_visibility"][0])
+        assert len(statement["application_date"]) == 10
+    blocked = list(statements(calls(log), Platform()))
+    assert len(blocked) == len([r for r in expected(log, event="guard.decision") if r["action"] == "block"])
+    assert run("export", log, "--dsa", "--territory", "XX")[0] == 2
+
+
+def test_export_wants_one_form(log, run):
+    """None or two are a mistake."""
+    assert run("export", log)[0] == 2
+    assert run("export", log, "--csv", "--dsa")[0] == 2
+
+
+def test_an_export_that_fails_leaves_the_file_before_it(log, run, tmp_path):
+    """As does one of a folder without a log."""
+    (tmp_path / "empty").mkdir()
+    kept = tmp_path / "calls.csv"
+    kept.write_text("before")
+
+    assert run("export", tmp_path / "empty", "--csv", "--output", kept)[0] == 2
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["calls.csv"]
+    assert kept.read_text() == "before"
+    assert run("export", log, "--csv", "--output", kept)[0] == 0
+    assert kept.read_text().startswith("decision_id,")

@@ -1,0 +1,156 @@
+"""Disks that are full, cannot be written or are on another machine: no image without its records."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import instant
+import pytest
+from logs import counted, records, wait_for
+from prometheus_client import CollectorRegistry
+
+from apl_guard import AuditUnavailable, Guard
+from apl_guard.audit import AuditLog, disk
+from apl_guard.audit.verify import Verdict, verify_log
+
+
+class TestFullDisk:
+    """A real one, of a few hundred kilobytes."""
+
+    @pytest.fixture
+    def small(self, tmp_path):
+        if shutil.which("mount") is None or os.geteuid() != 0:
+            pytest.skip("needs the right to mount a small file system")
+        folder = tmp_path / "small"
+        folder.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
+        if mounted.returncode:
+            pytest.skip(f"cannot mount a small file system: {mounted.stderr.decode().strip()}")
+        yield folder
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+    def test_no_image_is_released_and_none_is_missing_from_the_log(self, small, prefix, tmp_path):
+        """Full, the guard refuses; with room again it goes on and says what is missing."""
+        (small / "ballast").write_bytes(bytes(60_000))
+        log, witness = small / "log", tmp_path / "witness"
+        registry, pipe = CollectorRegistry(), instant.Pipe()
+        guard = Guard(pipe, prefix=prefix, audit=log, audit_witness=witness, metrics_registry=registry)
+        released, refused, messages = 0, 0, set()
+        while refused < 20:
+            try:
+                guard("a cat")
+                released += 1
+            except AuditUnavailable as error:
+                messages.add(str(error).partition("(")[2].partition(")")[0])
+                refused += 1
+
+        assert messages == {"No space left on device"}
+        assert released > 0
+        passed = [r for r in records(log) if r.get("result") == "passed"]
+        assert len(passed) == released == counted(registry)["passed"]
+        assert counted(registry)["failed"] == refused
+
+        (small / "ballast").unlink()
+        guard("a cat")
+        gaps = [r for r in records(log) if r["event"] == "audit.gap"]
+        assert sum(r["refused"] for r in gaps) == refused
+        guard._audit.close()
+        assert verify_log(log, [witness]).verdict == Verdict.VALID
+
+    def test_a_folder_without_room_is_refused_at_the_start(self, small, prefix, tmp_path):
+        """Before the first call."""
+        with (small / "ballast").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+            while True:
+                stream.write(bytes(4096))
+
+        with pytest.raises(AuditUnavailable, match="No space left"):
+            Guard(instant.Pipe(), prefix=prefix, audit=small / "log", audit_witness=tmp_path / "witness")
+
+
+def test_a_file_size_limit_stops_images_too(prefix, folders):
+    """Where a process may write nothing at all any more, as on a full disk."""
+    import resource
+
+    log, witness = folders
+    pipe = instant.Pipe()
+    guard = Guard(pipe, prefix=prefix, audit=log, audit_witness=witness)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(AuditUnavailable, match="no image"):
+                guard("a cat")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert pipe.calls == 0
+    guard("a cat")
+    guard._audit.close()
+    assert [r["refused"] for r in records(log) if r["event"] == "audit.gap"] == [3]
+    assert verify_log(log, [witness]).verdict == Verdict.VALID
+
+
+def test_no_images_where_the_witness_fails_for_too_long(prefix, folders):
+    """Nobody could tell later that records were changed; with the witness back it goes on."""
+    from apl_guard.audit.durable import LogOptions
+
+    log, witness = folders
+    options = LogOptions(checkpoint_seconds=0.01, max_exposure_seconds=0.05)
+    audit = AuditLog(log, witness=witness, options=options)
+    pipe = instant.Pipe()
+    guard = Guard(pipe, prefix=prefix, audit=audit)
+    (witness / audit.identity.log).rename(witness / "away")
+    (witness / audit.identity.log).write_text("in the way")
+
+    def refused():
+        try:
+            guard("a cat")
+        except AuditUnavailable as error:
+            return "no checkpoint" in str(error)
+        return False
+
+    assert wait_for(refused)
+    (witness / audit.identity.log).unlink()
+    (witness / "away").rename(witness / audit.identity.log)
+    assert wait_for(lambda: not refused())
+    audit.close()
+    assert verify_log(log, [witness]).verdict == Verdict.VALID
+
+
+MOUNTS = """\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+30 22 0:40 / /mnt rw - tmpfs tmpfs rw
+31 30 0:41 / /mnt/share rw shared:7 - nfs4 host:/share rw
+32 31 0:42 / /mnt/share/local rw - xfs /dev/vdb rw
+33 22 0:43 / /mnt/with\\040space rw - fuse.sshfs host:/ rw
+34 22 0:44 / /data rw - nfs host:/ rw
+35 22 0:45 / /data rw - ext4 /dev/vdc rw
+damaged line
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/var/log", None),
+        ("/mnt/log", None),
+        ("/mnt/share", "nfs4"),
+        ("/mnt/share/log/deep", "nfs4"),
+        ("/mnt/shared", None),
+        ("/mnt/share/local/log", None),
+        ("/mnt/with space/log", "fuse.sshfs"),
+        ("/data/log", None),
+    ],
+)
+def test_network_file_systems_are_told_from_local_ones(path, kind):
+    """By the innermost mount, of two on one place by the later."""
+    assert disk.network_file_system(Path(path), MOUNTS) == kind
+
+
+def test_a_log_on_a_network_file_system_is_refused(folders, monkeypatch):
+    """At the start. A witness may be on one."""
+    monkeypatch.setattr(disk, "network_file_system", lambda path: "nfs4")
+
+    with pytest.raises(AuditUnavailable, match="local"):
+        AuditLog(folders[0], witness=folders[1])

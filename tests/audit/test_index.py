@@ -1,0 +1,180 @@
+"""The index: whatever it says stands in the log, and nothing of the log is missing from it."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+
+import pytest
+from logs import call, expected, make_log
+
+from apl_guard import InvalidInput
+from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.index import Index
+from apl_guard.audit.question import COLUMNS, Question
+from apl_guard.audit.reading import read_log
+
+
+def test_answers_are_those_of_reading_every_record(log):
+    """For each column and each value that occurs in it."""
+    with Index(log) as index:
+        assert index.update() == len(expected(log))
+        assert index.update() == 0
+        for name in COLUMNS:
+            groups = index.ask(Question({}, group_by=[name], limit=1000))
+            assert sum(group["count"] for group in groups) == len(expected(log))
+            for group in groups:
+                if group[name] is not None:
+                    found = index.ask(Question({name: group[name]}, limit=1000))
+                    key = lambda r: (r["writer"], r["seq"])  # noqa: E731
+                    wanted = expected(log, **{name: group[name]})
+                    assert sorted(map(key, found)) == sorted(map(key, wanted))
+                    assert len(found) == group["count"]
+
+
+def test_the_index_grows_with_the_log(folders):
+    """Over segments and writers, and while it is written."""
+    log, witness = folders
+    with pytest.raises(InvalidInput, match="holds no audit log"):
+        Index(log)
+    make_log(log, witness, calls=5, writers=2)
+    with Index(log) as index:
+        first = index.update()
+        durable = DurableLog(log)
+        for number in range(5):
+            call(durable, 1000 + number)
+            assert index.update() > 0
+        durable.close()
+        index.update()
+        total = sum(group["count"] for group in index.ask(Question({}, group_by=["event"])))
+    assert total == len(list(read_log(log))) > first
+
+
+def test_an_index_with_other_columns_is_made_anew(log, run):
+    """As another version of this package made it: SQLite takes a column that is not there for a text, and answers."""
+    assert run("query", log)[0] == 0
+    with contextlib.closing(sqlite3.connect(log / "index.sqlite")) as database:
+        database.executescript("ALTER TABLE records DROP COLUMN protection; PRAGMA user_version=0")
+    passed = len(expected(log, result="passed"))
+    assert json.loads(run("stats", log, "--json")[1].out)["protection"] == {"applied": passed}
+
+
+def test_an_index_of_another_version_is_made_anew(log, run):
+    """One whose columns are others; it is a copy, after all."""
+    with contextlib.closing(sqlite3.connect(log / "index.sqlite")) as old:
+        old.execute("CREATE TABLE records (writer, seq, line)")
+        old.commit()
+
+    assert run("query", log, "--result", "passed")[0] == 0
+
+
+def test_hidden_entries_are_found(log, run):
+    """CVE-2023-31437: what is sealed must also be what is shown. A doctored index is found and made anew."""
+    witness = log.parent / "witness"
+    assert run("query", log, "--event", "guard.decision")[1].out.count("\n") == 8
+    assert run("verify", log, "--witness", witness)[0] == 0
+    chance = random.Random(5)
+    for attack in (
+        "DELETE FROM records WHERE event = 'guard.decision'",
+        'UPDATE records SET line = replace(line, \'"action":"block"\', \'"action":"allow"\')',
+        "UPDATE records SET seq = seq + 1000 WHERE event = 'guard.outcome'",
+        "INSERT INTO records VALUES ('ffffffffffffffffffffffff', 0, 0, '{\"event\":\"x\"}')",
+    ):
+        with sqlite3.connect(log / "index.sqlite") as database:
+            database.execute(attack)
+        database.close()
+        code, captured = run("verify", log, "--witness", witness)
+        assert code == 1, attack
+        assert "index: " in captured.out
+        assert run("reindex", log)[0] == 0
+        assert run("verify", log, "--witness", witness)[0] == 0
+    with sqlite3.connect(log / "index.sqlite") as database:
+        # What is missing at the end is added before the next answer, as if it were new.
+        database.execute("DELETE FROM records WHERE seq > 3")
+    database.close()
+    assert run("query", log, "--event", "guard.decision")[1].out.count("\n") == 8
+    for content in (b"", b"no database", bytes(chance.randrange(256) for _ in range(5000))):
+        (log / "index.sqlite").write_bytes(content)
+        assert run("query", log, "--event", "guard.decision")[1].out.count("\n") == 8
+
+
+def test_a_log_on_a_disk_that_cannot_be_written_is_verified_and_asked(log, run, tmp_path):
+    """Such as one that was put away: its index speaks for nothing bad, and answers come with an index elsewhere."""
+    if shutil.which("mount") is None or os.geteuid() != 0:
+        pytest.skip("needs the right to mount")
+    assert run("query", log)[0] == 0
+    there, witness = tmp_path / "there", tmp_path / "witness"
+    there.mkdir()
+    if subprocess.run(["mount", "--bind", log, there], capture_output=True).returncode:
+        pytest.skip("cannot mount")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", there], check=True)
+        assert run("verify", there, "--witness", witness)[0] == 0
+        assert run("query", there)[0] == 1
+        assert run("query", there, "--index", tmp_path / "index.sqlite", "--result", "passed")[0] == 0
+    finally:
+        subprocess.run(["umount", "-l", there], check=True)
+    with contextlib.closing(sqlite3.connect(log / "index.sqlite")) as database:
+        database.execute("DELETE FROM records WHERE event = 'guard.decision'")
+        database.commit()
+    subprocess.run(["mount", "--bind", log, there], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", there], check=True)
+        assert run("verify", there, "--witness", witness)[0] == 1
+    finally:
+        subprocess.run(["umount", "-l", there], check=True)
+
+
+def test_a_file_that_is_no_index_stays_as_it_is(log, run, tmp_path):
+    """Named by mistake: a text, and a database of somebody else."""
+    text, database = tmp_path / "notes.txt", tmp_path / "other.sqlite"
+    text.write_text("mine " * 100)
+    with contextlib.closing(sqlite3.connect(database)) as other:
+        other.execute("CREATE TABLE records (a)")
+        other.commit()
+    before = text.read_bytes(), database.read_bytes()
+
+    for path in (text, database):
+        code, captured = run("query", log, "--index", path)
+        assert (code, "is no index" in captured.err) == (1, True)
+    assert (text.read_bytes(), database.read_bytes()) == before
+    assert run("query", log, "--index", tmp_path / "new")[0] == 0
+    assert run("query", log, "--index", tmp_path / "new")[0] == 0
+
+
+def test_an_index_that_somebody_else_holds_is_left_to_them(log, run, monkeypatch):
+    """It is one line and a code, and the index is not thrown away under them."""
+    assert run("query", log)[0] == 0
+    inode = (log / "index.sqlite").stat().st_ino
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **named: connect(*args, **named | {"timeout": 0.01}))
+    with contextlib.closing(connect(log / "index.sqlite")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        DurableLog(log).close()  # something new, that has to go into the index
+        code, captured = run("query", log)
+
+    assert (code, "locked" in captured.err) == (1, True)
+    assert (log / "index.sqlite").stat().st_ino == inode
+
+
+def test_following_shows_every_record_once(log):
+    """Also where more come at once than one look shows; each writer in its order."""
+    with Index(log) as index:
+        index.update()
+        known = index.places()
+        with DurableLog(log) as more:
+            for number in range(30):
+                call(more, 100 + number)
+        index.update()
+        found, new = [], True
+        while new:
+            new = index.newer(known, limit=7)
+            found += new
+            known |= {row["writer"]: row["seq"] for row in new}
+
+    places = [(row["writer"], row["seq"]) for row in found]
+    assert len(set(places)) == len(places) == 62  # with the records that begin and end a writer
+    assert places == sorted(places)

@@ -1,0 +1,132 @@
+"""A registry behind a URL: copied, remembered, and believed only as far as one in a folder."""
+
+import shutil
+
+import pytest
+from trusted import draw
+
+from apl_guard import Guard, InvalidInput, PrefixRegistry, PrefixRevoked, PrefixRolledBack, RegistryUnavailable
+
+
+class TestBehindAUrl:
+    """A registry that fsspec reaches is copied, and the copy is read as any other registry."""
+
+    @pytest.fixture
+    def there(self, tmp_path):
+        """A folder that stands for a bucket, and its URL."""
+        return tmp_path / "bucket", f"file://{tmp_path / 'bucket'}"
+
+    def test_push_and_find(self, shared_pipe, publish, there):
+        """The prefix that was pushed makes the image."""
+        entry = publish(1)
+        PrefixRegistry().publish(entry, there[1])
+
+        made = Guard(shared_pipe, registry=there[1]).generate("a man", num_inference_steps=1)
+
+        assert made.outcome.prefix_digest == entry.prefix.digest
+
+    def test_in_memory_as_in_a_bucket(self, shared_pipe, publish):
+        """Another file system of fsspec, which has no folders of its own."""
+        entry = publish(1)
+        PrefixRegistry().publish(entry, "memory://bucket/prefixes")
+
+        found = PrefixRegistry("memory://bucket/prefixes")
+
+        assert found.get("sd15").digest == entry.prefix.digest
+        with pytest.raises(InvalidInput, match="behind a URL"):
+            found.revoke(entry.prefix.digest, "")
+
+    def test_the_next_version_comes_with_a_look(self, publish, there):
+        """Not before it is due."""
+        PrefixRegistry().publish(publish(1), there[1])
+        lazy, eager = PrefixRegistry(there[1]), PrefixRegistry(there[1], refresh_after=0)
+        assert lazy.list()[0].version == 1
+        PrefixRegistry().publish(publish(2), there[1])
+
+        assert lazy.list()[0].version == 1
+        assert eager.list()[0].version == 2
+        lazy.refresh()
+        assert [entry.version for entry in lazy.history("sd15")] == [1, 2]
+
+    def test_versions_only_grow(self, publish, there):
+        """Pushing what is there already, or something older."""
+        first = publish(1)
+        PrefixRegistry().publish(first, there[1])
+
+        with pytest.raises(InvalidInput, match="only grow"):
+            PrefixRegistry().publish(first, there[1])
+        PrefixRegistry().publish(publish(2), there[1])
+        with pytest.raises(InvalidInput, match="version 2"):
+            PrefixRegistry().publish(first, there[1])
+
+    def test_rolled_back_without_any_signature(self, shared_pipe, publish, there, drawn):
+        """Whoever holds the bucket goes back to version 1."""
+        PrefixRegistry().publish(publish(1), there[1])
+        PrefixRegistry().publish(publish(2), there[1])
+        Guard(shared_pipe, registry=there[1])
+        shutil.rmtree(there[0] / "sd15" / "2")
+
+        with pytest.raises(PrefixRolledBack):
+            Guard(shared_pipe, registry=PrefixRegistry(there[1], refresh_after=0))
+        assert drawn == []
+
+    def test_a_revocation_is_remembered_when_the_list_vanishes(self, shared_pipe, publish, there):
+        """Whoever holds the bucket cannot take it back."""
+        entry = publish(1)
+        PrefixRegistry().revoke(entry.prefix.digest, "weak")
+        PrefixRegistry().publish(entry, there[1])
+        with pytest.raises(PrefixRevoked, match="weak"):
+            Guard(shared_pipe, registry=there[1])
+        (there[0] / "revoked.json").write_text('{"format": "apl-guard-revoked/1", "revoked": []}')
+
+        with pytest.raises(PrefixRevoked, match="weak"):
+            Guard(shared_pipe, registry=PrefixRegistry(there[1], refresh_after=0))
+
+    def test_the_copy_serves_while_the_registry_is_away(self, shared_pipe, publish, there):
+        """For as long as it is valid, and not longer."""
+        PrefixRegistry().publish(publish(1), there[1])
+        PrefixRegistry(there[1]).refresh()
+        shutil.move(there[0], there[0].with_name("away"))
+
+        draw(Guard(shared_pipe, registry=PrefixRegistry(there[1], refresh_after=0)))
+        with pytest.raises(RegistryUnavailable, match="bucket"):
+            Guard(shared_pipe, registry=PrefixRegistry(there[1], refresh_after=0, valid_for=0))
+        with pytest.raises(RegistryUnavailable):
+            PrefixRegistry(there[1]).refresh()
+
+    def test_a_registry_that_was_never_there(self, shared_pipe, there):
+        """No copy, no image."""
+        with pytest.raises(RegistryUnavailable, match="holds no prefix"):
+            Guard(shared_pipe, registry=there[1])
+
+    def test_only_what_a_registry_has_is_copied(self, publish, there, tmp_path):
+        """Other names, other files, files too large, ways out: none of it comes along."""
+        PrefixRegistry().publish(publish(1), there[1])
+        bucket = there[0]
+        for place in ("sd15/1/evil.py", "sd15/x/prefix.safetensors", ".ssh/1/prefix.safetensors", "README.md"):
+            (bucket / place).parent.mkdir(parents=True, exist_ok=True)
+            (bucket / place).write_bytes(b"evil")
+
+        PrefixRegistry(there[1]).refresh()
+        copied = {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()}
+        assert copied == {"prefix.safetensors", "entry.json", "card.md", "seen.json", "copied"} - {"seen.json"}
+
+        (bucket / "sd15" / "2").mkdir()
+        with (bucket / "sd15" / "2" / "prefix.safetensors").open("wb") as stream:
+            stream.truncate(1 << 33)
+        with pytest.raises(RegistryUnavailable, match="larger than"):
+            PrefixRegistry(there[1]).refresh()
+
+    @pytest.mark.parametrize("url", ["nothing://bucket", "s3://bucket/prefixes"])
+    def test_file_systems_that_are_not_there(self, url):
+        """The message says what to install."""
+        if url.startswith("s3"):
+            pytest.importorskip("fsspec")
+            try:
+                import s3fs  # noqa: F401
+            except ImportError:
+                pass
+            else:
+                pytest.skip("s3fs is installed")
+        with pytest.raises(InvalidInput, match=r"s3fs|[Pp]rotocol"):
+            PrefixRegistry(url)
