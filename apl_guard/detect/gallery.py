@@ -25,6 +25,8 @@ __all__ = ["Embeddings", "Gallery", "Recogniser"]
 Embeddings = npt.NDArray[np.float32]
 """Shape (n, E); of unit length where nothing else is said."""
 _FORMAT = "apl-guard gallery 1"
+_ROUNDING = 1e-5
+"""How far from 1 the length of a unit embedding may be."""
 
 
 class Recogniser(Protocol):
@@ -145,7 +147,7 @@ class Gallery:
 
 
 def unit(embeddings: npt.NDArray[np.float32], where: str) -> Embeddings:
-    """Embeddings of unit length.
+    """Embeddings of unit length. Those that have it already stay as they are, bit for bit, and so does their digest.
 
     Raises:
         InvalidInput: They are no rows of finite numbers, or one has no length.
@@ -156,5 +158,6 @@ def unit(embeddings: npt.NDArray[np.float32], where: str) -> Embeddings:
     length = np.linalg.norm(embeddings, axis=1, keepdims=True)
     if not (length > 0).all():
         raise InvalidInput("found an embedding of length 0", where=where)
+    length[np.abs(length - 1) < _ROUNDING] = 1  # dividing again would change the last bits
     normal: Embeddings = (embeddings / length).astype(np.float32)
     return normal
