@@ -27,12 +27,6 @@ SUITES = {
     "stable_diffusion_xl": "tests/pipelines/stable_diffusion_xl/test_stable_diffusion_xl.py",
     "stable_diffusion_3": "tests/pipelines/stable_diffusion_3/test_pipeline_stable_diffusion_3.py",
     "flux": "tests/pipelines/flux/test_pipeline_flux.py",
-    "image_to_image": "tests/pipelines/stable_diffusion/test_stable_diffusion_img2img.py",
-    "inpaint": "tests/pipelines/stable_diffusion/test_stable_diffusion_inpaint.py",
-    "pixart_sigma": "tests/pipelines/pixart_sigma/test_pixart.py",
-    "chroma": "tests/pipelines/chroma/test_pipeline_chroma.py",
-    "latent_consistency": "tests/pipelines/latent_consistency_models/test_latent_consistency_models.py",
-    "kandinsky2_2": "tests/pipelines/kandinsky2_2/test_kandinsky_combined.py",
 }
 _RESULT = {"failure": "failed", "error": "failed"}
 HERE = Path(__file__).parent
