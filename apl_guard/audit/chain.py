@@ -22,10 +22,6 @@ class Chain:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     problem: str | None = None
 
-    def of(self, writer: str) -> list[Checkpoint]:
-        """The checkpoints of one writer."""
-        return [checkpoint for checkpoint in self.checkpoints if checkpoint.writer == writer]
-
 
 def read_identity(folder: Path) -> Identity:
     """Read `log.json` of a log, or of its copy at a witness.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from apl_guard.audit import disk
@@ -34,7 +34,6 @@ class CheckpointLog:
         identity: The identity of the log.
         witnesses: Where checkpoints are copied to.
         epoch_seconds: How long a key is in use.
-        clock: Gives seconds since 1970; None stands for the machine's.
     """
 
     def __init__(
@@ -44,7 +43,6 @@ class CheckpointLog:
         identity: Identity,
         witnesses: Sequence[Witness] = (),
         epoch_seconds: float = EPOCH_SECONDS,
-        clock: Callable[[], float] | None = None,
     ) -> None:
         self._folder = folder
         self._path = folder / CHECKPOINTS
@@ -52,7 +50,6 @@ class CheckpointLog:
         self._identity = identity
         self._witnesses = witnesses
         self._epoch_seconds = epoch_seconds
-        self._clock = clock or time.time
         self._history = Tree()
         self._offset = 0
         self._last: Checkpoint | None = None
@@ -94,7 +91,7 @@ class CheckpointLog:
             generation=key.generation,
             epoch=key.epoch,
             history=self._history.root.hex(),
-            timestamp=timestamp_of(self._clock()),
+            timestamp=timestamp_of(time.time()),
             next=self._prepare_generation(key) if is_last else None,
         )
         if self._history.size - self._summarised >= _SUMMARY_EVERY:
@@ -196,7 +193,7 @@ class CheckpointLog:
 
     def _is_over(self, key: KeyState) -> bool:
         # A clock that jumps costs an epoch; it cannot keep a key alive.
-        return not 0 <= self._clock() - key.started < self._epoch_seconds
+        return not 0 <= time.time() - key.started < self._epoch_seconds
 
     def _key_in_use(self) -> KeyState:
         """The key for the next checkpoint. Older ones are destroyed first."""
@@ -222,7 +219,7 @@ class CheckpointLog:
             raise AuditUnavailable("the signing key is of another log; put its own back, or start one in a new folder")
         is_used = last is not None and (key.generation, key.epoch) == (last.generation, last.epoch)
         if is_used and self._is_over(key) and key.epoch < self._identity.epochs - 1:
-            key = key.following(int(self._clock()))
+            key = key.following(int(time.time()))
             self._key.write(key)
             states.append(key)
         if len(states) > 1 or len(self._key.read()) > 1:
@@ -238,7 +235,7 @@ class CheckpointLog:
 
     def _prepare_generation(self, key: KeyState) -> str:
         """Make the keys of the next generation. They count when the last key of this one has signed their root."""
-        state = KeyState(key.generation + 1, 0, int(self._clock()), os.urandom(KEY_BYTES))
+        state = KeyState(key.generation + 1, 0, int(time.time()), os.urandom(KEY_BYTES))
         keys = public_keys(state.seed, self._identity.epochs)
         write_file(self._folder / key_file(state.generation), b"".join(keys))
         self._key.write(state)

@@ -10,15 +10,26 @@ from time import time
 from apl_guard.audit import disk, seal
 from apl_guard.audit.checkpoint import Identity, key_file, log_file
 from apl_guard.audit.witness import CHECKPOINTS
-from apl_guard.errors import AuditUnavailable
+from apl_guard.errors import AuditUnavailable, InvalidInput
 from apl_guard.storage import sync_folder, write_file
 
-__all__ = ["DIGEST_KEY", "KEYS", "LOCK", "SEGMENTS", "open_or_create"]
+__all__ = ["DIGEST_KEY", "KEYS", "LOCK", "SEGMENTS", "find_segments", "open_or_create"]
 
 SEGMENTS = "segments"
 KEYS = "keys"
 DIGEST_KEY = "digest.key"
 LOCK = ".lock"
+
+
+def find_segments(folder: Path) -> Path:
+    """The folder of the segments of a log.
+
+    Raises:
+        InvalidInput: The folder holds no log.
+    """
+    if not (folder / SEGMENTS).is_dir():
+        raise InvalidInput("holds no audit log; expected log.json and a folder of segments", where=folder)
+    return folder / SEGMENTS
 
 
 def open_or_create(folder: Path, keys: Path, epochs: int) -> Identity:

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apl_guard.audit.folder import SEGMENTS
+from apl_guard.audit.folder import SEGMENTS, find_segments
 from apl_guard.audit.question import COLUMNS, Question
 from apl_guard.audit.reading import say_where_reading_stops
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
-from apl_guard.errors import InvalidInput, StorageFailed
+from apl_guard.errors import StorageFailed
 
 __all__ = ["INDEX_FILE", "Index", "says_nothing_about_the_index"]
 
@@ -51,9 +51,7 @@ class Index:
     """
 
     def __init__(self, log: Path, path: Path | None = None) -> None:
-        self._segments = log / SEGMENTS
-        if not self._segments.is_dir():
-            raise InvalidInput("holds no audit log; expected log.json and a folder of segments", where=log)
+        self._segments = find_segments(log)
         self._path = path or log / INDEX_FILE
         if path is not None:
             self._refuse_what_is_not_ours()

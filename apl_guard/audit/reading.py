@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apl_guard.audit.folder import SEGMENTS
+from apl_guard.audit.folder import find_segments
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Line, Row
@@ -38,9 +38,7 @@ def read_rows(folder: Path) -> Iterator[Row]:
     Raises:
         InvalidInput: The folder holds no log.
     """
-    segments = folder / SEGMENTS
-    if not segments.is_dir():
-        raise InvalidInput("holds no audit log; expected log.json and a folder of segments", where=folder)
+    segments = find_segments(folder)
     for writer, numbers in writers_in(segments).items():
         row = Row(segments, writer, numbers)
         yield row

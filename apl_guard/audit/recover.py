@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 from apl_guard.audit import disk
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.record import Record
-from apl_guard.audit.segments import segment_name
+from apl_guard.audit.segments import describe_rest, segment_name
 
 __all__ = ["Remains", "is_alive", "read_remains", "segments_of", "writers_in"]
 
@@ -90,7 +89,7 @@ def read_remains(folder: Path, writer: str, numbers: list[int]) -> Remains:
         if _read_segment(path, number, remains):
             break
         content = path.read_bytes()
-        remains.torn.insert(0, _described(number, content))
+        remains.torn.insert(0, describe_rest(number, content))
     return remains
 
 
@@ -124,7 +123,7 @@ def _read_segment(path: Path, number: int, remains: Remains) -> bool:
         remains.segment = number
         stream.seek(remains.length)
         if rest := stream.read():
-            remains.torn.insert(0, _described(number, rest))
+            remains.torn.insert(0, describe_rest(number, rest))
     return True
 
 
@@ -137,7 +136,3 @@ def _note(record: Record, remains: Remains) -> None:
     elif record.fields["event"] == "audit.gap":
         for _, named in record.fields.get("records", ()):
             remains.orphans.pop(named, None)
-
-
-def _described(number: int, content: bytes) -> dict[str, Any]:
-    return {"segment": number, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 
 from apl_guard.audit.merkle import leaf_hash
 from apl_guard.audit.record import MAX_LINE, NO_PREVIOUS, Record
-from apl_guard.audit.segments import segment_name
+from apl_guard.audit.segments import describe_rest, segment_name
 
 __all__ = ["Line", "Row"]
 
@@ -145,7 +144,7 @@ class Row:
             self.problem = wrong or f"record {self.size} is cut off in the middle of the log"
             return
         rest = line + stream.read()
-        self.rest.append(_described(number, rest))
+        self.rest.append(describe_rest(number, rest))
         self.is_torn = wrong is None or b"\0" in rest
         self.problem = None if self.is_torn else wrong
         self._leftover(self.numbers.index(number) + 1)
@@ -154,12 +153,8 @@ class Row:
         """Segments that no other goes on to: begun, and never brought to a first record."""
         for number in self.numbers[position:]:
             content = (self.folder / segment_name(self.writer, number)).read_bytes()
-            self.rest.append(_described(number, content))
+            self.rest.append(describe_rest(number, content))
             if b"\n" in content and b"\0" not in content:
                 self.problem = self.problem or f"segment {number} does not go on from the one before"
             else:
                 self.is_torn = True
-
-
-def _described(number: int, content: bytes) -> dict[str, Any]:
-    return {"segment": number, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 from apl_guard.audit import disk
 from apl_guard.storage import sync_folder
 
-__all__ = ["SEGMENT_BYTES", "Segments", "segment_name"]
+__all__ = ["SEGMENT_BYTES", "Segments", "describe_rest", "segment_name"]
 
 SEGMENT_BYTES = 64 << 20
+
+
+def describe_rest(number: int, content: bytes) -> dict[str, Any]:
+    """What follows the last whole record of a segment: a recovery records it so, and `verify` looks for just that."""
+    return {"segment": number, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def segment_name(writer: str, number: int) -> str:
