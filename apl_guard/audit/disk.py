@@ -170,6 +170,9 @@ def lock(path: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
         finally:
+            # Before it is closed: where closing fails and the file stays open, the next to ask would wait for ever.
+            with contextlib.suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_UN)
             os.close(handle)
 
 

@@ -154,3 +154,22 @@ def test_a_log_on_a_network_file_system_is_refused(folders, monkeypatch):
 
     with pytest.raises(AuditUnavailable, match="local"):
         AuditLog(folders[0], witness=folders[1])
+
+
+def test_a_lock_is_let_go_of_where_its_file_cannot_be_closed(tmp_path, monkeypatch):
+    """The file may stay open then, with the lock; the next to ask would wait for ever."""
+    close, left_open = os.close, []
+
+    def failing(handle):
+        left_open.append(handle)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(disk.os, "close", failing)
+    with pytest.raises(OSError, match="Input/output"), disk.lock(tmp_path / ".lock"):
+        pass
+    monkeypatch.undo()
+
+    other = os.open(tmp_path / ".lock", os.O_RDWR)
+    assert disk.try_lock(other)
+    for handle in (*left_open, other):
+        close(handle)
