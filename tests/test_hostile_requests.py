@@ -18,7 +18,7 @@ from apl_guard.decision.rules import _fits
 from apl_guard.detect import Detectors, person
 from apl_guard.detect.names import NamesIndex
 from apl_guard.detect.person import PersonDetector, PersonMatch
-from apl_guard.guard.call import _explain
+from apl_guard.guard.explain import explain
 from apl_guard.in_force.replay import replay
 from apl_guard.policy import Person
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
@@ -204,7 +204,7 @@ def test_an_error_is_a_line_that_every_terminal_can_show(name):
     """Names of arguments come from the caller."""
     decision = decide(Policy.load("anonymize_faces"), GenerationRequest("test:Pipe", {}, frozenset(), (name,)))
 
-    text = _explain(decision)
+    text = explain(decision)
     assert text.isprintable()
     assert text.isascii()
     assert len(text) < 500

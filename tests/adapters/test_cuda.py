@@ -7,7 +7,8 @@ import threading
 
 import pytest
 import torch
-from embeds import CALL, EMBEDS, PERMISSIVE, WITHIN, Guarded
+from embeds import CALL, EMBEDS, WITHIN
+from guarded import Guarded, permissive
 
 from apl_guard import Guard
 from apl_guard.testing import random_prefix
@@ -98,7 +99,10 @@ def test_a_generator_of_the_gpu_is_consumed_as_without_a_guard():
 def test_threads_with_different_guards_and_a_user_of_the_bare_encoders():
     """Eight threads on one pipe get what each gets alone; whoever uses the encoders without a guard meets no prefix."""
     m = _on_gpu("stable_diffusion_xl")
-    guards = [Guard(m.pipe, PERMISSIVE, prefix=random_prefix(m.pipe, n=2 + i, seed=i)) for i in range(8)]
+    guards = [
+        Guard(m.pipe, permissive("stable_diffusion_xl"), prefix=random_prefix(m.pipe, n=2 + i, seed=i))
+        for i in range(8)
+    ]
     alone = [m.draw(guard, PROMPT) for guard in guards]
     bare = _embeds(m.pipe)
     wrong = []
