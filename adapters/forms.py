@@ -31,7 +31,7 @@ def cleaned_forms(text: str) -> set[str]:
 
     Example:
         >>> sorted(cleaned_forms("&lt;b%3E"))
-        ['&lt;b%3E', '<b%3E', '<b>']
+        ['&lt;b%3E', '&lt;b>', '<b%3E', '<b>']
     """
     forms = canonical_forms(text)
     for _ in range(_MOST_PASSES):
