@@ -36,9 +36,9 @@ def attack(
 ) -> None:
     """Attack a prefix with the weights in hand, and say after how many steps people are back.
 
-    Beside each prefix stand two negative controls, without which the figures would prove nothing: people whom the
-    model never saw, and a UNet of random weights. A run that was stopped goes on when the same command is given
-    again. Attacks that need no weights: apl-guard eval --suite attacks.
+    Beside the prefixes stand controls, without which the figures would prove nothing: people whom the model never
+    saw, a UNet of random weights, and, for tokens, things on the bare model that there are words for. A run that was
+    stopped goes on when the same command is given again. Attacks that need no weights: apl-guard eval --suite attacks.
 
     Example: apl-guard attack --model minifaces --prefix minifaces --prefix prefixes/hardened --output attack
     """

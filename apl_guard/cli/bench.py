@@ -15,7 +15,7 @@ def bench(
         bool,
         typer.Option(
             help="Try what was learned on models that others made: restyled, and with people added. "
-            "They take about ten minutes, once."
+            "They take about a quarter of an hour, once."
         ),
     ] = True,
     output: Annotated[Path, typer.Option(help="Folder for table, plot, page, and what the peers learned.")] = Path(
@@ -35,9 +35,9 @@ def bench(
     """Measure peers side by side: what each hides, what it leaves alone, what it costs.
 
     Name block-list, rewriting of names, negative prompts, SLD, UCE, ESD-x and concept ablation, all applied to the 120
-    seen people of the reference world, beside the prefix. About 25 minutes on one CPU core, and ten more the first time
-    for the models that others made; a stopped bench goes on where it was. Writes bench.json, bench.md, bench.png and
-    bench.html.
+    seen people of the reference world, beside the prefix. About 25 minutes on one CPU core, and fifteen more the first
+    time for the models that others made; a stopped bench goes on where it was. Writes bench.json, bench.md, bench.png
+    and bench.html.
 
     Example: apl-guard bench --output bench
     """

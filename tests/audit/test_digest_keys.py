@@ -8,7 +8,7 @@ import sys
 import instant
 import pytest
 
-from apl_guard import AuditUnavailable, Guard, InvalidInput, cli
+from apl_guard import AuditUnavailable, Guard, InvalidInput
 from apl_guard.audit import AuditLog
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.reading import read_log
@@ -18,15 +18,12 @@ from apl_guard.audit.verify import Verdict, verify_log
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(run):
     """Run the program in this process; its exit code, output and errors."""
 
     def go(*arguments):
-        monkeypatch.setattr(sys, "argv", ["apl-guard", "audit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
+        code, said = run(*arguments)
+        return code, said.out, said.err
 
     return go
 

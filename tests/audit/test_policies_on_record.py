@@ -1,13 +1,12 @@
 """Which policy was in force when: on record, chained and sealed like every call, and provable to others."""
 
 import json
-import sys
 import time
 
 import instant
 import pytest
 
-from apl_guard import AuditUnavailable, Guard, InvalidInput, Policy, PolicyInvalid, PrefixNotFound, cli
+from apl_guard import AuditUnavailable, Guard, InvalidInput, Policy, PolicyInvalid, PrefixNotFound
 from apl_guard.audit import AuditLog, disk
 from apl_guard.audit.periods import periods
 from apl_guard.audit.reading import read_log
@@ -46,14 +45,12 @@ def audit(folders):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(run):
     """Run the program in this process; its exit code and output."""
 
     def go(*arguments):
-        monkeypatch.setattr(sys, "argv", ["apl-guard", "audit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0, capsys.readouterr().out
+        code, said = run(*arguments)
+        return code, said.out
 
     return go
 

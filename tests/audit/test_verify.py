@@ -3,30 +3,15 @@
 import json
 import random
 import shutil
-import sys
 
 import mutants
 import pytest
 from logs import TORTURE, call, make_log
 
-from apl_guard import cli
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.verify import Verdict, verify_log
 
 MUTANTS = 10_000 if TORTURE else 220
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the program in this process; its exit code and output."""
-
-    def go(*arguments):
-        monkeypatch.setattr(sys, "argv", ["apl-guard", "audit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0, capsys.readouterr()
-
-    return go
 
 
 class TestExitCodes:
