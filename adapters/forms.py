@@ -33,12 +33,13 @@ def cleaned_forms(text: str) -> set[str]:
         >>> sorted(cleaned_forms("&lt;b%3E"))
         ['&lt;b%3E', '&lt;b>', '<b%3E', '<b>']
     """
-    forms = canonical_forms(text)
+    forms = new = canonical_forms(text)
     for _ in range(_MOST_PASSES):
-        more = {form for known in forms for form in (unescape(known), unquote_plus(known), canonical(known))}
-        if more <= forms:
+        # Of the new ones alone: what the others become is known, and a long text may have many forms.
+        new = {form for known in new for form in (unescape(known), unquote_plus(known), canonical(known))} - forms
+        if not new:
             break
-        forms |= more
+        forms = forms | new
     return forms
 
 
