@@ -175,6 +175,7 @@ def traced(folder, tracer):
         code = 3
         try:
             os.read(reading, 1)
+            signal.alarm(120)  # whoever waits for ever ends as a fault that is named, not with the whole test
             steps(folder)
             code = 0
         except BaseException:
