@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apl_guard.request.canonical import canonical, spelling
+from apl_guard.request.canonical import canonical, letters_of, spelling
 from apl_guard.request.confusables import LOOKS_LIKE
 
 
@@ -64,6 +64,7 @@ def test_a_spelling_says_where_each_letter_comes_from(text):
     assert list(spelt.places) == sorted(spelt.places)
     assert all(0 <= place < len(text) for place in spelt.places)
     assert spelling(spelt.letters).letters == spelt.letters
+    assert letters_of(text) == spelt.letters
 
 
 @given(st.text(st.sampled_from("abcXYZ 019.,-'\u00e9\u00df"), max_size=40))

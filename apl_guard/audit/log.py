@@ -77,6 +77,11 @@ class AuditLog:
         if folder is not None:
             self._durable = DurableLog(Path(folder), witnesses, Path(keys) if keys is not None else None, options)
         self._key = secrets.token_bytes(_KEY_BYTES)
+        # Both take on the platform's settings of the moment when a record comes.
+        self._structured = structlog.get_logger("apl_guard.audit")
+        self._standard = structlog.wrap_logger(
+            logging.getLogger("apl_guard.audit"), processors=_JSON_LINES, wrapper_class=structlog.BoundLogger
+        )
 
     @property
     def sink(self) -> str:
@@ -185,10 +190,7 @@ class AuditLog:
     def _platform_logger(self) -> Any:
         if self._logger is not None:
             return self._logger
-        if structlog.is_configured():
-            return structlog.get_logger("apl_guard.audit")
-        standard = logging.getLogger("apl_guard.audit")
-        return structlog.wrap_logger(standard, processors=_JSON_LINES, wrapper_class=structlog.BoundLogger)
+        return self._structured if structlog.is_configured() else self._standard
 
 
 _JSON_LINES: list[Processor] = [

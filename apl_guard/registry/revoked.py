@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,6 +43,9 @@ class RevokedFile(BaseModel):
         return {entry.digest: entry.reason for entry in self.revoked}
 
 
+_EMPTY = RevokedFile()
+
+
 def read_revoked(root: Path) -> RevokedFile:
     """Read the list of a registry's folder; an empty one where there is none.
 
@@ -49,8 +53,10 @@ def read_revoked(root: Path) -> RevokedFile:
         RegistryUnavailable: It is damaged, so nobody knows what was revoked.
     """
     path = root / REVOKED_NAME
-    if not path.exists() and not path.is_symlink():
-        return RevokedFile()
+    try:
+        os.lstat(path)  # on each call of a guard, so no more than one question
+    except (FileNotFoundError, NotADirectoryError):
+        return _EMPTY
     try:
         return parse_revoked(read_file(path, limit=MAX_REVOKED_BYTES, follow_links=False), path)
     except PrefixInvalid as error:

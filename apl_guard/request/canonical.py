@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from apl_guard.request.confusables import LOOKS_LIKE
 
-__all__ = ["Break", "Spelling", "canonical", "spelling"]
+__all__ = ["Break", "Spelling", "canonical", "letters_of", "spelling"]
 
 # Unicode's Default_Ignorable_Code_Point, of which some are letters or marks. The other control and format
 # characters go by their category.
@@ -102,6 +102,16 @@ class Spelling:
 
     def _is_unspaced(self, position: int) -> bool:
         return _is_unspaced(self.letters[position]) or _is_unspaced(self.letters[position - 1])
+
+
+def letters_of(text: str) -> str:
+    """The letters of a spelling, without where they come from; in a tenth of the time.
+
+    Example:
+        >>> letters_of("Ma-ra V\u00f6ss")
+        'maravoss'
+    """
+    return "".join(map(_spell, text))
 
 
 def spelling(text: str) -> Spelling:
