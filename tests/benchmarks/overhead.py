@@ -1,7 +1,9 @@
 """What the guard adds to a call: python -m tests.benchmarks.overhead [--seconds 3] [--peer PYTHON] [--profile]
 
 The whole guard, in front of a backend that answers at once: a policy with a list of names, the prefix, decision and
-outcome on record, metrics. Once with records to memory, once to a durable log with a witness. At 1, 16 and 64 callers.
+outcome on record, metrics. Once with records to memory, once to a durable log with a witness. At 1, 16 and 64 callers, and
+with as many callers in two processes that write to one log, as a service with two workers does: threads of one process
+share one core for their Python.
 
 Beside it in the same run NeMo Guardrails with a pattern that bans a name and no LLM, where `--peer` names the Python of
 an environment that has it. It answers less: it lets a prompt pass or not, without prefix, record or metrics.
@@ -47,7 +49,7 @@ SPEC = {
         {"id": "people", "when": {"channels": ["prompt"], "names": ["protected"]}, "then": {"action": "block"}},
     ],
 }
-HEAD = f"{'':<44}{'callers':>8}{'calls/s':>10}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'p50 ratio':>11}"
+HEAD = f"{'':<56}{'callers':>8}{'calls/s':>10}{'p50 ms':>10}{'p95 ms':>10}{'p99 ms':>10}{'p50 ratio':>11}"
 
 
 def main() -> None:
@@ -58,8 +60,12 @@ def main() -> None:
     parser.add_argument(
         "--profile", action="store_true", help="print where the time goes by function, and nothing else"
     )
+    parser.add_argument("--part", nargs=2, metavar=("FOLDER", "CALLERS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     backend._BUILT_IN["instant"] = "instant:Adapter"
+    if options.part:
+        _part(Path(options.part[0]), int(options.part[1]), options.seconds)
+        return
     load = " ".join(f"{each:.1f}" for each in os.getloadavg())
     print(f"{os.cpu_count()} processors, load {load}, Python {sys.version.split()[0]}")
     with tempfile.TemporaryDirectory(dir=".") as folder:
@@ -77,6 +83,8 @@ def main() -> None:
                 figures = _figures(_times(lambda guard=guard: guard(PROMPT), callers, options.seconds), options.seconds)
                 first = first or figures["p50"]
                 _print(name, callers, figures, first)
+            if callers > 1:
+                _print(f"{name}, two processes", callers, _in_two(Path(folder), callers, options.seconds), first or 1)
             if options.peer:
                 _print("NeMo Guardrails, one pattern, no LLM", callers, _peer(options, callers), first or 1)
         for name, (guard, registry) in arms.items():
@@ -120,6 +128,31 @@ def _times(call, callers: int, seconds: float) -> list[float]:  # type: ignore[n
     return [each for own in times for each in own]
 
 
+def _in_two(folder: Path, callers: int, seconds: float) -> dict[str, float]:
+    """The figures of callers of whom each half is in a process of its own."""
+    own = [sys.executable, "-m", "tests.benchmarks.overhead", "--seconds", str(seconds)]
+    command = [*own, "--part", str(folder), str(callers // 2)]
+    parts = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for part in parts:
+        assert part.stdout is not None
+        part.stdout.readline()  # it is ready
+    for part in parts:
+        assert part.stdin is not None
+        part.stdin.write("go\n")
+        part.stdin.flush()
+    times = [each for part in parts for each in json.loads(part.communicate()[0])]
+    return _figures(times, seconds)
+
+
+def _part(folder: Path, callers: int, seconds: float) -> None:
+    """One of two processes: its times, as JSON."""
+    guard, _ = _guard(folder)
+    guard(PROMPT)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(json.dumps(_times(lambda: guard(PROMPT), callers, seconds)))
+
+
 def _figures(times: list[float], seconds: float) -> dict[str, float]:
     ordered = sorted(times)
     quantiles = {f"p{q}": 1000 * ordered[min(len(ordered) - 1, len(ordered) * q // 100)] for q in (50, 95, 99)}
@@ -128,7 +161,7 @@ def _figures(times: list[float], seconds: float) -> dict[str, float]:
 
 def _print(name: str, callers: int, figures: dict[str, float], first: float) -> None:
     values = "".join(f"{figures[key]:>10.{0 if key == 'rate' else 3}f}" for key in ("rate", "p50", "p95", "p99"))
-    print(f"{name:<44}{callers:>8}{values}{figures['p50'] / first:>11.1f}", flush=True)
+    print(f"{name:<56}{callers:>8}{values}{figures['p50'] / first:>11.1f}", flush=True)
 
 
 def _stages(guard: Guard, registry: CollectorRegistry, seconds: float) -> None:
