@@ -39,8 +39,9 @@ types: install
 imports: install
 	$(BIN)/lint-imports
 
+# One process of one thread for each processor, up to four: more would wait for memory and the disk.
 suite: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 wheel: install
 	rm -rf dist

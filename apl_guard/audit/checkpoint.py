@@ -126,7 +126,7 @@ class Identity:
 
     @classmethod
     def parse(cls, content: bytes) -> Identity:
-        """Read `log.json`.
+        """Read `log.json`. It has one spelling, so that a change which says the same is seen too.
 
         Raises:
             ValueError: It is none.
@@ -142,7 +142,10 @@ class Identity:
                 raise ValueError(f"'{name}' has the wrong form")
         if type(fields["epochs"]) is not int or not 1 <= fields["epochs"] <= 1 << 20:
             raise ValueError("'epochs' is no number of keys")
-        return cls(**fields)
+        identity = cls(**fields)
+        if identity.to_json() != content:
+            raise ValueError("not spelt as it was written")
+        return identity
 
 
 def log_file() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,20 +200,22 @@ def network_file_system(path: Path, mounts: str | None = None) -> str | None:
         mounts: What stands in `/proc/self/mountinfo`. None reads it.
     """
     try:
-        mounts = Path("/proc/self/mountinfo").read_text() if mounts is None else mounts
+        mounts = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()) if mounts is None else mounts
         places = [str(path.resolve()), *map(str, path.resolve().parents)]
     except OSError:
         return None
     kinds: dict[str, str] = {}
-    for line in mounts.splitlines():
+    for line in mounts.split("\n"):
         before, dash, after = line.partition(" - ")
         if dash and len(before.split(" ")) > 4 and after:
-            # A space in a name is written as \\040; of two mounts on one place, the later counts.
-            kinds[before.split(" ")[4].encode().decode("unicode_escape")] = after.split(" ")[0]
+            # A space in a name is written as \040, others as they are. Of two mounts on one place, the later counts.
+            place = _OCTAL.sub(lambda found: chr(int(found[1], 8)), before.split(" ")[4])
+            kinds[place] = after.split(" ")[0]
     kind = next((kinds[place] for place in places if place in kinds), "")
     return kind if kind in _NETWORK else None
 
 
+_OCTAL = re.compile(r"\\([0-7]{3})")
 _NETWORK = frozenset(
     [
         *("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.s3fs"),

@@ -237,6 +237,16 @@ def test_readers_answer_changed_lines_with_a_value_error_or_a_value(whole, data)
         READERS[kind](bytes(line))
 
 
+@pytest.mark.parametrize("other", [lambda c: c[:-1], lambda c: c + b" ", lambda c: c.replace(b": ", b":", 1)])
+def test_the_identity_of_a_log_has_one_spelling(whole, tmp_path, other):
+    """A change that says the same is a change."""
+    shutil.copytree(whole / "log", tmp_path / "log")
+    path = tmp_path / "log" / "log.json"
+    path.write_bytes(other(path.read_bytes()))
+
+    assert verify_log(tmp_path / "log", [whole / "witness"]).verdict == Verdict.TAMPERED
+
+
 @settings(max_examples=5000 if TORTURE else 40)
 @given(data=st.data())
 def test_verify_answers_any_bytes_in_any_file_with_a_verdict(whole, tmp_path_factory, data):

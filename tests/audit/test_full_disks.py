@@ -126,6 +126,7 @@ MOUNTS = """\
 33 22 0:43 / /mnt/with\\040space rw - fuse.sshfs host:/ rw
 34 22 0:44 / /data rw - nfs host:/ rw
 35 22 0:45 / /data rw - ext4 /dev/vdc rw
+36 22 0:46 / /mnt/Prüfung\\134\u2028\x85 rw - cifs host:/ rw
 damaged line
 """
 
@@ -141,6 +142,7 @@ damaged line
         ("/mnt/share/local/log", None),
         ("/mnt/with space/log", "fuse.sshfs"),
         ("/data/log", None),
+        ("/mnt/Prüfung\\\u2028\x85/log", "cifs"),
     ],
 )
 def test_network_file_systems_are_told_from_local_ones(path, kind):

@@ -1,8 +1,8 @@
 """What the guard adds to a call: python -m tests.benchmarks.overhead [--seconds 3] [--peer PYTHON] [--profile]
 
 The whole guard, in front of a backend that answers at once: a policy with a list of names, the prefix, decision and
-outcome on record, metrics. Once with records to memory, once to a durable log with a witness. At 1, 16 and 64 callers, and
-with as many callers in two processes that write to one log, as a service with two workers does: threads of one process
+outcome on record, metrics. Once with records to memory, once to a durable log with a witness. At 1, 16 and 64 callers,
+and with as many in two processes that write to one log, as a service with two workers does: threads of one process
 share one core for their Python.
 
 Beside it in the same run NeMo Guardrails with a pattern that bans a name and no LLM, where `--peer` names the Python of
