@@ -82,7 +82,7 @@ def test_judges_survive_a_file(tmp_path: Path, images: Images) -> None:
     assert loaded.gallery.names == ("a", "b")
     with torch.no_grad():
         assert torch.allclose(loaded.embed(images[:8]), judge(to_tensor(images[:8])), atol=1e-2)
-        assert load_guard_recogniser(path)(to_tensor(images[:8])).shape == (8, 64)
+        assert load_guard_recogniser(path)(to_tensor(images[:8])).shape == (8, GEOMETRY)
 
 
 def test_reading_learns_which_of_two_colours_is_the_shirts() -> None:

@@ -31,14 +31,14 @@ _STRANGERS = 500
 class GuardRecogniser:
     """The second recogniser of the reference world, which never judges. It takes every picture for one face."""
 
-    name = "minifaces guard 1"
+    name = "minifaces guard 2"
 
     def __init__(self) -> None:
         self._network = load_guard_recogniser(WEIGHTS / "judges.safetensors")
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Picture]) -> list[Embeddings]:
-        """One embedding for each picture, shape (1, 64)."""
+        """One embedding for each picture, shape (1, GEOMETRY)."""
         parts = [np.stack(pictures[k : k + 64]) for k in range(0, len(pictures), 64)]
         rows = torch.cat([self._network(to_tensor(part)) for part in parts]) if parts else torch.empty(0, 1)
         return [row[None].numpy() for row in rows]

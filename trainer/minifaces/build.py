@@ -28,14 +28,12 @@ from .dataset import Images, draw_all
 from .denoiser import new_scheduler, train_denoiser
 from .judge import GuardRecogniser, Reader, Recogniser, save_judges
 from .judge_training import (
-    guard_identities,
-    judged_identities,
     make_gallery,
     portraits,
     reader_pictures,
-    train_guard_recogniser,
-    train_judge,
+    strangers_of,
     train_reader,
+    train_recogniser,
     twin_thresholds,
 )
 from .people import known_people
@@ -44,6 +42,7 @@ from .shipped import save_model, write_identities
 from .text_encoder import encode_captions, train_text_encoder
 from .tokenizer import train_tokenizer
 from .training import device
+from .traits import Identity
 
 NAMED_IN_VOCABULARY: Final = 0.08
 """Share of the captions with names from which the vocabulary is learned: on the web, too, names are rare."""
@@ -59,15 +58,14 @@ class Recipe:
     text_encoder_steps: int = 1_700
     denoiser_steps: int = 8_400
     judge_steps: int = 1_500
-    guard_steps: int = 400
+    guard_steps: int = 1_000
     reader_steps: int = 3_000
-    judge_pictures: int = 12
     batch: int = 64
 
     @classmethod
     def tiny(cls) -> Recipe:
         """Everything once, to see that it runs; what comes out draws nothing."""
-        return cls(*(300, 2, 2, 2, 2, 2, 2, 2, 1, 8))
+        return cls(*(300, 2, 2, 2, 2, 2, 2, 2, 8))
 
 
 class Build:
@@ -188,18 +186,21 @@ class Build:
 
     def _judge(self) -> Recogniser:
         torch.manual_seed(0)
-        identities = judged_identities(self.recipe.pictures // 2)
-        images = self._seen_by_judges("judge", portraits(identities, 1, random.Random("portraits:judge")), 21)
-        batch = 2 * self.recipe.batch
-        return train_judge(images, identities, self.recipe.judge_steps, batch, self.work / "judge.pt")
+        identities, images = self._strangers("judge", 21)
+        batch, checkpoint = 2 * self.recipe.batch, self.work / "judge.pt"
+        return train_recogniser(Recogniser(), images, identities, self.recipe.judge_steps, batch, checkpoint)
 
     def _guard_recogniser(self) -> GuardRecogniser:
         torch.manual_seed(0)
-        identities, each = guard_identities(), self.recipe.judge_pictures
-        images = self._seen_by_judges("guard", portraits(identities, each, random.Random("portraits:guard")), 22)
-        who = torch.arange(len(identities)).repeat_interleave(each)
-        batch = 2 * self.recipe.batch
-        return train_guard_recogniser(images, who, self.recipe.guard_steps, batch, self.work / "guard.pt")
+        identities, images = self._strangers("guard", 22)
+        batch, checkpoint = 2 * self.recipe.batch, self.work / "guard.pt"
+        return train_recogniser(GuardRecogniser(), images, identities, self.recipe.guard_steps, batch, checkpoint)
+
+    def _strangers(self, recogniser: str, seed: int) -> tuple[list[Identity], Images]:
+        """Those whom a recogniser learns on, and one picture of each."""
+        identities = strangers_of(recogniser, self.recipe.pictures // 2)
+        pictures = portraits(identities, 1, random.Random(f"portraits:{recogniser}"))
+        return identities, self._seen_by_judges(recogniser, pictures, seed)
 
     def _reader(self) -> Reader:
         torch.manual_seed(0)

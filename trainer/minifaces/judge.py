@@ -1,7 +1,7 @@
 """The judges: networks that look at a finished picture and say who it is, whether there is a face, and what it shows.
 
-The *recogniser* measures leaks.  The *guard's recogniser* is another architecture, trained otherwise on other people:
-whatever the guard itself may look through must not be the judge.  The *reader* reads attributes and finds faces.
+The *recogniser* measures leaks.  The *guard's recogniser* is another architecture, trained on other people: whatever
+the guard itself may look through must not be the judge.  The *reader* reads attributes and finds faces.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .autoencoder import to_tensor
-from .convnet import Embedder, conv_trunk
+from .convnet import conv_trunk
 from .dataset import Images
 from .objects import OBJECTS
 from .pictures import Picture
@@ -65,26 +65,23 @@ class Recogniser(nn.Module):
     seen in a picture is estimated at the middle and counts for nothing.  Attributes, which twins share, are no part.
     """
 
+    widths: ClassVar[tuple[int, ...]] = (32, 48, 96, 128)
+    kernel: ClassVar[int] = 3
+
     def __init__(self) -> None:
         super().__init__()
-        self.measure = conv_trunk((32, 48, 96, 128), GEOMETRY)
+        self.measure = conv_trunk(self.widths, GEOMETRY, kernel=self.kernel)
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, 64, 64) → (n, GEOMETRY)."""
         return nn.functional.normalize(self.measure(images), dim=-1)
 
 
-class GuardRecogniser(nn.Module):
-    """The same for what the guard itself may look through: another architecture, taught by telling people apart."""
+class GuardRecogniser(Recogniser):
+    """The same for what the guard itself may look through: another architecture, taught on other people."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = Embedder((16, 32, 48, 64), 64, kernel=5, dropout=0.1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(n, 3, 64, 64) → (n, 64)."""
-        embedded: Tensor = self.embed(images)
-        return embedded
+    widths = (24, 40, 72, 112)
+    kernel = 5
 
 
 class Reader(nn.Module):

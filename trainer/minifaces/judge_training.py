@@ -6,23 +6,21 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Final
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
 from .autoencoder import to_tensor
 from .dataset import Images, draw_all
-from .judge import NO_FACE, READS, Gallery, GuardRecogniser, Judges, Reader, Recogniser, label
+from .judge import NO_FACE, READS, Gallery, Judges, Reader, Recogniser, label
 from .people import TWINS, Person, known_people
 from .pictures import Picture, of_anybody, of_things
 from .training import fit
 from .traits import GEOMETRY_VARIANCE, Identity, random_identity, random_look
 
-SCALE: Final = 24.0
-MARGIN: Final = 0.15
-"""Additive margin and scale of the cosine softmax (Wang et al. 2018, CosFace)."""
+_Recogniser = TypeVar("_Recogniser", bound=Recogniser)
 
 
 def portraits(identities: Sequence[Identity], each: int, rng: random.Random) -> list[Picture]:
@@ -31,21 +29,11 @@ def portraits(identities: Sequence[Identity], each: int, rng: random.Random) -> 
     return [Picture("described", look.background, identities[i // each], look) for i, look in enumerate(looks)]
 
 
-def judged_identities(count: int) -> list[Identity]:
-    """Whose faces the judge learns to measure: strangers with two twins each, and nobody who has a name."""
-    rng = random.Random("strangers of the judge")
+def strangers_of(recogniser: str, count: int) -> list[Identity]:
+    """Whose faces a recogniser learns to measure: its own strangers with two twins each, and nobody who has a name."""
+    rng = random.Random(f"strangers of the {recogniser}")
     strangers = [random_identity(rng) for _ in range(count // 3)]
     return [who for stranger in strangers for who in (stranger, stranger.twin(rng), stranger.twin(rng))]
-
-
-def guard_identities() -> list[Identity]:
-    """Whom the guard's recogniser learns to tell apart: strangers and their twins, and nobody who has a name."""
-    rng = random.Random("strangers of the guard")
-    everybody = []
-    for _ in range(400):
-        stranger = random_identity(rng)
-        everybody += [stranger, *(stranger.twin(rng) for _ in range(4))]
-    return everybody
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -60,9 +48,10 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     return x + 0.03 * torch.randn(x.shape, generator=generator)
 
 
-def train_judge(images: Images, identities: Sequence[Identity], steps: int, batch: int, checkpoint: Path) -> Recogniser:
+def train_recogniser(
+    recogniser: _Recogniser, images: Images, identities: Sequence[Identity], steps: int, batch: int, checkpoint: Path
+) -> _Recogniser:
     """Squared error of the geometry; ``images[i]`` shows ``identities[i]``, and hardly anybody twice."""
-    recogniser = Recogniser()
     geometry = torch.tensor([astuple(identity.geometry) for identity in identities])
     data = torch.from_numpy(images)
 
@@ -72,28 +61,7 @@ def train_judge(images: Images, identities: Sequence[Identity], steps: int, batc
         error = F.mse_loss(measured, geometry[picks]) / GEOMETRY_VARIANCE
         return error, {"unexplained": float(error.detach())}
 
-    fit("judge", recogniser, loss, steps=steps, learning_rate=3e-3, checkpoint=checkpoint, average=True)
-    return recogniser.eval().requires_grad_(False)
-
-
-def train_guard_recogniser(images: Images, who: Tensor, steps: int, batch: int, checkpoint: Path) -> GuardRecogniser:
-    """Cosine softmax with a margin over the identities; ``who[i]`` is the number of the person in ``images[i]``."""
-    recogniser = GuardRecogniser()
-    width = recogniser(torch.zeros(2, 3, 64, 64)).shape[1]
-    centres = nn.Linear(width, int(who.max()) + 1, bias=False)
-    module = nn.ModuleDict({"net": recogniser, "centres": centres})
-    data = torch.from_numpy(images)
-
-    def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        picks = torch.randint(len(data), (batch,), generator=generator)
-        embedded = recogniser(augmented(data[picks], generator))
-        cosines = embedded @ F.normalize(centres.weight, dim=-1).T
-        target = who[picks]
-        correct = float((cosines.argmax(1) == target).float().mean())
-        logits = SCALE * (cosines - MARGIN * F.one_hot(target, cosines.shape[1]))
-        return F.cross_entropy(logits, target), {"correct": correct}
-
-    fit("guard's recogniser", module, loss, steps=steps, learning_rate=3e-3, checkpoint=checkpoint, average=True)
+    fit(checkpoint.stem, recogniser, loss, steps=steps, learning_rate=3e-3, checkpoint=checkpoint, average=True)
     return recogniser.eval().requires_grad_(False)
 
 

@@ -249,12 +249,12 @@ def test_every_class_has_a_goal_and_a_line():
 
 
 def test_the_second_recogniser_sees_who_is_in_a_picture(check):
-    """Fresh drawings of people in the gallery are withheld many times as often as those of strangers."""
+    """Fresh drawings of people in the gallery are withheld nearly all, those of strangers hardly ever."""
     rng = Random(5)
     people = minifaces.known_people()[::4]
     known = draw_all(portraits([person.identity for person in people], 2, rng), seed=5)
     strangers = draw_all(portraits([random_identity(rng) for _ in range(80)], 1, rng), seed=6)
     seen = check.look(list(known)).sightings
-    assert len(seen) > 0.2 * len(known)
+    assert len(seen) > 0.95 * len(known)
     assert len(check.look(list(strangers)).sightings) < 0.08 * len(strangers)
     assert check.gallery.entries == tuple(person.name for person in minifaces.known_people())
