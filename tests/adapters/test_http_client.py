@@ -35,7 +35,7 @@ def test_json_goes_out_and_comes_back(service):
     assert service.headers[0]["Accept-Encoding"] == "identity"
 
 
-@pytest.mark.parametrize("fault", set(FAULTS) - {"another shape", "a list"})
+@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"another shape", "a list"}))
 def test_every_fault_is_one_error_one_request_and_in_time(service, fault):
     """Nothing is sent again, no text of the answer is in the message, and the total limit holds."""
     service.routes["POST /draw"] = raising(FAULTS[fault])
