@@ -82,13 +82,13 @@ class NamesIndex:
 
     def find(self, text: str) -> list[Match]:
         """Every name in a canonical text, also where names overlap."""
-        hits = list(self._automaton.iter(letters_of(text))) if self._list_of else []
         # Most texts hold no name, and where their letters come from is then of no interest.
-        return list(self._names_of(hits, spelling(text))) if hits else []
+        if not self._list_of or next(self._automaton.iter(letters_of(text)), None) is None:
+            return []
+        return list(self._find(spelling(text)))
 
-    def _names_of(self, hits: Iterable[tuple[int, int]], spelt: Spelling) -> Iterator[Match]:
-        """Of letters that spell names, those that are names. A hit: the last letter, the number of the spelling."""
-        for last, number in hits:
+    def _find(self, spelt: Spelling) -> Iterator[Match]:
+        for last, number in self._automaton.iter(spelt.letters):
             start, end = last + 1 - self._lengths[number], last + 1
             for each in (number, *self._same.get(number, ())):
                 if _is_name(spelt, start, end, self._words[each]):
