@@ -217,6 +217,21 @@ class TestFailClosed:
         assert calls == []
 
 
+def test_records_go_where_the_platform_sends_them_now(shared_pipe, prefix):
+    """Also where structlog caches its loggers, and a guard wrote records before the platform set itself up."""
+    before, after = LogCapture(), LogCapture()
+    try:
+        structlog.configure(processors=[before], cache_logger_on_first_use=True)
+        guard = Guard(shared_pipe, prefix=prefix)
+        structlog.configure(processors=[after], cache_logger_on_first_use=True)
+        guard("a man", num_inference_steps=1)
+    finally:
+        structlog.reset_defaults()
+
+    assert [entry["event"] for entry in before.entries] == ["policy.in_force"]
+    assert [entry["event"] for entry in after.entries] == ["guard.decision", "guard.outcome"]
+
+
 def test_records_go_to_the_structlog_configuration_of_the_platform(shared_pipe, prefix):
     """Where no folder is given."""
     captured = LogCapture()

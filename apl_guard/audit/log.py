@@ -77,8 +77,6 @@ class AuditLog:
         if folder is not None:
             self._durable = DurableLog(Path(folder), witnesses, Path(keys) if keys is not None else None, options)
         self._key = secrets.token_bytes(_KEY_BYTES)
-        # Both take on the platform's settings of the moment when a record comes.
-        self._structured = structlog.get_logger("apl_guard.audit")
         self._standard = structlog.wrap_logger(
             logging.getLogger("apl_guard.audit"), processors=_JSON_LINES, wrapper_class=structlog.BoundLogger
         )
@@ -190,7 +188,8 @@ class AuditLog:
     def _platform_logger(self) -> Any:
         if self._logger is not None:
             return self._logger
-        return self._structured if structlog.is_configured() else self._standard
+        # Asked for anew: one that structlog cached would go on with settings that the platform has replaced since.
+        return structlog.get_logger("apl_guard.audit") if structlog.is_configured() else self._standard
 
 
 _JSON_LINES: list[Processor] = [

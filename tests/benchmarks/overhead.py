@@ -72,10 +72,8 @@ def main() -> None:
         if options.profile:
             _profile(_guard(None)[0])
             return
-        arms = {
-            "apl-guard, records to memory": _guard(None),
-            "apl-guard, durable log with a witness": _guard(Path(folder)),
-        }
+        durable = "apl-guard, durable log with a witness"
+        arms = {"apl-guard, records to memory": _guard(None), durable: _guard(Path(folder))}
         print(HEAD)
         for callers in CALLERS:
             first = None
@@ -84,7 +82,9 @@ def main() -> None:
                 first = first or figures["p50"]
                 _print(name, callers, figures, first)
             if callers > 1:
-                _print(f"{name}, two processes", callers, _in_two(Path(folder), callers, options.seconds), first or 1)
+                _print(
+                    f"{durable}, two processes", callers, _in_two(Path(folder), callers, options.seconds), first or 1
+                )
             if options.peer:
                 _print("NeMo Guardrails, one pattern, no LLM", callers, _peer(options, callers), first or 1)
         for name, (guard, registry) in arms.items():
