@@ -178,8 +178,7 @@ def lock(path: Path) -> Iterator[None]:
 
 
 # A child of a fork would go on holding the lock of its parent, so no thread forks while one is held.
-# Taken again by the same thread where the last of another log is written while it holds one, as garbage is collected.
-_no_fork = threading.RLock()
+_no_fork = threading.Lock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_no_fork.acquire, after_in_parent=_no_fork.release, after_in_child=_no_fork.release)
 

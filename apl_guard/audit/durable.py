@@ -13,7 +13,7 @@ from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import Identity, log_file
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.folder import KEYS, LOCK, SEGMENTS, open_or_create
-from apl_guard.audit.sealing import LogOptions, SealedWriter
+from apl_guard.audit.sealing import LogOptions, SealedWriter, leave_all
 from apl_guard.errors import AplGuardError, AuditUnavailable
 
 __all__ = ["SEGMENTS", "DurableLog", "LogOptions"]
@@ -105,7 +105,8 @@ class DurableLog:
 
     def close(self) -> None:
         """Write the last record and the last checkpoint. Closing twice is fine."""
-        self._finalizer()
+        self._finalizer.detach()
+        self._core.close()
 
     def __enter__(self) -> DurableLog:
         return self
@@ -114,7 +115,7 @@ class DurableLog:
         self.close()
 
     def leave(self) -> None:
-        """In a child of a fork: what belongs to the parent is let go; the next record opens a row of its own."""
+        """In a child of a fork: what belongs to the parent is left to it; the next record opens a row of its own."""
         self._core.leave()
         self._finalizer.detach()
         self._reopening = threading.Lock()
@@ -140,6 +141,7 @@ class DurableLog:
                 self._digest_keys = DigestKeys(self._keys)
                 _ = self._digest_keys.in_use  # so that what is wrong with it shows at the start
                 self._core = SealedWriter(self._folder, self._keys, self._identity, self._witnesses, self._options)
+                self._core.start()
         except (OSError, AplGuardError) as error:
             if isinstance(error, AuditUnavailable):
                 raise
@@ -147,14 +149,15 @@ class DurableLog:
                 f"{getattr(error, 'filename', None) or self._folder}: the audit log cannot be used "
                 f"({getattr(error, 'strerror', None) or error}), so there are no images"
             ) from error
-        self._core.start()
-        self._finalizer = weakref.finalize(self, self._core.close)
+        self._finalizer = weakref.finalize(self, self._core.let_go)
+        self._finalizer.atexit = False  # those that are still open then are closed one by one
 
 
 _logs: weakref.WeakSet[DurableLog] = weakref.WeakSet()
 
 
 def _leave_all() -> None:
+    leave_all()
     for log in list(_logs):
         log.leave()
 

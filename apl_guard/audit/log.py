@@ -147,7 +147,7 @@ class AuditLog:
             self._durable.seal()
 
     def close(self) -> None:
-        """Write the last checkpoint. It happens by itself when the program ends or the log is let go."""
+        """Write the last checkpoint. It happens by itself when the program ends, or soon after the log is let go."""
         if self._durable is not None:
             self._durable.close()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import platform
+import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -22,7 +24,7 @@ from apl_guard.audit.witness import Witness
 from apl_guard.audit.writer import Writer
 from apl_guard.errors import AplGuardError, AuditUnavailable
 
-__all__ = ["LogOptions", "SealedWriter"]
+__all__ = ["LogOptions", "SealedWriter", "leave_all"]
 
 
 @dataclass(frozen=True)
@@ -68,9 +70,12 @@ class SealedWriter:
         self._options = options
         self._lock_file = folder / LOCK
         self._sealing = threading.Lock()
-        self._first = threading.Event()  # there is something to seal
-        self._enough = threading.Event()  # there is so much that it does not wait longer
-        self._is_closing = False
+        self._ending = threading.Lock()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()  # wakes the thread, to look at these:
+        self._has_some = False  # there is something to seal
+        self._has_enough = False  # there is so much that it does not wait longer
+        self._is_let_go = False
+        self._is_closed = False
         self._new_records = 0
         self._unsealed_since: float | None = None
         self._problem = "no checkpoint was made"
@@ -97,8 +102,19 @@ class SealedWriter:
         self._unsealed_since = None
 
     def start(self) -> None:
-        """Start the thread that makes checkpoints."""
-        threading.Thread(target=self._run, name="apl-guard-audit", daemon=True).start()
+        """Start the thread that makes checkpoints.
+
+        Raises:
+            AuditUnavailable: There are too many threads already.
+        """
+        try:
+            threading.Thread(target=self._run, name="apl-guard-audit", daemon=True).start()
+        except RuntimeError as error:
+            self.writer.release()
+            raise AuditUnavailable(
+                f"the thread that seals the audit log cannot start ({error}), so there are no images"
+            ) from error
+        _writing.add(self)
 
     def check_exposure(self) -> None:
         """Refuse to go on where nobody could tell later that records were changed.
@@ -121,50 +137,72 @@ class SealedWriter:
         """
         self._seal(closed=False)
 
+    def let_go(self) -> None:
+        """Have the thread close it soon.
+
+        The garbage collector calls this in the middle of whatever a thread is doing, holding whatever lock. So
+        nothing is written here, and nothing waited for.
+        """
+        self._is_let_go = True
+        self._bell.put(None)
+
     def close(self) -> None:
-        """The last record and the last checkpoint."""
-        if self.is_left or self._is_closing:
+        """The last record and the last checkpoint. Who comes second waits for the first."""
+        if self.is_left:
             return
-        self._is_closing = True
-        self._first.set()
-        self._enough.set()
-        self.writer.close()
-        with contextlib.suppress(AuditUnavailable):  # another process makes up for it
-            self._seal(closed=True)
-        self.writer.release()
+        with self._ending:
+            if self._is_closed:
+                return
+            self.writer.close()
+            with contextlib.suppress(AuditUnavailable):  # another process makes up for it
+                self._seal(closed=True)
+            self.writer.release()
+            self._is_closed = True
+        _writing.discard(self)
+        self._bell.put(None)
 
     def leave(self) -> None:
         """In a child of a fork. The descriptors are shared with the parent, so its locks stay held there."""
         self.is_left = True
         self.writer.release()
+        _writing.discard(self)
 
     def _committed(self, count: int) -> None:
         self._new_records += count
         if self._unsealed_since is None:
             self._unsealed_since = monotonic()
-        if not self._first.is_set():
-            self._first.set()
-        if self._new_records >= self._options.checkpoint_records and not self._enough.is_set():
-            self._enough.set()
+        if not self._has_some:
+            self._has_some = True
+            self._bell.put(None)
+        if self._new_records >= self._options.checkpoint_records and not self._has_enough:
+            self._has_enough = True
+            self._bell.put(None)
 
     def _run(self) -> None:
-        while not self._is_closing:
-            self._first.wait(self._options.heartbeat_seconds)
-            self._enough.wait(self._options.checkpoint_seconds)
-            if self._is_closing:
+        while not self._is_closed:
+            self._wait(lambda: self._has_some, self._options.heartbeat_seconds)
+            self._wait(lambda: self._has_enough, self._options.checkpoint_seconds)
+            if self._is_closed:
+                return
+            if self._is_let_go:
+                self.close()
                 return
             try:
                 self._seal(closed=False)
             except AuditUnavailable:
                 # Tried again; `check_exposure` stops the guard before the exposure grows too long.
-                self._first.set()
-                self._enough.clear()
+                self._has_some, self._has_enough = True, False
+
+    def _wait(self, is_so: Callable[[], bool], seconds: float) -> None:
+        end = monotonic() + seconds
+        while not (is_so() or self._is_let_go or self._is_closed) and (left := end - monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                self._bell.get(timeout=left)
 
     def _seal(self, *, closed: bool) -> None:
         try:
             with self._sealing, disk.lock(self._lock_file):
-                self._first.clear()
-                self._enough.clear()
+                self._has_some = self._has_enough = False
                 self._new_records = 0
                 since, self._unsealed_since = self._unsealed_since, None
                 try:
@@ -192,3 +230,19 @@ def _boot_id() -> str | None:
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return None
+
+
+# The thread of each ends with the interpreter, whether or not it has come to close what was let go of.
+_writing: set[SealedWriter] = set()
+
+
+@atexit.register
+def _close_all() -> None:
+    for writer in list(_writing):
+        writer.close()
+
+
+def leave_all() -> None:
+    """In a child of a fork: all of them, even those that nobody has a hold of any more."""
+    for writer in list(_writing):
+        writer.leave()

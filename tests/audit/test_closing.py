@@ -1,0 +1,129 @@
+"""How a log ends that nobody closes: whenever the garbage collector comes, whatever locks its thread then holds."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from logs import call, records
+
+from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.verify import Verdict, verify_log
+from apl_guard.errors import AuditUnavailable
+
+PROGRAM = """
+import gc, sys
+from pathlib import Path
+from logs import call, records, wait_for
+from apl_guard.audit import disk
+from apl_guard.audit.durable import DurableLog, LogOptions
+
+gc.disable()
+own, other, when = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+log = DurableLog(own, [Path(sys.argv[4])], options=LogOptions(checkpoint_records=1, checkpoint_seconds=0))
+core, ring = log._core, [log]
+ring.append(ring)
+call(log, 1)
+del log, ring  # from now on only the collector reaches it
+is_collected = []
+
+def collect():
+    gc.collect()
+    is_collected.append(True)
+
+if when == "another log is opened":
+    DurableLog(other).close()
+    with disk.lock(other / ".lock"):
+        collect()
+elif when == "the same log is opened":
+    with disk.lock(own / ".lock"):
+        collect()
+elif when == "its records are written":
+    with core.writer._lock:
+        collect()
+elif when == "its own thread seals":
+    add = core._checkpoints.add
+    def seal(*arguments, **named):
+        if not is_collected:
+            collect()
+        return add(*arguments, **named)
+    core._checkpoints.add = seal
+    core._committed(1)
+elif when == "its own thread is woken":
+    assert wait_for(lambda: not core._has_some)
+    put = core._bell.put
+    class Bell:
+        def put(self, _):
+            if not is_collected:
+                collect()
+            put(None)
+        get = core._bell.get
+    core._bell = Bell()
+    core._committed(1)
+elif when == "the program ends at once":
+    collect()
+    sys.exit()
+assert wait_for(lambda: is_collected and core._is_closed), "never closed"
+assert records(own)[-1]["event"] == "audit.close"
+"""
+
+MOMENTS = [
+    *("another log is opened", "the same log is opened", "its records are written", "its own thread seals"),
+    *("its own thread is woken", "the program ends at once", "the program ends without a collection"),
+]
+
+
+@pytest.mark.parametrize("when", MOMENTS)
+def test_a_log_in_a_cycle_is_closed_whenever_it_is_collected(tmp_path, when):
+    """The collector comes while its thread holds the lock that closing needs: nothing waits for itself for ever."""
+    program = PROGRAM
+    if when.endswith("without a collection"):
+        program = program.split("if when ==")[0]
+    place = Path(__file__).parent
+    command = [sys.executable, "-c", program, str(tmp_path / "own"), str(tmp_path / "other"), when]
+    command.append(str(tmp_path / "witness"))
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": f"{place}:{Path.cwd()}"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert [record["event"] for record in records(tmp_path / "own")].count("audit.close") == 1
+    assert verify_log(tmp_path / "own", [tmp_path / "witness"]).verdict is Verdict.VALID
+
+
+def test_a_log_is_closed_once_however_many_close_it(folders):
+    """Eight threads close it at once; when any of them comes back, the last checkpoint is on disk."""
+    log, witness = folders
+    durable = DurableLog(log, [witness])
+    call(durable, 1)
+    begin = threading.Barrier(8)
+    found = []
+
+    def close():
+        begin.wait()
+        durable.close()
+        found.append(verify_log(log, [witness]).verdict)
+
+    threads = [threading.Thread(target=close) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [Verdict.VALID] * 8
+    assert [record["event"] for record in records(log)].count("audit.close") == 1
+
+
+def test_a_log_whose_thread_cannot_start_is_refused(folders, monkeypatch):
+    """No guard runs on a log that nobody seals, and the next process takes its writer for dead."""
+    log, witness = folders
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(AuditUnavailable, match="cannot start"):
+            DurableLog(log, [witness])
+    DurableLog(log, [witness]).close()
+    assert "audit.recovery" in [record["event"] for record in records(log)]
+    assert verify_log(log, [witness]).verdict is Verdict.VALID
