@@ -10,8 +10,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
@@ -20,7 +21,7 @@ from apl_guard.audit import AuditLog
 from apl_guard.backend import adapter_for
 from apl_guard.decision import Decision
 from apl_guard.detect.output import OutputCheck
-from apl_guard.errors import InvalidInput, SelfTestFailed
+from apl_guard.errors import GuardUnavailable, InvalidInput, SelfTestFailed
 from apl_guard.guard.call import Call, Guarded, refuse
 from apl_guard.guard.selftest import CANARIES, SelfTest, run_canaries
 from apl_guard.in_force import PolicyInForce
@@ -94,21 +95,25 @@ class Guard:
             "_audit": audit if isinstance(audit, AuditLog) else AuditLog(audit, witness=audit_witness),
             "_metrics_registry": metrics_registry or CollectorRegistry(),
         }
-        registry = registry if isinstance(registry, PrefixRegistry) else PrefixRegistry(registry)
-        given = registry.open(prefix) if isinstance(prefix, str | Path) else prefix
-        if isinstance(given, Prefix):
-            given = RegistryEntry(given.metadata.name, Path(given.metadata.name), given)
-        own["_finder"] = PrefixFinder(own["_backend"], registry, given)
-        own["_metrics"] = Metrics.on(own["_metrics_registry"], metrics_tenants)
-        own["_metrics"].introduce(own["_backend"].name, own["_audit"].sink)
-        own["_policy"] = ReloadablePolicy(
-            policy,
-            *(own[part] for part in ("_backend", "_finder", "_audit", "_metrics")),
-            has_output_check=output_check is not None,
-        )
+        with ExitStack() as opened:
+            if own["_audit"] is not audit:
+                opened.callback(own["_audit"].close)
+            registry = registry if isinstance(registry, PrefixRegistry) else PrefixRegistry(registry)
+            given = registry.open(prefix) if isinstance(prefix, str | Path) else prefix
+            if isinstance(given, Prefix):
+                given = RegistryEntry(given.metadata.name, Path(given.metadata.name), given)
+            own["_finder"] = PrefixFinder(own["_backend"], registry, given)
+            own["_metrics"] = Metrics.on(own["_metrics_registry"], metrics_tenants)
+            own["_metrics"].introduce(own["_backend"].name, own["_audit"].sink)
+            own["_policy"] = ReloadablePolicy(
+                policy,
+                *(own[part] for part in ("_backend", "_finder", "_audit", "_metrics")),
+                has_output_check=output_check is not None,
+            )
+            own["_opened"] = opened.pop_all()  # nothing went wrong: it stays open
         own["_tracing"] = tracing
         own["_output_check"] = output_check
-        own["_ready"], own["_self_test_error"] = False, None
+        own["_ready"], own["_self_test_error"], own["_is_closed"] = False, None, False
         self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
 
     @property
@@ -207,6 +212,8 @@ class Guard:
         return ready
 
     def _generate(self, *args: Any, **kwargs: Any) -> Guarded:
+        if self._is_closed:
+            raise GuardUnavailable("the guard is closed, so there is no image; make another one")
         in_force: PolicyInForce = self._policy.in_force
         check: OutputCheck | None = self._output_check
         with self._metrics.watch(self._backend.name, self._tracing) as watch:
@@ -248,6 +255,7 @@ class Guard:
             InvalidInput: The guard was made with a policy that is no file.
         """
         watch: PolicyWatch = self._policy.watch(seconds)
+        self._opened.callback(watch.close)
         return watch
 
     def serve_metrics(self, port: int, address: str = "127.0.0.1") -> MetricsServer:
@@ -265,7 +273,35 @@ class Guard:
         Raises:
             MetricsUnavailable: The port is taken or may not be used.
         """
-        return serve(of_all_processes() if is_multiprocess() else self._metrics_registry, port, address)
+        server = serve(of_all_processes() if is_multiprocess() else self._metrics_registry, port, address)
+        self._opened.callback(server.close)
+        return server
+
+    def close(self) -> None:
+        """End what the guard has opened: its log in a folder, its watches of the policy, its servers of metrics.
+
+        From then on it gives no image. A log that was handed in stays open, as does the pipe. What nobody closes ends
+        with the program. Closing twice is fine, and `with Guard(…) as guard:` closes it, too.
+
+        Example:
+            >>> from apl_guard.testing import random_prefix, tiny_pipe
+            >>> pipe = tiny_pipe()
+            >>> with Guard(pipe, prefix=random_prefix(pipe, n=4)) as guard:
+            ...     image = guard("a photo of a man", num_inference_steps=1).images[0]
+            >>> guard("a photo of a man")
+            Traceback (most recent call last):
+            apl_guard.errors.GuardUnavailable: the guard is closed, so there is no image; make another one
+        """
+        self.__dict__["_is_closed"] = True
+        self._opened.close()
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -56,7 +56,7 @@ class TestFullDisk:
         guard("a cat")
         gaps = [r for r in records(log) if r["event"] == "audit.gap"]
         assert sum(r["refused"] for r in gaps) == refused
-        guard._audit.close()
+        guard.close()
         assert verify_log(log, [witness]).verdict == Verdict.VALID
 
     def test_a_folder_without_room_is_refused_at_the_start(self, small, prefix, tmp_path):
@@ -86,7 +86,7 @@ def test_a_file_size_limit_stops_images_too(prefix, folders):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert pipe.calls == 0
     guard("a cat")
-    guard._audit.close()
+    guard.close()
     assert [r["refused"] for r in records(log) if r["event"] == "audit.gap"] == [3]
     assert verify_log(log, [witness]).verdict == Verdict.VALID
 

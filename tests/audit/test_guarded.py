@@ -62,7 +62,7 @@ def test_calls_records_and_metrics_agree_exactly_after_a_soak_with_faults(prefix
     with pytest.raises(RuntimeError):
         guard("break")  # so that a last gap is recorded
     seen["RuntimeError"] += 1
-    guard._audit.close()
+    guard.close()
 
     calls = 8 * each + 1
     assert sum(seen.values()) == calls == sum(counted(registry).values())
@@ -134,7 +134,7 @@ def test_no_number_of_unknown_arguments_makes_a_call_vanish_from_the_log(prefix,
     guard = Guard(instant.Pipe(), prefix=prefix, audit=log, audit_witness=witness)
     with pytest.raises(PolicyBlocked) as caught:
         guard("a cat", **{f"{number:05d}" + "x" * 1000: 1 for number in range(20_000)})
-    guard._audit.close()
+    guard.close()
 
     assert len(str(caught.value)) < 5_000
     decision, outcome = (r for r in records(log) if r["event"].startswith("guard."))
@@ -164,7 +164,7 @@ def test_any_text_is_one_line_of_ascii(prefix, folders, prompt):
     guard = Guard(instant.Pipe(), prefix=prefix, audit=log, audit_witness=witness, policy="unsafe_allow_all")
     with contextlib.suppress(PolicyBlocked, InvalidInput):
         guard(prompt)
-    guard._audit.close()
+    guard.close()
 
     content = b"".join(path.read_bytes() for path in (log / "segments").iterdir())
     assert content.isascii()

@@ -17,7 +17,7 @@ class TestKeys:
         log, witness = folders
         guard = Guard(instant.Pipe(), prefix=prefix, audit=log, audit_witness=witness)
         guard("a cat")
-        guard._audit.close()
+        guard.close()
         return log
 
     def reopen(self, log):

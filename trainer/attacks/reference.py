@@ -19,7 +19,7 @@ from apl_guard.trainer.minifaces.judge import load_guard_recogniser
 from apl_guard.trainer.minifaces.judge_training import portraits
 from apl_guard.trainer.minifaces.traits import Identity, random_identity
 
-__all__ = ["GuardRecogniser", "reference_check"]
+__all__ = ["OutputRecogniser", "reference_check"]
 
 WITHHELD = 0.01
 """The share of pictures of strangers that may be withheld by mistake; it sets the threshold."""
@@ -28,7 +28,7 @@ _EACH = 3
 _STRANGERS = 500
 
 
-class GuardRecogniser:
+class OutputRecogniser:
     """The second recogniser of the reference world, which never judges. It takes every picture for one face."""
 
     name = "minifaces guard 2"
@@ -53,7 +53,7 @@ def reference_check(seed: int = 0) -> OutputCheck:
     Args:
         seed: Of the drawings that the people are enrolled from.
     """
-    recogniser = GuardRecogniser()
+    recogniser = OutputRecogniser()
     people = known_people()
     drawn = _draw([person.identity for person in people], _EACH, seed)
     gallery = Gallery.enroll(
