@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from apl_guard.prefix import Prefix
 from apl_guard.registry.fit import Fit
 from apl_guard.request import GenerationRequest
 from apl_guard.request.context import current_context
+from apl_guard.request.ids import new_id
 
 __all__ = ["Call", "Guarded", "refuse"]
 
@@ -255,7 +255,7 @@ def refuse(error: Exception, backend: Backend, policy: Policy, audit: AuditLog, 
     result = "failed" if isinstance(error, GuardUnavailable) else "invalid"
     try:
         with watch.recording(audit.sink):
-            audit.refusal(uuid.uuid4().hex, backend.name, policy, result, type(error).__name__)
+            audit.refusal(new_id(), backend.name, policy, result, type(error).__name__)
     except Exception as unwritten:
         watch.ended("failed", policy, unwritten)
         raise _unavailable(unwritten) from error

@@ -52,11 +52,11 @@ def read_revoked(root: Path) -> RevokedFile:
     Raises:
         RegistryUnavailable: It is damaged, so nobody knows what was revoked.
     """
-    path = root / REVOKED_NAME
     try:
-        os.lstat(path)  # on each call of a guard, so no more than one question
+        os.lstat(os.path.join(root, REVOKED_NAME))  # on each call of a guard, so no more than one question
     except (FileNotFoundError, NotADirectoryError):
         return _EMPTY
+    path = root / REVOKED_NAME
     try:
         return parse_revoked(read_file(path, limit=MAX_REVOKED_BYTES, follow_links=False), path)
     except PrefixInvalid as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -10,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from apl_guard.errors import GuardUnavailable, InvalidInput, RequestTooLarge
+from apl_guard.request.ids import new_id
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -107,7 +107,7 @@ class GenerationRequest:
     """The text encoders that the prompts go to, where the adapter can see them."""
     carries_prefix: bool = True
     """Whether a prefix can reach the text encoder. Into a hosted service no embedding can travel."""
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=new_id)
 
     def __post_init__(self) -> None:
         _check_size((text for found in self.text.values() for text in found), where="request")

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from pathlib import Path
 from statistics import median
 
@@ -93,7 +94,7 @@ def main() -> None:
 
 
 def _guard(folder: Path | None) -> tuple[Guard, CollectorRegistry]:
-    kept: list[object] = []
+    kept: deque[object] = deque(maxlen=1000)  # more would time the garbage collector
 
     def keep(_: object, __: str, event: dict[str, object]) -> dict[str, object]:
         kept.append(event)
