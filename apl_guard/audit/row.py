@@ -122,7 +122,11 @@ class Row:
         return None
 
     def _successor(self, position: int) -> tuple[int | None, int | None, bool]:
-        """The segment that goes on after this one, and where it says that this one ends."""
+        """The segment that goes on after this one, and where it says that this one ends.
+
+        Of several in a row that say so, it is the last: others were begun in vain, and nothing in them acknowledged.
+        """
+        found: tuple[int | None, int | None, bool] = None, None, False
         for later in range(position + 1, len(self.numbers)):
             path = self.folder / segment_name(self.writer, self.numbers[later])
             with path.open("rb") as stream:
@@ -132,10 +136,12 @@ class Row:
             try:
                 previous = Record.parse(line[:-1]).fields["previous"]
                 if previous["segment"] == self.numbers[position]:
-                    return later, int(previous["bytes"]), previous["suspect"] is True
+                    found = later, int(previous["bytes"]), previous["suspect"] is True
+                elif found[0] is not None:
+                    break
             except (ValueError, KeyError, TypeError):
                 continue
-        return None, None, False
+        return found
 
     def _stop(
         self, stream: Any, number: int, offset: int, following: int | None, line: bytes, wrong: str | None = None

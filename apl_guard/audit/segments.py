@@ -39,17 +39,22 @@ class Segments:
     def __init__(self, folder: Path, writer: str) -> None:
         self.next_number = 0
         """Of the segment that is begun next."""
-        self.is_suspect = False
-        """Whether bytes may follow what counts of the last segment."""
         self._folder = folder
         self._writer = writer
         self._handle: int | None = None
+        self._number = -1
+        """Of the one that is open."""
         self._alive: int | None = None
+        self._suspect: set[int] = set()
 
     @property
     def is_open(self) -> bool:
         """Whether there is one to append to."""
         return self._handle is not None
+
+    def is_suspect(self, number: int) -> bool:
+        """Whether bytes may follow what counts of a segment."""
+        return number in self._suspect
 
     def begin(self, content: bytes) -> int:
         """Begin the next segment, and return its number when its content is on disk.
@@ -73,10 +78,9 @@ class Segments:
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
-        self._handle = handle
+        self._handle, self._number = handle, number
         if self._alive is None:
             self._alive = handle
-        self.is_suspect = False
         return number
 
     def append(self, content: bytes) -> None:
@@ -96,10 +100,18 @@ class Segments:
                 os.close(self._handle)
         self._handle = None
 
-    def give_up(self) -> None:
-        """The same where nobody knows what is on disk."""
+    def give_up(self, counted: int) -> None:
+        """The same where nobody knows what is on disk.
+
+        Args:
+            counted: The last segment in which records count. One that was begun after it was begun in vain.
+        """
         if self._handle is not None:
-            self.is_suspect = True
+            if self._number == counted:
+                self._suspect.add(counted)
+            else:
+                with contextlib.suppress(OSError):  # where it stays, readers pass over it
+                    (self._folder / segment_name(self._writer, self._number)).unlink()
         self.end()
 
     def release(self) -> None:

@@ -23,6 +23,7 @@ from apl_guard.errors import AuditUnavailable
 __all__ = ["Writer"]
 
 _MAX_NAMED = 10_000
+_CLOSE = "audit.close"
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,19 @@ class _State:
     """Bytes of the segment that count."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Entry:
     """A record on its way to the disk."""
 
     body: bytes
+    """Empty for the last record, which is made when it is written."""
     event: str
     decision: str | None
     opens: bool
     closes: bool
     done: threading.Lock = field(default_factory=threading.Lock)
-    leads: bool = False
+    """Locked while its caller waits."""
+    is_written: bool = False
     error: BaseException | None = None
 
 
@@ -79,7 +82,10 @@ class Writer:
         self._segment_bytes = segment_bytes
         self._lock = threading.Lock()
         self._waiting: list[_Entry] = []
-        self._has_leader = False
+        self._batch: list[_Entry] = []
+        """Those whose records are being written."""
+        self._leader: _Entry | None = None
+        """Who writes for everybody."""
         self._is_closed = False
         self._state = _State(Tree(), NO_PREVIOUS, -1, 0)
         self._open: dict[str, None] = {}
@@ -120,36 +126,22 @@ class Writer:
             raise AuditUnavailable(
                 f"the record cannot be written down ({type(error).__name__}), so there is no image"
             ) from error
-        with self._lock:
-            if self._is_closed:
-                raise AuditUnavailable("the audit log is closed, so there is no image")
-            self._waiting.append(entry)
-            entry.leads = not self._has_leader
-            if entry.leads:
-                self._has_leader = True
-            else:
-                entry.done.acquire()
-        if not entry.leads:
-            self._wait(entry)
-        if entry.leads:
-            self._lead()
-        if entry.error is not None:
-            raise disk.unavailable(entry.error, self._folder) from entry.error
+        self._put(entry)
+        if not entry.is_written:
+            raise disk.unavailable(entry.error or OSError(), self._folder) from entry.error
 
     def refuse(self, event: str, decision: str | None, *, closes: bool = False) -> None:
         """Remember a record that shall not be written now, to say so in one that can be."""
         self._refuse([_Entry(b"", event, decision, opens=False, closes=closes)])
 
     def close(self) -> Tree:
-        """Write the last record, and let go of the files.
+        """Write the last record, behind all that have begun. None begins any more.
 
         Returns:
             The tree over all records of this writer.
         """
-        with contextlib.suppress(AuditUnavailable):  # what is on disk counts
-            self.append("audit.close", {"open": list(self._open)})
-        with self._lock:
-            self._is_closed = True
+        with contextlib.suppress(AuditUnavailable):  # it is closed already
+            self._put(_Entry(b"", _CLOSE, None, opens=False, closes=False))
         return self._state.tree
 
     def release(self) -> None:
@@ -157,54 +149,72 @@ class Writer:
         self._is_closed = True
         self._segments.release()
 
-    def _wait(self, entry: _Entry) -> None:
+    def _put(self, entry: _Entry) -> None:
+        """Have a record written, by this thread or another."""
         try:
             entry.done.acquire()
-        except BaseException:
-            # Such as Ctrl-C. A record that nobody has taken yet is not written; a lead must not be lost.
             with self._lock:
-                if entry in self._waiting:
-                    self._waiting.remove(entry)
-                if entry.leads:
-                    self._pass_lead()
+                if self._is_closed:
+                    raise AuditUnavailable("the audit log is closed, so there is no image")
+                self._is_closed = entry.event == _CLOSE
+                self._waiting.append(entry)
+                if self._leader is None:
+                    self._leader = entry
+            if self._leader is not entry:
+                entry.done.acquire()
+            if self._leader is entry:
+                self._lead()
+        except BaseException:  # such as Ctrl-C, or what a handler of signals raises
+            self._leave(entry)
             raise
 
+    # An interruption may come wherever Python calls something. Whatever leads is then passed on by `_leave`.
+
     def _lead(self) -> None:
-        """Write for everybody who waits, then pass the lead on to the first who came meanwhile."""
-        with self._lock:
-            batch, self._waiting = self._waiting, []
+        """Write for everybody who waits."""
         try:
-            self._commit(batch)
+            with self._lock:
+                self._batch, self._waiting = self._waiting, []
+            self._commit(self._batch)
+            for entry in self._batch:
+                entry.is_written = True
         except BaseException as error:
-            self._segments.give_up()
-            for entry in batch:
+            self._segments.give_up(self._state.segment)
+            unwritten = [entry for entry in self._batch if not entry.is_written]
+            for entry in unwritten:
                 entry.error = error
-            self._refuse(batch)
+            self._refuse(unwritten)
             if not isinstance(error, Exception):
                 raise
-        else:
-            self._on_commit(len(batch))
-        finally:
-            with self._lock:
-                self._pass_lead()
-            for entry in batch:
-                if not entry.leads:
-                    entry.done.release()
+        self._pass_lead()
+
+    def _leave(self, entry: _Entry) -> None:
+        """A caller goes away. Its record is not written if nobody has begun, and a lead is not lost."""
+        with self._lock:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+        if self._leader is entry:
+            self._pass_lead()
 
     def _pass_lead(self) -> None:
-        if self._waiting:
-            first = self._waiting[0]
-            first.leads = True
-            first.done.release()
-        else:
-            self._has_leader = False
+        """Let go of those who were written for, and wake the first who came meanwhile. Done again if interrupted."""
+        if written := sum(entry.is_written for entry in self._batch):
+            self._on_commit(written)
+        for entry in self._batch:
+            with contextlib.suppress(RuntimeError):  # it is already let go
+                entry.done.release()
+        with self._lock:
+            self._batch = []
+            self._leader = self._waiting[0] if self._waiting else None
+            if self._leader is not None:
+                self._leader.done.release()
 
     def _commit(self, batch: list[_Entry]) -> None:
         try:
             self._write(batch)
         except OSError:
             # After a failed sync nothing is known about that file; what matters goes into a new one, once.
-            self._segments.give_up()
+            self._segments.give_up(self._state.segment)
             self._write(batch)
 
     def _write(self, batch: list[_Entry]) -> None:
@@ -214,7 +224,7 @@ class Writer:
         is_new = not self._segments.is_open
         tree, last = state.tree.copy(), state.last
         lines: list[bytes] = []
-        bodies = [entry.body for entry in batch]
+        bodies = [entry.body or self._last_body(batch) for entry in batch]
         with self._lock:
             refused, refused_count = list(self._refused), self._refused_count
         if refused:
@@ -238,12 +248,13 @@ class Writer:
             with self._lock:
                 del self._refused[: len(refused)]
                 self._refused_count -= refused_count
-        for entry in batch:
-            if entry.decision is not None:
-                if entry.opens:
-                    self._open[entry.decision] = None
-                elif entry.closes:
-                    self._open.pop(entry.decision, None)
+        _follow(self._open, batch)
+
+    def _last_body(self, batch: Iterable[_Entry]) -> bytes:
+        """The record that ends the row: what is open behind the records before it."""
+        left_open = dict(self._open)
+        _follow(left_open, batch)
+        return encode_body(_CLOSE, {"open": list(left_open)})
 
     def _first_body(self) -> bytes:
         """The record that opens a segment: where the one before ends."""
@@ -253,7 +264,7 @@ class Writer:
             previous = {
                 "segment": state.segment,
                 "bytes": state.length,
-                "suspect": self._segments.is_suspect,
+                "suspect": self._segments.is_suspect(state.segment),
             }
         fields = {
             **self._about,
@@ -274,3 +285,13 @@ class Writer:
                     self._open.pop(entry.decision, None)  # the gap record names it
                 if len(self._refused) < _MAX_NAMED:
                     self._refused.append((entry.event, entry.decision))
+
+
+def _follow(open_ids: dict[str, None], batch: Iterable[_Entry]) -> None:
+    """Which decisions are open after these records."""
+    for entry in batch:
+        if entry.decision is not None:
+            if entry.opens:
+                open_ids[entry.decision] = None
+            elif entry.closes:
+                open_ids.pop(entry.decision, None)

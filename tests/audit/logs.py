@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 from time import monotonic, sleep
 
 from apl_guard.audit.durable import DurableLog, LogOptions
@@ -10,6 +13,7 @@ from apl_guard.audit.reading import read_log
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
 
+PROGRAM = Path(__file__).with_name("writing.py")
 TORTURE = os.environ.get("APL_GUARD_TORTURE") == "1"
 """Whether `make torture` runs: the same tests, many more rounds."""
 
@@ -66,3 +70,24 @@ def expected(log, **conditions):
         return fields
 
     return [f.fields for f in read_log(log) if all(value(f.fields, n) == wanted for n, wanted in conditions.items())]
+
+
+def program(*arguments, given=None):
+    """Run the program of the children; what it said."""
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=7200, input=given)
+
+
+def in_log(log):
+    """Every record in the segments, as the program says it promised them. Torn lines do not count."""
+    found = []
+    for path in sorted((log / "segments").iterdir()):
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            try:
+                fields = json.loads(line)
+            except ValueError:
+                continue
+            if fields["event"].startswith("guard."):
+                found.append(f"{fields['event']} {fields['decision_id']}")
+    return found

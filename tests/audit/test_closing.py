@@ -1,12 +1,13 @@
 """How a log ends that nobody closes: whenever the garbage collector comes, whatever locks its thread then holds."""
 
+import contextlib
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-from logs import call, records
+from logs import call, records, wait_for
 
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.verify import Verdict, verify_log
@@ -111,6 +112,37 @@ def test_a_log_is_closed_once_however_many_close_it(folders):
         thread.join()
     assert found == [Verdict.VALID] * 8
     assert [record["event"] for record in records(log)].count("audit.close") == 1
+
+
+def test_a_log_that_is_closed_while_threads_write_is_valid(tmp_path):
+    """No record comes behind the last one, which names exactly the decisions that have no outcome."""
+    for number in range(10):
+        log, witness = tmp_path / f"log{number}", tmp_path / f"witness{number}"
+        durable = DurableLog(log, [witness])
+        promised = []
+
+        def write(thread, durable=durable, promised=promised):
+            with contextlib.suppress(AuditUnavailable):
+                for k in range(100_000):
+                    decision = f"{thread}-{k}"
+                    for event, place in (("guard.decision", {"opens": True}), ("guard.outcome", {"closes": True})):
+                        durable.append(event, {"decision_id": decision}, decision=decision, **place)
+                        promised.append((event, decision))
+
+        threads = [threading.Thread(target=write, args=(thread,)) for thread in range(6)]
+        for thread in threads:
+            thread.start()
+        assert wait_for(lambda promised=promised, least=number * 5: len(promised) > least)
+        durable.close()
+        for thread in threads:
+            thread.join()
+
+        assert verify_log(log, [witness]).verdict is Verdict.VALID
+        *written, last = records(log)
+        found = [(r["event"], r["decision_id"]) for r in written if r["event"].startswith("guard.")]
+        assert sorted(found) == sorted(promised)
+        done = {decision for event, decision in found if event == "guard.outcome"}
+        assert (last["event"], set(last["open"])) == ("audit.close", {decision for _, decision in found} - done)
 
 
 def test_a_log_whose_thread_cannot_start_is_refused(folders, monkeypatch):

@@ -1,22 +1,17 @@
 """Whatever dies, fails or fills up: no record that was promised is lost, and the log says what happened."""
 
 import json
-import os
 import random
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from logs import TORTURE
+from logs import TORTURE, in_log, program
 
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.verify import Verdict, verify_log
 from apl_guard.errors import InvalidInput
 
-PROGRAM = Path(__file__).with_name("writing.py")
 KILLS = 1000 if TORTURE else 40
 FAULTS = None if TORTURE else 40
 # What a process asks of the file system. The result of closing a file that was synced matters to nobody.
@@ -27,27 +22,6 @@ CALLS = [
 ERRORS = ["error=EIO", "error=ENOSPC", "error=EINTR", "signal=KILL"]
 
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace (apt-get install strace)")
-
-
-def program(*arguments, given=None):
-    """Run the program of the children; what it said."""
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=7200, input=given)
-
-
-def in_log(log):
-    """Every record in the segments, as the program says it promised them. Torn lines do not count."""
-    found = []
-    for path in sorted((log / "segments").iterdir()):
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            try:
-                fields = json.loads(line)
-            except ValueError:
-                continue
-            if fields["event"].startswith("guard."):
-                found.append(f"{fields['event']} {fields['decision_id']}")
-    return found
 
 
 def test_nothing_promised_is_lost_when_processes_are_killed(folders):

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import instant
 import pytest
-from logs import counted, records, wait_for
+from logs import call, counted, records, wait_for
 from prometheus_client import CollectorRegistry
 
 from apl_guard import AuditUnavailable, Guard
 from apl_guard.audit import AuditLog, disk
+from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.verify import Verdict, verify_log
 
 
@@ -175,3 +176,35 @@ def test_a_lock_is_let_go_of_where_its_file_cannot_be_closed(tmp_path, monkeypat
     assert disk.try_lock(other)
     for handle in (*left_open, other):
         close(handle)
+
+
+def test_a_file_begun_in_vain_that_cannot_be_removed_is_passed_over(folders, monkeypatch):
+    """The disk fails as a new file of records is begun, and again as it is removed: its record is written once more.
+
+    Nothing says later that the log was tampered with, and no record is missing or there twice.
+    """
+    log, witness = folders
+    durable = DurableLog(log, [witness], options=LogOptions(checkpoint_seconds=1e6, segment_bytes=1))
+    sync, failing = disk.sync, [True]
+
+    def sync_once(handle):
+        sync(handle)
+        if failing:
+            failing.clear()
+            raise OSError(5, "Input/output error")
+
+    def unlink(_):
+        raise OSError(5, "Input/output error")
+
+    call(durable, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "sync", sync_once)
+        patch.setattr(Path, "unlink", unlink)
+        call(durable, 2)
+    call(durable, 3)
+    durable.close()
+
+    report = verify_log(log, [witness])
+    assert (report.verdict, report.findings) == (Verdict.VALID, [])
+    decided = [record["decision_id"] for record in records(log) if record["event"] == "guard.decision"]
+    assert decided == [f"{number:032x}" for number in (1, 2, 3)]

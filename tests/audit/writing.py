@@ -1,6 +1,7 @@
 """A program that writes to a log and says which records it was promised. Tests kill, starve and trip it.
 
 writing.py rounds LOG WITNESS ROUNDS SEED      children that are killed at random times
+writing.py stops LOG WITNESS ROUNDS SEED       children that a signal stops at random times, whose handler raises
 writing.py crowd LOG WITNESS PROCESSES CALLS   processes of four threads each, all at once
 writing.py steps LOG WITNESS ACKS              every kind of step once, in one thread, for a tracer
 """
@@ -67,6 +68,41 @@ def rounds(log, witness, count, seed):
             sys.exit(f"round {number}: the child ended by itself")
         # The pipe cuts nothing off: a line goes out in one write.
         sys.stdout.write(promised)
+
+
+def stops(log, witness, count, seed):
+    """Stop as many children, which end as programs do. Prints every record that one of them was promised."""
+    chance = random.Random(seed)
+    for number in range(count):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reading)
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            durable = DurableLog(log, [witness], options=LogOptions(checkpoint_records=16, segment_bytes=6000))
+
+            def write(thread, durable=durable, writing=writing, name=f"s{number}"):
+                for k in range(10**9):  # until the log is closed, or its process ends
+                    decision = f"{name}-{thread}-{k}"
+                    for event, place in (("guard.decision", {"opens": True}), ("guard.outcome", {"closes": True})):
+                        durable.append(event, {"decision_id": decision}, decision=decision, **place)
+                        os.write(writing, f"{event} {decision}\n".encode())
+
+            threading.excepthook = lambda _: None
+            for thread in range(3):
+                threading.Thread(target=write, args=(thread,), daemon=True).start()
+            write("main")
+        os.close(writing)
+        select.select([reading], [], [], 30)
+        time.sleep(chance.uniform(0, 0.05))
+        os.kill(child, signal.SIGTERM)
+        with os.fdopen(reading) as stream:
+            promised = stream.read()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status != 143:
+            sys.exit(f"round {number}: the child ended with {status}")
+        sys.stdout.write(promised)
+        sys.stdout.flush()
 
 
 def crowd(log, witness, processes, calls):
@@ -214,6 +250,8 @@ if __name__ == "__main__":
     match what:
         case "rounds":
             rounds(Path(log), Path(witness), int(rest[0]), int(rest[1]))
+        case "stops":
+            stops(Path(log), Path(witness), int(rest[0]), int(rest[1]))
         case "crowd":
             crowd(Path(log), Path(witness), int(rest[0]), int(rest[1]))
         case "fork":

@@ -1,0 +1,165 @@
+"""Ctrl-C, and handlers of signals that raise: wherever they come, no promised record is lost and nobody waits on."""
+
+import dis
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+
+import pytest
+from logs import TORTURE, in_log, program, records
+
+from apl_guard import audit
+from apl_guard.audit import disk
+from apl_guard.audit.durable import DurableLog, LogOptions
+from apl_guard.audit.verify import Verdict, verify_log
+
+FOLDER = os.path.dirname(audit.__file__)
+LOOKS = {"RESUME", "JUMP_BACKWARD", "CALL", "CALL_FUNCTION_EX", "CALL_KW"}
+"""After these Python looks whether a signal has come, and nowhere else."""
+
+
+class InterruptAt:
+    """Raises KeyboardInterrupt the k-th time that Python looks for signals inside the code of the log."""
+
+    def __init__(self, k):
+        self.left = k
+        self.places = {}
+
+    def __enter__(self):
+        sys.settrace(self.trace)
+
+    def __exit__(self, *_):
+        sys.settrace(None)
+
+    def trace(self, frame, event, _):
+        code = frame.f_code
+        if not code.co_filename.startswith(FOLDER):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            if code not in self.places:
+                steps = list(dis.get_instructions(code))
+                self.places[code] = {b.offset for a, b in itertools.pairwise(steps) if a.opname in LOOKS}
+            if frame.f_lasti in self.places[code]:
+                self.left -= 1
+                if self.left < 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+        return self.trace
+
+
+def in_time(what):
+    """Do it in a thread; whether it ends."""
+    thread = threading.Thread(target=what, daemon=True)
+    thread.start()
+    thread.join(20)
+    return not thread.is_alive()
+
+
+@pytest.mark.parametrize("crowded", [False, True], ids=["alone", "while another thread writes"])
+@pytest.mark.parametrize("segment_bytes", [1, 1 << 20], ids=["each record in a file of its own", "one file"])
+def test_an_interruption_anywhere_in_the_code_loses_nothing(folders, monkeypatch, segment_bytes, crowded):
+    """A record is interrupted at each place in turn. The next one is written, and the whole log is valid."""
+    log, witness = folders
+    options = LogOptions(checkpoint_seconds=1e6, heartbeat_seconds=1e6, segment_bytes=segment_bytes)
+    durable = DurableLog(log, [witness], options=options)
+    promised, at = [], 0
+
+    def write(name):
+        durable.append("guard.decision", {"decision_id": name}, decision=name, opens=True)
+        promised.append(name)
+
+    begun, sync = threading.Event(), disk.sync
+
+    def slow_sync(handle):
+        begun.set()
+        sync(handle)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(disk, "sync", slow_sync if crowded else sync)
+    while True:
+        other = threading.Thread(target=write, args=(f"beside {at}",), daemon=True)
+        if crowded:  # the interrupted one waits for it, and then gets the lead
+            begun.clear()
+            other.start()
+            begun.wait()
+        try:
+            with InterruptAt(at):
+                write(f"interrupted at {at}")
+            break  # it was over before
+        except KeyboardInterrupt:
+            pass
+        assert in_time(lambda at=at: write(f"after {at}")), f"the record after the interruption at {at} hangs"
+        assert not crowded or in_time(other.join), f"the record beside the interruption at {at} hangs"
+        at += 1
+    assert at > 60
+    assert in_time(durable.close)
+
+    found = [record["decision_id"] for record in records(log) if record["event"] == "guard.decision"]
+    assert len(set(found)) == len(found)
+    assert sorted(set(promised) - set(found)) == []
+    assert sum(name.startswith("after") for name in promised) == at
+    report = verify_log(log, [witness])
+    assert (report.verdict, report.findings) == (Verdict.VALID, [])
+
+
+def test_who_is_interrupted_while_waiting_holds_nobody_up(folders, monkeypatch):
+    """A signal comes while the main thread waits for another that writes: its own record is never begun."""
+    log, witness = folders
+    durable = DurableLog(log, [witness])
+    begun, go, sync = threading.Event(), threading.Event(), disk.sync
+
+    def slow_sync(handle):
+        begun.set()
+        assert go.wait(20)
+        sync(handle)
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    monkeypatch.setattr(disk, "sync", slow_sync)
+    other = threading.Thread(target=durable.append, args=("first", {}), kwargs={"decision": None})
+    other.start()
+    begun.wait()
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(Stopped):
+            durable.append("second", {}, decision=None)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    go.set()
+    other.join()
+    assert in_time(lambda: durable.append("third", {}, decision=None))
+    durable.close()
+    events = [record["event"] for record in records(log)]
+    assert [event for event in events if not event.startswith("audit.")] == ["first", "third"]
+
+
+def test_processes_that_a_signal_stops_end_their_logs(folders):
+    """SIGTERM at random times, whose handler raises SystemExit: each process ends, and says what was left open."""
+    log, witness = folders
+    rounds = 500 if TORTURE else 20
+    found = program("stops", log, witness, rounds, 3)
+    assert found.returncode == 0, found.stdout[-300:] + found.stderr
+    promised = found.stdout.splitlines()
+    assert len(promised) > rounds
+
+    report = verify_log(log, [witness])
+    assert (report.verdict, report.findings, report.records) == (Verdict.VALID, [], report.witnessed)
+    assert sorted(set(promised) - set(in_log(log))) == []
+    written = records(log)
+    assert [record["event"] for record in written].count("audit.close") == rounds
+    decided, done = (
+        {record["decision_id"] for record in written if record["event"] == event}
+        for event in ("guard.decision", "guard.outcome")
+    )
+    left_open = {decision for record in written if record["event"] == "audit.close" for decision in record["open"]}
+    refused = {decision for record in written if record["event"] == "audit.gap" for _, decision in record["records"]}
+    assert left_open == decided - done - refused
