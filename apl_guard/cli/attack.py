@@ -30,6 +30,12 @@ def attack(
     people: Annotated[int, typer.Option(min=1, help="How many people to search for, at most 40.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each search.")] = 240,
     draw_steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the pictures that are judged.")] = 20,
+    withheld: Annotated[
+        float,
+        typer.Option(
+            min=0.001, max=0.5, help="Share of strangers' pictures that the output check may withhold: its threshold."
+        ),
+    ] = 0.01,
     seed: Annotated[int, typer.Option(help="Of searches and pictures.")] = 0,
     fast: Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 where the processor can.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.")] = False,
@@ -73,7 +79,9 @@ def attack(
         progress=not quiet,
     )
     kinds = [kind for kind in ("tokens", "embedding") if search.value in (kind, "all")]
-    found = measure_curves(setting, prefixes, kinds, people, steps, output, reference_check(seed))  # type: ignore[arg-type]
+    check = reference_check(seed, withheld)
+    found = measure_curves(setting, prefixes, kinds, people, steps, output, check)  # type: ignore[arg-type]
+    found["settings"]["withheld"] = withheld
     write_file(output / "attack.json", json.dumps(found, indent=2).encode())
     draw_curves(found, output / "attack.png")
     typer.echo(to_table(found))

@@ -258,3 +258,12 @@ def test_the_second_recogniser_sees_who_is_in_a_picture(check):
     assert len(seen) > 0.95 * len(known)
     assert len(check.look(list(strangers)).sightings) < 0.08 * len(strangers)
     assert check.gallery.entries == tuple(person.name for person in minifaces.known_people())
+
+
+def test_a_stricter_check_withholds_more_strangers():
+    """As many of fresh drawings of strangers as were said, give or take what 300 of them may differ."""
+    rng = Random(8)
+    strangers = draw_all(portraits([random_identity(rng) for _ in range(300)], 1, rng), seed=9)
+    often = [len(reference_check(withheld=share).look(list(strangers)).sightings) for share in (0.01, 0.05, 0.2)]
+    assert often == sorted(often)
+    assert 60 - 28 < often[2] < 60 + 28
