@@ -81,6 +81,8 @@ class Writer:
         self._on_commit = on_commit
         self._segment_bytes = segment_bytes
         self._lock = threading.Lock()
+        self._inside: set[int] = set()
+        """Threads that are in the middle of a record."""
         self._waiting: list[_Entry] = []
         self._batch: list[_Entry] = []
         """Those whose records are being written."""
@@ -139,8 +141,11 @@ class Writer:
 
         Returns:
             The tree over all records of this writer.
+
+        Raises:
+            AuditUnavailable: This thread is in the middle of a record.
         """
-        with contextlib.suppress(AuditUnavailable):  # it is closed already
+        if not self._is_closed:
             self._put(_Entry(b"", _CLOSE, None, opens=False, closes=False))
         return self._state.tree
 
@@ -151,7 +156,14 @@ class Writer:
 
     def _put(self, entry: _Entry) -> None:
         """Have a record written, by this thread or another."""
+        thread = threading.get_ident()
+        if thread in self._inside:
+            raise AuditUnavailable(
+                "this thread is in the middle of a record already, so a handler of signals has come in between; raise "
+                "SystemExit in it, and close the log behind that"
+            )
         try:
+            self._inside.add(thread)
             entry.done.acquire()
             with self._lock:
                 if self._is_closed:
@@ -167,6 +179,8 @@ class Writer:
         except BaseException:  # such as Ctrl-C, or what a handler of signals raises
             self._leave(entry)
             raise
+        finally:
+            self._inside.discard(thread)
 
     # An interruption may come wherever Python calls something. Whatever leads is then passed on by `_leave`.
 

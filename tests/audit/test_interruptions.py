@@ -15,6 +15,7 @@ from apl_guard import audit
 from apl_guard.audit import disk
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.verify import Verdict, verify_log
+from apl_guard.errors import AuditUnavailable
 
 FOLDER = os.path.dirname(audit.__file__)
 LOOKS = {"RESUME", "JUMP_BACKWARD", "CALL", "CALL_FUNCTION_EX", "CALL_KW"}
@@ -140,6 +141,30 @@ def test_who_is_interrupted_while_waiting_holds_nobody_up(folders, monkeypatch):
     durable.close()
     events = [record["event"] for record in records(log)]
     assert [event for event in events if not event.startswith("audit.")] == ["first", "third"]
+
+
+def test_a_handler_that_closes_the_log_in_the_middle_of_a_record_is_told_so(folders, monkeypatch):
+    """It would wait for the record that it has interrupted. Behind it, the log closes as ever."""
+    log, witness = folders
+    durable = DurableLog(log, [witness])
+    sync = disk.sync
+
+    def slow_sync(handle):
+        time.sleep(0.3)
+        sync(handle)
+
+    monkeypatch.setattr(disk, "sync", slow_sync)
+    before = signal.signal(signal.SIGALRM, lambda *_: durable.close())
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(AuditUnavailable):
+            durable.append("first", {}, decision=None)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert in_time(lambda: durable.append("second", {}, decision=None))
+    assert in_time(durable.close)
+    assert [record["event"] for record in records(log)][-1] == "audit.close"
+    assert verify_log(log, [witness]).verdict is Verdict.VALID
 
 
 def test_processes_that_a_signal_stops_end_their_logs(folders):
