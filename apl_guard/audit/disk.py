@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic, sleep
 
 from apl_guard.errors import AuditUnavailable
 from apl_guard.storage import sync_folder
@@ -32,6 +34,9 @@ __all__ = [
     "unavailable",
     "write_all",
 ]
+
+PATIENCE_SECONDS = 60.0
+_LOOK_AGAIN_SECONDS = 0.002
 
 # macOS has no fdatasync; where there is one it spares the writing of times.
 sync = getattr(os, "fdatasync", os.fsync)
@@ -164,11 +169,20 @@ def lock(path: Path) -> Iterator[None]:
 
     Raises:
         OSError: The file cannot be opened.
+        TimeoutError: Another process holds it for too long.
     """
     with _no_fork:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            end = monotonic() + PATIENCE_SECONDS
+            while not try_lock(handle):
+                if monotonic() > end:
+                    raise TimeoutError(
+                        errno.ETIMEDOUT,
+                        f"another process has held the lock for {PATIENCE_SECONDS:g} seconds; are its disk and its "
+                        "witness within reach?",
+                    )
+                sleep(_LOOK_AGAIN_SECONDS)
             yield
         finally:
             # Before it is closed: where closing fails and the file stays open, the next to ask would wait for ever.

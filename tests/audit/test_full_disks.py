@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import instant
@@ -208,3 +209,28 @@ def test_a_file_begun_in_vain_that_cannot_be_removed_is_passed_over(folders, mon
     assert (report.verdict, report.findings) == (Verdict.VALID, [])
     decided = [record["decision_id"] for record in records(log) if record["event"] == "guard.decision"]
     assert decided == [f"{number:032x}" for number in (1, 2, 3)]
+
+
+def test_a_lock_that_another_process_never_lets_go_of_is_an_error(folders, monkeypatch):
+    """Such as one that waits for its witness: no guard waits for it without end, and those that run say what is wrong.
+
+    Records need no lock.
+    """
+    log, witness = folders
+    running = DurableLog(log, [witness])
+    hold = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(log / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        monkeypatch.setattr(disk, "PATIENCE_SECONDS", 0.3)
+        with pytest.raises(AuditUnavailable, match="another process has held the lock"):
+            DurableLog(log, [witness])
+        with pytest.raises(AuditUnavailable, match="another process has held the lock"):
+            running.seal()
+        call(running, 1)
+        other.communicate(b"\n")
+    running.seal()
+    running.close()
+    DurableLog(log, [witness]).close()
+    assert verify_log(log, [witness]).verdict is Verdict.VALID
