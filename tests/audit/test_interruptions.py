@@ -8,10 +8,12 @@ import sys
 import threading
 import time
 
+import instant
 import pytest
 from logs import TORTURE, in_log, program, records
 
-from apl_guard import audit
+import apl_guard
+from apl_guard import Guard, audit
 from apl_guard.audit import disk
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.verify import Verdict, verify_log
@@ -23,10 +25,10 @@ LOOKS = {"RESUME", "JUMP_BACKWARD", "CALL", "CALL_FUNCTION_EX", "CALL_KW"}
 
 
 class InterruptAt:
-    """Raises KeyboardInterrupt the k-th time that Python looks for signals inside the code of the log."""
+    """Raises KeyboardInterrupt the k-th time that Python looks for signals inside the code in a folder."""
 
-    def __init__(self, k):
-        self.left = k
+    def __init__(self, k, folder=FOLDER):
+        self.left, self.folder = k, folder
         self.places = {}
 
     def __enter__(self):
@@ -37,7 +39,7 @@ class InterruptAt:
 
     def trace(self, frame, event, _):
         code = frame.f_code
-        if not code.co_filename.startswith(FOLDER):
+        if not code.co_filename.startswith(self.folder):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":
@@ -53,11 +55,12 @@ class InterruptAt:
 
 
 def in_time(what):
-    """Do it in a thread; whether it ends."""
-    thread = threading.Thread(target=what, daemon=True)
+    """Do it in a thread; whether it comes to its end."""
+    done = []
+    thread = threading.Thread(target=lambda: done.append(what()), daemon=True)
     thread.start()
     thread.join(20)
-    return not thread.is_alive()
+    return bool(done)
 
 
 @pytest.mark.parametrize("crowded", [False, True], ids=["alone", "while another thread writes"])
@@ -105,6 +108,32 @@ def test_an_interruption_anywhere_in_the_code_loses_nothing(folders, monkeypatch
     assert sum(name.startswith("after") for name in promised) == at
     report = verify_log(log, [witness])
     assert (report.verdict, report.findings) == (Verdict.VALID, [])
+
+
+def test_a_guarded_call_that_is_interrupted_anywhere_lets_the_next_one_through(prefix, folders):
+    """Wherever in the guard it is: what was decided has an outcome, stands in a gap, or is named in the end as open."""
+    log, witness = folders
+    with Guard(instant.Pipe(), prefix=prefix, audit=log, audit_witness=witness) as guard:
+        guard("a cat")
+        for at in itertools.count(step=1 if TORTURE else 11):
+            try:
+                with InterruptAt(at, os.path.dirname(apl_guard.__file__)):
+                    guard("a cat")
+                break
+            except KeyboardInterrupt:
+                pass
+            assert in_time(lambda: guard("a cat")), f"the call after the interruption at {at} hangs"
+    assert at > 500
+
+    assert verify_log(log, [witness]).verdict is Verdict.VALID
+    found = records(log)
+    decided, done = (
+        {record["decision_id"] for record in found if record["event"] == event}
+        for event in ("guard.decision", "guard.outcome")
+    )
+    refused = {id for record in found if record["event"] == "audit.gap" for _, id in record["records"]}
+    assert found[-1]["event"] == "audit.close"
+    assert decided - done - refused <= set(found[-1]["open"]) <= decided - done
 
 
 def test_who_is_interrupted_while_waiting_holds_nobody_up(folders, monkeypatch):
