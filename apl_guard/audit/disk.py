@@ -186,9 +186,13 @@ def lock(path: Path) -> Iterator[None]:
             yield
         finally:
             # Before it is closed: where closing fails and the file stays open, the next to ask would wait for ever.
-            with contextlib.suppress(OSError):
+            # Nothing is called before it, so that no Ctrl-C comes in between.
+            try:
                 fcntl.flock(handle, fcntl.LOCK_UN)
-            os.close(handle)
+            except OSError:
+                pass
+            finally:
+                os.close(handle)
 
 
 # A child of a fork would go on holding the lock of its parent, so no thread forks while one is held.

@@ -36,6 +36,8 @@ class _State:
     segment: int
     length: int
     """Bytes of the segment that count."""
+    has_ended: bool = False
+    """Whether the last record is on disk."""
 
 
 @dataclass(eq=False)
@@ -145,7 +147,7 @@ class Writer:
         Raises:
             AuditUnavailable: This thread is in the middle of a record.
         """
-        if not self._is_closed:
+        if not self._state.has_ended:  # it may have been interrupted before
             self._put(_Entry(b"", _CLOSE, None, opens=False, closes=False))
         return self._state.tree
 
@@ -166,9 +168,10 @@ class Writer:
             self._inside.add(thread)
             entry.done.acquire()
             with self._lock:
-                if self._is_closed:
+                if entry.event == _CLOSE:
+                    self._is_closed = True
+                elif self._is_closed:
                     raise AuditUnavailable("the audit log is closed, so there is no image")
-                self._is_closed = entry.event == _CLOSE
                 self._waiting.append(entry)
                 if self._leader is None:
                     self._leader = entry
@@ -224,9 +227,14 @@ class Writer:
                 self._leader.done.release()
 
     def _commit(self, batch: list[_Entry]) -> None:
+        before = self._state
+        if before.has_ended:
+            return  # somebody closes it again
         try:
             self._write(batch)
         except OSError:
+            if self._state is not before:
+                raise  # it is on disk, and a handler of signals has raised behind that
             # After a failed sync nothing is known about that file; what matters goes into a new one, once.
             self._segments.give_up(self._state.segment)
             self._write(batch)
@@ -252,12 +260,13 @@ class Writer:
             last = leaf.hex()
             lines.append(line)
         lines.append(b"")
+        has_ended = any(entry.event == _CLOSE for entry in batch)
         content = b"\n".join(lines)
         if is_new:
-            self._state = _State(tree, last, self._segments.begin(content), len(content))
+            self._state = _State(tree, last, self._segments.begin(content), len(content), has_ended)
         else:
             self._segments.append(content)
-            self._state = _State(tree, last, state.segment, state.length + len(content))
+            self._state = _State(tree, last, state.segment, state.length + len(content), has_ended)
         if refused:
             with self._lock:
                 del self._refused[: len(refused)]

@@ -1,5 +1,6 @@
 """Ctrl-C, and handlers of signals that raise: wherever they come, no promised record is lost and nobody waits on."""
 
+import contextlib
 import dis
 import itertools
 import os
@@ -61,6 +62,26 @@ def in_time(what):
     thread.start()
     thread.join(20)
     return bool(done)
+
+
+class Stopped(BaseException):
+    """What a handler of signals raises."""
+
+
+def stop(*_):
+    """Such a handler."""
+    raise Stopped
+
+
+@contextlib.contextmanager
+def signalled(handler):
+    """A signal comes in a moment."""
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("crowded", [False, True], ids=["alone", "while another thread writes"])
@@ -136,6 +157,37 @@ def test_a_guarded_call_that_is_interrupted_anywhere_lets_the_next_one_through(p
     assert decided - done - refused <= set(found[-1]["open"]) <= decided - done
 
 
+def test_a_closing_that_is_interrupted_is_done_again(tmp_path):
+    """Ctrl-C anywhere in it while others write, and then the end of the program: the log is valid all the same."""
+    for at in itertools.count(step=1 if TORTURE else 23):
+        log, witness = tmp_path / f"log{at}", tmp_path / f"witness{at}"
+        durable = DurableLog(log, [witness])
+
+        def write(thread, durable=durable):
+            with contextlib.suppress(AuditUnavailable):
+                for k in itertools.count():
+                    durable.append("guard.decision", {"decision_id": f"{thread}-{k}"}, decision=f"{thread}-{k}")
+
+        threads = [threading.Thread(target=write, args=(thread,), daemon=True) for thread in range(3)]
+        for thread in threads:
+            thread.start()
+        is_over = False
+        try:
+            with InterruptAt(at):
+                durable.close()
+            is_over = True
+        except KeyboardInterrupt:
+            pass
+        assert in_time(durable.close), f"after an interruption at {at} it hangs"
+        for thread in threads:
+            thread.join()
+        assert verify_log(log, [witness]).verdict is Verdict.VALID, at
+        assert records(log)[-1]["event"] == "audit.close", at
+        if is_over:
+            break
+    assert at > 150
+
+
 def test_who_is_interrupted_while_waiting_holds_nobody_up(folders, monkeypatch):
     """A signal comes while the main thread waits for another that writes: its own record is never begun."""
     log, witness = folders
@@ -147,29 +199,46 @@ def test_who_is_interrupted_while_waiting_holds_nobody_up(folders, monkeypatch):
         assert go.wait(20)
         sync(handle)
 
-    class Stopped(BaseException):
-        pass
-
-    def stop(*_):
-        raise Stopped
-
     monkeypatch.setattr(disk, "sync", slow_sync)
     other = threading.Thread(target=durable.append, args=("first", {}), kwargs={"decision": None})
     other.start()
     begun.wait()
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    try:
-        with pytest.raises(Stopped):
-            durable.append("second", {}, decision=None)
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(Stopped), signalled(stop):
+        durable.append("second", {}, decision=None)
     go.set()
     other.join()
     assert in_time(lambda: durable.append("third", {}, decision=None))
     durable.close()
     events = [record["event"] for record in records(log)]
     assert [event for event in events if not event.startswith("audit.")] == ["first", "third"]
+
+
+def test_who_is_interrupted_while_closing_waits_for_the_others_once_more(folders, monkeypatch):
+    """Ctrl-C while another thread writes, and then the end of the program: its record comes before the last one."""
+    log, witness = folders
+    durable = DurableLog(log, [witness])
+    begun, go, sync = threading.Event(), threading.Event(), disk.sync
+
+    def slow_sync(handle):
+        begun.set()
+        assert go.wait(20)
+        sync(handle)
+
+    monkeypatch.setattr(disk, "sync", slow_sync)
+    other = threading.Thread(target=durable.append, args=("first", {}), kwargs={"decision": None})
+    other.start()
+    begun.wait()
+    with pytest.raises(Stopped), signalled(stop):
+        durable.close()
+    again = threading.Thread(target=durable.close)
+    again.start()
+    again.join(0.5)
+    go.set()
+    again.join()
+    other.join()
+    events = [record["event"] for record in records(log)]
+    assert events == ["audit.segment", "first", "audit.close"]
+    assert verify_log(log, [witness]).verdict is Verdict.VALID
 
 
 def test_a_handler_that_closes_the_log_in_the_middle_of_a_record_is_told_so(folders, monkeypatch):
@@ -183,13 +252,8 @@ def test_a_handler_that_closes_the_log_in_the_middle_of_a_record_is_told_so(fold
         sync(handle)
 
     monkeypatch.setattr(disk, "sync", slow_sync)
-    before = signal.signal(signal.SIGALRM, lambda *_: durable.close())
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    try:
-        with pytest.raises(AuditUnavailable):
-            durable.append("first", {}, decision=None)
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(AuditUnavailable), signalled(lambda *_: durable.close()):
+        durable.append("first", {}, decision=None)
     assert in_time(lambda: durable.append("second", {}, decision=None))
     assert in_time(durable.close)
     assert [record["event"] for record in records(log)][-1] == "audit.close"

@@ -6,6 +6,7 @@ writing.py crowd LOG WITNESS PROCESSES CALLS   processes of four threads each, a
 writing.py steps LOG WITNESS ACKS              every kind of step once, in one thread, for a tracer
 """
 
+import itertools
 import json
 import os
 import random
@@ -23,24 +24,23 @@ from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.errors import AuditUnavailable
 
 
+def write_on(durable, pipe, name):
+    """Write calls without end; each promised record is told at once."""
+    for number in itertools.count():
+        decision = f"{name}-{number}"
+        for event, place in (("guard.decision", {"opens": True}), ("guard.outcome", {"closes": True})):
+            durable.append(event, {"decision_id": decision}, decision=decision, **place)
+            os.write(pipe, f"{event} {decision}\n".encode())
+
+
 def write_until_killed(log, witness, pipe, name):
-    """Four threads; each promised record is told at once."""
+    """Four threads."""
     options = LogOptions(
         checkpoint_records=16, checkpoint_seconds=0.02, segment_bytes=6000, epochs=8, epoch_seconds=0.2
     )
     durable = DurableLog(log, [witness], options=options)
-
-    def write(thread):
-        number = 0
-        while True:
-            decision = f"{name}-{thread}-{number}"
-            for event, place in (("guard.decision", {"opens": True}), ("guard.outcome", {"closes": True})):
-                durable.append(event, {"decision_id": decision}, decision=decision, **place)
-                os.write(pipe, f"{event} {decision}\n".encode())
-            number += 1
-
     for thread in range(4):
-        threading.Thread(target=write, args=(thread,), daemon=True).start()
+        threading.Thread(target=write_on, args=(durable, pipe, f"{name}-{thread}"), daemon=True).start()
     time.sleep(60)
 
 
@@ -81,17 +81,10 @@ def stops(log, witness, count, seed):
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
             durable = DurableLog(log, [witness], options=LogOptions(checkpoint_records=16, segment_bytes=6000))
 
-            def write(thread, durable=durable, writing=writing, name=f"s{number}"):
-                for k in range(10**9):  # until the log is closed, or its process ends
-                    decision = f"{name}-{thread}-{k}"
-                    for event, place in (("guard.decision", {"opens": True}), ("guard.outcome", {"closes": True})):
-                        durable.append(event, {"decision_id": decision}, decision=decision, **place)
-                        os.write(writing, f"{event} {decision}\n".encode())
-
-            threading.excepthook = lambda _: None
+            threading.excepthook = lambda _: None  # the log is closed under them
             for thread in range(3):
-                threading.Thread(target=write, args=(thread,), daemon=True).start()
-            write("main")
+                threading.Thread(target=write_on, args=(durable, writing, f"s{number}-{thread}"), daemon=True).start()
+            write_on(durable, writing, f"s{number}-main")
         os.close(writing)
         select.select([reading], [], [], 30)
         time.sleep(chance.uniform(0, 0.05))

@@ -19,7 +19,7 @@ from apl_guard.trainer.minifaces.judge import load_guard_recogniser
 from apl_guard.trainer.minifaces.judge_training import portraits
 from apl_guard.trainer.minifaces.traits import Identity, random_identity
 
-__all__ = ["WITHHELD", "OutputRecogniser", "reference_check"]
+__all__ = ["OutputRecogniser", "reference_check"]
 
 WITHHELD = 0.01
 """One in a hundred pictures of strangers is withheld, unless told otherwise."""
