@@ -2,15 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from time import monotonic, sleep
 
 from apl_guard.errors import StorageFailed
 
-__all__ = ["make_folder", "sync_folder", "write_file", "write_folder"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["alone", "make_folder", "sync_folder", "write_file", "write_folder"]
+
+_LOOK_AGAIN_SECONDS = 0.01
+
+
+@contextlib.contextmanager
+def alone(file: Path, patience: float) -> Iterator[bool]:
+    """Keep out all other threads and processes that ask for the same file, for what reads, changes and writes again.
+
+    The system lets them in when a process dies. On Windows, which has no such lock, nobody is kept out.
+
+    Args:
+        file: A file for this alone, which is made. Its folder has to be there.
+        patience: Seconds to wait for one who is in there.
+
+    Yields:
+        Whether nobody else is in there; False where somebody still was when patience ended.
+
+    Raises:
+        OSError: The file cannot be made or opened.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder, alone(Path(folder, "lock"), 0) as first:
+        ...     with alone(Path(folder, "lock"), 0) as second:
+        ...         first, second
+        (True, False)
+    """
+    if fcntl is None:
+        yield True
+        return
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:  # of another account
+        handle = os.open(file, os.O_RDONLY)
+    end, is_alone = monotonic() + patience, False
+    try:
+        while not is_alone:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                is_alone = True
+            except BlockingIOError:
+                if monotonic() >= end:
+                    break
+                sleep(_LOOK_AGAIN_SECONDS)
+        yield is_alone
+    finally:
+        if is_alone:  # said, because a child of a fork holds the same file open
+            fcntl.flock(handle, fcntl.LOCK_UN)
+        os.close(handle)
 
 
 def make_folder(folder: Path) -> Path:

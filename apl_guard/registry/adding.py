@@ -12,6 +12,7 @@ from apl_guard.prefix.places import SHIPPED_NAME, find_path
 from apl_guard.prefix.tensorfile import printable, read_file
 from apl_guard.registry.entry import MAX_CARD_BYTES, EntryFile, RegistryEntry
 from apl_guard.registry.shelf import Shelf
+from apl_guard.registry.writing import only_writer
 
 __all__ = ["adopt", "register"]
 
@@ -42,19 +43,22 @@ def register(shelf: Shelf, folder: str | Path, name: str | None, *, replace: boo
         raise InvalidInput(
             f"'{printable(name)}' is reserved or malformed; use letters, digits, '.', '_' and '-'", where="name"
         )
-    known = shelf.history(name)
-    if known:
-        taken = known[-1]
-        if taken.prefix is not None and taken.prefix.digest == prefix.digest:
-            return taken
-        if not replace:
-            raise InvalidInput(f"'{name}' is another prefix already; choose another name, or replace it", where="name")
     files = {FILE_NAME: content}
     if (source / CARD_NAME).is_file():
         files = {CARD_NAME: read_file(source / CARD_NAME, limit=MAX_CARD_BYTES), **files}
-    version = known[-1].version + 1 if known else 1
-    said = EntryFile(name=name, version=version, digest=prefix.digest, registered=datetime.now(UTC))
-    return shelf.add(name, version, {ENTRY_NAME: said.model_dump_json().encode(), **files})
+    with only_writer(shelf.root):
+        known = shelf.history(name)
+        if known:
+            taken = known[-1]
+            if taken.prefix is not None and taken.prefix.digest == prefix.digest:
+                return taken
+            if not replace:
+                raise InvalidInput(
+                    f"'{name}' is another prefix already; choose another name, or replace it", where="name"
+                )
+        version = known[-1].version + 1 if known else 1
+        said = EntryFile(name=name, version=version, digest=prefix.digest, registered=datetime.now(UTC))
+        return shelf.add(name, version, {ENTRY_NAME: said.model_dump_json().encode(), **files})
 
 
 def adopt(shelf: Shelf, entry: RegistryEntry) -> RegistryEntry:
@@ -76,14 +80,15 @@ def adopt(shelf: Shelf, entry: RegistryEntry) -> RegistryEntry:
         raise PrefixInvalid(entry.problem or "damaged", where=entry.name)
     if ENTRY_NAME not in entry.files:
         raise InvalidInput("has no version; register it where it comes from", where=entry.name)
-    known = shelf.history(entry.name)
-    for mine in known:
-        if mine.version == entry.version and mine.prefix and mine.prefix.digest == entry.prefix.digest:
-            return mine
-    if known and known[-1].version >= entry.version:
-        raise InvalidInput(
-            f"version {known[-1].version} of '{entry.name}' is here already, found version {entry.version} there; "
-            "versions only grow",
-            where="version",
-        )
-    return shelf.add(entry.name, entry.version, entry.all_files)
+    with only_writer(shelf.root):
+        known = shelf.history(entry.name)
+        for mine in known:
+            if mine.version == entry.version and mine.prefix and mine.prefix.digest == entry.prefix.digest:
+                return mine
+        if known and known[-1].version >= entry.version:
+            raise InvalidInput(
+                f"version {known[-1].version} of '{entry.name}' is here already, found version {entry.version} there; "
+                "versions only grow",
+                where="version",
+            )
+        return shelf.add(entry.name, entry.version, entry.all_files)

@@ -19,7 +19,7 @@ from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, REVOKED_NA
 from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, printable
 from apl_guard.registry.entry import MAX_CARD_BYTES, MAX_SIGNATURE_BYTES
 from apl_guard.registry.revoked import MAX_REVOKED_BYTES, RevokedFile, parse_revoked
-from apl_guard.storage import write_file, write_folder
+from apl_guard.storage import alone, write_file, write_folder
 
 __all__ = ["Mirror", "as_url", "push_files"]
 
@@ -30,6 +30,7 @@ _LIMITS = {
     FILE_NAME: MAX_FILE_BYTES,  # last: a version counts as soon as this is there
 }
 _MAX_VERSIONS = 2000
+_PATIENCE_SECONDS = 600.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -70,23 +71,24 @@ class Mirror:
         self._tried = -float("inf")
 
     def keep_fresh(self) -> None:
-        """Look at the registry if that is due. Other threads go on with the copy meanwhile.
+        """Look at the registry if that is due. Others go on with the copy meanwhile, as long as it may serve.
 
         Raises:
             RegistryUnavailable: It cannot be reached, and the copy is too old, or there is none.
         """
-        first = not self._marker.exists()
-        if not self._lock.acquire(blocking=first):
+        is_needed = not self._may_serve()
+        if not is_needed and not self._is_due():
+            return
+        if not self._lock.acquire(blocking=is_needed):
             return
         try:
-            if time.monotonic() - self._tried < self._refresh_after and self._marker.exists():
+            if self._may_serve() and not self._is_due():
                 return
             self._tried = time.monotonic()
             try:
-                self._refresh()
+                self._refresh(_PATIENCE_SECONDS if is_needed else 0)
             except RegistryUnavailable:
-                age = time.time() - self._marker.stat().st_mtime if self._marker.exists() else float("inf")
-                if not 0 <= age <= self._valid_for:
+                if not self._may_serve():
                     self._tried = -float("inf")  # the next call tries again
                     raise
         finally:
@@ -99,7 +101,7 @@ class Mirror:
             RegistryUnavailable: It cannot be reached, or holds more than a registry may.
         """
         with self._lock:
-            self._refresh()
+            self._refresh(_PATIENCE_SECONDS)
             self._tried = time.monotonic()
 
     @property
@@ -107,10 +109,29 @@ class Mirror:
         """A file that was written when the copy was last whole."""
         return self.folder.parent / "copied"
 
-    def _refresh(self) -> None:
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._tried >= self._refresh_after
+
+    def _may_serve(self) -> bool:
+        """Whether there is a copy that is not too old, or not yet due for a look."""
         try:
-            self._copy()
-            write_file(self._marker, self.url.encode())
+            age = time.time() - self._marker.stat().st_mtime
+        except OSError:
+            return False
+        return 0 <= age <= max(self._valid_for, self._refresh_after)
+
+    def _refresh(self, patience: float) -> None:
+        """Look at the registry, unless another process, which has the same copy, looks at it for longer than that."""
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            with alone(self.folder.parent / "lock", patience) as is_alone:
+                if is_alone:
+                    self._copy()
+                    write_file(self._marker, self.url.encode())
+                else:
+                    raise RegistryUnavailable(
+                        f"another process has been copying {self.url} for {patience:g} s; check the network"
+                    )
         except RegistryUnavailable:
             raise
         except Exception as error:  # every file system has exceptions of its own
@@ -135,6 +156,10 @@ class Mirror:
             if {file: _size(target / file) for file in sizes} == sizes:
                 continue
             files = {file: self._fetch(f"{self._root}/{name}/{version}/{file}", _LIMITS[file]) for file in sizes}
+            for file, size in sizes.items():
+                if size and len(files[file]) != size:  # some file systems know no sizes
+                    came = f"{len(files[file])} bytes came, expected {size}"
+                    raise PrefixInvalid(came, where=f"{name}/{version}/{file}")
             write_folder(target, files)
         self._forget_others(offered)
 

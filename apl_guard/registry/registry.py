@@ -170,8 +170,10 @@ class PrefixRegistry:
             PrefixUnsigned: The policy names signers, and it has no signature.
             PrefixSignatureInvalid: It is signed by somebody else, or was changed since.
             PrefixRolledBack: A later version was here before.
-            RegistryUnavailable: The list of revoked prefixes, or what was seen before, cannot be read.
+            RegistryUnavailable: The list of revoked prefixes, or what was seen before, cannot be read; or the registry
+                is behind a URL, cannot be reached, and its copy is too old.
         """
+        self._look()  # a prefix that was chosen beforehand may have been revoked since
         if entry.prefix is None:
             raise PrefixInvalid(entry.problem or "damaged", where=entry.name)
         careful = self._mirror is not None or bool(acceptance.signers)

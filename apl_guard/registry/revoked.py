@@ -9,9 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable, StorageFailed
+from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable
 from apl_guard.prefix.layout import REVOKED_NAME
 from apl_guard.prefix.tensorfile import parse_json, printable, read_file
+from apl_guard.registry.writing import only_writer
 from apl_guard.storage import write_file
 
 __all__ = ["Revocation", "RevokedFile", "parse_revoked", "read_revoked", "revoke"]
@@ -90,19 +91,16 @@ def revoke(root: Path, digest: str, reason: str) -> RevokedFile:
         RegistryUnavailable: The list is damaged.
         StorageFailed: The list could not be written.
     """
-    known = read_revoked(root)
     try:
         added = Revocation(digest=digest, reason=reason, when=datetime.now(UTC))
     except ValidationError as error:
         raise InvalidInput(
             "expected a digest of 64 hexadecimal digits and a reason of at most 500 characters", where="digest"
         ) from error
-    if digest in known.reasons:
-        return known
-    both = RevokedFile(revoked=(*known.revoked, added))
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageFailed(error.strerror or "cannot be made", path=root) from error
-    write_file(root / REVOKED_NAME, both.model_dump_json(indent=1).encode())
+    with only_writer(root):
+        known = read_revoked(root)
+        if digest in known.reasons:
+            return known
+        both = RevokedFile(revoked=(*known.revoked, added))
+        write_file(root / REVOKED_NAME, both.model_dump_json(indent=1).encode())
     return both

@@ -109,7 +109,7 @@ class TestBehindAUrl:
 
         PrefixRegistry(there[1]).refresh()
         copied = {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()}
-        assert copied == {"prefix.safetensors", "entry.json", "card.md", "seen.json", "copied"} - {"seen.json"}
+        assert copied == {"prefix.safetensors", "entry.json", "card.md", "copied", "lock"}
 
         (bucket / "sd15" / "2").mkdir()
         with (bucket / "sd15" / "2" / "prefix.safetensors").open("wb") as stream:

@@ -1,0 +1,141 @@
+"""A registry while a service runs on it: changed, cut off, and used by many at once."""
+
+import os
+import shutil
+import threading
+import time
+
+import pytest
+from trusted import draw
+
+from apl_guard import Guard, PrefixRegistry, PrefixRevoked, RegistryUnavailable, StorageFailed
+from apl_guard.registry import writing
+from apl_guard.registry.mirror import Mirror
+from apl_guard.storage import alone
+
+
+@pytest.fixture
+def there(tmp_path):
+    """A folder that stands for a bucket, and its URL."""
+    return tmp_path / "bucket", f"file://{tmp_path / 'bucket'}"
+
+
+def at_once(*work):
+    """Run each in a thread of its own, all at once; what they raised."""
+    start, raised = threading.Barrier(len(work)), []
+
+    def run(do):
+        start.wait()
+        try:
+            do()
+        except Exception as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(do,)) for do in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+class TestOneThatChanges:
+    """What happens behind the URL is noticed, whichever way the prefix was chosen."""
+
+    def test_a_prefix_that_was_named_is_revoked(self, shared_pipe, publish, there, drawn):
+        """A service that names its prefix looks at the list of its registry as well."""
+        entry = publish(1)
+        PrefixRegistry().publish(entry, there[1])
+        guard = Guard(shared_pipe, prefix="sd15", registry=PrefixRegistry(there[1], refresh_after=0))
+        draw(guard)
+        before = len(drawn)
+
+        PrefixRegistry(there[0]).revoke(entry.prefix.digest, "weak")
+
+        with pytest.raises(PrefixRevoked, match="weak"):
+            draw(guard)
+        assert len(drawn) == before
+
+    def test_a_copy_that_gets_too_old_before_the_next_look(self, shared_pipe, publish, there):
+        """That a look was tried a moment ago does not make the copy younger."""
+        PrefixRegistry().publish(publish(1), there[1])
+        guard = Guard(shared_pipe, registry=PrefixRegistry(there[1], valid_for=3600))
+        draw(guard)
+        shutil.move(there[0], there[0].with_name("away"))
+        draw(guard)
+
+        (marker,) = PrefixRegistry(there[1]).root.parent.glob("copied")
+        os.utime(marker, (time.time() - 7200,) * 2)
+
+        with pytest.raises(RegistryUnavailable, match="bucket"):
+            draw(guard)
+
+    def test_a_version_that_arrives_in_part(self, shared_pipe, publish, there, monkeypatch):
+        """It does not take the place of the one before, which goes on until all of it came."""
+        first = publish(1)
+        PrefixRegistry().publish(first, there[1])
+        guard = Guard(shared_pipe, registry=PrefixRegistry(there[1], refresh_after=0))
+        second = publish(2)
+        PrefixRegistry().publish(second, there[1])
+
+        with monkeypatch.context() as cut_off:
+            whole = Mirror._fetch
+            cut_off.setattr(Mirror, "_fetch", lambda self, path, limit: whole(self, path, limit)[:100])
+            made = guard.generate("a man", num_inference_steps=1)
+        assert made.outcome.prefix_digest == first.prefix.digest
+        assert guard.generate("a man", num_inference_steps=1).outcome.prefix_digest == second.prefix.digest
+
+
+class TestManyAtOnce:
+    """Locks are between open files, so threads stand for processes here."""
+
+    def test_no_revocation_is_lost(self, tmp_path):
+        """Four who revoke at once."""
+
+        def revoke(number):
+            for turn in range(5):
+                PrefixRegistry(tmp_path / "registry").revoke(f"{number}{turn}".ljust(64, "0"), "weak")
+
+        raised = at_once(*(lambda number=number: revoke(number) for number in range(4)))
+
+        assert not raised
+        assert len(PrefixRegistry(tmp_path / "registry").revoked()) == 20
+
+    def test_every_version_gets_a_number(self, publish, tmp_path):
+        """Four who register other prefixes under one name."""
+        folders = [publish(seed, PrefixRegistry(tmp_path / f"of{seed}")).path for seed in range(1, 5)]
+        registry = tmp_path / "registry"
+
+        raised = at_once(
+            *(lambda f=folder: PrefixRegistry(registry).register(f, "sd15", replace=True) for folder in folders)
+        )
+
+        assert not raised
+        assert [entry.version for entry in PrefixRegistry(registry).history("sd15")] == [1, 2, 3, 4]
+
+    def test_workers_that_start_together_share_a_copy(self, publish, there):
+        """Each finds what the registry has, though all of them copy it to the same place."""
+        for seed in range(1, 4):
+            PrefixRegistry().publish(publish(seed), there[1])
+
+        raised = at_once(*(PrefixRegistry(there[1]).list for _ in range(4)))
+
+        assert not raised
+        assert [entry.version for entry in PrefixRegistry(there[1]).history("sd15")] == [1, 2, 3]
+
+    def test_a_worker_whose_sibling_copies_goes_on(self, shared_pipe, publish, there):
+        """With the copy that is there, without waiting."""
+        PrefixRegistry().publish(publish(1), there[1])
+        guard = Guard(shared_pipe, registry=PrefixRegistry(there[1], refresh_after=0))
+
+        with alone(PrefixRegistry(there[1]).root.parent / "lock", 0) as is_alone:
+            assert is_alone
+            draw(guard)
+
+    def test_a_writer_that_never_ends(self, tmp_path, monkeypatch):
+        """Who has waited for long enough is told so."""
+        monkeypatch.setattr(writing, "_PATIENCE_SECONDS", 0.05)
+        registry = PrefixRegistry(tmp_path)
+
+        with writing.only_writer(tmp_path), pytest.raises(StorageFailed, match="another process has been writing"):
+            registry.revoke("0" * 64, "weak")
