@@ -71,6 +71,51 @@ def test_scripts_without_spaces():
     assert found(["\u0418\u0432\u0430\u043d"], "\u0438\u0432\u0430\u043d!") == ["\u0438\u0432\u0430\u043d"]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("Lech Wa\u0142\u0119sa", "Lech Walesa waves", "Lech Walesa"),
+        ("Lech Walesa", "Lech Wa\u0142\u0119sa waves", "Lech Wa\u0142\u0119sa"),
+        ("Mara Voss", "Mara V\u00f8ss", "Mara V\u00f8ss"),
+        ("Nguy\u1ec5n \u0110\u1ee9c", "Nguyen Duc", "Nguyen Duc"),
+        ("\u00c6gir Gu\u00f0mund", "aegir gudmund", "aegir gudmund"),
+        ("\u00deora B\u0153uf", "Thora Boeuf", "Thora Boeuf"),
+    ],
+)
+def test_strokes_are_no_more_than_accents(name, text, expected):
+    """Letters that Unicode does not take apart are found as they are typed where a keyboard lacks them."""
+    assert found([name], text) == [expected]
+
+
+@pytest.mark.parametrize("apostrophe", ["'", "\u2019", "\u02bc", "\u02bb", "\u02c8", "\ua78c"])
+def test_an_apostrophe_ends_a_word_whichever_it_is(apostrophe):
+    """Unicode counts some of them among the letters."""
+    assert found(["Mara Voss"], f"Mara Voss{apostrophe}s dog") == ["Mara Voss"]
+    assert found(["Sean O'Neill"], f"Sean O{apostrophe}Neill") == [f"Sean O{apostrophe}Neill"]
+    assert found([f"Sean O{apostrophe}Neill"], "Sean ONeill") == ["Sean ONeill"]
+
+
+def test_a_stretched_name_is_that_name():
+    """Tatweel draws Arabic words out and says nothing."""
+    name, stretched = (
+        "\u0645\u062d\u0645\u062f \u0635\u0644\u0627\u062d",
+        "\u0645\u062d\u0640\u0645\u062f \u0635\u0640\u0644\u0627\u062d",
+    )
+    assert found([name], f"\u0635\u0648\u0631\u0629 {stretched}") == [stretched]
+
+
+def test_scripts_without_spaces_are_spaced_at_will():
+    """Family and given name with or without a space; Korean keeps its words apart, and its syllables whole."""
+    for name in ("\u5c71\u7530\u592a\u90ce", "\u5c71\u7530 \u592a\u90ce"):
+        assert found([name], "\u5c71\u7530\u3000\u592a\u90ce\u306e\u5199\u771f") == ["\u5c71\u7530 \u592a\u90ce"]
+        assert found([name], "\u5c71\u7530\u592a\u90ce\u306e\u5199\u771f") == ["\u5c71\u7530\u592a\u90ce"]
+    assert found(["\u738b\u5c0f\u660e"], "\u4e00\u5f20\u738b \u5c0f\u660e\u7684") == ["\u738b \u5c0f\u660e"]
+    assert found(["\ud64d\uae38\ub3d9"], "\ud64d \uae38\ub3d9\uc758") == ["\ud64d \uae38\ub3d9"]
+    assert found(["\uc774\uc218"], "\ub098\uc774 \uc218\uc9c0") == []
+    assert found(["\uc774\uc218"], "\uc774\uc21c\uc2e0 \uc7a5\uad70") == []
+    assert found(["\u30de\u30ea\u30fc"], "\u30de\u30ea\u30fcsmiles") == ["\u30de\u30ea\u30fc"]
+
+
 LOOKALIKES = {}
 for letter, latin in LOOKS_LIKE.items():
     LOOKALIKES.setdefault(latin, []).append(letter)

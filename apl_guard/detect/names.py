@@ -110,7 +110,7 @@ def _is_name(spelt: Spelling, start: int, end: int, words: int) -> bool:
         begins_word = words >> (place - start) & 1
         if begins_word and not is_long and not spelt.starts_word(place):
             return False
-        if spelt.breaks[place] == Break.SPACE and not begins_word:
+        if spelt.breaks[place] == Break.SPACE and not begins_word and not spelt.is_spaced_at_will(place, start):
             # A space where the name has none counts between letters that stand alone, as in M a r a.
             before_is_alone = place - 1 == start or spelt.breaks[place - 1]
             after_is_alone = place + 1 == end or spelt.breaks[place + 1]

@@ -97,11 +97,24 @@ class Spelling:
     """For each, the `Break` before it. The first counts as set apart."""
 
     def starts_word(self, position: int) -> bool:
-        """Whether a word can start at this letter. Scripts without spaces let one start everywhere."""
-        return position >= len(self.letters) or self.breaks[position] > 0 or self._is_unspaced(position)
+        """Whether a word can start at this letter. Scripts without spaces let one start at every character."""
+        if position >= len(self.letters) or self.breaks[position] > 0:
+            return True
+        before, letter = self.letters[position - 1], self.letters[position]
+        # A syllable of Hangul is several letters and one character.
+        is_new = self.places[position] != self.places[position - 1]
+        return is_new and (_is_unspaced(letter) or _is_unspaced(before))
 
-    def _is_unspaced(self, position: int) -> bool:
-        return _is_unspaced(self.letters[position]) or _is_unspaced(self.letters[position - 1])
+    def is_spaced_at_will(self, position: int, start: int) -> bool:
+        """Whether a space before this letter says nothing about words, in a name that starts at `start`.
+
+        So it is in scripts without spaces: family and given name are written with one or without. Korean has spaces
+        between words, so there the name must also begin a word.
+        """
+        before, letter = self.letters[position - 1], self.letters[position]
+        if not (_is_unspaced(before) and _is_unspaced(letter)):
+            return False
+        return self.breaks[start] > 0 or not _is_hangul(letter)
 
 
 def letters_of(text: str) -> str:
@@ -128,7 +141,7 @@ def spelling(text: str) -> Spelling:
     for place, character in enumerate(text):
         spelt = _spell(character)
         if not spelt:
-            if unicodedata.category(character)[0] != "M":
+            if unicodedata.category(character)[0] != "M" and not _is_stretch(character):
                 gap = max(gap, Break.SPACE if character.isspace() else Break.SIGN)
             continue
         for letter in spelt:
@@ -146,12 +159,41 @@ def _spell(character: str) -> str:
     """The letters that a character stands for; none for signs, marks and spaces."""
     plain = LOOKS_LIKE.get(character, character).casefold()
     plain = unicodedata.normalize("NFKD", plain).casefold()
-    return "".join(LOOKS_LIKE.get(letter, letter).casefold() for letter in plain if _is_spelt(letter))
+    return "".join(_plain(letter) for letter in plain if _is_spelt(letter))
+
+
+def _plain(letter: str) -> str:
+    """Without a stroke or hook, which Unicode does not count among the accents that can be taken off."""
+    if letter in LOOKS_LIKE:
+        return LOOKS_LIKE[letter].casefold()
+    if letter in _TWO_LETTERS:
+        return _TWO_LETTERS[letter]
+    stroked = None if letter.isascii() else _STROKED.match(unicodedata.name(letter, ""))
+    return stroked.group(1).lower() if stroked else letter
+
+
+_STROKED = re.compile(r"LATIN (?:SMALL|CAPITAL) LETTER ([A-Z]) WITH ")
+_TWO_LETTERS = {"\u00e6": "ae", "\u0153": "oe", "\u00fe": "th", "\u00f0": "d"}
+"""How ae, oe, thorn and eth are written where keyboards lack them."""
 
 
 def _is_spelt(letter: str) -> bool:
+    if _is_stretch(letter) or _is_apostrophe(letter):
+        return False
     # Vowel signs of Indian scripts are marks of class 0, and are spelt; accents are marks of other classes.
     return letter.isalnum() or (unicodedata.category(letter) in ("Mc", "Mn") and not unicodedata.combining(letter))
+
+
+def _is_stretch(letter: str) -> bool:
+    """Whether it only draws a word out, as the Arabic tatweel and its like in N'Ko do."""
+    return letter in "\u0640\u07fa"
+
+
+def _is_apostrophe(letter: str) -> bool:
+    """Whether it is a sign that Unicode counts among the letters, such as the apostrophes of Hawaiian and Ukrainian."""
+    return letter in "\ua78b\ua78c\u0559\u02c7" or (
+        unicodedata.category(letter) == "Lm" and unicodedata.name(letter, "").startswith("MODIFIER LETTER ")
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -159,4 +201,11 @@ def _is_unspaced(letter: str) -> bool:
     return unicodedata.name(letter, "").startswith(_UNSPACED)
 
 
-_UNSPACED = ("CJK ", "HIRAGANA ", "KATAKANA ", "HANGUL ", "THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ")
+def _is_hangul(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith("HANGUL ")
+
+
+_UNSPACED = (
+    *("CJK ", "IDEOGRAPHIC ", "BOPOMOFO ", "HIRAGANA ", "KATAKANA ", "KATAKANA-HIRAGANA ", "HANGUL ", "YI "),
+    *("THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN "),
+)
