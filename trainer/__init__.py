@@ -15,6 +15,7 @@ The rooms, each of which imports from those below it only:
     minifaces              the reference world
     model, report          one pass of a diffusion model; how pages and plots look
     config                 every option of training
+    plain_yaml             YAML that people write
 
 Nothing here is needed to guard a pipe; `import apl_guard` does not load it.
 """

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from apl_guard.errors import ConfigInvalid
 from apl_guard.storage import write_file
+from apl_guard.trainer.plain_yaml import NotYamlError, read_yaml
 
 NeutralKind = Literal["coarse", "attributes"]
 
@@ -34,7 +35,7 @@ class TrainConfig(BaseModel):
         {'steps': (200, 1000)}
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # The prefix
     n_vectors: int = Field(default=10, ge=1, le=64)
@@ -90,7 +91,7 @@ class TrainConfig(BaseModel):
     which the prefix is then trained; 0: none.  See `train.adversary`."""
     reuse_batches: int = Field(default=0, ge=0)
     """Draw only so many batches and go round them, so that targets are computed once; 0: all are fresh."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**62), lt=2**62)
 
     # The data
     images_per_identity: int = Field(default=4, ge=1)
@@ -125,6 +126,13 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = False
     """Recompute the UNet's activations in the backward pass: less memory, about a third more time."""
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation is not bool:
+            raise ValueError(f"found {value}; expected a number or a word")
+        return value
+
     @model_validator(mode="after")
     def _fields_agree(self) -> TrainConfig:
         if self.timestep_low >= self.timestep_high:
@@ -149,10 +157,10 @@ class TrainConfig(BaseModel):
         """
         path = Path(path)
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = read_yaml(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigInvalid(f"the configuration cannot be read: {error}", where=path) from error
-        except yaml.YAMLError as error:
+        except NotYamlError as error:
             raise ConfigInvalid(f"the configuration is not valid YAML: {error}", where=path) from error
         if values is not None and not isinstance(values, dict):
             msg = f"found a {type(values).__name__}; expected a mapping of options to values"
@@ -200,8 +208,8 @@ class TrainConfig(BaseModel):
             if not equals:
                 raise ConfigInvalid(f"found {text!r}; expected key=value", where="--set")
             try:
-                values[key.strip()] = yaml.safe_load(value)
-            except yaml.YAMLError as error:
+                values[key.strip()] = read_yaml(value)
+            except NotYamlError as error:
                 msg = f"the value of '{key.strip()}' is not valid YAML"
                 raise ConfigInvalid(msg, where="--set") from error
         return self.from_mapping(values, source="--set")

@@ -43,27 +43,40 @@ def captioned_images(folder: Path, default: str | None) -> list[tuple[Path, str]
         default: The caption of an image that has none; None leaves it out.
 
     Raises:
-        InvalidInput: There is no such folder, or a line of metadata.jsonl is no caption.
+        InvalidInput: There is no such folder, a line of metadata.jsonl is no caption, or a caption is not UTF-8.
     """
     if not folder.is_dir():
         raise InvalidInput("no such folder; expected one with images", where=folder)
     captions: dict[str, str] = {}
     index = folder / "metadata.jsonl"
     if index.is_file():
-        for number, line in enumerate(index.read_text(encoding="utf-8").splitlines(), 1):
+        # Not splitlines(): JSON may hold other characters at which it would cut.
+        for number, line in enumerate(_read_text(index).split("\n"), 1):
+            if not line.strip():
+                continue
             try:
                 entry = json.loads(line)
-                captions[entry["file_name"]] = entry["text"]
+                name, text = entry["file_name"], entry["text"]
+                if not isinstance(name, str) or not isinstance(text, str):
+                    raise TypeError
+                captions[name] = text
             except (ValueError, KeyError, TypeError) as error:
                 msg = f"line {number} is not an object with 'file_name' and 'text'"
                 raise InvalidInput(msg, where=index) from error
     found: list[tuple[Path, str]] = []
     for path in image_files(folder):
         beside = path.with_suffix(".txt")
-        text = captions.get(path.name) or (beside.read_text(encoding="utf-8").strip() if beside.is_file() else default)
+        text = captions.get(path.name) or (_read_text(beside).strip() if beside.is_file() else default)
         if text:
             found.append((path, text))
     return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput("not UTF-8; save the captions as UTF-8", where=path) from error
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -72,18 +85,36 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> Image:
-    """Read an image as RGB.
+    """Read an image as RGB and upright; of several pictures in one file, the first.
 
     Raises:
         InvalidInput: It cannot be read.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+            upright = ImageOps.exif_transpose(opened)  # cameras write down how they were held
+            if upright.mode.startswith(("I", "F")):
+                return _as_bytes(upright).convert("RGB")
+            return upright.convert("RGB")
+    # A damaged file raises any of the middle ones, one of more pixels than fit into memory the last.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InvalidInput(f"not an image that can be read: {error}", where=path) from error
+
+
+def _as_bytes(image: Image) -> Image:
+    """A picture of more than 256 greys with as many; Pillow would make white of whatever is above the 255th.
+
+    Raises:
+        ValueError: Its values are of no range that is known.
+    """
+    from PIL import Image as Images
+
+    grey = np.asarray(image, dtype=np.float64)
+    if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
+        raise ValueError(f"greys from {grey.min():g} to {grey.max():g}; expected 8 or 16 bits")
+    return Images.fromarray((grey / 257).round().astype(np.uint8))
 
 
 @torch.no_grad()

@@ -10,14 +10,15 @@ templates:                              # optional
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from apl_guard.errors import IdentitiesInvalid
 from apl_guard.trainer.config import NeutralKind
+from apl_guard.trainer.plain_yaml import NotYamlError, read_yaml
 
 DEFAULT_TEMPLATES = (
     "a photo of {name}",
@@ -57,6 +58,14 @@ class Identity(BaseModel):
     neutral: Neutral
     images: Path | None = None
 
+    @field_validator("name")
+    @classmethod
+    def _name_is_written_plainly(cls, name: str) -> str:
+        # It is looked for in captions as it stands.
+        if name != name.strip():
+            raise ValueError("begins or ends with a blank")
+        return name
+
 
 class Identities(BaseModel):
     """The whole file.
@@ -76,9 +85,10 @@ class Identities(BaseModel):
     @field_validator("identities")
     @classmethod
     def _names_differ(cls, identities: tuple[Identity, ...]) -> tuple[Identity, ...]:
-        twice = [name for name, n in Counter(i.name.casefold() for i in identities).items() if n > 1]
+        said = [" ".join(unicodedata.normalize("NFC", i.name).casefold().split()) for i in identities]
+        twice = [name for name, n in Counter(said).items() if n > 1]
         if twice:
-            numbers = [k + 1 for k, i in enumerate(identities) if i.name.casefold() == twice[0]]
+            numbers = [k + 1 for k, name in enumerate(said) if name == twice[0]]
             raise ValueError(f"entries {numbers} have the same name; every name may stand there once")
         return identities
 
@@ -108,14 +118,14 @@ def load_identities(path: Path | str) -> Identities:
     """Read an identities file. Paths of pictures in it are relative to the file.
 
     Raises:
-        IdentitiesInvalid: The file is missing, is not YAML, has unknown keys, duplicate names, or nobody.
+        IdentitiesInvalid: The file is missing, is not YAML, has unknown keys, a key twice, duplicate names, or nobody.
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise IdentitiesInvalid(f"the identities cannot be read: {error}", where=path) from error
-    except yaml.YAMLError as error:
+    except NotYamlError as error:
         raise IdentitiesInvalid(f"the identities are not valid YAML: {error}", where=path) from error
     if not isinstance(values, dict):
         msg = f"found a {type(values).__name__}; expected a mapping with the key 'identities'"

@@ -22,7 +22,7 @@ from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.config import NeutralKind
 from apl_guard.trainer.data.generation import cache_folder
 from apl_guard.trainer.evaluate.result import Album, Asked, Pictures
-from apl_guard.trainer.model.pipeline import model_digest
+from apl_guard.trainer.model.pipeline import check_steps, model_digest
 from apl_guard.trainer.report.pictures import png
 
 
@@ -80,8 +80,10 @@ class Setting:
         """A setting whose guard has the default policy.
 
         Raises:
+            InvalidInput: The model cannot draw in so many steps.
             PrefixNotFound: The prefix belongs to another text encoder.
         """
+        check_steps(pipe, options.get("steps", cls.steps))
         return cls(pipe, prefix, Guard(pipe, policy="anonymize_faces", prefix=prefix), judges, **options)
 
     def on(self, pipe: Any, prefix: Prefix | None = None, guard: Guard | None = None) -> Setting:

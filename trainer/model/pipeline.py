@@ -13,15 +13,39 @@ import torch
 from torch import Tensor
 
 from apl_guard.adapters.diffusers_load import load_pipe
-from apl_guard.errors import ModelInvalid
+from apl_guard.errors import ConfigInvalid, InvalidInput, ModelInvalid
 from apl_guard.prefix.places import SHIPPED_NAME, shipped_world
 
 _PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
 
 def find_device(wish: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
-    """The device to compute on: the wish, or a GPU where there is one."""
-    return torch.device("cuda" if wish == "auto" and torch.cuda.is_available() else "cpu" if wish == "auto" else wish)
+    """The device to compute on: the wish, or a GPU where there is one.
+
+    Raises:
+        ConfigInvalid: A GPU is wished for, and torch finds none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if wish == "cuda" and not has_gpu:
+        raise ConfigInvalid("found no GPU that this torch can use; expected one, or auto or cpu", where="device")
+    return torch.device("cuda" if has_gpu and wish == "auto" else "cpu" if wish == "auto" else wish)
+
+
+def check_steps(pipe: Any, steps: int, where: str = "steps") -> None:
+    """Make sure that a model can draw in so many steps.
+
+    Raises:
+        InvalidInput: It was trained with fewer noise levels.
+
+    Example:
+        >>> from apl_guard.testing import tiny_pipe
+        >>> check_steps(tiny_pipe(), 2000)
+        Traceback (most recent call last):
+        apl_guard.errors.InvalidInput: steps: found 2000; expected at most 1000, the noise levels of this model
+    """
+    levels = pipe.scheduler.config.get("num_train_timesteps")
+    if levels is not None and steps > levels:
+        raise InvalidInput(f"found {steps}; expected at most {levels}, the noise levels of this model", where=where)
 
 
 def open_pipe(model: str | Path | Any, device: torch.device | None = None) -> Any:

@@ -14,7 +14,7 @@ from apl_guard.adapters.inject import embed, tokenize_with_prefix
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.folders import read_prompts
 from apl_guard.trainer.data.identities import Identities, load_identities
-from apl_guard.trainer.model.pipeline import find_device, frozen, open_pipe, predict, unet_precision
+from apl_guard.trainer.model.pipeline import check_steps, find_device, frozen, open_pipe, predict, unet_precision
 from apl_guard.trainer.train.adversary import attacked
 from apl_guard.trainer.train.loss import apl_loss
 from apl_guard.trainer.train.start import generic_prompts, start_vectors
@@ -76,6 +76,7 @@ def make_plan(
     people = identities if isinstance(identities, Identities) else load_identities(identities)
     prompts = generic_prompts(generic, model, config)
     pipe = open_pipe(model, find_device(config.device))
+    check_steps(pipe, config.sampling_steps, where="sampling_steps")
     device, dtype = pipe.unet.device, unet_precision(pipe.unet.device, config.precision)
 
     generated = config.images_per_identity * sum(i.images is None for i in people.identities)

@@ -27,7 +27,15 @@ from apl_guard.storage import make_folder
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import draw_batch, prepare
 from apl_guard.trainer.data.identities import Identities, load_identities
-from apl_guard.trainer.model.pipeline import find_device, frozen, model_digest, open_pipe, predict, unet_precision
+from apl_guard.trainer.model.pipeline import (
+    check_steps,
+    find_device,
+    frozen,
+    model_digest,
+    open_pipe,
+    predict,
+    unet_precision,
+)
 from apl_guard.trainer.train.adversary import Adversary
 from apl_guard.trainer.train.checkpoint import State, load_state, save_state
 from apl_guard.trainer.train.history import History
@@ -73,6 +81,10 @@ def train(
     output = Path(output)
     unfinished = output / "unfinished"
     pipe = open_pipe(model, find_device(config.device))
+    check_steps(pipe, config.sampling_steps, where="sampling_steps")
+    if restart:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    make_folder(unfinished)  # here, for making the data may take hours
     device, dtype = pipe.unet.device, unet_precision(pipe.unet.device, config.precision)
     N = config.n_vectors
     schedule = pipe.scheduler.alphas_cumprod
@@ -83,9 +95,6 @@ def train(
         binding = {"config": config.model_dump(), "model": model_digest(pipe), "data": data.digest}
 
         # Where we are: at the start, or where an earlier run was stopped.
-        if restart:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        make_folder(unfinished)
         state = load_state(unfinished, binding)
         if state is None:
             state = State.start(start_vectors(pipe, config), people=len(data.names))

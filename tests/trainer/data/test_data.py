@@ -35,6 +35,12 @@ ENTRY = "- name: Ada Lum\n    neutral: {coarse: a woman}\n"
         (f"identities:\n  {ENTRY}templates: []\n", "templates"),
         ("- Ada Lum\n", "found a list"),
         ("identities: [", "not valid YAML"),
+        (f"identities:\n  {ENTRY}identities: []\n", "line 4: a key appears twice"),
+        (f"identities:\n  {ENTRY}    name: Bo Lum\n", "line 4: a key appears twice"),
+        (f"identities:\n  {ENTRY}  {ENTRY.replace('Ada', 'Ada ')}", r"entries \[1, 2\] have the same name"),
+        (f"identities:\n  {ENTRY.replace('Ada Lum', repr(' '))}", r"'identities\.0\.name': .*begins or ends"),
+        ("identities: " + "[" * 5000, "nested too deeply"),
+        ("identities: 2020-99-99", "a value cannot be read"),
     ],
 )
 def test_wrong_identities_are_named(content: str, message: str, tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from apl_guard.cli import app
-from apl_guard.errors import ConfigInvalid, InvalidInput
+from apl_guard.errors import ConfigInvalid, InvalidInput, StorageFailed
 from apl_guard.prefix import Prefix
+from apl_guard.trainer.data.generation import cache_folder
 
 SMALL = [
     "n_vectors=2", "steps=2", "identity_batch=2", "generic_batch=2", "images_per_identity=1",
@@ -44,6 +46,32 @@ def test_the_command_writes_a_prefix(arguments: list[str], tmp_path: Path) -> No
     assert answer.exit_code == 0, answer.output
     assert "identity gap closed" in answer.output
     assert Prefix.load(tmp_path / "prefix").n == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_gpu_that_is_not_there_is_a_typed_error(arguments: list[str], more: tuple[str, ...]) -> None:
+    """device=cuda on a machine without one is refused by name, planned or run."""
+    with pytest.raises(ConfigInvalid, match="device: found no GPU"):
+        CliRunner().invoke(app, [*arguments, "--set", "device=cuda", *more], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_more_denoising_steps_than_noise_levels_are_a_typed_error(arguments: list[str], more: tuple[str, ...]) -> None:
+    """They are refused before anything is drawn, planned or run."""
+    with pytest.raises(InvalidInput, match="sampling_steps: found 2000; expected at most 1000"):
+        CliRunner().invoke(app, [*arguments, "--set", "sampling_steps=2000", *more], catch_exceptions=False)
+
+
+def test_an_output_that_cannot_be_is_found_before_anything_is_drawn(arguments: list[str], tmp_path: Path) -> None:
+    """A file in the place of the output folder is an error at once, and not after hours of making data."""
+    (tmp_path / "prefix").write_text("a file")
+    drawn = set(cache_folder().glob("*"))
+
+    with pytest.raises(StorageFailed, match="prefix"):
+        CliRunner().invoke(app, [*arguments, "--set", "seed=77"], catch_exceptions=False)
+
+    assert set(cache_folder().glob("*")) == drawn
 
 
 def test_wrong_use_is_a_typed_error(arguments: list[str]) -> None:

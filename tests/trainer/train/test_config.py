@@ -45,6 +45,12 @@ def test_a_difference_names_the_options_that_differ() -> None:
         (["hard_identities=1", "reuse_batches=9"], "set one to 0"),
         (["identity_weight=0", "generic_weight=0"], "nothing to learn"),
         (["lr={"], "not valid YAML"),
+        (["lr=" + "[" * 5000], "not valid YAML"),
+        (["lr=2020-99-99"], "not valid YAML"),
+        (["steps=yes"], "option 'steps': .*found True; expected a number"),
+        (["lr=.inf"], "option 'lr': .*finite"),
+        (["time_limit_minutes=.nan"], "option 'time_limit_minutes'"),
+        (["seed=99999999999999999999"], "option 'seed': .*less than"),
     ],
 )
 def test_wrong_options_are_named(assignments: list[str], message: str) -> None:
@@ -53,7 +59,7 @@ def test_wrong_options_are_named(assignments: list[str], message: str) -> None:
         TrainConfig().with_overrides(assignments)
 
 
-@pytest.mark.parametrize("content", ["- a\n", "steps: [", "steps: 3\nspeed: 9\n"])
+@pytest.mark.parametrize("content", ["- a\n", "steps: [", "steps: 3\nspeed: 9\n", "lr: 1\nlr: 2\n", "a: " + "[" * 5000])
 def test_wrong_files_are_named(content: str, tmp_path: Path) -> None:
     """The message holds the path of the file."""
     (tmp_path / "config.yaml").write_text(content)
