@@ -104,6 +104,15 @@ def test_where_names_overlap_one_description_stands_for_all():
     assert ask(found, "see Anna Maria Lopezs").texts[Channel.PROMPT] == ("see a person Lopezs",)
 
 
+def test_of_namesakes_the_first_on_the_list_says_what_is_written():
+    """Each time, so that the same prompt and seed draw the same picture in every process."""
+    people = [{"name": "Mara Voss", "neutral": f"{number}"} for number in range(20)]
+
+    assert ask(policy(ALLOW, named("rewrite"), names=[STARS | {"people": people}]), "Mara Voss").texts == {
+        Channel.PROMPT: ("0",)
+    }
+
+
 def test_rewrite_and_the_prefix_go_together():
     """A stricter rule takes nothing away from what another rule asks for."""
     always = {"id": "always", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}}

@@ -109,10 +109,21 @@ def test_each_word_of_a_test_counts(path, old, new, expected):
 
 
 def test_tests_are_about_the_rules_whatever_mode_and_rollout_are(path):
-    """So that a policy can be tested before it is enforced."""
-    path.write_text(STARS.replace("spec:", "spec:\n  mode: shadow\n  rollout: {percent: 0}") + TESTS)
+    """So that a policy can be tested before it is enforced, and switched off in a hurry."""
+    for mode in ("shadow", "unsafe_off"):
+        path.write_text(STARS.replace("spec:", f"spec:\n  mode: {mode}\n  rollout: {{percent: 0}}") + TESTS)
+        assert PolicyInForce(Policy.load(path)).run_tests() == ()
 
-    assert PolicyInForce(Policy.load(path)).run_tests() == ()
+        path.write_text(path.read_text().replace("a cat", "Mara Voss"))
+        assert [failure.test for failure in PolicyInForce(Policy.load(path)).run_tests()] == ["nobody"]
+
+
+def test_a_test_is_about_a_call_that_can_be_made(path):
+    """Nobody can call for a tenant whose name is not printable; the line is named where the file is read."""
+    path.write_text(STARS + TESTS.replace("tenant: lab", 'tenant: "l\\nab"', 1))
+
+    with pytest.raises(PolicyInvalid, match=r"line 29: 'tests\.2\.given\.tenant': expected printable"):
+        Policy.load(path)
 
 
 def test_a_guard_does_not_start_with_a_policy_whose_tests_do_not_hold(shared_pipe, path):
@@ -269,6 +280,18 @@ class TestCommands:
             '+ spec.rules.first.when.channels: ["callback"]',
         ]
         assert len(json.loads(run("diff", path, other, "--json")[1])) == 4
+
+    def test_diff_of_people_of_one_name(self, run, path):
+        """Namesakes are told apart, so that no difference is hidden behind the last of them."""
+        text = STARS.replace("file: stars.csv", "people: [{name: Kim, neutral: one}, {name: Kim, neutral: two}]")
+        path.write_text(text)
+        other = path.with_name("other.yaml")
+        other.write_text(text.replace("neutral: one", "neutral: three"))
+
+        assert run("diff", path, other)[:2] == (
+            1,
+            '- spec.names.stars.people.Kim.neutral: "one"\n+ spec.names.stars.people.Kim.neutral: "three"\n',
+        )
 
     def test_explain(self, run, path):
         """Condition by condition; what runs is shown without letters that a terminal obeys."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +104,7 @@ def explain_prompt(
     from apl_guard.request import GenerationRequest
     from apl_guard.request.context import Context
 
-    if prompt is None and " " in policy and not Path(policy).exists():
+    if prompt is None and " " in policy and not os.path.exists(policy):
         raise InvalidInput(
             'found a prompt and no policy; expected both: apl-guard policy explain anonymize_faces "…"', where="explain"
         )
@@ -202,16 +204,26 @@ def _by(reason: Reason) -> str:
 
 def _flat(value: Any, place: str = "") -> dict[str, Any]:
     """Field → value. Entries of lists go by their names where they have any."""
+    parts: Iterable[tuple[str, Any]]
     if isinstance(value, dict):
         parts = value.items()
     elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
-        parts = {str(each.get("id") or each.get("name")): each for each in value}.items()
+        parts = zip(_names_of(value), value, strict=True)
     else:
         return {place: value}
     found: dict[str, Any] = {}
     for key, part in parts:
         found |= _flat(part, f"{place}.{key}" if place else str(key))
     return found
+
+
+def _names_of(entries: list[dict[str, Any]]) -> Iterator[str]:
+    """What entries go by: id or name, and a number where several have the same."""
+    seen: Counter[str] = Counter()
+    for each in entries:
+        name = str(each.get("id") or each.get("name"))
+        seen[name] += 1
+        yield name if seen[name] == 1 else f"{name} ({seen[name]})"
 
 
 def _printable(text: str) -> str:

@@ -190,11 +190,12 @@ def _unsafe(policy: Policy, reasons: tuple[Reason, ...], asked: Mapping[str, lis
 
 def _texts(findings: Findings, asked: Mapping[str, list[Demand]]) -> dict[Channel, tuple[str, ...]]:
     """The texts that shall run: those that were looked at, with what shall be rewritten replaced."""
-    replaced: dict[tuple[Channel, int], set[Finding]] = {}
+    # In order, and not in sets, whose order another process would not repeat.
+    replaced: dict[tuple[Channel, int], dict[Finding, None]] = {}
     for found in asked.values():
         for demand in found:
             for finding in demand.found if demand.action == Action.REWRITE else ():
-                replaced.setdefault((finding.channel, finding.text), set()).add(finding)
+                replaced.setdefault((finding.channel, finding.text), {})[finding] = None
     return {
         channel: tuple(_rewritten(text, replaced.get((channel, number), ())) for number, text in enumerate(found))
         for channel, found in findings.texts.items()
@@ -202,7 +203,8 @@ def _texts(findings: Findings, asked: Mapping[str, list[Demand]]) -> dict[Channe
 
 
 def _rewritten(text: str, found: Iterable[Finding]) -> str:
-    """Replace what was found. Where findings overlap, one description stands for all of them."""
+    """Replace what was found. Where findings overlap, one description stands for all of them: that of the longest that
+    starts first; of two people of one name, that of the first on the list."""
     parts = []
     done = 0
     for finding in sorted(found, key=lambda f: (f.start, -f.end, f.source)):

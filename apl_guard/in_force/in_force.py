@@ -10,7 +10,7 @@ from apl_guard.decision.findings import Findings
 from apl_guard.decision.rules import Verdict, judge
 from apl_guard.detect import Detectors
 from apl_guard.errors import PolicyInvalid
-from apl_guard.policy import Case, Policy
+from apl_guard.policy import Case, Mode, Policy
 from apl_guard.request import Channel, GenerationRequest
 from apl_guard.request.context import Context
 
@@ -109,9 +109,10 @@ class PolicyInForce:
             The tests that do not hold.
         """
         failures = []
+        enforced = self.policy.in_mode(Mode.ENFORCE)
         for case in self.policy.tests:
-            context = Context(case.given.tenant, case.given.route)
-            text = _differences(case, self.decide(as_request(case), context))
+            request, context = as_request(case), Context(case.given.tenant, case.given.route)
+            text = _differences(case, decide(enforced, request, context, self.look(request, context)))
             if text:
                 failures.append(Failure(case.name, text))
         return tuple(failures)

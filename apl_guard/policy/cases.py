@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from apl_guard.policy.words import Action, Id, Part
 from apl_guard.request import Channel
 
 __all__ = ["Case", "Expect", "Given"]
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("expected printable characters; no call can be made for another")
+    return text
+
+
+_Caller = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 
 
 class Given(Part):
@@ -19,8 +28,8 @@ class Given(Part):
     negative_prompt: str | None = None
     channels: tuple[Channel, ...] = ()
     """Channels that it uses beside those of its texts."""
-    tenant: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    route: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    tenant: _Caller | None = None
+    route: _Caller | None = None
     model: Annotated[str, Field(max_length=200)] = "test:Pipe"
     """The backend, as `when: {models: …}` sees it."""
     carries_prefix: bool = True
