@@ -17,7 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["alone", "make_folder", "sync_folder", "write_file", "write_folder"]
+__all__ = ["alone", "check_place", "make_folder", "sync_folder", "write_file", "write_folder"]
 
 _LOOK_AGAIN_SECONDS = 0.01
 
@@ -79,6 +79,19 @@ def make_folder(folder: Path) -> Path:
     except OSError as error:
         raise StorageFailed(f"cannot be made ({error.strerror}); choose another place", path=folder) from error
     return folder
+
+
+def check_place(path: Path) -> None:
+    """Make sure that a file can be written there, before hours of work whose result it shall hold. Its folder is made.
+
+    Raises:
+        StorageFailed: It cannot.
+    """
+    make_folder(path.parent)
+    if path.is_dir():
+        raise StorageFailed("is a folder; expected a place for a file", path=path)
+    if not os.access(path.parent, os.W_OK):
+        raise StorageFailed("its folder cannot be written; choose another place", path=path)
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:

@@ -36,7 +36,7 @@ def attack(
             min=0.001, max=0.5, help="Share of strangers' pictures that the output check may withhold: its threshold."
         ),
     ] = 0.01,
-    seed: Annotated[int, typer.Option(help="Of searches and pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=-(2**62), max=2**62, help="Of searches and pictures.")] = 0,
     fast: Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 where the processor can.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.")] = False,
 ) -> None:

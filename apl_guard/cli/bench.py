@@ -27,7 +27,7 @@ def bench(
     ] = None,
     images_per_person: Annotated[int, typer.Option(min=1, help="Pictures of each person with each peer.")] = 2,
     people: Annotated[int, typer.Option(min=1, help="At most so many listed and so many other people.")] = 60,
-    seed: Annotated[int, typer.Option(help="Of prompts, pictures and learning.")] = 0,
+    seed: Annotated[int, typer.Option(min=-(2**62), max=2**62, help="Of prompts, pictures and learning.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
     quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.")] = False,

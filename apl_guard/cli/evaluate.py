@@ -134,7 +134,7 @@ def evaluate(
     """
     from apl_guard.errors import InvalidInput
     from apl_guard.prefix import Prefix
-    from apl_guard.storage import write_file
+    from apl_guard.storage import check_place, write_file
     from apl_guard.trainer.evaluate.curves import read_curves
     from apl_guard.trainer.evaluate.page import write_report
     from apl_guard.trainer.evaluate.provenance import command
@@ -143,6 +143,8 @@ def evaluate(
     _refuse_what_nobody_reads(context, protocol)
     if curves and report is None:
         raise InvalidInput("curves are shown in a report; name its file with --report", where="--curves")
+    if report is not None:
+        check_place(report)
     lines = [curve for path in curves or () for curve in read_curves(path)]
     loaded = Prefix.load(prefix)
     shared: dict[str, Any] = {
@@ -172,10 +174,11 @@ def evaluate(
             model, loaded, shared, identities or [], references, references_per_person, detector, recogniser, clip,
             captions,
         )  # fmt: skip
+    # First: whatever may become of the report, the figures are not lost.
+    typer.echo(result.to_json() if format is Format.JSON else result.to_table())
     if report is not None:
         write_file(report, write_report(result, command(), lines).encode())
         typer.echo(f"report: {report}", err=True)
-    typer.echo(result.to_json() if format is Format.JSON else result.to_table())
 
 
 def _refuse_what_nobody_reads(context: typer.Context, protocol: Protocol | None) -> None:

@@ -95,13 +95,17 @@ def tradeoff(
     """
     import json
 
+    from apl_guard.errors import InvalidInput
     from apl_guard.prefix import Prefix
-    from apl_guard.storage import write_file
+    from apl_guard.storage import check_place, write_file
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.evaluate.tradeoff import measure_tradeoff
     from apl_guard.trainer.model.pipeline import open_pipe
 
-    named = {folder.name: Prefix.load(folder) for folder in prefixes}
+    check_place(output)
+    named = {folder.resolve().name: Prefix.load(folder) for folder in prefixes}
+    if len(named) < len(prefixes) or "no prefix" in named:
+        raise InvalidInput("two have one name, or one is called 'no prefix'; points are called by it", where="prefixes")
     pipe = open_pipe(minifaces.model_path())
     points = measure_tradeoff(pipe, named, images_per_person, people, seed, guidance=guidance)
     write_file(output, (json.dumps({"points": points}, indent=2) + "\n").encode())

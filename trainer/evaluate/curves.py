@@ -67,6 +67,8 @@ def read_curves(path: Path) -> list[Curve]:
         curves = [Curve(one["title"], one["x"], list(one["points"])) for one in content["curves"]]
         for curve in curves:
             curve.series  # noqa: B018 - raises where a point is none
+            for point in curve.points:
+                point["label"]
     except OSError as error:
         raise InvalidInput(f"the curves cannot be read: {error.strerror}", where=path) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

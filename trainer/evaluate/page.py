@@ -47,7 +47,8 @@ def write_report(result: EvalResult, command: str, curves: Sequence[Curve] = ())
         >>> "<table>" in page, "http" in page
         (True, False)
     """
-    rows = compare(result)
+    # Goals are of the suites; a group of a protocol may be called like one, for it has the name of a file.
+    rows = [] if "protocol" in result.settings else compare(result)
     attacks = {suite: arms for suite, arms in result.suites.items() if suite.startswith(ATTACK)}
     suites = {suite: arms for suite, arms in result.suites.items() if suite not in attacks}
     goals = ""
@@ -90,14 +91,15 @@ def _table(suite: str, arms: Mapping[str, Figures]) -> str:
 
 
 def _attacks(attacks: Mapping[str, Mapping[str, Figures]]) -> str:
-    """One row for each class of attacks: the leak in each arm, and how many calls were refused or pictures withheld."""
+    """One row for each class of attacks: the leak in each arm, and how many guarded calls were refused, or their
+    pictures withheld."""
     if not attacks:
         return ""
     columns = list(dict.fromkeys(arm for arms in attacks.values() for arm in arms_of(arms)))
     rows = []
     for suite, arms in attacks.items():
-        stopped = {key: max(figures.get(key, 0) for figures in arms.values()) for key in ("refused", "withheld")}
-        notes = ", ".join(f"{count} {key}" for key, count in stopped.items() if count)
+        checked = arms.get("guarded_checked", {})
+        notes = ", ".join(f"{checked[key]} {key}" for key in ("refused", "withheld") if checked.get(key))
         cells = [show_figure(arms.get(arm, {}), "leak_far_1e-3") for arm in columns]
         rows.append((suite.removeprefix(ATTACK), [*cells, notes]))
     heads = [arm.replace("_", ", ") for arm in columns]

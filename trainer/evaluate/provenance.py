@@ -45,5 +45,5 @@ def provenance(setting: Setting) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command that runs now, as one could type it again."""
-    return shlex.join(["apl-guard", *sys.argv[1:]])
+    """The command that runs now, as one could type it again. Bytes of a path that are no text are written out."""
+    return shlex.join(["apl-guard", *sys.argv[1:]]).encode(errors="backslashreplace").decode()

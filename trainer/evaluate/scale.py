@@ -87,20 +87,22 @@ def vary(recipe: TrainConfig, people: int, axis: str, value: float) -> tuple[Tra
     """The recipe with one setting changed, and how many people to train on.
 
     Raises:
-        InvalidInput: There are not so many people, or no examples would be left of one kind.
+        InvalidInput: There are not so many people, no examples would be left of one kind, or a number is not whole.
 
     Example:
         >>> config, people = vary(TrainConfig(), 120, "share", 0.25)
         >>> config.identity_batch, config.generic_batch, people
         (8, 24, 120)
     """
+    if axis in ("identities", "vectors") and not float(value).is_integer():
+        raise InvalidInput(f"found {value:g}; expected a whole number", where=axis)
     if axis == "identities":
         if not 1 <= value <= people:
             raise InvalidInput(f"found {value:g}; expected 1 to {people}, which is how many there are", where=axis)
         return recipe, int(value)
     if axis == "share":
         batch = recipe.identity_batch + recipe.generic_batch
-        identity = round(value * batch)
+        identity = round(value * batch) if 0 < value < 1 else 0
         if not 0 < identity < batch:
             raise InvalidInput(f"a share of {value:g} leaves no examples of one kind in a batch of {batch}", where=axis)
         changes: dict[str, float] = {"identity_batch": identity, "generic_batch": batch - identity}

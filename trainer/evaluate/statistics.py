@@ -103,7 +103,7 @@ def bootstrap_interval(
         >>> bool(low < 49.5 < high)
         True
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed if seed >= 0 else [1, -seed])  # numpy takes no negative seed
     value = statistic(*samples)
     drawn = []
     for _ in range(repetitions):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 from typer.testing import CliRunner
 
 from apl_guard.cli import app
-from apl_guard.errors import InvalidInput
+from apl_guard.errors import InvalidInput, StorageFailed
+from apl_guard.trainer import minifaces
 from apl_guard.trainer.evaluate.curves import Curve, read_curves, write_curves
 from apl_guard.trainer.evaluate.page import write_report
+from apl_guard.trainer.evaluate.provenance import command
 from apl_guard.trainer.evaluate.result import ATTACK, Asked, EvalResult
 
 
@@ -65,6 +68,32 @@ def test_attacks_stand_in_one_table() -> None:
         assert text in page
 
 
+def test_what_is_withheld_is_counted_of_guarded_pictures_alone() -> None:
+    """Page and table say the same beside a class of attacks, without what the check withholds of plain pictures."""
+    leak = {"images": 4, "leak_far_1e-3": 0.0, "refused": 0}
+    arms = {"plain": leak, "plain_checked": leak | {"withheld": 4}, "guarded": leak}
+    result = EvalResult({f"{ATTACK}misspelt": {**arms, "guarded_checked": leak | {"withheld": 1}}})
+
+    for text in (write_report(result, "apl-guard eval"), result.to_table()):
+        assert "1 withheld" in text
+        assert "4 withheld" not in text
+
+
+def test_groups_of_a_protocol_are_not_held_against_the_goals_of_suites(result: EvalResult) -> None:
+    """A group is called like its file; one from `seen.yaml` is not the suite of the reference world."""
+    of_protocol = EvalResult(result.suites, {"protocol": "apl-2026"})
+
+    assert "Against the goals" in write_report(result, "")
+    assert "Against the goals" not in write_report(of_protocol, "")
+
+
+def test_a_command_with_bytes_that_are_no_text_can_be_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path of Latin-1 in the command line does not cost the report."""
+    monkeypatch.setattr("sys.argv", ["apl-guard", "eval", "--pictures", "caf\udce9"])
+
+    assert rb"caf\udce9" in write_report(EvalResult({}), command()).encode()
+
+
 def test_curves_are_read_as_they_were_written(tmp_path: Path) -> None:
     """A point that lacks a figure is left out of its line; what `tradeoff` writes is read, too."""
     curve = Curve("Leak", "N", [{"x": 2, "label": "b", "leak": 0.1}, {"x": 1, "label": "a", "leak": None, "top1": 0.3}])
@@ -77,7 +106,16 @@ def test_curves_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert read_curves(tmp_path / "tradeoff.json")[0].series == {"leak at FAR 1e-3": [(0.4, 0.02)]}
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"curves": [{"title": "t", "x": "N", "points": [{"y": 1}]}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"curves": [{"title": "t", "x": "N", "points": [{"y": 1}]}]}',
+        '{"curves": [{"title": "t", "x": "N", "points": [{"x": 1, "leak": 0.5}]}]}',
+    ],
+)
 def test_a_file_without_curves_is_an_error(content: str, tmp_path: Path) -> None:
     """The message names the file and the command that writes one."""
     (tmp_path / "curves.json").write_text(content)
@@ -95,3 +133,33 @@ def test_curves_without_a_report_are_an_error(tmp_path: Path) -> None:
 
     assert isinstance(answer.exception, InvalidInput)
     assert "--report" in str(answer.exception)
+
+
+@pytest.mark.parametrize(
+    "command_line",
+    [
+        ("eval", "--prefix", "minifaces", "--model", "nowhere/model", "--report"),
+        ("minifaces", "tradeoff", "nowhere/prefix", "--output"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_found_before_anything_is_drawn(
+    command_line: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A folder in place of the file is an error before even the model, or the prefix, is looked for."""
+    (tmp_path / "report.html").mkdir()
+
+    answer = CliRunner().invoke(app, [*command_line, str(tmp_path / "report.html")])
+
+    assert isinstance(answer.exception, StorageFailed)
+    assert "report.html: is a folder" in str(answer.exception)
+
+
+def test_prefixes_of_one_name_are_not_drawn_over_each_other(tmp_path: Path) -> None:
+    """Of two folders that are called alike, the curve would show only one."""
+    shipped = minifaces.prefix_path()
+    folders = [str(shutil.copytree(shipped, tmp_path / place / "mine")) for place in "ab"]
+
+    answer = CliRunner().invoke(app, ["minifaces", "tradeoff", *folders, "--output", str(tmp_path / "curves.json")])
+
+    assert isinstance(answer.exception, InvalidInput)
+    assert "two have one name" in str(answer.exception)

@@ -79,9 +79,21 @@ def test_a_prefix_of_other_options_is_not_taken(weights: Path, tmp_path: Path) -
         measure_scale(pipe, RECIPE.with_overrides(["lr=0.1"]), people, tmp_path / "scale", axes, **options)
 
 
-@pytest.mark.parametrize(("axis", "value"), [("identities", 7), ("identities", 0), ("share", 0.01), ("share", 1)])
+@pytest.mark.parametrize(
+    ("axis", "value"),
+    [
+        ("identities", 7),
+        ("identities", 0),
+        ("identities", 2.5),
+        ("vectors", 2.5),
+        ("vectors", float("nan")),
+        ("share", 0.01),
+        ("share", 1),
+        ("share", float("nan")),
+    ],
+)
 def test_values_that_cannot_be_are_refused(axis: str, value: float) -> None:
-    """More people than there are, nobody, or a batch without one kind of example."""
+    """More people than there are, nobody, half of somebody, no number, or a batch without one kind of example."""
     with pytest.raises(InvalidInput, match=axis):
         vary(RECIPE, 6, axis, value)
 

@@ -84,3 +84,10 @@ def test_the_bootstrap_interval_holds_the_mean_as_often_as_it_says() -> None:
         hits += low <= 5 <= high
 
     assert 86 <= hits <= 100
+
+
+def test_a_negative_seed_is_a_seed() -> None:
+    """It gives an interval of its own, the same each time."""
+    first, again, other = (bootstrap_interval(np.mean, [np.arange(9.0)], seed) for seed in (-3, -3, 3))
+
+    assert first == again != other

@@ -23,7 +23,7 @@ from apl_guard.errors import InvalidInput
 from apl_guard.trainer.evaluate.apl2026.clip import Clip
 from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge
 from apl_guard.trainer.evaluate.apl2026.references import References
-from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
+from apl_guard.trainer.evaluate.result import ATTACK, Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import likeness, mean_figure, rate, worst_person
 from apl_guard.trainer.evaluate.setting import Setting, drawn_by
 from apl_guard.trainer.evaluate.statistics import bootstrap_interval, frechet_distance
@@ -69,8 +69,9 @@ def apl_2026(
     """
     if clip is not None and len(captions) < 2:
         raise InvalidInput(f"found {len(captions)} captions; expected at least 2", where="captions")
-    if "quality" in groups:
-        raise InvalidInput("the name 'quality' is taken; call this group otherwise", where="groups")
+    for name in groups:
+        if name == "quality" or name.startswith(ATTACK):
+            raise InvalidInput(f"the name '{name}' is taken; call this group otherwise", where="groups")
     found: dict[str, dict[str, Figures]] = {}
     with drawn_by(setting.pipe, DDIMScheduler):
         for name, group in groups.items():

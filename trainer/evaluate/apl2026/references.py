@@ -18,7 +18,8 @@ from apl_guard.trainer.data.folders import image_files, read_image
 from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge
 
 PAIRS_PER_FALSE_ACCEPT = 10
-"""A threshold at FAR f is set on at least this many pairs over f of different people, or there is none."""
+"""A threshold at FAR f is set on at least this many pairs over f, or there is none. A pair is a picture and
+somebody else; with one picture of each the two ways round are one comparison, and count once."""
 FARS = {"far_1e-2": 1e-2, "far_1e-3": 1e-3}
 
 
@@ -79,10 +80,11 @@ def read_references(folder: Path, names: Sequence[str], faces: FaceJudge, per_pe
     strangers = (each.flatten(0, 1) @ centres.T)[
         ~torch.eye(len(people), dtype=torch.bool).repeat_interleave(per_person, dim=0)
     ]
+    pairs = len(strangers) // (2 if per_person == 1 else 1)
     thresholds = {
-        name: float(torch.quantile(strangers.double(), 1 - far))
+        name: float(np.quantile(strangers.double().numpy(), 1 - far))  # torch's takes no more than 2²⁴ values
         for name, far in FARS.items()
-        if len(strangers) * far >= PAIRS_PER_FALSE_ACCEPT
+        if pairs * far >= PAIRS_PER_FALSE_ACCEPT
     }
     return References(tuple(people), centres, thresholds, len(people) * per_person)
 

@@ -19,12 +19,14 @@ from typer.testing import CliRunner
 from apl_guard.cli import app
 from apl_guard.errors import InvalidInput, ModelInvalid
 from apl_guard.testing import random_prefix, tiny_pipe
+from apl_guard.trainer import minifaces
 from apl_guard.trainer.evaluate.apl2026.clip import Clip
-from apl_guard.trainer.evaluate.apl2026.protocol import face_figures
+from apl_guard.trainer.evaluate.apl2026.protocol import Group, apl_2026, face_figures
 from apl_guard.trainer.evaluate.apl2026.recognisers import open_faces
 from apl_guard.trainer.evaluate.apl2026.references import References
 from apl_guard.trainer.evaluate.apl2026.run import evaluate_apl_2026
 from apl_guard.trainer.evaluate.run import evaluate
+from apl_guard.trainer.evaluate.setting import Setting
 
 NAMES = ("Ada Lum", "Bo Tarn", "Cy Wend")
 
@@ -183,6 +185,17 @@ def test_people_references_and_recogniser_go_together(files: Path, tmp_path: Pat
         evaluate_apl_2026(pipe, prefix, identities=[files / "people.yaml"], **options)
     with pytest.raises(InvalidInput, match="people and a recogniser missing"):
         evaluate_apl_2026(pipe, prefix, references=files / "faces", **options)
+
+
+@pytest.mark.parametrize("name", ["quality", "attack victims"])
+def test_a_group_is_not_called_like_what_the_result_keeps_for_itself(name: str) -> None:
+    """A file of such a name is refused before anything is drawn: its figures could not be told from others."""
+    pipe = tiny_pipe()
+    setting = Setting.of(pipe, random_prefix(pipe, n=2), judges=None, folder=None, progress=False)
+    group = Group({}, References((), torch.empty(0, 1), {}, 0))
+
+    with pytest.raises(InvalidInput, match=f"the name '{name}' is taken"):
+        apl_2026(setting, {name: group}, minifaces.judges())
 
 
 def test_a_model_of_another_size_needs_people_of_its_own(tmp_path: Path) -> None:
