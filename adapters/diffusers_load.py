@@ -55,10 +55,15 @@ def _is_path(text: str) -> bool:
 
 def _check_folder(path: Path) -> None:
     """Find what is missing before the libraries do, which name neither folder nor file."""
+    problem = f"no readable {_INDEX}; expected a model in the diffusers format"
+    if not (path / _INDEX).is_file():  # a pipe would be waited for
+        raise ModelInvalid(problem, where=path)
     try:
         index = json.loads((path / _INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelInvalid(f"no readable {_INDEX}; expected a model in the diffusers format", where=path) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelInvalid(problem, where=path) from error
+    if not isinstance(index, dict):
+        raise ModelInvalid(problem, where=path)
     for name, kind in index.items():
         is_component = isinstance(kind, list) and len(kind) == 2 and all(kind)
         if is_component and not any((path / name).glob("*.json")):

@@ -7,16 +7,20 @@
 
 The guard cannot see what the function does with the text, so no prefix protects the prompt. What happens in its
 place is the policy's `without_prefix`: block, which is the default, or rewrite names to neutral descriptions.
+
+It has to draw before it returns, or the record would speak of pictures that nobody has seen. For an `async` function
+that is `lambda prompt: asyncio.run(draw(prompt))`, for one that yields pictures `lambda prompt: list(draw(prompt))`.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from apl_guard.backend import Generation
-from apl_guard.errors import PrefixNotApplied
+from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest, texts
 
@@ -24,13 +28,30 @@ from .remote_adapter import RemoteAdapter
 
 __all__ = ["FunctionAdapter"]
 
+_LATER = (
+    "draws after it has returned; expected a function that returns finished pictures, such as "
+    "lambda prompt: asyncio.run(draw(prompt)), or lambda prompt: list(draw(prompt))"
+)
+
 
 class FunctionAdapter(RemoteAdapter):
-    """Makes a function of one prompt, or of a list of prompts, fulfil `apl_guard.backend.Backend`."""
+    """Makes a function of one prompt, or of a list of prompts, fulfil `apl_guard.backend.Backend`.
+
+    Args:
+        function: The function.
+
+    Raises:
+        InvalidInput: It is `async`, or yields its pictures.
+    """
 
     carries_prefix = False
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        if any(
+            kind(function)
+            for kind in (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+        ):
+            raise InvalidInput(f"found one that {_LATER}", where="pipe")
         self._function = function
         named = getattr(function, "func", function)  # a partial function has no name of its own
         self.name = f"function:{getattr(named, '__qualname__', type(named).__qualname__)}"
@@ -64,10 +85,17 @@ class FunctionAdapter(RemoteAdapter):
 
         Raises:
             PrefixNotApplied: There is a prefix.
+            GuardUnavailable: What the function returned draws only when somebody asks it for pictures.
             Exception: Whatever the function raises, unchanged.
         """
         if prefix is not None:
             self.check_prefix(prefix)
         prompts = list(request.prompts)
         output = self._function(prompts[0] if isinstance(request.arguments["prompt"], str) else prompts)
+        if isinstance(output, Awaitable | Iterator | AsyncIterator):
+            if inspect.iscoroutine(output):
+                output.close()
+            raise GuardUnavailable(f"found a {type(output).__name__} from {self.name}, which {_LATER}")
+        if output is None:
+            return Generation(output, 0)
         return Generation(output, len(output) if isinstance(output, list | tuple) else 1)

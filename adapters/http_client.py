@@ -209,13 +209,17 @@ def _cut_off(limit: float) -> Iterator[Any]:
         What httpx is to call with its events.
     """
     opened: list[socket.socket] = []
+    is_over = threading.Event()
 
     def trace(event: str, info: Mapping[str, Any]) -> None:
         if event == "connection.connect_tcp.complete":
             # A second handle on the connection: TLS takes the first one away.
             opened.append(info["return_value"].get_extra_info("socket").dup())
+            if is_over.is_set():  # looking the name up, which nothing can stop, took all the time there was
+                close()
 
     def close() -> None:
+        is_over.set()
         for connection in opened:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)

@@ -136,13 +136,16 @@ def write_file(path: Path, content: bytes) -> Path:
     """Write one file: the whole content, or what was there before.
 
     Raises:
-        StorageFailed: It could not be written, such as on a full disk.
+        StorageFailed: It could not be written, such as on a full disk, or is a device or a pipe.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_file(Path(folder, "a.txt"), b"whole").read_bytes()
         b'whole'
     """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        # It would be replaced, so that /dev/null, say, became a file.
+        raise StorageFailed("is a device or a pipe; choose a file", path=path)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)

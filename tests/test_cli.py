@@ -1,11 +1,13 @@
 """The command line: what it prints, writes and returns."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
+from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
 
 from apl_guard import Prefix, cli
@@ -270,3 +272,65 @@ def test_version(run):
     from apl_guard import __version__
 
     assert run("--version")[:2] == (0, f"{__version__}\n")
+
+
+class TestGenerateWhatCannotBe:
+    """One line that says why, and no traceback."""
+
+    @pytest.fixture
+    def generate(self, run, model, trained, tmp_path):
+        def call(*options):
+            return run(
+                *("generate", "--model", model, "--prefix", trained, "--output", tmp_path / "out", *options, "a man")
+            )
+
+        return call
+
+    @pytest.mark.parametrize(
+        ("options", "code"),
+        [
+            (("--steps", 100_000), 1),
+            (("--seed", 10**20), 2),
+            (("--device", "abacus"), 2),
+        ],
+    )
+    def test_arguments_that_the_model_cannot_take(self, generate, options, code):
+        """Its own error as one line, and an argument that is wrong beforehand as such."""
+        found, out, err = generate(*options)
+
+        assert (found, out) == (code, "")
+        assert "Traceback" not in err
+
+    @pytest.mark.parametrize("index", ["[]", "[" * 100_000, None])
+    def test_a_model_whose_index_is_none(self, generate, tmp_path, index):
+        """No object, too deep, or a pipe, which nobody waits for."""
+        folder = tmp_path / "broken"
+        folder.mkdir()
+        if index is None:
+            os.mkfifo(folder / "model_index.json")
+        else:
+            (folder / "model_index.json").write_text(index)
+
+        code, _, err = generate("--model", folder)
+
+        assert (code, "no readable model_index.json" in err) == (2, True)
+
+
+def test_a_device_is_not_made_a_file(run, tmp_path):
+    """What is written takes the place of a file, never that of a device or a pipe."""
+    os.mkfifo(tmp_path / "pipe")
+
+    code, _, err = run("metrics", "rules", "--output", tmp_path / "pipe")
+
+    assert (code, "is a device or a pipe" in err) == (1, True)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("address", ["..a", "a" * 300])
+def test_an_address_that_is_none(run, address, monkeypatch):
+    """Of metrics, too."""
+    monkeypatch.setattr("apl_guard.metrics.of_all_processes", CollectorRegistry)
+
+    code, _, err = run("metrics", "serve", "--port", 0, "--address", address)
+
+    assert (code, "metrics cannot be served" in err) == (1, True)

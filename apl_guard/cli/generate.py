@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apl_guard.cli.services import Arguments, find_service
-from apl_guard.errors import PolicyBlocked
+from apl_guard.errors import AplGuardError, InvalidInput, PolicyBlocked
 from apl_guard.storage import make_folder, write_file
 
 if TYPE_CHECKING:
     from apl_guard.guard import Guarded
 
-__all__ = ["generate", "open_model"]
+__all__ = ["first_line", "generate", "open_model", "place"]
 
 
 def generate(
@@ -32,7 +32,7 @@ def generate(
     prefix: Annotated[
         str | None, typer.Option(help="Prefix folder or name.", show_default="the registered one that fits")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every picture.")] = 0,
+    seed: Annotated[int, typer.Option(min=-(1 << 63), max=(1 << 63) - 1, help="Seed of every picture.")] = 0,
     audit: Annotated[Path | None, typer.Option(help="Folder for the records of decisions and outcomes.")] = None,
     audit_witness: Annotated[
         list[Path] | None,
@@ -77,9 +77,15 @@ def generate(
             blocked = True
             typer.echo(f"{number:03d}  block  {error}")
             continue
-        except RemoteError as error:
-            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        except AplGuardError:
+            raise
+        except Exception as error:  # the model's own, such as of more steps than it can take
+            what = str(error) if isinstance(error, RemoteError) else f"{model} failed ({first_line(error)})"
+            typer.secho(f"error: {what}", fg=typer.colors.RED, err=True)
             raise typer.Exit(1) from error
+        if not made.output.images:
+            typer.secho(f"error: {model} gave no picture for prompt {number}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(1)
         path = output / f"{number:03d}.png"
         content = io.BytesIO()
         made.output.images[0].save(content, format="PNG")
@@ -97,10 +103,30 @@ def _open_local(
 
     pipe = open_model(model)
     pipe.set_progress_bar_config(leave=False)
-    pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place(pipe, device)
     options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
     options = {name: value for name, value in options.items() if value is not None}
     return pipe, lambda prompt: ((prompt,), {"generator": torch.Generator("cpu").manual_seed(seed), **options})
+
+
+def place(pipe: Any, device: str | None) -> None:
+    """Put a pipe on a device; None takes a GPU if there is one.
+
+    Raises:
+        InvalidInput: There is no such device, or the pipe does not fit on it.
+    """
+    import torch
+
+    try:
+        pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, AssertionError, ValueError) as error:  # as torch says it that was built without CUDA
+        raise InvalidInput(first_line(error), where="--device") from error
+
+
+def first_line(error: Exception) -> str:
+    """An error as one line: its type, and how its message begins."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def open_model(name: str) -> Any:

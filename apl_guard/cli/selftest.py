@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from apl_guard.cli.generate import open_model
+from apl_guard.cli.generate import open_model, place
 from apl_guard.guard.selftest import CANARIES
 
 __all__ = ["selftest"]
@@ -35,13 +35,11 @@ def selftest(
 
     Example: apl-guard selftest --model minifaces
     """
-    import torch
-
     from apl_guard.guard import Guard
 
     pipe = open_model(model)
     pipe.set_progress_bar_config(disable=True)
-    pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place(pipe, device)
     guard = Guard(pipe, policy, prefix=prefix, audit=audit)
     result = guard.self_test(prompt or CANARIES, num_inference_steps=steps)
     typer.echo(f"guarded: prefix {result.prefix} in front of {result.prompts} canaries, {result.seconds:.1f} s")

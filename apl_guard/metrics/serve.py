@@ -117,7 +117,7 @@ def serve(registry: CollectorRegistry, port: int, address: str = "127.0.0.1") ->
     """
     try:
         server, thread = start_http_server(port, address, registry=registry)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         problem = getattr(error, "strerror", None) or error
         raise MetricsUnavailable(
             f"metrics cannot be served on {address} port {port}: {problem}; choose another port, or 0 for a free one"

@@ -102,3 +102,16 @@ def test_what_goes_wrong_is_one_line_and_a_code(run, options, code, message):
 
     assert (found, out) == (code, "")
     assert message in err.splitlines()[-1]
+
+
+def test_a_service_that_gives_no_picture(run):
+    """One line, and code 1."""
+    service = Service({"POST /v1/images/generations": lambda body: {"data": []}})
+
+    code, out, err = run(
+        *("--model", f"openai:{service.url}/v1", "--checkpoint", "m", "--policy", "unsafe_allow_all", "a man")
+    )
+
+    assert (code, out) == (1, "")
+    assert "gave no picture for prompt 0" in err
+    service.close()

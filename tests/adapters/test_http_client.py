@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from services import FAULTS, TIGHT, Service, Silent, Status, b64, png, raising
+from services import FAULTS, TIGHT, Drip, Service, Silent, Status, b64, png, raising
 
 from apl_guard import InvalidInput
 from apl_guard.adapters.http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused, RemoteTimeout
@@ -82,6 +82,23 @@ def test_a_question_is_not_waited_for_as_long_as_a_picture(service):
 
     with pytest.raises(RemoteTimeout, match=r"0\.3 s"):
         HttpClient(service.url, time_limit=0.3).get("/things")
+
+
+def test_a_connection_that_stands_too_late(service, monkeypatch):
+    """Where looking up the name takes all the time, a byte now and then does not hold the caller either."""
+    service.routes["GET /things"] = raising(Drip())
+    look_up = socket.getaddrinfo
+
+    def look_up_slowly(*args, **options):
+        time.sleep(0.6)
+        return look_up(*args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up_slowly)
+
+    began = time.monotonic()
+    with pytest.raises(RemoteTimeout, match=r"0\.5 s"):
+        HttpClient(service.url, **TIGHT).get("/things")
+    assert time.monotonic() - began < 2.5
 
 
 @pytest.mark.parametrize("limit", [0.0, -0.5])

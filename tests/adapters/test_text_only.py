@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from services import FAULTS, TIGHT, Service, Status, b64, png, raising, records
 
-from apl_guard import Guard, InvalidInput, OpenAIImages, Policy, PolicyBlocked, PrefixNotApplied
+from apl_guard import Guard, GuardUnavailable, InvalidInput, OpenAIImages, Policy, PolicyBlocked, PrefixNotApplied
 from apl_guard.adapters.http_client import RemoteAnswerInvalid, RemoteError, RemoteRefused
 
 KEY = "sk-secret-0123456789"
@@ -204,3 +204,33 @@ def test_errors_of_a_function_pass_unchanged(tmp_path):
     with pytest.raises(KeyError, match="a cat"):
         Guard(broken, policy(), audit=tmp_path)("a cat")
     assert records(tmp_path)[-1]["error"] == "KeyError"
+
+
+async def draw_later(prompt):
+    """An `async` function, which draws when it is awaited."""
+
+
+def draw_one_by_one(prompt):
+    """A generator, which draws when it is asked for the next picture."""
+    yield prompt
+
+
+async def draw_one_by_one_later(prompt):
+    """Both."""
+    yield prompt
+
+
+@pytest.mark.parametrize("later", [draw_later, draw_one_by_one, draw_one_by_one_later])
+def test_no_record_of_pictures_that_are_not_drawn_yet(later, tmp_path):
+    """A function that draws after it has returned is refused, and where only its answer shows that, it gives none."""
+    with pytest.raises(InvalidInput, match="draws after it has returned"):
+        Guard(later, policy())
+
+    with pytest.raises(GuardUnavailable, match="draws after it has returned"):
+        Guard(lambda prompt: later(prompt), policy(), audit=tmp_path)("a cat")
+    assert (records(tmp_path)[-1]["result"], records(tmp_path)[-1]["images"]) == ("failed", 0)
+
+
+def test_a_function_that_returns_nothing_gave_no_picture():
+    """So the record counts none."""
+    assert Guard(lambda prompt: None, policy()).generate("a cat").outcome.images == 0
