@@ -27,17 +27,31 @@ class Clip:
     """
 
     def __init__(self, folder: Path) -> None:
+        from safetensors import SafetensorError
         from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
         if not (folder / "config.json").is_file():
             raise ModelInvalid("no config.json in it; expected the folder of a CLIP model", where=folder)
+        has = {name: (folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "merges.txt")}
+        if not has["tokenizer.json"] and not (has["vocab.json"] and has["merges.txt"]):
+            # transformers would make a tokenizer that knows no word.
+            raise ModelInvalid(
+                "no tokenizer.json, nor vocab.json with merges.txt; expected a whole folder", where=folder
+            )
         try:
-            self._model = CLIPModel.from_pretrained(folder, local_files_only=True).eval().requires_grad_(False)
+            model, found = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
             self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             self._processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             msg = f"not a CLIP model that can be opened ({type(error).__name__}); expected a whole folder"
             raise ModelInvalid(msg, where=folder) from error
+        if missing := found["missing_keys"]:
+            # transformers would draw them at random, and the figures with them.
+            msg = f"{len(missing)} weights are missing, such as {min(missing)}; expected both halves of a CLIP model"
+            raise ModelInvalid(msg, where=folder)
+        self._model = model.eval().requires_grad_(False)
+        self._window = int(model.config.text_config.max_position_embeddings)
+        self._folder = folder
         weights = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json"))
         self.digest = files_digest(*weights)
         self.name = f"CLIP {folder.name} {self.digest[:12]}"
@@ -55,6 +69,9 @@ class Clip:
         Returns:
             Scores (n,) and embeddings (n, D).
 
+        Raises:
+            ModelInvalid: Its answers are not numbers.
+
         Source:
             Hessel et al., arXiv:2104.08718 (who scale by 2.5 where libraries scale by 100).
         """
@@ -62,9 +79,13 @@ class Clip:
         for start in range(0, len(texts), _BATCH):
             part = slice(start, start + _BATCH)
             images = self._processor(images=list(pictures[part]), return_tensors="pt")
-            tokens = self._tokenizer(list(texts[part]), padding=True, truncation=True, return_tensors="pt")
+            tokens = self._tokenizer(
+                list(texts[part]), padding=True, truncation=True, max_length=self._window, return_tensors="pt"
+            )
             answer = self._model(**tokens, pixel_values=images["pixel_values"])
             cosine = torch.nn.functional.cosine_similarity(answer.image_embeds, answer.text_embeds, dim=-1)
+            if not cosine.isfinite().all():
+                raise ModelInvalid("its answers are not numbers; the weights are damaged", where=self._folder)
             scores.append(100 * cosine.clamp(min=0).double().numpy())
             embeddings.append(answer.image_embeds.double().numpy())
         return np.concatenate(scores), np.concatenate(embeddings)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from apl_guard.errors import ExtraMissing
+from apl_guard.errors import ExtraMissing, ModelInvalid
 from apl_guard.trainer.evaluate.result import Pictures
 
 
@@ -30,6 +30,18 @@ class FaceJudge(Protocol):
 
     def has_face(self, images: Pictures) -> npt.NDArray[np.bool_]:
         """Whether each picture shows a face, shape (n,)."""
+
+
+def embed_faces(faces: FaceJudge, images: Pictures) -> Tensor:
+    """The embeddings of a judge, shape (n, E).
+
+    Raises:
+        ModelInvalid: Some are not numbers: alike to nobody, which no picture may be by a fault.
+    """
+    embeddings = faces.embed(images)
+    if not embeddings.isfinite().all():
+        raise ModelInvalid("the recogniser's embeddings are not numbers; its file is damaged", where=faces.name)
+    return embeddings
 
 
 def files_digest(*paths: Path) -> str:

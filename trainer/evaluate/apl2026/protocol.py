@@ -21,7 +21,7 @@ from diffusers import DDIMScheduler
 
 from apl_guard.errors import InvalidInput
 from apl_guard.trainer.evaluate.apl2026.clip import Clip
-from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge
+from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge, embed_faces
 from apl_guard.trainer.evaluate.apl2026.references import References
 from apl_guard.trainer.evaluate.result import ATTACK, Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import likeness, mean_figure, rate, worst_person
@@ -117,7 +117,7 @@ def face_figures(faces: FaceJudge, references: References, pictures: Pictures, p
     """
     person = np.array([references.names.index(name) for name in people])
     has_face = faces.has_face(pictures)
-    similarity = (faces.embed(pictures) @ references.embeddings.T).numpy()  # (n, P)
+    similarity = (embed_faces(faces, pictures) @ references.embeddings.T).numpy()  # (n, P)
     own = similarity[np.arange(len(person)), person]  # (n,)
     figures: Figures = {"images": len(pictures), "gallery": len(references.names)}
     figures |= rate("top1", has_face & (similarity.argmax(1) == person))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from apl_guard.errors import InvalidInput
 from apl_guard.trainer.data.folders import image_files, read_image
-from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge
+from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge, embed_faces
 
 PAIRS_PER_FALSE_ACCEPT = 10
 """A threshold at FAR f is set on at least this many pairs over f, or there is none. A pair is a picture and
@@ -72,7 +72,7 @@ def read_references(folder: Path, names: Sequence[str], faces: FaceJudge, per_pe
             picture = np.array(image)[None]
             if not faces.has_face(picture)[0]:
                 raise InvalidInput("no face is found in it; take it away or put another in its place", where=path)
-            embedded.append(faces.embed(picture)[0])
+            embedded.append(embed_faces(faces, picture)[0])
         rows.append(torch.stack(embedded))
     each = torch.stack(rows)  # (P, K, E)
     centres = torch.nn.functional.normalize(each.mean(1), dim=-1)  # (P, E)

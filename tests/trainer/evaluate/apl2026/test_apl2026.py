@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,17 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from small_model import small_pipe, small_tokenizer
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionModel,
+)
 from typer.testing import CliRunner
 
 from apl_guard.cli import app
@@ -173,6 +184,57 @@ def test_a_folder_that_is_no_clip_is_refused(tmp_path: Path, clip: Path) -> None
     (tmp_path / "half" / "config.json").write_bytes((clip / "config.json").read_bytes())
     with pytest.raises(ModelInvalid, match="half"):
         Clip(tmp_path / "half")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("model.safetensors", r"can be opened \(SafetensorError\)"), ("tokenizer.json", "no tokenizer.json")],
+)
+def test_a_clip_folder_that_lacks_a_file_is_refused(tmp_path: Path, clip: Path, name: str, message: str) -> None:
+    """Weights that are cut short, and a tokenizer that would know no word, are errors that name the folder."""
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    if name.startswith("model"):
+        (folder / name).write_bytes(content[: len(content) // 2])
+
+    with pytest.raises(ModelInvalid, match=message) as caught:
+        Clip(folder)
+
+    assert caught.value.where == str(folder)
+
+
+@pytest.mark.parametrize("other", [CLIPTextModel, CLIPVisionModel])
+def test_half_of_a_clip_model_is_refused(tmp_path: Path, clip: Path, other: Any) -> None:
+    """Such as the text encoder of a pipeline: the half that lacks would be drawn at random, and every score with it."""
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    config = CLIPConfig.from_pretrained(clip)
+    other(config.text_config if other is CLIPTextModel else config.vision_config).save_pretrained(folder)
+
+    with pytest.raises(ModelInvalid, match="weights are missing"):
+        Clip(folder)
+
+
+def test_answers_of_clip_that_are_not_numbers_are_no_figures(tmp_path: Path, clip: Path) -> None:
+    """A damaged weight is an error and not a score, which JSON could not hold."""
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    weights = load_file(folder / "model.safetensors")
+    weights["visual_projection.weight"] *= float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    with pytest.raises(ModelInvalid, match="not numbers"):
+        Clip(folder).look(np.zeros((1, 32, 32, 3), np.uint8), ["a photo"])
+
+
+def test_embeddings_that_are_not_numbers_are_no_figures(files: Path) -> None:
+    """A recogniser that answers with NaN is an error; else everybody would count as hidden."""
+    faces = open_faces(files / "yunet.onnx", files / "sface.onnx")
+    picture = np.full((1, 64, 64, 3), 250, np.uint8)
+    references = References(("Ada",), faces.embed(picture), {"far_1e-2": 0.5}, 1)
+    broken = SimpleNamespace(name="broken", has_face=faces.has_face, embed=lambda x: faces.embed(x) * float("nan"))
+
+    with pytest.raises(ModelInvalid, match=r"broken: .*not numbers"):
+        face_figures(broken, references, picture, ["Ada"])
 
 
 def test_people_references_and_recogniser_go_together(files: Path, tmp_path: Path) -> None:
