@@ -1,10 +1,8 @@
 """Policies in force: their own tests, reloading while calls run, and what the command line shows of them."""
 
 import json
-import logging
 import sys
 import threading
-import time
 
 import jsonschema
 import pytest
@@ -187,31 +185,6 @@ class TestReload:
         for call in (guard.reload_policy, guard.watch_policy):
             with pytest.raises(InvalidInput, match="no file"):
                 call()
-
-    def test_a_watch_puts_changes_in_force_and_survives_bad_files(self, shared_pipe, path, metrics_registry, caplog):
-        """Good, bad, good; then it ends."""
-        guard = Guard(shared_pipe, path, metrics_registry=metrics_registry)
-
-        def wait(outcome, number):
-            for _ in range(500):
-                if reloads(metrics_registry, outcome) >= number:
-                    return
-                time.sleep(0.02)
-            pytest.fail(f"not {number} × {outcome}")
-
-        with caplog.at_level(logging.WARNING, "apl_guard"), guard.watch_policy(seconds=0.02):
-            path.write_text(STARS.replace("version: 1", "version: 2"))
-            wait("accepted", 1)
-            path.write_text("nonsense")
-            wait("rejected", 1)
-            assert guard.policy.version == 2
-            (path.parent / "stars.csv").write_text("name\nKai Lund\n")
-            wait("rejected", 2)
-            path.write_text(STARS.replace("version: 1", "version: 3"))
-            wait("accepted", 2)
-        assert guard.policy.version == 3
-        assert not [t for t in threading.enumerate() if t.name == "apl-guard policy"]
-        assert "not put in force" in caplog.text
 
     def test_every_call_is_decided_by_one_policy_while_policies_change(self, shared_pipe, path):
         """Name and rules of a decision are always of the same version."""

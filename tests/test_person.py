@@ -1,5 +1,6 @@
 """The detector of persons: a real model of transformers, tiny, made and trained here."""
 
+import os
 import random
 import threading
 import time
@@ -268,6 +269,20 @@ class TestFaults:
             patch.setattr(detectors._person._reader.model, "forward", lambda **_: 1 / 0)
             assert ask(found, detectors, "a cat").action == Action.BLOCK
         assert ask(found, detectors, "a cat").action == Action.ALLOW
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks on this system")
+    def test_a_child_of_a_fork_has_its_own_thread(self):
+        """That of the parent is not there, and every look would end as too late."""
+        worker = Worker("test")
+        assert worker.run(lambda: 1, 5) == 1
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(worker.run(lambda: 7, 5))
+            except BaseException:
+                os._exit(1)
+
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
     def test_work_that_hangs_does_not_keep_later_work_waiting_for_ever(self):
         """Each waits as long as it may; what was given up does not run later."""

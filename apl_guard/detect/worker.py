@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import queue
 import threading
 import weakref
@@ -21,9 +22,14 @@ class Worker:
     """One daemon thread. Work that takes too long is given up by who asked; what waits behind it is dropped."""
 
     def __init__(self, name: str) -> None:
+        self._name = name
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         # A pool of concurrent.futures would be joined at exit, and so hang with work that hangs.
-        thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
+        thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
         thread.start()
         _threads[thread] = self._jobs
         weakref.finalize(self, self._jobs.put, None).atexit = False
@@ -39,6 +45,10 @@ class Worker:
             TimeoutError: It did not end in time.
             Exception: Whatever the work raises.
         """
+        if self._process != os.getpid():  # in the child of a fork, where the thread is gone
+            with _restarting:
+                if self._process != os.getpid():
+                    self._start()
         future: Future[_T] = Future()
         self._jobs.put((future, work))
         try:
@@ -49,6 +59,7 @@ class Worker:
 
 
 _PATIENCE_SECONDS = 5.0
+_restarting = threading.Lock()
 _threads: weakref.WeakKeyDictionary[threading.Thread, queue.SimpleQueue[_Job | None]] = weakref.WeakKeyDictionary()
 
 

@@ -212,8 +212,7 @@ class Guard:
         return ready
 
     def _generate(self, *args: Any, **kwargs: Any) -> Guarded:
-        if self._is_closed:
-            raise GuardUnavailable("the guard is closed, so there is no image; make another one")
+        self._check_open()
         in_force: PolicyInForce = self._policy.in_force
         check: OutputCheck | None = self._output_check
         with self._metrics.watch(self._backend.name, self._tracing) as watch:
@@ -225,6 +224,10 @@ class Guard:
                 raise
             return Call(request, self._backend, in_force, self._audit, self._finder.find, watch, check).run()
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise GuardUnavailable("the guard is closed, so there is no image; make another one")
+
     def reload_policy(self) -> bool:
         """Read the policy file again and put it in force, if it is good. Calls that run keep the old one.
 
@@ -235,8 +238,10 @@ class Guard:
             PolicyInvalid: The file is missing or damaged, or a test in it does not hold. The old policy stays.
             PrefixNotFound: The prefix for it is missing. The old policy stays.
             AuditUnavailable: The change cannot be recorded. The old policy stays.
+            GuardUnavailable: The guard is closed.
             InvalidInput: The guard was made with a policy that is no file.
         """
+        self._check_open()
         changed: bool = self._policy.reload()
         return changed
 
@@ -252,8 +257,10 @@ class Guard:
             The watch, with a way to end it.
 
         Raises:
+            GuardUnavailable: The guard is closed.
             InvalidInput: The guard was made with a policy that is no file.
         """
+        self._check_open()
         watch: PolicyWatch = self._policy.watch(seconds)
         self._opened.callback(watch.close)
         return watch

@@ -6,8 +6,10 @@ Each change is on record before the first decision under it, so that the log sho
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import uuid
+import weakref
 from pathlib import Path
 
 from apl_guard.audit import AuditLog
@@ -17,7 +19,7 @@ from apl_guard.errors import AuditUnavailable, InvalidInput, PolicyInvalid
 from apl_guard.in_force import PolicyInForce
 from apl_guard.in_force.watch import PolicyWatch
 from apl_guard.metrics import Metrics
-from apl_guard.policy import Mode, Policy, policy_files
+from apl_guard.policy import Mode, Policy, named_files, policy_files
 from apl_guard.registry.finder import PrefixFinder
 from apl_guard.registry.fit import Fit
 
@@ -59,16 +61,26 @@ class ReloadablePolicy:
         self._metrics = metrics
         self._has_output_check = has_output_check
         self._reloading = threading.Lock()
-        self.in_force = PolicyInForce.tested(policy if isinstance(policy, Policy) else Policy.load(policy))
-        """Taken once for each call, for another may take its place at any moment."""
+        self._watches: list[PolicyWatch] = []
+        self._refused: list[Path] = []
+        """The files that the policy refused last names. One of them may be what was wrong."""
+        self._in_force = PolicyInForce.tested(policy if isinstance(policy, Policy) else Policy.load(policy))
         found = self._find_demands(self.policy)  # so that what is missing shows when the service starts
-        audit.in_force("in_force", self._record(self.in_force, found))
+        audit.in_force("in_force", self._record(self._in_force, found))
         metrics.in_force(self.policy)
+        _reloadable.add(self)
+
+    @property
+    def in_force(self) -> PolicyInForce:
+        """Taken once for each call, for another may take its place at any moment."""
+        for watch in self._watches:
+            watch.go_on()
+        return self._in_force
 
     @property
     def policy(self) -> Policy:
         """The policy in force."""
-        return self.in_force.policy
+        return self._in_force.policy
 
     def reload(self) -> bool:
         """Read the file again and put it in force, if it is good.
@@ -92,11 +104,13 @@ class ReloadablePolicy:
                     in_force = PolicyInForce.tested(policy)
                     found = self._find_demands(policy)
                     self._audit.in_force("reloaded", self._record(in_force, found, before=brief(self.policy)))
-                    before, self.in_force = self.policy, in_force
+                    before, self._in_force = self.policy, in_force
                     self._metrics.in_force(policy, instead_of=before)
             except Exception as error:
+                self._refused = named_files(file)
                 self._reject(policy, error)
                 raise
+            self._refused = []
             self._metrics.reloaded("accepted" if changed else "unchanged")
             return changed
 
@@ -107,7 +121,13 @@ class ReloadablePolicy:
             InvalidInput: The policy is no file.
         """
         file = self._path()
-        return PolicyWatch(lambda: policy_files(file, self.policy), self.reload, seconds)
+        watch = PolicyWatch(lambda: [*policy_files(file, self.policy), *self._refused], self.reload, seconds)
+        self._watches = [*(each for each in self._watches if not each.is_closed), watch]
+        return watch
+
+    def after_fork(self) -> None:
+        """In the child of a fork. A thread of the parent may have held the lock."""
+        self._reloading = threading.Lock()
 
     def _path(self) -> str | Path:
         if self._file is None:
@@ -135,4 +155,16 @@ class ReloadablePolicy:
         self._metrics.reloaded("rejected")
         more = {"refused": None if refused is None else brief(refused), "error": type(error).__name__}
         with contextlib.suppress(AuditUnavailable):  # the next record that can be written says that it is missing
-            self._audit.in_force("rejected", self._record(self.in_force, [], **more))
+            self._audit.in_force("rejected", self._record(self._in_force, [], **more))
+
+
+_reloadable: weakref.WeakSet[ReloadablePolicy] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for policy in list(_reloadable):
+        policy.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -5,7 +5,7 @@ the strictest action counts, and a channel to which no rule applies is blocked.
 """
 
 from apl_guard.policy.cases import Case
-from apl_guard.policy.document import Policy, built_in_policies, policy_files
+from apl_guard.policy.document import Policy, built_in_policies, named_files, policy_files
 from apl_guard.policy.schema import Rule, Share, Then, When
 from apl_guard.policy.sources import Entry, Listed, Names, Pattern, Person
 from apl_guard.policy.words import (
@@ -44,5 +44,6 @@ __all__ = [
     "When",
     "WithoutPrefix",
     "built_in_policies",
+    "named_files",
     "policy_files",
 ]

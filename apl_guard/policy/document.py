@@ -21,7 +21,7 @@ from apl_guard.policy.schema import Api, Kind, Metadata, Rule, Spec
 from apl_guard.policy.words import Mode, Verb
 from apl_guard.policy.yaml_tree import MAX_BYTES, read_tree
 
-__all__ = ["Policy", "built_in_policies", "policy_files"]
+__all__ = ["Policy", "built_in_policies", "named_files", "policy_files"]
 
 
 class Policy(BaseModel):
@@ -151,6 +151,15 @@ def policy_files(path_or_name: str | os.PathLike[str], policy: Policy) -> list[P
     """The files that a policy was read from: its own, then those of its lists."""
     folder = _folder(path_or_name)
     return [_path(path_or_name), *(folder / names.file for names in policy.spec.names if names.file is not None)]
+
+
+def named_files(path_or_name: str | os.PathLike[str]) -> list[Path]:
+    """The lists that a policy file names, also where the policy cannot be used; none where it cannot be read."""
+    try:
+        path = _path(path_or_name)
+        return policy_files(path_or_name, Policy.parse(_read_start(path), where=path))[1:]
+    except (OSError, ValueError, PolicyInvalid):
+        return []
 
 
 def _path(path_or_name: str | os.PathLike[str]) -> Path:

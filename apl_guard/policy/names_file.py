@@ -68,7 +68,7 @@ def _read(path: Path, folder: Path) -> bytes:
             f"cannot be read ({reason}); expected a CSV file with the columns {', '.join(_COLUMNS)}, of which the "
             "first is needed",
             where=path,
-        ) from None
+        ) from error
     if len(content) > _MAX_BYTES:
         raise PolicyInvalid(f"larger than {_MAX_BYTES} bytes", where=path)
     return content
