@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from apl_guard.audit import index_file
 from apl_guard.audit.folder import SEGMENTS, find_segments
-from apl_guard.audit.question import COLUMNS, Question
+from apl_guard.audit.index_file import says_nothing_about_the_index
+from apl_guard.audit.question import Question
 from apl_guard.audit.reading import say_where_reading_stops
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
 from apl_guard.errors import StorageFailed
 
-__all__ = ["INDEX_FILE", "Index", "says_nothing_about_the_index"]
+__all__ = ["INDEX_FILE", "Index"]
 
 INDEX_FILE = "index.sqlite"
-_MARK = 0x61706C67
-"""In the header of the file, as SQLite's `application_id`: what has another one is somebody else's."""
-
-_INDEXED = ("timestamp", "decision_id", "event", "action", "result", "policy", "subject")
-# Columns are computed from the line, so they cannot say anything else than it does.
-_SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS records (
-  writer TEXT NOT NULL, seq INTEGER NOT NULL, segment INTEGER NOT NULL, line TEXT NOT NULL,
-  {", ".join(f'"{name}" GENERATED ALWAYS AS (json_extract(line, {at!r})) VIRTUAL' for name, at in COLUMNS.items())},
-  PRIMARY KEY (writer, seq)
-) WITHOUT ROWID;
-{" ".join(f'CREATE INDEX IF NOT EXISTS by_{name} ON records("{name}");' for name in _INDEXED)}
-"""
-_COLUMNS_MARK = zlib.crc32(_SCHEMA.encode()) & 0x7FFFFFFF
-"""In the header, as SQLite's `user_version`: an index with other columns, of another version of this package, is made
-anew."""
+_INSERT = "INSERT INTO records VALUES (?, ?, ?, ?)"
+_BATCH = 20_000
+"""Records that are added at once. What was added stays if it is stopped after that."""
 
 
 class Index:
@@ -54,11 +43,13 @@ class Index:
         self._segments = find_segments(log)
         self._path = path or log / INDEX_FILE
         if path is not None:
-            self._refuse_what_is_not_ours()
+            index_file.check_is_ours(path)
         try:
-            self._open()
-        except sqlite3.DatabaseError:
-            self._start_anew()  # whatever was there was no index
+            self._database = index_file.open_database(self._path)
+        except sqlite3.DatabaseError as error:
+            if says_nothing_about_the_index(error):
+                raise self._failed(error) from error
+            self._replace()  # whatever was there was no index
 
     @classmethod
     def as_it_is(cls, log: Path) -> Index:
@@ -82,7 +73,8 @@ class Index:
 
     def _look_at(self, address: str) -> None:
         self._database = sqlite3.connect(address, uri=True, timeout=30)
-        self._database.execute("SELECT count(*) FROM records")
+        if not index_file.is_as_made(self._database):
+            raise sqlite3.DatabaseError("it holds something else than this version makes")
 
     def close(self) -> None:
         """Close the file."""
@@ -119,7 +111,15 @@ class Index:
         Raises:
             StorageFailed: The index cannot be written.
         """
-        self._start_anew()
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            with self._database:  # at once, so that who asks meanwhile has the answer from before or from after
+                self._database.execute("DELETE FROM records")
+                return max(self._database.executemany(_INSERT, self._new()).rowcount, 0)
+        except sqlite3.DatabaseError as error:
+            if says_nothing_about_the_index(error):
+                raise self._failed(error) from error
+        self._replace()
         try:
             return self._update()
         except sqlite3.DatabaseError as error:
@@ -198,24 +198,42 @@ class Index:
                     yield f"{writer}: the index holds {count - here.size} records that the log does not"
         for writer in indexed:
             yield f"{writer}: the log knows no such writer"
+        # What it is searched by is kept apart from the records, and may leave some out.
+        ((found, *_),) = self._database.execute("PRAGMA integrity_check(1)")
+        if found != "ok":
+            yield f"is damaged ({found})"
 
     def _update(self) -> int:
-        added = 0
-        known = self._database.execute("SELECT writer, count(*), max(seq), max(segment) FROM records GROUP BY writer")
-        places = {writer: (count, last, segment) for writer, count, last, segment in known}
-        with self._database:
-            for writer, numbers in writers_in(self._segments).items():
-                count, last, segment = places.pop(writer, (0, -1, 0))
-                if count != last + 1:
-                    raise sqlite3.DatabaseError("a record is missing")
-                rows = self._new(writer, numbers, last, segment)
-                cursor = self._database.executemany("INSERT INTO records VALUES (?, ?, ?, ?)", rows)
-                added += max(cursor.rowcount, 0)
-            if places:
-                raise sqlite3.DatabaseError("a writer is too many")
-        return added
+        added, version = 0, None
+        rows: Iterator[tuple[str, int, int, str]] = iter(())
+        while True:
+            self._database.execute("BEGIN IMMEDIATE")
+            with self._database:
+                (now,) = self._database.execute("PRAGMA data_version").fetchone()
+                if now != version:  # it is the first time, or somebody else has added something
+                    rows, version = self._new(), now
+                batch = list(islice(rows, _BATCH))
+                self._database.executemany(_INSERT, batch)
+            added += len(batch)
+            if len(batch) < _BATCH:
+                return added
 
-    def _new(self, writer: str, numbers: list[int], last: int, segment: int) -> Iterator[tuple[str, int, int, str]]:
+    def _new(self) -> Iterator[tuple[str, int, int, str]]:
+        """The records of the log that are not in the index."""
+        known = self._database.execute("SELECT writer, count(*), max(seq) FROM records GROUP BY writer")
+        places = {writer: (count, last) for writer, count, last in known}
+        present = writers_in(self._segments)
+        if places.keys() - present.keys():
+            raise sqlite3.DatabaseError("a writer is too many")
+        for writer, numbers in present.items():
+            count, last = places.get(writer, (0, -1))
+            if count != last + 1:
+                raise sqlite3.DatabaseError("a record is missing")
+            place = "SELECT segment FROM records WHERE writer = ? AND seq = ?"
+            (segment,) = self._database.execute(place, [writer, last]).fetchone() or (0,)
+            yield from self._new_of(writer, numbers, last, segment)
+
+    def _new_of(self, writer: str, numbers: list[int], last: int, segment: int) -> Iterator[tuple[str, int, int, str]]:
         """The records after the last one that is known. Segments before its own are not read."""
         row = Row(self._segments, writer, numbers, start=segment)
         try:
@@ -228,18 +246,6 @@ class Index:
         if row.problem is not None:
             say_where_reading_stops(row)
 
-    def _refuse_what_is_not_ours(self) -> None:
-        """A file that somebody named by mistake is not overwritten."""
-        try:
-            with self._path.open("rb") as stream:
-                header = stream.read(100)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise StorageFailed(f"the index cannot be read ({error.strerror})", path=self._path) from error
-        if header and (header[:16] != b"SQLite format 3\0" or int.from_bytes(header[68:72]) != _MARK):
-            raise StorageFailed("is no index; name a file that is not there yet with --index", path=self._path)
-
     def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
         try:
             return self._database.execute(query, values).fetchall()
@@ -249,22 +255,8 @@ class Index:
     def _failed(self, error: sqlite3.DatabaseError) -> StorageFailed:
         return StorageFailed(f"the index cannot be used ({error}); name another place with --index", path=self._path)
 
-    def _open(self) -> None:
-        try:
-            self._database = sqlite3.connect(self._path, timeout=30)
-            (mark,) = self._database.execute("PRAGMA user_version").fetchone()
-            if mark != _COLUMNS_MARK and self._database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
-                raise sqlite3.DatabaseError("it has the columns of another version")
-            self._database.executescript(
-                f"PRAGMA application_id={_MARK}; PRAGMA user_version={_COLUMNS_MARK}; PRAGMA journal_mode=WAL; "
-                f"PRAGMA synchronous=NORMAL; {_SCHEMA}"
-            )
-        except sqlite3.OperationalError as error:
-            if says_nothing_about_the_index(error):
-                raise self._failed(error) from error
-            raise
-
-    def _start_anew(self) -> None:
+    def _replace(self) -> None:
+        """Make an empty one in the place of what is no index."""
         if hasattr(self, "_database"):
             self._database.close()
         for suffix in ("", "-wal", "-shm"):
@@ -274,20 +266,6 @@ class Index:
             except OSError as error:
                 raise StorageFailed(f"cannot be removed ({error.strerror})", path=path) from error
         try:
-            self._open()
+            self._database = index_file.open_database(self._path)
         except sqlite3.DatabaseError as error:
             raise self._failed(error) from error
-
-
-def says_nothing_about_the_index(error: sqlite3.DatabaseError) -> bool:
-    """Whether making it anew would not help: somebody else has it, or the disk is full, read-only or broken."""
-    code = getattr(error, "sqlite_errorcode", None)  # None where we raised it
-    return code is not None and code & 0xFF in _OF_THE_SYSTEM
-
-
-_OF_THE_SYSTEM = frozenset(
-    [
-        *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
-        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
-    ]
-)

@@ -87,7 +87,8 @@ def check_index(folder: Path, report: Report) -> None:
 
     What differs is a finding: the log may be whole, but what `query` showed until now was not.
     """
-    from apl_guard.audit.index import INDEX_FILE, Index, says_nothing_about_the_index
+    from apl_guard.audit.index import INDEX_FILE, Index
+    from apl_guard.audit.index_file import says_nothing_about_the_index
 
     if not (folder / INDEX_FILE).exists():
         return

@@ -7,15 +7,20 @@ import random
 import shutil
 import sqlite3
 import subprocess
+import sys
 
 import pytest
-from logs import call, expected, make_log
+from logs import TORTURE, call, expected, make_log
 
 from apl_guard import InvalidInput
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.index import Index
 from apl_guard.audit.question import COLUMNS, Question
-from apl_guard.audit.reading import read_log
+from apl_guard.audit.reading import read_log, read_rows
+from apl_guard.audit.record import Record
+
+COMMAND = [sys.executable, "-m", "apl_guard", "audit"]
+ROUNDS = 30 if TORTURE else 1
 
 
 def test_answers_are_those_of_reading_every_record(log):
@@ -99,6 +104,130 @@ def test_hidden_entries_are_found(log, run):
     for content in (b"", b"no database", bytes(chance.randrange(256) for _ in range(5000))):
         (log / "index.sqlite").write_bytes(content)
         assert run("query", log, "--event", "guard.decision")[1].out.count("\n") == 8
+
+
+def test_columns_that_say_something_else_than_their_lines_are_found(log, run):
+    """An index whose columns were filled by hand: verify says so, and the next answer comes from one made anew."""
+    wanted = run("query", log, "--group-by", "action")[1].out
+    with contextlib.closing(sqlite3.connect(log / "index.sqlite")) as database:
+        names = [row[1] for row in database.execute("PRAGMA table_xinfo(records)")]
+        columns = ", ".join(f'"{name}"' for name in names)
+        rows = database.execute(f"SELECT {columns} FROM records").fetchall()
+        database.executescript(f"DROP TABLE records; CREATE TABLE records({columns}, UNIQUE (writer, seq))")
+        at = names.index("action")
+        forged = [["allow" if place == at else value for place, value in enumerate(row)] for row in rows]
+        database.executemany(f"INSERT INTO records VALUES ({', '.join('?' * len(names))})", forged)
+        database.commit()
+
+    code, captured = run("verify", log, "--witness", log.parent / "witness")
+
+    assert (code, "index: " in captured.out) == (1, True)
+    assert run("query", log, "--group-by", "action")[1].out == wanted
+    assert run("verify", log, "--witness", log.parent / "witness")[0] == 0
+
+
+def test_a_record_that_cannot_be_found_by_what_is_searched_for_is_a_finding(log, run):
+    """Every line is there, but the tree by which results are looked up leaves some out."""
+    assert run("query", log, "--result", "passed")[1].out != "nothing found\n"
+    tree = "by_result_timestamp"
+    with contextlib.closing(sqlite3.connect(log / "index.sqlite")) as database:
+        database.execute("PRAGMA writable_schema=1")
+        entry = database.execute("SELECT * FROM sqlite_schema WHERE name = ?", [tree]).fetchone()
+        database.execute("DELETE FROM sqlite_schema WHERE name = ?", [tree])
+        database.commit()
+    with contextlib.closing(sqlite3.connect(log / "index.sqlite")) as database:
+        rows = database.execute("SELECT writer, seq, segment, line FROM records").fetchall()
+        database.execute("DELETE FROM records")
+        database.executemany("INSERT INTO records(rowid, writer, seq, segment, line) VALUES (NULL, ?, ?, ?, ?)", rows)
+        database.execute("UPDATE records SET rowid = rowid + 1000000")
+        database.execute("PRAGMA writable_schema=1")
+        database.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", entry)
+        database.commit()
+
+    code, captured = run("verify", log, "--witness", log.parent / "witness")
+
+    assert (code, "index: is damaged" in captured.out) == (1, True)
+    assert run("reindex", log)[0] == 0
+    assert run("verify", log, "--witness", log.parent / "witness")[0] == 0
+
+
+@pytest.mark.parametrize("commands", [["query", "query"], ["query", "reindex", "reindex"]])
+def test_several_may_ask_at_once(folders, commands):
+    """An index that is begun by all of them, or made anew by one while another asks: each has the whole answer."""
+    log, witness = folders
+    make_log(log, witness, calls=60, writers=2)
+    asked = [*COMMAND, "query", str(log), "--group-by", "event"]
+    told = [asked if command == "query" else [*COMMAND, command, str(log)] for command in commands]
+
+    for _ in range(ROUNDS):
+        if "reindex" not in commands:
+            (log / "index.sqlite").unlink(missing_ok=True)
+        running = [(command, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)) for command in told]
+        answers = [(command, child.communicate()[0], child.returncode) for command, child in running]
+
+        assert all(code == 0 for _, _, code in answers)
+        assert all("       120  guard.decision" in text for command, text, _ in answers if command == asked)
+        with Index(log) as index:
+            assert list(index.differences()) == []
+
+
+def test_what_was_added_before_an_interruption_stays(copy, monkeypatch):
+    """The first look at a long log may take minutes; who stops it goes on later where it was."""
+    log, _ = copy
+    monkeypatch.setattr("apl_guard.audit.index._BATCH", 10)
+    read = Record.parse
+    seen = []
+
+    def parse(content):
+        seen.append(content)
+        if len(seen) == 35:
+            raise KeyboardInterrupt
+        return read(content)
+
+    with Index(log) as index:
+        monkeypatch.setattr(Record, "parse", parse)
+        with pytest.raises(KeyboardInterrupt):
+            index.update()
+        monkeypatch.setattr(Record, "parse", read)
+        kept = sum(last + 1 for last in index.places().values())
+        assert kept in (10, 20, 30)
+        assert index.update() == len(expected(log)) - kept
+        assert list(index.differences()) == []
+
+
+def test_an_interrupted_reindex_leaves_the_index_that_was_there(log, monkeypatch):
+    """All of it at once, or nothing."""
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with Index(log) as index:
+        index.update()
+        monkeypatch.setattr(Record, "parse", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            index.rebuild()
+        assert sum(last + 1 for last in index.places().values()) == sum(len(list(row)) for row in read_rows(log))
+
+
+def test_looking_for_open_decisions_takes_work_in_proportion_to_the_log(tmp_path):
+    """Counted in steps of SQLite's machine: four times the calls take about four times the steps, not sixteen times."""
+
+    def steps(calls):
+        log = tmp_path / str(calls)
+        make_log(log, tmp_path / "witness", calls=calls, writers=1)
+        taken = 0
+
+        def count():
+            nonlocal taken
+            taken += 1
+
+        with Index(log) as index:
+            index.update()
+            index._database.set_progress_handler(count, 10)
+            assert index.open_decisions() == 0
+        return taken
+
+    assert steps(400) < 6 * steps(100)
 
 
 def test_a_log_on_a_disk_that_cannot_be_written_is_verified_and_asked(log, run, tmp_path):

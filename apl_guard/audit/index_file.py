@@ -1,0 +1,110 @@
+"""The SQLite file of the index: what is in it, and when it is ours."""
+
+from __future__ import annotations
+
+import sqlite3
+import zlib
+from functools import cache
+from pathlib import Path
+
+from apl_guard.audit.question import COLUMNS
+from apl_guard.errors import StorageFailed
+
+__all__ = ["check_is_ours", "is_as_made", "open_database", "says_nothing_about_the_index"]
+
+_MARK = 0x61706C67
+"""In the header of the file, as SQLite's `application_id`: what has another one is somebody else's."""
+
+_INDEXED = (
+    "timestamp",
+    *("event, timestamp, decision_id", "decision_id, event"),  # decisions without an outcome are found in these alone
+    *("action, timestamp", "result, timestamp", "policy, timestamp", "tenant, timestamp", "subject, timestamp"),
+)
+# Columns are computed from the line, so they cannot say anything else than it does.
+_SCHEMA = [
+    f"""
+CREATE TABLE records (
+  writer TEXT NOT NULL, seq INTEGER NOT NULL, segment INTEGER NOT NULL, line TEXT NOT NULL,
+  {", ".join(f'"{name}" GENERATED ALWAYS AS (json_extract(line, {at!r})) VIRTUAL' for name, at in COLUMNS.items())},
+  UNIQUE (writer, seq)
+)""",
+    *(f"CREATE INDEX by_{names.replace(', ', '_')} ON records({names})" for names in _INDEXED),
+]
+_COLUMNS_MARK = zlib.crc32("".join(_SCHEMA).encode()) & 0x7FFFFFFF
+"""In the header, as SQLite's `user_version`: an index with other columns, of another version of this package, is made
+anew."""
+_CACHE_KIB = 65_536
+"""Of eight trees that grow at eight places, what is being added to should stay in memory."""
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """The database, which is made if it is not there.
+
+    Raises:
+        sqlite3.DatabaseError: It cannot be opened, or holds something else than this version makes.
+    """
+    database = sqlite3.connect(path, timeout=30)
+    try:
+        database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-{_CACHE_KIB}")
+        database.execute("BEGIN IMMEDIATE")  # two that find none wait for each other
+        with database:
+            if not database.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+                for statement in [f"PRAGMA application_id={_MARK}", f"PRAGMA user_version={_COLUMNS_MARK}", *_SCHEMA]:
+                    database.execute(statement)
+        if not is_as_made(database):
+            raise sqlite3.DatabaseError("holds something else than this version makes")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def is_as_made(database: sqlite3.Connection) -> bool:
+    """Whether what is in a database was made by this version, and not by another, or to say something else."""
+    (mark,) = database.execute("PRAGMA user_version").fetchone()
+    return mark == _COLUMNS_MARK and _described(database) == _as_made()
+
+
+def check_is_ours(path: Path) -> None:
+    """Refuse a file that somebody named by mistake, rather than overwrite it.
+
+    Raises:
+        StorageFailed: It is no index, or cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(100)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageFailed(f"the index cannot be read ({error.strerror})", path=path) from error
+    if header and (header[:16] != b"SQLite format 3\0" or int.from_bytes(header[68:72]) != _MARK):
+        raise StorageFailed("is no index; name a file that is not there yet with --index", path=path)
+
+
+def says_nothing_about_the_index(error: sqlite3.DatabaseError) -> bool:
+    """Whether making it anew would not help: somebody else has it, or the disk is full, read-only or broken."""
+    code = getattr(error, "sqlite_errorcode", None)  # None where we raised it
+    return code is not None and code & 0xFF in _OF_THE_SYSTEM
+
+
+_OF_THE_SYSTEM = frozenset(
+    [
+        *(sqlite3.SQLITE_PERM, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_NOMEM),
+        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN),
+    ]
+)
+
+
+def _described(database: sqlite3.Connection) -> set[tuple[str, str, str | None]]:
+    return set(database.execute("SELECT type, name, sql FROM sqlite_schema"))
+
+
+@cache
+def _as_made() -> set[tuple[str, str, str | None]]:
+    database = sqlite3.connect(":memory:")
+    for statement in _SCHEMA:
+        database.execute(statement)
+    found = _described(database)
+    database.close()
+    return found
