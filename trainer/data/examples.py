@@ -18,7 +18,7 @@ from torch import Tensor
 
 from apl_guard.errors import IdentitiesInvalid, InvalidInput
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.data.folders import captioned_images, encode_images, read_prompts
+from apl_guard.trainer.data.folders import captioned_images, captions_in, encode_images, read_prompts
 from apl_guard.trainer.data.generation import self_generate
 from apl_guard.trainer.data.identities import Identities
 from apl_guard.trainer.data.seeds import BATCHES, GENERIC_IMAGES, IDENTITY_IMAGES, seed_of
@@ -105,7 +105,7 @@ def prepare(
     )
 
 
-def _is_described(person: int, config: TrainConfig) -> bool:
+def is_described(person: int, config: TrainConfig) -> bool:
     """Whether this one is of the share of people who keep all attributes."""
     return int((person + 1) * config.attributes_share) > int(person * config.attributes_share)
 
@@ -118,7 +118,7 @@ def _identity_examples(pipe: Any, config: TrainConfig, people: Identities, progr
     persons: list[int] = []
     given: list[Examples] = []
     for person, identity in enumerate(people.identities):
-        stand_in = people.neutral(person, "attributes" if _is_described(person, config) else config.neutral)
+        stand_in = people.neutral(person, "attributes" if is_described(person, config) else config.neutral)
         if identity.images is not None:
             pictures = captioned_images(identity.images, default=people.templates[0].replace("{name}", identity.name))
             if not pictures:
@@ -152,10 +152,7 @@ def _identity_examples(pipe: Any, config: TrainConfig, people: Identities, progr
 
 def _generic_examples(pipe: Any, config: TrainConfig, generic: Path | Sequence[str], progress: bool) -> Examples:
     if isinstance(generic, Path) and generic.is_dir():
-        pictures = captioned_images(generic, default=None)
-        if not pictures:
-            msg = "no images with captions (NAME.txt beside NAME.png, or metadata.jsonl) in it"
-            raise InvalidInput(msg, where=generic)
+        pictures = captions_in(generic)
         pictures = random.Random(config.seed).sample(pictures, min(config.generic_count, len(pictures)))
         texts = tuple(text for _, text in pictures)
         latents = encode_images(pipe, [path for path, _ in pictures], config.sampling_batch)

@@ -72,6 +72,17 @@ def captioned_images(folder: Path, default: str | None) -> list[tuple[Path, str]
     return found
 
 
+def captions_in(folder: Path) -> list[tuple[Path, str]]:
+    """The images of a folder that have captions.
+
+    Raises:
+        InvalidInput: There is none.
+    """
+    if not (found := captioned_images(folder, default=None)):
+        raise InvalidInput("no images with captions (NAME.txt beside NAME.png, or metadata.jsonl) in it", where=folder)
+    return found
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -75,6 +75,13 @@ def _check_family(pipe: Any, where: str) -> Any:
             raise ModelInvalid(f"this pipeline has no {part}; expected a StableDiffusionPipeline", where=where)
     if getattr(pipe, "text_encoder_2", None) is not None:
         raise ModelInvalid("this pipeline has two text encoders; expected a StableDiffusionPipeline", where=where)
+    taken, made = getattr(pipe.unet.config, "in_channels", None), getattr(pipe.vae.config, "latent_channels", None)
+    if taken != made:
+        # Of inpainting, depth, upscaling: it draws from a picture as well.
+        msg = (
+            f"this pipeline's UNet takes {taken} channels, its pictures have {made}; expected a StableDiffusionPipeline"
+        )
+        raise ModelInvalid(msg, where=where)
     kind = pipe.scheduler.config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
         raise ModelInvalid(f"prediction type '{kind}'; expected epsilon or v_prediction", where=where)

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 
 from apl_guard.adapters.inject import embed, tokenize_with_prefix
+from apl_guard.errors import IdentitiesInvalid
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.data.folders import read_prompts
+from apl_guard.trainer.data.examples import is_described
+from apl_guard.trainer.data.folders import captioned_images, captions_in, read_prompts
 from apl_guard.trainer.data.identities import Identities, load_identities
 from apl_guard.trainer.model.pipeline import check_steps, find_device, frozen, open_pipe, predict, unet_precision
 from apl_guard.trainer.train.adversary import attacked
@@ -74,14 +76,21 @@ def make_plan(
         ModelInvalid, IdentitiesInvalid, ConfigInvalid, InvalidInput: What was handed over is wrong.
     """
     people = identities if isinstance(identities, Identities) else load_identities(identities)
+    for person in range(len(people.identities)):
+        people.neutral(person, "attributes" if is_described(person, config) else config.neutral)
     prompts = generic_prompts(generic, model, config)
     pipe = open_pipe(model, find_device(config.device))
     check_steps(pipe, config.sampling_steps, where="sampling_steps")
     device, dtype = pipe.unet.device, unet_precision(pipe.unet.device, config.precision)
 
+    for identity in people.identities:
+        if identity.images is not None and not captioned_images(identity.images, default="-"):
+            raise IdentitiesInvalid("no images in it", where=identity.images)
     generated = config.images_per_identity * sum(i.images is None for i in people.identities)
     n_generic = config.generic_count
-    if not (isinstance(prompts, Path) and prompts.is_dir()):
+    if isinstance(prompts, Path) and prompts.is_dir():
+        n_generic = min(n_generic, len(captions_in(prompts)))
+    else:
         n_generic = min(n_generic, len(read_prompts(prompts) if isinstance(prompts, Path) else prompts))
         generated += n_generic
     held = min(config.held_aside_identities, len(people.identities) // 4)

@@ -37,7 +37,7 @@ from apl_guard.trainer.model.pipeline import (
     unet_precision,
 )
 from apl_guard.trainer.train.adversary import Adversary
-from apl_guard.trainer.train.checkpoint import State, load_state, save_state
+from apl_guard.trainer.train.checkpoint import State, load_state, only_run, save_state
 from apl_guard.trainer.train.history import History
 from apl_guard.trainer.train.loss import apl_loss, distance, noise_weight
 from apl_guard.trainer.train.measure import Gauge, Measurement
@@ -71,7 +71,8 @@ def train(
         progress: Whether to draw progress bars.
 
     Raises:
-        ModelInvalid, IdentitiesInvalid, ConfigInvalid, InvalidInput: What was handed over is wrong.
+        ModelInvalid, IdentitiesInvalid, ConfigInvalid, InvalidInput: What was handed over is wrong, or another run
+            trains into the same folder.
         TrainingFailed: The loss is not a number.
         StorageFailed: Something could not be written. The last checkpoint stays.
         KeyboardInterrupt: Stopped by Ctrl-C or a termination signal, after a checkpoint was written.
@@ -82,15 +83,15 @@ def train(
     unfinished = output / "unfinished"
     pipe = open_pipe(model, find_device(config.device))
     check_steps(pipe, config.sampling_steps, where="sampling_steps")
-    if restart:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    make_folder(unfinished)  # here, for making the data may take hours
     device, dtype = pipe.unet.device, unet_precision(pipe.unet.device, config.precision)
     N = config.n_vectors
     schedule = pipe.scheduler.alphas_cumprod
     prediction_type = pipe.scheduler.config.get("prediction_type", "epsilon")
 
-    with frozen(pipe, config.gradient_checkpointing):
+    with only_run(output), frozen(pipe, config.gradient_checkpointing):
+        if restart:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        make_folder(unfinished)  # here, for making the data may take hours
         data = prepare(pipe, config, people, prompts, progress)
         binding = {"config": config.model_dump(), "model": model_digest(pipe), "data": data.digest}
 
@@ -191,7 +192,7 @@ def train(
             folder=output,
         )
         write_prefix(pipe, config, data, result, history)
-    shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return result
 
 

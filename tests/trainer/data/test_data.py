@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import GENERIC, NAMES
+from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from apl_guard.errors import IdentitiesInvalid, InvalidInput, ModelInvalid
@@ -212,3 +214,12 @@ def test_a_target_that_is_kept_is_the_one_that_was_computed(pipe: Any, people: I
     assert not calls
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1], second[1])
+
+
+def test_a_pipeline_that_draws_from_pictures_is_refused(pipe: Any) -> None:
+    """A UNet for inpainting takes a mask and a picture as well: said before anything is drawn."""
+    other = copy.copy(pipe)
+    other.unet = UNet2DConditionModel.from_config(pipe.unet.config, in_channels=9)
+
+    with pytest.raises(ModelInvalid, match="takes 9 channels, its pictures have 4"):
+        open_pipe(other)

@@ -10,9 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 from apl_guard.cli import app
-from apl_guard.errors import ConfigInvalid, InvalidInput, StorageFailed
+from apl_guard.errors import ConfigInvalid, IdentitiesInvalid, InvalidInput, StorageFailed
 from apl_guard.prefix import Prefix
 from apl_guard.trainer.data.generation import cache_folder
+from apl_guard.trainer.train.checkpoint import only_run
 
 SMALL = [
     "n_vectors=2", "steps=2", "identity_batch=2", "generic_batch=2", "images_per_identity=1",
@@ -72,6 +73,28 @@ def test_an_output_that_cannot_be_is_found_before_anything_is_drawn(arguments: l
         CliRunner().invoke(app, [*arguments, "--set", "seed=77"], catch_exceptions=False)
 
     assert set(cache_folder().glob("*")) == drawn
+
+
+def test_a_dry_run_refuses_what_a_run_would(arguments: list[str], tmp_path: Path) -> None:
+    """A description that is missing, and folders without pictures, are told before the data is made."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(IdentitiesInvalid, match=r"entry 1 has no neutral\.attributes"):
+        CliRunner().invoke(app, [*arguments, "--dry-run", "--neutral", "attributes"], catch_exceptions=False)
+    with pytest.raises(InvalidInput, match="no images with captions"):
+        CliRunner().invoke(app, [*arguments, "--dry-run", "--generic", str(tmp_path / "empty")], catch_exceptions=False)
+    with (tmp_path / "people.yaml").open("a") as file:
+        file.write("    images: empty\n")
+    with pytest.raises(IdentitiesInvalid, match="empty: no images in it"):
+        CliRunner().invoke(app, [*arguments, "--dry-run"], catch_exceptions=False)
+
+
+def test_a_second_run_into_a_folder_is_refused(arguments: list[str], tmp_path: Path) -> None:
+    """Even with --restart it takes nothing away from the first; when that is done, it may."""
+    with only_run(tmp_path / "prefix"), pytest.raises(InvalidInput, match="prefix: another run trains into it"):
+        CliRunner().invoke(app, [*arguments, "--restart"], catch_exceptions=False)
+
+    assert not (tmp_path / "prefix").exists()
+    assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
 
 
 def test_wrong_use_is_a_typed_error(arguments: list[str]) -> None:
