@@ -86,6 +86,7 @@ class MetricsServer:
     def __init__(self, server: Any, thread: threading.Thread) -> None:
         self._server = server
         self._thread = thread
+        self._process = os.getpid()
 
     @property
     def port(self) -> int:
@@ -98,8 +99,9 @@ class MetricsServer:
         self._thread.join()
 
     def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
+        """Stop serving. In a child of a fork, only the child's hold on the port is let go of: its parent serves on."""
+        if os.getpid() == self._process:  # else nobody is there who could hear that it is to stop
+            self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
