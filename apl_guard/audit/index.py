@@ -17,12 +17,15 @@ from apl_guard.audit.reading import say_where_reading_stops
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
+from apl_guard.audit.segments import segment_name
 from apl_guard.errors import StorageFailed
 
 __all__ = ["INDEX_FILE", "Index"]
 
 INDEX_FILE = "index.sqlite"
-_INSERT = "INSERT INTO records VALUES (?, ?, ?, ?)"
+_Entry = tuple[str, int, int, int, str]
+"""Writer, number, segment and byte of a record, and its line."""
+_INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?)"
 _BATCH = 20_000
 """Records that are added at once. What was added stays if it is stopped after that."""
 
@@ -187,10 +190,11 @@ class Index:
         indexed = dict(self._database.execute("SELECT writer, count(*) FROM records GROUP BY writer"))
         for writer, numbers in writers_in(self._segments).items():
             count = indexed.pop(writer, 0)
-            rows = self._database.execute("SELECT seq, line FROM records WHERE writer = ? ORDER BY seq", [writer])
+            query = "SELECT seq, segment, offset, line FROM records WHERE writer = ? ORDER BY seq"
+            rows = self._database.execute(query, [writer])
             here = Row(self._segments, writer, numbers)
             for row, line in zip(rows, here, strict=False):
-                if row != (line.seq, line.content.decode()):
+                if row != (line.seq, line.segment, line.offset, line.content.decode()):
                     yield f"{writer}: record {line.seq} is missing from the index, or another in it"
                     break
             else:
@@ -205,7 +209,7 @@ class Index:
 
     def _update(self) -> int:
         added, version = 0, None
-        rows: Iterator[tuple[str, int, int, str]] = iter(())
+        rows: Iterator[_Entry] = iter(())
         while True:
             self._database.execute("BEGIN IMMEDIATE")
             with self._database:
@@ -218,7 +222,7 @@ class Index:
             if len(batch) < _BATCH:
                 return added
 
-    def _new(self) -> Iterator[tuple[str, int, int, str]]:
+    def _new(self) -> Iterator[_Entry]:
         """The records of the log that are not in the index."""
         known = self._database.execute("SELECT writer, count(*), max(seq) FROM records GROUP BY writer")
         places = {writer: (count, last) for writer, count, last in known}
@@ -229,22 +233,33 @@ class Index:
             count, last = places.get(writer, (0, -1))
             if count != last + 1:
                 raise sqlite3.DatabaseError("a record is missing")
-            place = "SELECT segment FROM records WHERE writer = ? AND seq = ?"
-            (segment,) = self._database.execute(place, [writer, last]).fetchone() or (0,)
-            yield from self._new_of(writer, numbers, last, segment)
+            yield from self._new_of(writer, numbers, last)
 
-    def _new_of(self, writer: str, numbers: list[int], last: int, segment: int) -> Iterator[tuple[str, int, int, str]]:
-        """The records after the last one that is known. Segments before its own are not read."""
-        row = Row(self._segments, writer, numbers, start=segment)
+    def _new_of(self, writer: str, numbers: list[int], last: int) -> Iterator[_Entry]:
+        """The records after the last one that is known. What stands before that is not read."""
+        row = Row(self._segments, writer, numbers)
+        if last >= 0:
+            row.start, row.offset = self._place(writer, last, numbers)
         try:
             for line in row:
                 if line.seq > last:
                     Record.parse(line.content)
-                    yield writer, line.seq, line.segment, line.content.decode("ascii")
+                    yield writer, line.seq, line.segment, line.offset, line.content.decode("ascii")
         except ValueError as error:
             row.problem = f"record {row.size - 1}: {error}"
         if row.problem is not None:
             say_where_reading_stops(row)
+
+    def _place(self, writer: str, seq: int, numbers: list[int]) -> tuple[int, int]:
+        """Segment and byte of a record that is known, if it stands there."""
+        query = "SELECT segment, offset, line FROM records WHERE writer = ? AND seq = ?"
+        segment, offset, line = self._database.execute(query, [writer, seq]).fetchone()
+        if segment in numbers and type(offset) is int and offset >= 0 and type(line) is str:
+            with (self._segments / segment_name(writer, segment)).open("rb") as stream:
+                stream.seek(offset)
+                if stream.read(len(line) + 1) == line.encode() + b"\n":
+                    return segment, offset
+        raise sqlite3.DatabaseError("a record stands somewhere else")
 
     def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
         try:

@@ -24,7 +24,7 @@ _INDEXED = (
 _SCHEMA = [
     f"""
 CREATE TABLE records (
-  writer TEXT NOT NULL, seq INTEGER NOT NULL, segment INTEGER NOT NULL, line TEXT NOT NULL,
+  writer TEXT NOT NULL, seq INTEGER NOT NULL, segment INTEGER NOT NULL, offset INTEGER NOT NULL, line TEXT NOT NULL,
   {", ".join(f'"{name}" GENERATED ALWAYS AS (json_extract(line, {at!r})) VIRTUAL' for name, at in COLUMNS.items())},
   UNIQUE (writer, seq)
 )""",

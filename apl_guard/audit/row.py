@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,11 @@ from apl_guard.audit.merkle import leaf_hash
 from apl_guard.audit.record import MAX_LINE, NO_PREVIOUS, Record
 from apl_guard.audit.segments import describe_rest, segment_name
 
-__all__ = ["Line", "Row"]
+__all__ = ["Line", "Row", "bytes_read"]
+
+bytes_read: ContextVar[Callable[[int], object]] = ContextVar("bytes_read", default=int)
+"""Called with the number of bytes that were read since it was called last, by those who show how far it is."""
+_TELL_EACH = 1 << 20
 
 _TIMESTAMP = re.compile(rb'"timestamp":"([^"\\]{1,40})"')
 
@@ -48,12 +53,14 @@ class Row:
         writer: The writer.
         numbers: Its segments.
         start: The segment to begin with. What stands before it is believed.
+        offset: The byte of that segment to begin with, where a record begins.
     """
 
     folder: Path
     writer: str
     numbers: Sequence[int]
     start: int = 0
+    offset: int = 0
     size: int = 0
     """Records read so far."""
     problem: str | None = None
@@ -70,17 +77,22 @@ class Row:
             return
         last = NO_PREVIOUS
         position: int | None = 0
-        if self.start in self.numbers[1:]:
+        start = 0
+        if self.offset or self.start in self.numbers[1:]:
             with (self.folder / segment_name(self.writer, self.start)).open("rb") as stream:
+                stream.seek(self.offset)
                 head = Record.head(stream.readline(MAX_LINE + 2).rstrip(b"\n"))
             _, self.size, last = head
-            position = self.numbers.index(self.start)
+            position, start = self.numbers.index(self.start), self.offset
+        count = bytes_read.get()
         while position is not None:
             number = self.numbers[position]
             following, end, is_suspect = self._successor(position)
             path = self.folder / segment_name(self.writer, number)
-            offset = 0
+            offset = counted = start
+            start = 0
             with path.open("rb") as stream:
+                stream.seek(offset)
                 while end is None or offset < end:
                     line = stream.readline(MAX_LINE + 2)
                     if not line:
@@ -98,6 +110,10 @@ class Row:
                     self.size += 1
                     yield Line(content, leaf, self.size - 1, number, offset)
                     offset += len(line)
+                    if offset - counted > _TELL_EACH:
+                        count(offset - counted)
+                        counted = offset
+                count(offset - counted)
                 if end is not None and offset < end:
                     self.problem = f"segment {number} was cut off at byte {offset} of {end}, record {self.size}"
                     return

@@ -14,6 +14,7 @@ import typer
 
 from apl_guard.cli.audit_verify import Folder
 from apl_guard.cli.moment import Since, Until, moments_of
+from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.policy import Action
 
@@ -55,14 +56,17 @@ def export(
         typer.echo(SCHEMA.strip())
         return
     if postgres is not None:
-        typer.echo(f"{export_to_postgres(folder, postgres)} records sent")
+        with reading(folder):
+            count = export_to_postgres(folder, postgres)
+        typer.echo(f"{count} records sent")
         return
     first, last = moments_of(since, until)
     rows = (row for row in calls(folder) if (first or "") <= str(row.get("decided", row.get("ended"))) < (last or "~"))
     platform = Platform(
         **({"terms": terms} if terms is not None else {}), terms_url=terms_url, territories=territory or ()
     )
-    with _written(output) as stream:
+    # Lines of the export and a bar would write over each other.
+    with _written(output) as stream, reading(folder) if output is not None else contextlib.nullcontext():
         if to_csv:
             write_csv(rows, stream)
             return

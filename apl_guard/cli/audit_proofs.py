@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from apl_guard.cli.audit_verify import Folder, Witnesses
+from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
 from apl_guard.storage import write_file
 
@@ -33,7 +34,9 @@ def prove(
     """
     from apl_guard.audit.receipt import prove as make
 
-    _write(make(folder, decision), output)
+    with reading(folder):
+        receipt = make(folder, decision)
+    _write(receipt, output)
 
 
 def consistency(

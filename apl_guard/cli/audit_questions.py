@@ -15,6 +15,7 @@ import typer
 from apl_guard.cli.audit_proofs import Keys
 from apl_guard.cli.audit_verify import Folder, Json
 from apl_guard.cli.moment import Since, Until, moment_of, moments_of
+from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
 from apl_guard.policy import Action
 
@@ -75,7 +76,8 @@ def query(
     digests = _digests(folder, keys, prompt, subject) if prompt is not None or subject is not None else None
     question = Question(conditions, *moments_of(since, until), group_by or (), limit, digests)
     with Index(folder, index) as opened:
-        opened.update()
+        with reading(folder):
+            opened.update()
         found = opened.ask(question)
     for row in found:
         typer.echo(json.dumps(row) if as_json else _line(row) if not group_by else _counted(row))
@@ -98,7 +100,8 @@ def tail(
     from apl_guard.audit.newest import newest
 
     with Index(folder, index) as opened:
-        opened.update()
+        with reading(folder):
+            opened.update()
         rows = newest(opened, folder, lines)
         shown = opened.places()  # nothing was added since: what is written meanwhile comes next
         while True:
@@ -127,7 +130,8 @@ def stats(
     from apl_guard.audit.question import Question
 
     with Index(folder, index) as opened:
-        opened.update()
+        with reading(folder):
+            opened.update()
         first, last = moments_of(since, until)
 
         def count(name: str, **conditions: str | int | float) -> dict[str, int]:
@@ -165,7 +169,8 @@ def policies(
     from apl_guard.audit.periods import periods
 
     moment = moment_of(at, "--at")
-    found = [period for period in periods(folder) if moment is None or period.covers(moment)]
+    with reading(folder):
+        found = [period for period in periods(folder) if moment is None or period.covers(moment)]
     for period in found:
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(period)))
@@ -186,7 +191,9 @@ def reindex(folder: Folder, index: IndexFile = None) -> None:
     from apl_guard.audit.index import Index
 
     with Index(folder, index) as opened:
-        typer.echo(f"{opened.rebuild()} records")
+        with reading(folder):
+            count = opened.rebuild()
+        typer.echo(f"{count} records")
 
 
 def _digests(folder: Path, keys: Path | None, prompt: str | None, subject: str | None) -> list[list[str]]:

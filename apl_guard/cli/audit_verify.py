@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
 
 __all__ = ["Folder", "Json", "VerifyCommand", "Witnesses", "verify"]
@@ -104,8 +105,10 @@ def _verify_log(folder: Path, witnesses: list[Path], public_key: str | None, as_
     """The verdict on a log, and what is printed."""
     from apl_guard.audit.verify import check_index, verify_log
 
-    report = verify_log(folder, witnesses, public_key)
-    check_index(folder, report)
+    with reading(folder):
+        report = verify_log(folder, witnesses, public_key)
+    with reading(folder):
+        check_index(folder, report)
     if as_json:
         return report.verdict, json.dumps(dataclasses.asdict(report), indent=2)
     lines = [

@@ -85,8 +85,10 @@ def test_hidden_entries_are_found(log, run):
     for attack in (
         "DELETE FROM records WHERE event = 'guard.decision'",
         'UPDATE records SET line = replace(line, \'"action":"block"\', \'"action":"allow"\')',
+        "UPDATE records SET offset = 'nowhere'",
+        "UPDATE records SET offset = -1, segment = 2",
         "UPDATE records SET seq = seq + 1000 WHERE event = 'guard.outcome'",
-        "INSERT INTO records VALUES ('ffffffffffffffffffffffff', 0, 0, '{\"event\":\"x\"}')",
+        "INSERT INTO records VALUES ('ffffffffffffffffffffffff', 0, 0, 0, '{\"event\":\"x\"}')",
     ):
         with sqlite3.connect(log / "index.sqlite") as database:
             database.execute(attack)
@@ -136,9 +138,9 @@ def test_a_record_that_cannot_be_found_by_what_is_searched_for_is_a_finding(log,
         database.execute("DELETE FROM sqlite_schema WHERE name = ?", [tree])
         database.commit()
     with contextlib.closing(sqlite3.connect(log / "index.sqlite")) as database:
-        rows = database.execute("SELECT writer, seq, segment, line FROM records").fetchall()
+        rows = database.execute("SELECT writer, seq, segment, offset, line FROM records").fetchall()
         database.execute("DELETE FROM records")
-        database.executemany("INSERT INTO records(rowid, writer, seq, segment, line) VALUES (NULL, ?, ?, ?, ?)", rows)
+        database.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", rows)
         database.execute("UPDATE records SET rowid = rowid + 1000000")
         database.execute("PRAGMA writable_schema=1")
         database.execute("INSERT INTO sqlite_schema VALUES (?, ?, ?, ?, ?)", entry)

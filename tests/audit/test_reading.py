@@ -1,0 +1,75 @@
+"""How far reading has come: told to whoever watches, and shown on a terminal."""
+
+import fcntl
+import json
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+from logs import call
+
+from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.index import Index
+from apl_guard.audit.reading import read_log
+from apl_guard.audit.row import bytes_read
+from apl_guard.audit.verify import verify_log
+
+SLOW = "import apl_guard.cli.reading_bar as bar; bar._SECONDS = 0; from apl_guard.cli import main; main()"
+"""The program, to which nothing is too quick for a bar."""
+
+
+def read_by(what):
+    """How many bytes were said to be read."""
+    told = []
+    before = bytes_read.set(told.append)
+    try:
+        what()
+    finally:
+        bytes_read.reset(before)
+    return sum(told)
+
+
+def size(log):
+    return sum(path.stat().st_size for path in (log / "segments").iterdir())
+
+
+def test_every_byte_that_is_read_is_told(copy):
+    """Of all segments, by all that read them."""
+    log, witness = copy
+    with Index(log) as index:
+        for what in (lambda: verify_log(log, [witness]), lambda: list(read_log(log)), index.update, index.rebuild):
+            assert read_by(what) == size(log)
+
+
+def test_what_the_index_knows_is_not_read_again(copy):
+    """Of each writer its last known record, and what came after it."""
+    log, _ = copy
+    with Index(log) as index:
+        index.update()
+        last = {record["writer"]: len(json.dumps(record)) for record in index.newer(index.places() and {}, 10**6)}
+        known = size(log)
+        assert read_by(index.update) < 2 * sum(last.values())
+        with DurableLog(log) as more:
+            for number in range(20):
+                call(more, 5000 + number)
+        new = size(log) - known
+        assert new < read_by(index.update) < new + 2 * sum(last.values())
+
+
+def test_a_terminal_sees_a_bar_and_a_file_does_not(copy):
+    """On the error stream, so that answers can be piped."""
+    log, witness = copy
+    command = [sys.executable, "-c", SLOW, "audit", "verify", str(log), "--witness", str(witness)]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        shown = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, check=True)
+        os.close(theirs)
+        assert b"reading" in terminal.read(1 << 16)
+    piped = subprocess.run(command, capture_output=True, check=True)
+
+    assert shown.stdout == piped.stdout
+    assert (piped.stderr, piped.stdout[:5]) == (b"", b"valid")
