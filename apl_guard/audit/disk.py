@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import re
 import threading
 from collections.abc import Iterator
@@ -36,7 +37,9 @@ __all__ = [
 ]
 
 PATIENCE_SECONDS = 60.0
+"""For how long one process may hold a lock that others wait for."""
 _LOOK_AGAIN_SECONDS = 0.002
+_LOOK_AGAIN_SECONDS_AT_MOST = 0.05
 
 # macOS has no fdatasync; where there is one it spares the writing of times.
 sync = getattr(os, "fdatasync", os.fsync)
@@ -169,20 +172,14 @@ def lock(path: Path) -> Iterator[None]:
 
     Raises:
         OSError: The file cannot be opened.
-        TimeoutError: Another process holds it for too long.
+        TimeoutError: One other process holds it for too long.
     """
     with _no_fork:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            end = monotonic() + PATIENCE_SECONDS
-            while not try_lock(handle):
-                if monotonic() > end:
-                    raise TimeoutError(
-                        errno.ETIMEDOUT,
-                        f"another process has held the lock for {PATIENCE_SECONDS:g} seconds; are its disk and its "
-                        "witness within reach?",
-                    )
-                sleep(_LOOK_AGAIN_SECONDS)
+            _wait_for(handle)
+            with contextlib.suppress(OSError):
+                os.utime(handle)  # so that who waits sees that another one has it now
             yield
         finally:
             # Before it is closed: where closing fails and the file stays open, the next to ask would wait for ever.
@@ -193,6 +190,29 @@ def lock(path: Path) -> Iterator[None]:
                 pass
             finally:
                 os.close(handle)
+
+
+def _wait_for(handle: int) -> None:
+    """Take the lock on an open file when nobody holds it any more.
+
+    A hundred workers that start together all wait for each other. So what counts is how long the one that holds it has
+    had it; and who waits for long looks less often, or the many that look would take the processor from the one.
+    """
+    taken, began = 0, monotonic()
+    end = began + PATIENCE_SECONDS
+    while not try_lock(handle):
+        now, before = monotonic(), taken
+        taken = os.fstat(handle).st_mtime_ns
+        if taken != before:
+            end = now + PATIENCE_SECONDS
+        elif now > end:
+            raise TimeoutError(
+                errno.ETIMEDOUT,
+                f"another process has held the lock for {PATIENCE_SECONDS:g} seconds; are its disk and its witness "
+                "within reach?",
+            )
+        pause = min(max(_LOOK_AGAIN_SECONDS, (now - began) / 16), _LOOK_AGAIN_SECONDS_AT_MOST)
+        sleep(pause * random.uniform(0.5, 1.5))
 
 
 # A child of a fork would go on holding the lock of its parent, so no thread forks while one is held.

@@ -234,3 +234,23 @@ def test_a_lock_that_another_process_never_lets_go_of_is_an_error(folders, monke
     running.close()
     DurableLog(log, [witness]).close()
     assert verify_log(log, [witness]).verdict is Verdict.VALID
+
+
+def test_many_that_wait_for_each_other_all_have_their_turn(tmp_path):
+    """As a hundred workers that start together: all in all they wait for longer than one of them may hold the lock."""
+    program = (
+        "import sys, time; from pathlib import Path; from apl_guard.audit import disk; disk.PATIENCE_SECONDS = 1.0\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "with disk.lock(Path(sys.argv[1])): time.sleep(0.4)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / ".lock")]
+    children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    for child in children:
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    for child in children:
+        child.communicate()
+
+    assert [child.returncode for child in children] == [0] * 8
