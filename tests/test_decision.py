@@ -46,6 +46,15 @@ def test_what_no_rule_applies_to_is_blocked():
     assert decision.reasons[-1].rule is None
 
 
+def test_a_rule_for_every_tenant_holds_for_calls_that_name_none():
+    """Nobody gets out of it by naming none; a rule for some tenants does not hold for them."""
+    strict = policy(PREFIX, rule("everybody", tenants=["*"]))
+    some = policy(PREFIX, rule("some", tenants=["a*"]))
+
+    assert decide(strict, request()).action == decide(strict, request(), Context("acme")).action == Action.BLOCK
+    assert decide(some, request()).action == Action.ANONYMIZE
+
+
 def test_the_strictest_rule_counts():
     """Beside it, a permission does nothing and is not reported as one."""
     rules = [rule("a", action="unsafe_allow"), PREFIX, rule("b", action="block", then={"category": "likeness"})]
