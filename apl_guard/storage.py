@@ -8,14 +8,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from time import monotonic, sleep
 
 from apl_guard.errors import StorageFailed
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["alone", "check_place", "make_folder", "sync_folder", "write_file", "write_folder"]
 
@@ -26,7 +20,7 @@ _LOOK_AGAIN_SECONDS = 0.01
 def alone(file: Path, patience: float) -> Iterator[bool]:
     """Keep out all other threads and processes that ask for the same file, for what reads, changes and writes again.
 
-    The system lets them in when a process dies. On Windows, which has no such lock, nobody is kept out.
+    The system lets them in when a process dies.
 
     Args:
         file: A file for this alone, which is made. Its folder has to be there.
@@ -44,28 +38,19 @@ def alone(file: Path, patience: float) -> Iterator[bool]:
         ...         first, second
         (True, False)
     """
-    if fcntl is None:
-        yield True
-        return
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(file, timeout=patience, poll_interval=_LOOK_AGAIN_SECONDS, mode=0o666)
+    is_alone = True
     try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    except PermissionError:  # of another account
-        handle = os.open(file, os.O_RDONLY)
-    end, is_alone = monotonic() + patience, False
+        lock.acquire()
+    except Timeout:
+        is_alone = False
     try:
-        while not is_alone:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                is_alone = True
-            except BlockingIOError:
-                if monotonic() >= end:
-                    break
-                sleep(_LOOK_AGAIN_SECONDS)
         yield is_alone
     finally:
-        if is_alone:  # said, because a child of a fork holds the same file open
-            fcntl.flock(handle, fcntl.LOCK_UN)
-        os.close(handle)
+        if is_alone:
+            lock.release()
 
 
 def make_folder(folder: Path) -> Path:
