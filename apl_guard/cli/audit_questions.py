@@ -21,6 +21,10 @@ from apl_guard.policy import Action
 
 __all__ = ["policies", "query", "reindex", "stats", "tail"]
 
+_AT_ONCE = 1000
+"""Records that `tail -f` shows before it looks for more."""
+_LOOK_AGAIN_SECONDS = 0.5
+
 IndexFile = Annotated[
     Path | None, typer.Option("--index", help="The index.", show_default="index.sqlite in the log's folder")
 ]
@@ -111,10 +115,10 @@ def tail(
             if not follow:
                 return
             sys.stdout.flush()
-            if not rows:
-                time.sleep(0.5)
+            if len(rows) < _AT_ONCE:
+                time.sleep(_LOOK_AGAIN_SECONDS)
             opened.update()
-            rows = opened.newer(shown)
+            rows = opened.newer(shown, _AT_ONCE)
 
 
 def stats(
