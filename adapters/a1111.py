@@ -217,7 +217,10 @@ class A1111Adapter(RemoteAdapter):
         """The texts as the server makes them: each style goes round a text or behind it."""
         texts = {name: _text(fields[name], name) for name in TEXT_FIELDS if fields.get(name) or name == "prompt"}
         for name in _of_type(fields, "styles", list):
-            for entry in self._client.http.get("/sdapi/v1/prompt-styles"):
+            known = self._client.http.get("/sdapi/v1/prompt-styles")
+            if not isinstance(known, list):
+                raise RemoteAnswerInvalid("the answer is no list of styles; is this AUTOMATIC1111's API?")
+            for entry in known:
                 if isinstance(entry, dict) and entry.get("name") == name:
                     for key in ("prompt", "negative_prompt"):
                         for part in (key, f"hr_{key}"):

@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping
 from time import monotonic
 from typing import Any
 
+from apl_guard.backend import BackendFailed
 from apl_guard.errors import ExtraMissing, InvalidInput
 
 __all__ = ["HttpClient", "RemoteAnswerInvalid", "RemoteError", "RemoteRefused", "RemoteTimeout"]
@@ -36,7 +37,7 @@ _MAX_ERROR_BYTES = 64 << 10
 _QUICK_SECONDS = 20.0
 
 
-class RemoteError(Exception):
+class RemoteError(BackendFailed):
     """The service or the way to it failed."""
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from apl_guard.encoder.traits import Likeness
     from apl_guard.prefix import Prefix
 
-__all__ = ["Backend", "Generation", "Receipt", "adapter_for"]
+__all__ = ["Backend", "BackendFailed", "Generation", "Receipt", "adapter_for"]
 
 ENTRY_POINT_GROUP = "apl_guard.adapters"
 _BUILT_IN = {
@@ -33,6 +33,10 @@ _BUILT_IN = {
     "apl_guard.adapters.openai_images": "apl_guard.adapters.openai_images:OpenAIImagesAdapter",
 }
 _FUNCTION = "apl_guard.adapters.function:FunctionAdapter"
+
+
+class BackendFailed(Exception):  # noqa: N818 - the name says what happened
+    """The foreign system failed, also where an adapter has to ask it something to read a request."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Backend(Protocol):
         Raises:
             InvalidInput: A prompt is no text.
             TypeError: The arguments do not fit the pipe's signature.
+            BackendFailed: The foreign system had to be asked something, and failed.
         """
 
     def fingerprints(self) -> Mapping[str, Fingerprint] | None:

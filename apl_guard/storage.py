@@ -1,17 +1,19 @@
-"""Writing files so that nothing half-written is ever taken for whole."""
+"""Writing files so that nothing half-written is ever taken for whole, and reading those that a user names."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from apl_guard.errors import StorageFailed
 
-__all__ = ["alone", "check_place", "make_folder", "sync_folder", "write_file", "write_folder"]
+__all__ = ["alone", "check_place", "make_folder", "read_regular", "sync_folder", "write_file", "write_folder"]
 
 _LOOK_AGAIN_SECONDS = 0.01
 
@@ -77,6 +79,31 @@ def check_place(path: Path) -> None:
         raise StorageFailed("is a folder; expected a place for a file", path=path)
     if not os.access(path.parent, os.W_OK):
         raise StorageFailed("its folder cannot be written; choose another place", path=path)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Read a file that a user names. Pipes and devices, for which one could wait or read without end, are refused.
+
+    Args:
+        path: The file, or a link to one.
+        limit: The most bytes that it may have.
+
+    Raises:
+        OSError: There is none, it cannot be read, it is a folder, a pipe or a device, or it is larger.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     read_regular(write_file(Path(folder, "a.txt"), b"whole"), limit=5)
+        b'whole'
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(handle, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"larger than {limit} bytes", str(path))
+    return content
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:

@@ -105,6 +105,18 @@ def test_publish_and_take_over(run, trained, prefix, tmp_path):
     assert run("prefix", "verify", "nothing")[0] == 2
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_pipe_in_place_of_a_key_holds_nobody_up(run, trained, tmp_path):
+    """Nor in place of the folder of a registry, which would be listed as an empty one."""
+    os.mkfifo(tmp_path / "pipe")
+    run("prefix", "register", trained)
+
+    code, _, err = run("prefix", "verify", "random", "--signer", tmp_path / "pipe")
+    assert (code, "cannot be read as a public key" in err) == (2, True)
+    code, _, err = run("prefix", "list", "--registry", tmp_path / "pipe")
+    assert (code, "not a folder" in err) == (2, True)
+
+
 def test_sign_and_verify(run, trained, tmp_path):
     """A signature of the wrong key, and none at all, are exit code 4."""
     pytest.importorskip("model_signing", reason="apl-guard[signing] is not installed")

@@ -394,6 +394,8 @@ class TestClosing:
             guard("a man", num_inference_steps=1)
         with pytest.raises(GuardUnavailable, match="closed"):
             guard.self_test(num_inference_steps=1)
+        with pytest.raises(GuardUnavailable, match="closed"):
+            guard.serve_metrics(0)  # nobody would close it
         assert calls == []
 
     def test_a_log_that_was_handed_in_stays_open(self, shared_pipe, prefix, tmp_path):

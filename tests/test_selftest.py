@@ -5,7 +5,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from apl_guard import Guard, GuardUnavailable, SelfTestFailed
+from apl_guard import Guard, GuardUnavailable, InvalidInput, SelfTestFailed
 from apl_guard.cli import app
 
 
@@ -18,6 +18,15 @@ def test_a_guard_that_acts_becomes_ready(guard, prefix):
     assert guard.ready
     assert (result.prompts, result.prefix) == (2, prefix.metadata.name)
     assert result.change["text_encoder"] > 0
+
+
+def test_one_text_is_not_a_canary_for_each_of_its_letters(guard):
+    """Nor does the mistake take away that the guard is ready."""
+    guard.self_test(num_inference_steps=1)
+
+    with pytest.raises(InvalidInput, match="sequence"):
+        guard.self_test("a man", num_inference_steps=1)
+    assert guard.ready
 
 
 def test_a_guard_that_fails_gives_no_picture_until_it_passes(pipe, prefix):

@@ -16,8 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from apl_guard.errors import ConfigInvalid
-from apl_guard.storage import write_file
-from apl_guard.trainer.plain_yaml import NotYamlError, read_yaml
+from apl_guard.storage import read_regular, write_file
+from apl_guard.trainer.plain_yaml import MAX_YAML_BYTES, NotYamlError, read_yaml
 
 NeutralKind = Literal["coarse", "attributes"]
 
@@ -157,7 +157,7 @@ class TrainConfig(BaseModel):
         """
         path = Path(path)
         try:
-            values = read_yaml(path.read_text(encoding="utf-8"))
+            values = read_yaml(read_regular(path, MAX_YAML_BYTES).decode("utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigInvalid(f"the configuration cannot be read: {error}", where=path) from error
         except NotYamlError as error:

@@ -6,7 +6,10 @@ from typing import Any
 
 import yaml
 
-__all__ = ["NotYamlError", "read_yaml"]
+__all__ = ["MAX_YAML_BYTES", "NotYamlError", "read_yaml"]
+
+MAX_YAML_BYTES = 256 << 20
+"""The most that a file may have that is read."""
 
 
 class NotYamlError(ValueError):

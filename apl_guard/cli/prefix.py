@@ -14,8 +14,11 @@ from apl_guard.errors import InvalidInput
 from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix.tensorfile import printable
 from apl_guard.registry import PrefixRegistry, RegistryEntry
+from apl_guard.storage import read_regular
 
 __all__ = ["app"]
+
+_MAX_KEY_BYTES = 10_000
 
 app = typer.Typer(
     help="Register prefixes, look at them, sign and share them, exchange them with other programs.",
@@ -213,7 +216,7 @@ def _read_keys(paths: list[Path] | None) -> tuple[str, ...]:
     keys: list[str] = []
     for path in paths or ():
         try:
-            text = path.read_text(encoding="ascii")
+            text = read_regular(path, _MAX_KEY_BYTES).decode("ascii")
             Acceptance(signers=(text,))
         except (OSError, ValueError) as error:
             raise InvalidInput("cannot be read as a public key in PEM", where=path) from error

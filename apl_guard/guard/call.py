@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apl_guard.audit import AuditLog, Outcome
-from apl_guard.backend import Backend, Generation, Receipt
+from apl_guard.backend import Backend, BackendFailed, Generation, Receipt
 from apl_guard.decision import Decision, Protection, protection_of
 from apl_guard.detect.output import Looked, OutputCheck
 from apl_guard.errors import AplGuardError, GuardUnavailable, OutputWithheld, PolicyBlocked, PrefixNotApplied
@@ -252,7 +252,11 @@ def refuse(error: Exception, backend: Backend, policy: Policy, audit: AuditLog, 
     Raises:
         AuditUnavailable: The record is not durable.
     """
-    result = "failed" if isinstance(error, GuardUnavailable) else "invalid"
+    result = "invalid"
+    if isinstance(error, GuardUnavailable):
+        result = "failed"
+    elif isinstance(error, BackendFailed):  # it was asked something to read the arguments
+        result = "backend_error"
     try:
         with watch.recording(audit.sink):
             audit.refusal(new_id(), backend.name, policy, result, type(error).__name__)

@@ -184,6 +184,7 @@ class Guard:
 
         Raises:
             SelfTestFailed: A canary was not answered, or was answered without a prefix.
+            InvalidInput: The prompts are one text, not a sequence of them.
 
         Example:
             >>> from apl_guard.testing import random_prefix, tiny_pipe
@@ -194,6 +195,8 @@ class Guard:
             >>> sorted(guard.self_test(num_inference_steps=1).change), guard.ready
             (['text_encoder'], True)
         """
+        if isinstance(prompts, str):  # each letter would be a canary
+            raise InvalidInput("found one text; expected a sequence of texts, such as [text]", where="prompts")
         self.__dict__["_ready"] = False
         try:
             result = run_canaries(self._generate, prompts, arguments)
@@ -279,7 +282,9 @@ class Guard:
 
         Raises:
             MetricsUnavailable: The port is taken or may not be used.
+            GuardUnavailable: The guard is closed.
         """
+        self._check_open()
         server = serve(of_all_processes() if is_multiprocess() else self._metrics_registry, port, address)
         self._opened.callback(server.close)
         return server

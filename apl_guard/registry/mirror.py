@@ -18,7 +18,7 @@ from apl_guard.errors import AplGuardError, InvalidInput, PrefixInvalid, Registr
 from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, REVOKED_NAME, SIGNATURE_NAME, is_name
 from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, printable
 from apl_guard.registry.entry import MAX_CARD_BYTES, MAX_SIGNATURE_BYTES
-from apl_guard.registry.revoked import MAX_REVOKED_BYTES, RevokedFile, parse_revoked
+from apl_guard.registry.revoked import MAX_REVOKED_BYTES, RevokedFile, as_file, parse_revoked
 from apl_guard.storage import alone, write_file, write_folder
 
 __all__ = ["Mirror", "as_url", "push_files"]
@@ -170,7 +170,7 @@ class Mirror:
             parts = PurePosixPath(str(path)).parts[-3:]
             if len(parts) == 3 and is_name(parts[0]) and re.fullmatch("[1-9][0-9]{0,8}", parts[1]):
                 name, version, file = parts
-                if file in _LIMITS:
+                if file in _LIMITS and info.get("type", "file") == "file":  # no pipe, which would not end
                     found.setdefault((name, version), {})[file] = int(info.get("size") or 0)
         found = {
             key: {f: sizes[f] for f in _LIMITS if f in sizes} for key, sizes in found.items() if FILE_NAME in sizes
@@ -244,7 +244,7 @@ def _push_revoked(system: Any, path: str, revoked: RevokedFile) -> None:
     if new:
         system.makedirs(path.rpartition("/")[0], exist_ok=True)
         both = RevokedFile(revoked=(*known.revoked, *new))
-        system.pipe_file(path, both.model_dump_json(indent=1).encode())
+        system.pipe_file(path, as_file(both, Path(path)))
 
 
 def open_url(url: str) -> tuple[Any, str]:

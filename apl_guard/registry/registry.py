@@ -13,7 +13,7 @@ from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import ENTRY_NAME, is_name
 from apl_guard.prefix.places import SHIPPED_NAME, find_path, registry_root, shipped_path
-from apl_guard.prefix.tensorfile import read_file
+from apl_guard.prefix.tensorfile import printable, read_file
 from apl_guard.registry.adding import adopt, register
 from apl_guard.registry.entry import RegistryEntry, read_entry
 from apl_guard.registry.fit import nothing_for
@@ -39,7 +39,7 @@ class PrefixRegistry:
         valid_for: Seconds for which its copy serves while it cannot be reached.
 
     Raises:
-        InvalidInput: The URL is of a kind that is not supported here.
+        InvalidInput: The URL is of a kind that is not supported here, or a file has the name of the folder.
     """
 
     def __init__(
@@ -52,6 +52,8 @@ class PrefixRegistry:
         if location is None:
             location = os.environ.get("APL_GUARD_REGISTRY") or registry_root()
         url = as_url(location)
+        if url is None and os.path.exists(location) and not os.path.isdir(location):
+            raise InvalidInput("not a folder; expected the folder of a registry", where=printable(str(location)))
         self._memory = Memory(url or os.path.abspath(location))
         self._mirror = None if url is None else Mirror(url, self._memory.folder / "copy", refresh_after, valid_for)
         self._shelf = Shelf(Path(location) if self._mirror is None else self._mirror.folder)

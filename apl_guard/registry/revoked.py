@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable
+from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable, StorageFailed
 from apl_guard.prefix.layout import REVOKED_NAME
 from apl_guard.prefix.tensorfile import parse_json, printable, read_file
 from apl_guard.registry.writing import only_writer
 from apl_guard.storage import write_file
 
-__all__ = ["Revocation", "RevokedFile", "parse_revoked", "read_revoked", "revoke"]
+__all__ = ["Revocation", "RevokedFile", "as_file", "parse_revoked", "read_revoked", "revoke"]
 
 MAX_REVOKED_BYTES = 1 << 20
 
@@ -51,12 +51,16 @@ def read_revoked(root: Path) -> RevokedFile:
     """Read the list of a registry's folder; an empty one where there is none.
 
     Raises:
-        RegistryUnavailable: It is damaged, so nobody knows what was revoked.
+        RegistryUnavailable: It is damaged or out of reach, so nobody knows what was revoked.
     """
     try:
         os.lstat(os.path.join(root, REVOKED_NAME))  # on each call of a guard, so no more than one question
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return _EMPTY
+    except OSError as error:
+        raise RegistryUnavailable(
+            f"{root}: cannot be looked into ({error.strerror}), so nobody knows which prefixes were revoked"
+        ) from error
     path = root / REVOKED_NAME
     try:
         return parse_revoked(read_file(path, limit=MAX_REVOKED_BYTES, follow_links=False), path)
@@ -78,6 +82,22 @@ def parse_revoked(content: bytes, where: Path) -> RevokedFile:
         raise PrefixInvalid(f"field '{printable(field)}': {first['msg']}", where=where) from error
 
 
+def as_file(revoked: RevokedFile, where: Path) -> bytes:
+    """The bytes of a list's file.
+
+    Raises:
+        StorageFailed: There would be more than are read again, and then no guard could use the registry.
+    """
+    content = revoked.model_dump_json(indent=1).encode()
+    if len(content) > MAX_REVOKED_BYTES:
+        raise StorageFailed(
+            f"would have {len(content)} bytes with one more, expected at most {MAX_REVOKED_BYTES}; give a shorter "
+            "reason, or move what is in use to another registry",
+            path=where,
+        )
+    return content
+
+
 def revoke(root: Path, digest: str, reason: str) -> RevokedFile:
     """Put a prefix on the list.
 
@@ -89,7 +109,7 @@ def revoke(root: Path, digest: str, reason: str) -> RevokedFile:
     Raises:
         InvalidInput: The digest is none, or the reason is too long.
         RegistryUnavailable: The list is damaged.
-        StorageFailed: The list could not be written.
+        StorageFailed: The list could not be written, or would be too long to be read again.
     """
     try:
         added = Revocation(digest=digest, reason=reason, when=datetime.now(UTC))
@@ -102,5 +122,5 @@ def revoke(root: Path, digest: str, reason: str) -> RevokedFile:
         if digest in known.reasons:
             return known
         both = RevokedFile(revoked=(*known.revoked, added))
-        write_file(root / REVOKED_NAME, both.model_dump_json(indent=1).encode())
+        write_file(root / REVOKED_NAME, as_file(both, root / REVOKED_NAME))
     return both

@@ -1,5 +1,6 @@
 """Which registered prefixes may be used: versions that only grow, revocations, pinned digests."""
 
+import json
 import os
 import shutil
 
@@ -16,6 +17,7 @@ from apl_guard import (
     PrefixRolledBack,
     PrefixUnsigned,
     RegistryUnavailable,
+    StorageFailed,
 )
 
 
@@ -128,6 +130,36 @@ class TestRevocation:
 
         with pytest.raises(RegistryUnavailable, match=r"revoked\.json"):
             Guard(shared_pipe)
+
+    def test_a_file_in_place_of_the_folder(self, shared_pipe, prefix, own_registry):
+        """Also where it takes the folder's place while the service runs: its list would count as an empty one."""
+        guard = Guard(shared_pipe, prefix=prefix)
+        own_registry.write_text("")
+
+        with pytest.raises(InvalidInput, match="not a folder"):
+            Guard(shared_pipe, prefix=prefix)
+        with pytest.raises(RegistryUnavailable, match="revoked"):
+            draw(guard)
+
+    @pytest.mark.parametrize("where", ["folder", "memory://full"])
+    def test_a_list_that_would_be_too_long_to_be_read_again_is_not_written(self, prefix, tmp_path, where):
+        """It would switch off every guard that uses the registry, here and behind a URL."""
+        registry = PrefixRegistry(tmp_path / "full")
+        registry.register(prefix.save(tmp_path / "trained"))
+        one = {"reason": "x" * 500, "when": "2026-01-01T00:00:00Z"}
+        digests = [f"{number:064x}" for number in range(1640)]
+        full = {"format": "apl-guard-revoked/1", "revoked": [{"digest": digest} | one for digest in digests]}
+        (registry.root / "revoked.json").write_text(json.dumps(full))
+        assert len(registry.revoked()) == 1640
+
+        entry = registry.verify("random")
+        add = {
+            "folder": lambda: registry.revoke("ab" * 32, "x"),
+            "memory://full": lambda: registry.publish(entry, "memory://full"),
+        }[where]
+        with pytest.raises(StorageFailed, match="at most 1048576"):
+            add()
+        assert len(registry.revoked()) == 1640
 
     def test_what_cannot_be_revoked(self):
         """A digest that is none."""

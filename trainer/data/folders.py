@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from apl_guard.errors import InvalidInput
+from apl_guard.storage import read_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_MAX_PROMPT_BYTES = 256 << 20
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -26,7 +28,7 @@ def read_prompts(path: Path) -> list[str]:
         InvalidInput: The file is missing, is not text, or has no prompt in it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path, _MAX_PROMPT_BYTES).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"the prompts cannot be read: {error}", where=path) from error
     prompts = [line.strip() for line in lines if line.strip()]
@@ -104,6 +106,8 @@ def read_image(path: Path) -> Image:
     from PIL import Image, ImageOps
 
     try:
+        if path.exists() and not path.is_file():  # a pipe, for which Pillow would wait
+            raise OSError("not a regular file")
         with Image.open(path) as opened:
             upright = ImageOps.exif_transpose(opened)  # cameras write down how they were held
             if upright.mode.startswith(("I", "F")):

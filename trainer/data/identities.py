@@ -17,8 +17,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from apl_guard.errors import IdentitiesInvalid
+from apl_guard.storage import read_regular
 from apl_guard.trainer.config import NeutralKind
-from apl_guard.trainer.plain_yaml import NotYamlError, read_yaml
+from apl_guard.trainer.plain_yaml import MAX_YAML_BYTES, NotYamlError, read_yaml
 
 DEFAULT_TEMPLATES = (
     "a photo of {name}",
@@ -122,7 +123,7 @@ def load_identities(path: Path | str) -> Identities:
     """
     path = Path(path)
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
+        values = read_yaml(read_regular(path, MAX_YAML_BYTES).decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise IdentitiesInvalid(f"the identities cannot be read: {error}", where=path) from error
     except NotYamlError as error:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.errors import InvalidInput
-from apl_guard.storage import write_file
+from apl_guard.storage import read_regular, write_file
 from apl_guard.trainer.report.plots import panels, to_png
+
+_MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def read_curves(path: Path) -> list[Curve]:
         InvalidInput: The file cannot be read or holds no curves.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, _MAX_BYTES))
         if "points" in content:
             points = [
                 {"x": p["attributes_kept"], "label": p["setting"], "leak at FAR 1e-3": p["leak"]}

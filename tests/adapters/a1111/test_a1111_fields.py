@@ -144,10 +144,15 @@ def test_the_prompt_is_snapshotted():
     assert request.arguments["fields"]["override_settings"] == {"samples_format": "png"}
 
 
-def test_a_style_server_that_fails(guard, server):
-    """No picture; the error is the server's."""
-    server.routes["GET /sdapi/v1/prompt-styles"] = raising(Status(500))
+@pytest.mark.parametrize("fault", [Status(500), Status(200, b"7"), Status(200, b'{"oil": {}}')])
+def test_a_style_server_that_fails(guard, server, tmp_path, fault):
+    """No picture; the error is the server's, on record and in the metrics, too."""
+    server.routes["GET /sdapi/v1/prompt-styles"] = raising(fault)
 
     with pytest.raises(RemoteError):
         guard("a man", styles=["oil"])
     assert server.posted("/sdapi/v1/txt2img") == []
+    assert records(tmp_path / "audit")[-1]["result"] == "backend_error"
+    counted = guard._metrics_registry.get_sample_value
+    assert counted("apl_guard_outcomes_total", {"result": "backend_error"}) == 1
+    assert counted("apl_guard_outcomes_total", {"result": "invalid"}) in (0, None)
