@@ -1,4 +1,4 @@
-"""ComfyUI, over `/prompt`, `/history` and `/view`.
+"""ComfyUI, over `/prompt`, `/history`, `/queue` and `/view`.
 
     guard = Guard(ComfyUI("https://draw.example:8188", models=["sd15.safetensors"]), prefix="sd15")
     guard(workflow).images[0]
@@ -15,7 +15,7 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 from PIL import Image
@@ -26,15 +26,15 @@ from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest
 
 from .comfyui_graph import Graph, channels_in, read_graph, with_prefix, with_texts
+from .comfyui_wait import wait_for
 from .forms import check_decided
-from .http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused, RemoteTimeout
+from .http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused
 from .prompt_syntax import byte_bound
 from .remote_adapter import RemoteAdapter
 from .remote_images import decode
 
 __all__ = ["ComfyUI", "ComfyUIAdapter", "ComfyUIImages", "text_to_image"]
 
-_SECONDS_BETWEEN_QUESTIONS = 0.25
 _DIGEST_KEY = "apl_guard_digest"
 
 
@@ -60,7 +60,8 @@ class ComfyUI:
         harmless: Classes of custom nodes that carry neither text nor pictures, so that workflows may use them.
         tokenizer: The tokenizer of the text encoder, of transformers. With it a chunk is filled with as many words as
             it takes; without it a word counts as one token for each of its letters.
-        time_limit: Seconds for a whole run, waiting in the queue included.
+        time_limit: Seconds for a whole run, waiting in the queue included. A connection that is lost while waiting is
+            made again.
         options: For `HttpClient`: `auth`, `connect_limit`, `max_answer_bytes`, `insecure_http`, `ca_file`.
 
     Raises:
@@ -101,7 +102,7 @@ class ComfyUI:
         run = answer.get("prompt_id") if isinstance(answer, dict) else None
         if not isinstance(run, str) or not run.replace("-", "").isalnum():
             raise RemoteAnswerInvalid("the answer lacks prompt_id; is this ComfyUI?")
-        entry = self._wait(run, deadline)
+        entry = wait_for(self.http, run, deadline)
         outputs: dict[str, list[Image.Image]] = {}
         try:
             if _words(entry["prompt"][2]) != _words(workflow):
@@ -112,22 +113,6 @@ class ComfyUI:
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise RemoteAnswerInvalid("the history of the run is not of the documented shape") from error
         return ComfyUIImages([image for found in outputs.values() for image in found], outputs, run)
-
-    def _wait(self, run: str, deadline: float) -> dict[str, Any]:
-        """The history of a run that has ended well."""
-        while monotonic() < deadline:
-            history = self.http.get(f"/history/{run}", limit=deadline - monotonic())
-            if not isinstance(history, dict):
-                raise RemoteAnswerInvalid("the history is not of the documented shape")
-            entry = history.get(run)
-            if isinstance(entry, dict):
-                status = entry.get("status") or {}
-                if not isinstance(status, dict) or status.get("status_str") == "error":
-                    detail = status.get("messages") if isinstance(status, dict) else None
-                    raise RemoteRefused(f"{self}: the run failed", status=200, detail=detail)
-                return entry
-            sleep(max(0.0, min(_SECONDS_BETWEEN_QUESTIONS, deadline - monotonic())))
-        raise RemoteTimeout(f"{self}: the run did not end within {self.time_limit:g} s; it may still draw")
 
 
 class ComfyUIAdapter(RemoteAdapter):

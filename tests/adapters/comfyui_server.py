@@ -6,7 +6,7 @@ Written from the behaviour of ComfyUI, without the code under test: the oracle f
 import json
 import re
 
-from services import Service, Status, png
+from services import Dropped, Service, Status, png
 
 from apl_guard.testing import tiny_tokenizer
 
@@ -47,6 +47,7 @@ class ComfyUIServer(Service):
         self.embeddings = dict(embeddings)
         self.history = {}
         self.waits = 1
+        self.restarts_at = None
         self.swap = lambda graph: graph
         super().__init__(
             {
@@ -54,6 +55,7 @@ class ComfyUIServer(Service):
                 "GET /view_metadata/embeddings": self.metadata,
                 "POST /prompt": self.queue,
                 "GET /history/*": self.look,
+                "GET /queue": self.queued,
                 "GET /view": lambda query: png(query["filename"]),
             }
         )
@@ -123,8 +125,17 @@ class ComfyUIServer(Service):
         self.asked = 0
         return {"prompt_id": run, "number": 1, "node_errors": {}}
 
+    def queued(self, _):
+        left = [[1, run, entry["prompt"][2], {}, []] for run, entry in self.history.items() if self.asked <= self.waits]
+        return {"queue_running": left[:1], "queue_pending": left[1:]}
+
     def look(self, run):
         self.asked += 1
+        if self.asked == self.restarts_at:  # what it knew was in its memory
+            self.history.clear()
+            raise Dropped
+        if run not in self.history:
+            return {}
         return {run: self.history[run]} if self.asked > self.waits else {}
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 from comfyui_server import TOKENIZER, all_begin_with
-from services import FAULTS, TIGHT, Status, raising, records
+from services import FAULTS, TIGHT, Cut, Dropped, Status, raising, records
 from workflows import MODEL, node, workflow
 
 from apl_guard import ComfyUI, Guard, GuardUnavailable, InvalidInput, PrefixNotApplied
@@ -148,6 +148,62 @@ class TestFaults:
         with pytest.raises(RemoteTimeout, match="may still draw"):
             guard(workflow())
         assert len(server.posted("/prompt")) == 1
+
+    @pytest.mark.parametrize("fault", [Dropped(), Cut(), Status(502, b"<html>")], ids=["dropped", "cut off", "502"])
+    @pytest.mark.parametrize("route", ["GET /history/*", "GET /queue"])
+    def test_a_connection_that_is_lost_while_waiting_is_made_again(self, guard, server, route, fault):
+        """Asking draws nothing. The run that was started goes on, and its pictures are fetched."""
+        server.waits, answer, faults = 4, server.routes[route], [fault]
+        look = server.routes["GET /history/*"]
+
+        def failing_once(given):
+            if faults:
+                raise faults.pop()
+            return answer(given)
+
+        def losing_the_first(run):
+            if not server.asked:
+                server.asked = 1
+                raise Dropped
+            return look(run)
+
+        server.routes["GET /history/*"] = losing_the_first  # so that the queue is asked
+        server.routes[route] = failing_once
+        assert guard(workflow()).images
+        assert (len(server.posted("/prompt")), faults) == (1, [])
+
+    def test_a_server_that_was_started_again_knows_nothing_of_the_run(self, guard, server, tmp_path):
+        """Neither in its history nor in its queue: an error at once, not after the ten minutes that a run may take."""
+        server.waits, server.restarts_at = 10**6, 2
+
+        with pytest.raises(RemoteError, match="knows the run no more"):
+            guard(workflow())
+        assert len(server.posted("/prompt")) == 1
+        assert records(tmp_path / "audit")[-1]["result"] == "backend_error"
+
+    def test_a_run_that_was_taken_from_the_queue(self, guard, server, monkeypatch):
+        """By somebody else, with no connection lost."""
+        monkeypatch.setattr("apl_guard.adapters.comfyui_wait._SECONDS_BETWEEN_QUEUES", 0.3)
+        server.waits = 10**6
+        server.routes["GET /queue"] = lambda _: {"queue_running": [], "queue_pending": []}
+
+        with pytest.raises(RemoteError, match="knows the run no more"):
+            guard(workflow())
+
+    def test_a_run_that_ends_between_two_questions(self, guard, server, monkeypatch):
+        """In the history after it was looked for there, and out of the queue before it was looked for there."""
+        monkeypatch.setattr("apl_guard.adapters.comfyui_wait._SECONDS_BETWEEN_QUEUES", 0)
+        assert guard(workflow()).images
+        assert [path for _, path, _ in server.seen if path == "/queue"]
+
+    @pytest.mark.parametrize("fault", [Status(404), Status(200, b"[]"), Status(200, b'{"queue_running": 7}')])
+    def test_a_proxy_that_hides_the_queue(self, guard, server, monkeypatch, fault):
+        """Nobody can say, so the run is waited for."""
+        monkeypatch.setattr("apl_guard.adapters.comfyui_wait._SECONDS_BETWEEN_QUEUES", 0)
+        server.waits = 2
+        server.routes["GET /queue"] = raising(fault)
+
+        assert guard(workflow()).images
 
     def test_a_server_that_runs_something_else(self, guard, server):
         """The history shows the workflow that was run."""
