@@ -44,7 +44,7 @@ def bench(
     from apl_guard.errors import InvalidInput
     from apl_guard.prefix import Prefix
     from apl_guard.prefix.places import find_path
-    from apl_guard.storage import make_folder, write_file
+    from apl_guard.storage import check_place, write_file
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.bench.afterwards import personalised, restyled
     from apl_guard.trainer.bench.page import write_page
@@ -52,12 +52,14 @@ def bench(
     from apl_guard.trainer.bench.run import all_peers, run_bench
     from apl_guard.trainer.bench.table import to_markdown, to_text
     from apl_guard.trainer.data.identities import load_identities
+    from apl_guard.trainer.evaluate.asking import require_reference_world
     from apl_guard.trainer.evaluate.provenance import command
     from apl_guard.trainer.evaluate.setting import Setting
     from apl_guard.trainer.model.pipeline import open_pipe
     from apl_guard.trainer.peers.peer import Task
     from apl_guard.trainer.train.card import training_seconds
 
+    check_place(output / "bench.json")
     vectors = Prefix.load(prefix)
     peers = all_peers(vectors, training_seconds(find_path(prefix)))
     if only:
@@ -65,19 +67,21 @@ def bench(
         if unknown := [name for name in only if name not in known]:
             raise InvalidInput(f"no peer '{unknown[0]}'; expected one of: {'; '.join(known)}", where="--peer")
         peers = tuple(peer for peer in peers if peer.key in ("plain", *only))
+    pipe = open_pipe(model)
+    require_reference_world(pipe)
     setting = Setting.of(
-        open_pipe(model), vectors, minifaces.judges(), images_per_person=images_per_person, people_limit=people,
+        pipe, vectors, minifaces.judges(), images_per_person=images_per_person, people_limit=people,
         seed=seed, steps=steps, guidance=guidance, progress=not quiet,
     )  # fmt: skip
     task = Task(load_identities(minifaces.identities_file()), tuple(minifaces.captions(512, seed=seed)), "coarse", seed)
-    make_folder(output)
     elsewhere = {"restyled": restyled(setting), "personalised": personalised(setting)} if afterwards else {}
     result = run_bench(setting, peers, task, output / "learned", elsewhere)
+    # First: whatever may become of the files, the figures are not lost.
+    typer.echo(to_text(result))
     plot = draw_plot(result)
     facts = {"command": command(), **{k: str(v) for k, v in result.settings.items() if k != "peers"}}
     write_file(output / "bench.json", result.to_json().encode())
     write_file(output / "bench.md", to_markdown(result, command()).encode())
     write_file(output / "bench.png", plot)
     write_file(output / "bench.html", write_page(result, plot, facts).encode())
-    typer.echo(to_text(result))
     typer.echo(f"page: {output / 'bench.html'}")

@@ -171,8 +171,8 @@ def evaluate(
         result = run(open_pipe(model), loaded, **shared)
     else:
         result = _by_protocol(
-            model, loaded, shared, identities or [], references, references_per_person, detector, recogniser, clip,
-            captions,
+            model, loaded, shared, identities or [], references, references_per_person,
+            _is_typed(context, "references_per_person"), detector, recogniser, clip, captions,
         )  # fmt: skip
     # First: whatever may become of the report, the figures are not lost.
     typer.echo(result.to_json() if format is Format.JSON else result.to_table())
@@ -193,10 +193,14 @@ def _refuse_what_nobody_reads(context: typer.Context, protocol: Protocol | None)
     for parameter in context.command.params:
         if getattr(parameter, "rich_help_panel", None) != panel or parameter.name is None:
             continue
-        source = context.get_parameter_source(parameter.name)
-        if source is not None and source.name == "COMMANDLINE":
+        if _is_typed(context, parameter.name):
             reason = "belongs to a protocol; add --protocol apl-2026" if protocol is None else "is set by the protocol"
             raise InvalidInput(reason, where=parameter.opts[0])
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _by_protocol(
@@ -206,6 +210,7 @@ def _by_protocol(
     identities: list[Path],
     references: Path | None,
     references_per_person: int,
+    takes_so_many: bool,
     detector: Path | None,
     recogniser: Path | None,
     clip: Path | None,
@@ -221,6 +226,10 @@ def _by_protocol(
 
     if (detector is None) != (recogniser is None):
         raise InvalidInput("one without the other; give both", where="--detector and --recogniser")
+    if references is None and takes_so_many:
+        raise InvalidInput(
+            "says how many reference pictures; name their folder with --references", where="--references-per-person"
+        )
     if captions is not None and clip is None:
         raise InvalidInput("captions are for quality, which is measured by CLIP; name its folder", where="--clip")
     faces = None if detector is None or recogniser is None else open_faces(detector, recogniser)

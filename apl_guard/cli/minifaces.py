@@ -71,12 +71,9 @@ def card(
 
     Example: apl-guard minifaces card world --evaluation evaluation.json
     """
-    import json
+    from apl_guard.trainer.evaluate.world_card import read_evaluation, write_card
 
-    from apl_guard.trainer.evaluate.result import EvalResult
-    from apl_guard.trainer.evaluate.world_card import write_card
-
-    path = write_card(world, EvalResult(json.loads(evaluation.read_text())["suites"]))
+    path = write_card(world, read_evaluation(evaluation))
     typer.echo(f"card: {path}")
 
 
@@ -204,7 +201,10 @@ def sheet(
     seed: Annotated[int, typer.Option(help="Another seed, other scenes.")] = 0,
 ) -> None:
     """Draw a sheet of the people, their twins and the things of the reference world."""
+    from apl_guard.storage import check_place, write_file
     from apl_guard.trainer.minifaces.sheet import draw_sheet
+    from apl_guard.trainer.report.pictures import png
 
-    draw_sheet(seed).save(output)
+    check_place(output)
+    write_file(output, png(draw_sheet(seed)))
     typer.echo(f"sheet: {output}")

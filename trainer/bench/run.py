@@ -152,7 +152,8 @@ def run_bench(
                 parts[peer.key].append(_draw(there, peer.apply(pipe, of.files), of, peer, name, asked))
         for key, several in parts.items():
             rows[key] |= _take(_of_people(others.judges, Drawn.together(several)), leak=f"leak_{name}")
-    times = time_calls(setting, applied, [one.text for one in suites["seen"]], folder / "times.json", learned)
+    texts = [one.text for one in suites["seen"]][:_TIMED]
+    times = time_calls(setting, peers, applied, texts, folder / "times.json", learned)
     for key, own in times.items():
         rows[key] |= own
     return BenchResult(rows, _settings(setting, task, peers), drawn)
@@ -201,7 +202,12 @@ def _cost(peer: Peer, learned: Learned) -> Figures:
 
 
 def time_calls(
-    setting: Setting, applied: dict[str, Applied], texts: list[str], path: Path, learned: dict[str, Learned]
+    setting: Setting,
+    peers: Sequence[Peer],
+    applied: dict[str, Applied],
+    texts: list[str],
+    path: Path,
+    learned: dict[str, Learned],
 ) -> dict[str, Figures]:
     """Seconds for a picture with each peer, in turns, so that a busy machine is as busy for all of them.
 
@@ -210,7 +216,10 @@ def time_calls(
     """
     device = str(setting.pipe.unet.device)
     digests = {key: one.digest for key, one in learned.items()}
-    binding = [model_digest(setting.pipe), device, setting.steps, setting.guidance, digests]
+    options = {peer.key: dict(peer.settings) for peer in peers}
+    # The texts, too: fewer pictures in a call take longer each, and what a peer does depends on the prompt.
+    computed = [device, torch.__version__, torch.get_num_threads(), setting.steps, setting.guidance]
+    binding = [model_digest(setting.pipe), computed, texts, options, digests]
     known = _read_json(path)
     if known.get("binding") == binding:
         return dict(known["times"])
@@ -221,15 +230,15 @@ def time_calls(
             for key, at_work in applied.items():
                 began = time.perf_counter()
                 at_work.call(
-                    texts[:_TIMED],
+                    texts,
                     # The first round is to warm up.
                     num_inference_steps=setting.steps if count else 1,
                     guidance_scale=setting.guidance,
-                    generator=[torch.Generator("cpu").manual_seed(k) for k in range(len(texts[:_TIMED]))],
+                    generator=[torch.Generator("cpu").manual_seed(k) for k in range(len(texts))],
                     output_type="np",
                 )
                 if count:
-                    seconds[key].append((time.perf_counter() - began) / len(texts[:_TIMED]))
+                    seconds[key].append((time.perf_counter() - began) / len(texts))
                 bar.update()
     first = next(iter(seconds.values()))
     times: dict[str, Figures] = {

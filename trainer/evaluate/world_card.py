@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apl_guard.errors import InvalidInput
+from apl_guard.storage import write_file
 from apl_guard.trainer.evaluate.result import EvalResult, show_figure
 from apl_guard.trainer.minifaces.captions import identity_templates
 from apl_guard.trainer.minifaces.judge import READS, load_judges
@@ -22,12 +25,37 @@ _MODEL_ROWS = (
 )
 
 
+def read_evaluation(path: Path) -> EvalResult:
+    """Read what `apl-guard eval --format json` printed, as far as a card needs it.
+
+    Raises:
+        InvalidInput: It is something else, or lacks a suite or its plain arm.
+        OSError: The file cannot be read.
+    """
+    try:
+        suites = json.loads(path.read_bytes())["suites"]
+        for suite in ("seen", "unseen", "generic"):
+            if not isinstance(suites[suite]["plain"]["images"], int):
+                raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        message = (
+            "is not an evaluation of seen, unseen and generic with plain arms; expected what apl-guard eval --format "
+            "json printed"
+        )
+        raise InvalidInput(message, where=path) from error
+    return EvalResult(suites)
+
+
 def write_card(folder: Path, evaluation: EvalResult) -> Path:
     """``README.md`` in the folder of a built world: what is in it, how good it is, how it was made.
 
     Args:
         folder: Holds ``base``, ``judges.safetensors`` and ``build.json``.
         evaluation: Of the base model, all suites; the card takes the plain arms.
+
+    Raises:
+        ModelInvalid: The folder holds no model.
+        StorageFailed: The card cannot be written.
     """
     pipe = open_pipe(folder / "base")
     judges = load_judges(folder / "judges.safetensors")
@@ -41,9 +69,7 @@ def write_card(folder: Path, evaluation: EvalResult) -> Path:
             *_build(read_facts(folder)),
         ]
     )
-    path = folder / "README.md"
-    path.write_text(text + "\n", encoding="utf-8")
-    return path
+    return write_file(folder / "README.md", f"{text}\n".encode())
 
 
 def _head(folder: Path, pipe: Any) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from small_model import small_pipe
 from typer.testing import CliRunner
 
-from apl_guard.testing import random_prefix
+from apl_guard.testing import random_prefix, tiny_pipe
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.bench.afterwards import personalised, restyled
 from apl_guard.trainer.bench.figures import h_c, people_figures
@@ -128,6 +128,50 @@ def test_a_stopped_bench_goes_on_where_it_was(setting: Setting, task: Task, tmp_
     for key, row in went_on.rows.items():
         measured, wanted = ({k: v for k, v in r.items() if k not in took} for r in (row, through.rows[key]))
         assert measured == wanted
+
+
+def test_times_are_of_the_bench_that_tells_them(setting: Setting, task: Task, tmp_path: Path) -> None:
+    """A bench of other people in the same folder draws other prompts, so it times anew; what was learned stays."""
+    peer = Stopping(FAST_UCE)
+    peer.stops = False
+    run_bench(setting, (Plain(), peer), task, tmp_path / "bench")
+    before = json.loads((tmp_path / "bench" / "times.json").read_text())
+
+    found = run_bench(replace(setting, people_limit=1), (Plain(), peer), task, tmp_path / "bench")
+
+    after = json.loads((tmp_path / "bench" / "times.json").read_text())
+    assert after["binding"] != before["binding"]
+    assert found.rows[peer.key]["seconds_per_image"] == after["times"][peer.key]["seconds_per_image"]
+    assert peer.learned == 1
+
+
+def test_a_bench_of_another_model_is_refused_before_anything_is_learned(tmp_path: Path) -> None:
+    """The judges look at pictures of 64 pixels, and there is nobody in another model to look for."""
+    from apl_guard.cli import app
+    from apl_guard.errors import ModelInvalid
+
+    other = tiny_pipe()
+    other.save_pretrained(tmp_path / "model")
+    random_prefix(other, n=2).save(tmp_path / "prefix")
+    options = ["--model", str(tmp_path / "model"), "--prefix", str(tmp_path / "prefix"), "--no-afterwards"]
+
+    answer = CliRunner().invoke(app, ["bench", *options, "--output", str(tmp_path / "bench")])
+
+    assert isinstance(answer.exception, ModelInvalid)
+    assert "32 pixels" in str(answer.exception)
+    assert not (tmp_path / "bench" / "learned").exists()
+
+
+def test_a_place_that_cannot_hold_a_bench_is_found_first(tmp_path: Path) -> None:
+    """Before models are trained for a quarter of an hour."""
+    from apl_guard.cli import app
+    from apl_guard.errors import StorageFailed
+
+    (tmp_path / "bench" / "bench.json").mkdir(parents=True)
+
+    answer = CliRunner().invoke(app, ["bench", "--prefix", "no such prefix", "--output", str(tmp_path / "bench")])
+
+    assert isinstance(answer.exception, StorageFailed)
 
 
 def test_every_figure_is_there_with_its_interval(result: BenchResult) -> None:

@@ -277,6 +277,7 @@ def test_a_model_of_another_size_needs_people_of_its_own(tmp_path: Path) -> None
         (["--protocol", "apl-2026", "--steps", "3"], "--steps: is set by the protocol"),
         (["--protocol", "apl-2026", "--detector", "x"], "--detector and --recogniser: one without the other"),
         (["--protocol", "apl-2026", "--captions", "x"], "--clip: captions are for quality"),
+        (["--protocol", "apl-2026", "--references-per-person", "3"], "--references-per-person: says how many"),
     ],
 )
 def test_options_that_nobody_reads_are_refused(options: list[str], where: str) -> None:
