@@ -346,3 +346,19 @@ def test_an_address_that_is_none(run, address, monkeypatch):
     code, _, err = run("metrics", "serve", "--port", 0, "--address", address)
 
     assert (code, "metrics cannot be served" in err) == (1, True)
+
+
+def test_ctrl_c_while_the_program_is_loaded_is_no_traceback():
+    """It comes in the middle of an import."""
+    program = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'apl_guard.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from apl_guard.__main__ import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -1,5 +1,7 @@
 """A gallery of people, its file, and the pictures that are held against it."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,13 @@ def test_a_file_that_is_no_gallery_is_a_typed_error(gallery, tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InvalidInput, match="gallery"):
         Gallery.load(path)
+
+
+def test_a_pipe_is_no_gallery(tmp_path):
+    """It is refused, not waited for."""
+    os.mkfifo(tmp_path / "gallery.safetensors")
+    with pytest.raises(InvalidInput, match="no such file"):
+        Gallery.load(tmp_path / "gallery.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Metrics: each call counts once and under the right name, and no caller can make a series."""
 
+import contextlib
 import json
 import os
 import re
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -318,6 +320,17 @@ def test_a_port_that_cannot_be_had_is_a_typed_error(guard, port):
         number = taken.getsockname()[1] if port == "taken" else port
         with pytest.raises(MetricsUnavailable, match=rf"port {number}.*choose another port"):
             guard.serve_metrics(number)
+
+
+def test_a_connection_that_asks_for_nothing_is_closed(guard, monkeypatch):
+    """Each would keep a thread for as long as it likes."""
+    monkeypatch.setattr(sys.modules["apl_guard.metrics.serve"], "_IDLE_SECONDS", 0.2)
+    with (
+        contextlib.closing(guard.serve_metrics(0)) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as idle,
+    ):
+        idle.sendall(b"GET /metrics HTTP/1.1\r\nHost: ")
+        assert idle.recv(1) == b""
 
 
 def test_a_full_disk_under_the_metrics_stops_no_call(guard, metrics_registry, monkeypatch, caplog):

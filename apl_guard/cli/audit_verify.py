@@ -14,11 +14,13 @@ import typer
 
 from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
+from apl_guard.storage import read_regular
 
 __all__ = ["Folder", "Json", "VerifyCommand", "Witnesses", "verify"]
 
 _EXIT_CODES = {"valid": 0, "tampered": 1, "torn": 2, "unverifiable": 3}
 _USAGE = 4
+_MAX_KEY_BYTES = 1 << 16
 
 Folder = Annotated[Path, typer.Argument(help="The folder that `audit=` or `--audit` named.", metavar="LOG")]
 Witnesses = Annotated[
@@ -137,7 +139,7 @@ def _read_public_key(given: str | None) -> str | None:
     if given is None or re.fullmatch("[0-9a-f]{64}", given):
         return given
     try:
-        return Identity.parse(Path(given).read_bytes()).root
+        return Identity.parse(read_regular(Path(given), _MAX_KEY_BYTES)).root
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"expected 64 hex digits or a copy of log.json, found neither ({error})", where="--public-key"

@@ -6,6 +6,7 @@ an entry is called leaves the guard in `OutputWithheld` alone, never in a record
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -136,6 +137,8 @@ class Gallery:
         from safetensors import SafetensorError, safe_open
 
         try:
+            if not Path(path).is_file():  # a pipe would be waited for
+                raise FileNotFoundError(errno.ENOENT, "there is no such file")
             with safe_open(path, "np") as file:
                 header, embeddings = file.metadata() or {}, file.get_tensor("embeddings")
             if header.get("format") != _FORMAT:

@@ -19,6 +19,9 @@ __all__ = ["FOLDER_VARIABLE", "MetricsServer", "is_multiprocess", "of_all_proces
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder in which several processes count together."""
 
+_IDLE_SECONDS = 30.0
+"""A connection that sends nothing for so long is closed; each keeps a thread."""
+
 _log = logging.getLogger("apl_guard")
 
 
@@ -124,4 +127,6 @@ def serve(registry: CollectorRegistry, port: int, address: str = "127.0.0.1") ->
         raise MetricsUnavailable(
             f"metrics cannot be served on {address} port {port}: {problem}; choose another port, or 0 for a free one"
         ) from error
+    handler: Any = server.RequestHandlerClass
+    server.RequestHandlerClass = type("Handler", (handler,), {"timeout": _IDLE_SECONDS})
     return MetricsServer(server, thread)

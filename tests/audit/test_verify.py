@@ -1,6 +1,7 @@
 """What `verify` says: valid, tampered, torn, or that it cannot tell."""
 
 import json
+import os
 import random
 import shutil
 
@@ -112,6 +113,8 @@ class TestExitCodes:
         """A witness that is not there, a key that is none."""
         assert run("verify", copy[0], "--witness", copy[0] / "nothing")[0] == 4
         assert run("verify", copy[0], "--public-key", "nothing")[0] == 4
+        os.mkfifo(copy[0].parent / "pipe")  # is not waited for
+        assert run("verify", copy[0], "--public-key", copy[0].parent / "pipe")[0] == 4
 
 
 def test_every_mutant_is_found(whole, tmp_path):
