@@ -193,7 +193,7 @@ class Setting:
         checker = type(getattr(self.pipe, "safety_checker", None)).__name__
         drawn_by = [type(self.pipe).__name__, checker, diffusers.__version__, torch.__version__.split("+")[0]]
         computed = [unet.device.type, str(unet.dtype), str(self.precision), self.steps, self.guidance]
-        return _digest(model_digest(self.pipe), _adapter_strengths(self.pipe), arm, parts, drawn_by, computed)
+        return _digest(model_digest(self.pipe), arm, parts, drawn_by, computed)
 
 
 @contextmanager
@@ -211,18 +211,6 @@ def _config(part: Any) -> dict[str, str]:
     """What decides the outputs of a network besides its weights."""
     config = part.config if isinstance(part.config, Mapping) else part.config.to_dict()
     return {key: str(value) for key, value in sorted(config.items()) if key[0] != "_"}
-
-
-def _adapter_strengths(pipe: Any) -> list[Any]:
-    """How strongly adapters such as LoRA act, which their weights do not say."""
-    found: list[Any] = []
-    for part in ("text_encoder", "unet"):
-        for name, module in getattr(pipe, part).named_modules():
-            scaling = getattr(module, "scaling", None)
-            if isinstance(scaling, Mapping):
-                state = [list(module.active_adapters), module.disable_adapters, module.merged_adapters]
-                found.append([part, name, {key: float(value) for key, value in scaling.items()}, state])
-    return found
 
 
 def _vectors_digest(prefix: Prefix) -> str:

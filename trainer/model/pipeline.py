@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -89,7 +89,7 @@ def _check_family(pipe: Any, where: str) -> Any:
 
 
 def model_digest(pipe: Any) -> str:
-    """The SHA-256 of all weights and of the schedule: equal exactly when the pipe makes equal images."""
+    """The SHA-256 of what makes the images of a pipe: all weights, how strongly adapters act, and the schedule."""
     digest = hashlib.sha256(b"apl-guard model 1\0")
     for part in ("text_encoder", "unet", "vae"):
         for name, tensor in sorted(getattr(pipe, part).state_dict().items()):
@@ -98,7 +98,21 @@ def model_digest(pipe: Any) -> str:
     digest.update(json.dumps(sorted(pipe.tokenizer.get_vocab().items())).encode())
     scheduler = {key: str(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     digest.update(json.dumps([type(pipe.scheduler).__name__, scheduler], sort_keys=True).encode())
+    if strengths := _adapter_strengths(pipe):
+        digest.update(json.dumps(strengths, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _adapter_strengths(pipe: Any) -> list[Any]:
+    """How strongly adapters such as LoRA act, which their weights do not say."""
+    found: list[Any] = []
+    for part in ("text_encoder", "unet"):
+        for name, module in getattr(pipe, part).named_modules():
+            scaling = getattr(module, "scaling", None)
+            if isinstance(scaling, Mapping):
+                state = [list(module.active_adapters), module.disable_adapters, module.merged_adapters]
+                found.append([part, name, {key: float(value) for key, value in scaling.items()}, state])
+    return found
 
 
 @contextmanager
