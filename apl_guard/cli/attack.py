@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from apl_guard.cli.quiet import Quiet
+
 
 class Searches(StrEnum):
     """For what to search."""
@@ -38,7 +40,7 @@ def attack(
     ] = 0.01,
     seed: Annotated[int, typer.Option(min=-(2**62), max=2**62, help="Of searches and pictures.")] = 0,
     fast: Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 where the processor can.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Attack a prefix with the weights in hand, and say after how many steps people are back.
 

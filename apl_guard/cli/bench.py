@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from apl_guard.cli.quiet import Quiet
+
 
 def bench(
     prefix: Annotated[str, typer.Option(help="Prefix folder or name; 'minifaces' is the shipped one.")] = "minifaces",
@@ -30,7 +32,7 @@ def bench(
     seed: Annotated[int, typer.Option(min=-(2**62), max=2**62, help="Of prompts, pictures and learning.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure peers side by side: what each hides, what it leaves alone, what it costs.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from apl_guard.cli.quiet import Quiet
+
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for report.html and grid.png.")] = Path("demo"),
@@ -14,7 +16,7 @@ def demo(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long making data and training may take.")] = 9.0,
     people: Annotated[int | None, typer.Option(min=1, help="How many people to draw.")] = None,
     seed: Annotated[int, typer.Option(help="Of the pictures.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a prefix on the shipped model, guard the model with it, measure, and write a report."""
     from apl_guard.trainer.demo import run_demo

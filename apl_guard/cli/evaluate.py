@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apl_guard.cli.quiet import Quiet
+
 if TYPE_CHECKING:
     from apl_guard.trainer.evaluate.result import EvalResult
 
@@ -114,7 +116,7 @@ def evaluate(
     pictures: Annotated[
         Path | None, typer.Option(help="Folder where pictures are kept.", show_default="in the user's cache")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bar.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure a prefix: leak, faces, attributes, scenes, and what becomes of other prompts.
 

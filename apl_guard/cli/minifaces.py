@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from apl_guard.cli.quiet import Quiet
+
 app = typer.Typer(
     help="The reference world: cartoon people who do not exist, and a model that draws them.",
     no_args_is_help=True,
@@ -143,7 +145,7 @@ def scale(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the measurement.")] = 20,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train and measure prefixes with 20, 60 and 120 people, with 1 to 20 vectors, with other η, with other shares.
 

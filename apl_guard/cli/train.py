@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from apl_guard.cli.evaluate import Neutral
+from apl_guard.cli.quiet import Quiet
 
 
 def train(
@@ -39,7 +40,7 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart", help="Throw an unfinished run in the output folder away.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Learn a prefix for a model. A run that was stopped goes on when the same command is given again.
 

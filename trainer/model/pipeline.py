@@ -66,7 +66,11 @@ def open_pipe(model: str | Path | Any, device: torch.device | None = None) -> An
         model = world / "base"
     pipe = load_pipe(model)
     pipe.set_progress_bar_config(disable=True)
-    return _check_family(pipe, str(model)).to(device or find_device(), torch.float32)
+    pipe = _check_family(pipe, str(model)).to(device or find_device())
+    networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    # Only where it must be: diffusers warns of every cast.
+    is_cast = all(weight.dtype == torch.float32 for network in networks for weight in network.parameters())
+    return pipe if is_cast else pipe.to(torch.float32)
 
 
 def _check_family(pipe: Any, where: str) -> Any:

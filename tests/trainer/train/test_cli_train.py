@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,18 @@ def test_an_output_that_cannot_be_is_found_before_anything_is_drawn(arguments: l
         CliRunner().invoke(app, [*arguments, "--set", "seed=77"], catch_exceptions=False)
 
     assert set(cache_folder().glob("*")) == drawn
+
+
+def test_quiet_silences_the_libraries_too(arguments: list[str]) -> None:
+    """Without it, those below draw bars of their own while a model is loaded."""
+    arguments = [*arguments, "--dry-run"]
+    loud = [argument for argument in arguments if argument != "--quiet"]
+    said = [
+        subprocess.run([sys.executable, "-m", "apl_guard", *each], capture_output=True, text=True, check=True).stderr
+        for each in (arguments, loud)
+    ]
+
+    assert ["Loading" in text for text in said] == [False, True]
 
 
 def test_a_dry_run_refuses_what_a_run_would(arguments: list[str], tmp_path: Path) -> None:
