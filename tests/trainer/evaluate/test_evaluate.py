@@ -249,7 +249,8 @@ def test_the_command_measures_and_reports(world: Any, tmp_path: Path) -> None:
     assert answer.exit_code == 0, answer.output
     figures = json.loads(answer.stdout)
     assert figures["suites"]["unseen"]["guarded"]["images"] == 1
-    assert figures["settings"]["versions"]["torch"] == torch.__version__
+    built = torch.__version__.split("+")  # what it was built for does not always stand in the version of the package
+    assert figures["settings"]["versions"]["torch"].split("+")[0] == built[0]
     assert len(list((tmp_path / "pictures").rglob("*.png"))) == 3
     page = (tmp_path / "report.html").read_text()
     assert figures["settings"]["model"] in page
