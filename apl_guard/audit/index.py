@@ -76,8 +76,7 @@ class Index:
 
     def _look_at(self, address: str) -> None:
         self._database = sqlite3.connect(address, uri=True, timeout=30)
-        if not index_file.is_as_made(self._database):
-            raise sqlite3.DatabaseError("it holds something else than this version makes")
+        index_file.check_as_made(self._database)
 
     def close(self) -> None:
         """Close the file."""

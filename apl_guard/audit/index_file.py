@@ -10,7 +10,7 @@ from pathlib import Path
 from apl_guard.audit.question import COLUMNS
 from apl_guard.errors import StorageFailed
 
-__all__ = ["check_is_ours", "is_as_made", "open_database", "says_nothing_about_the_index"]
+__all__ = ["AnotherVersionError", "check_as_made", "check_is_ours", "open_database", "says_nothing_about_the_index"]
 
 _MARK = 0x61706C67
 """In the header of the file, as SQLite's `application_id`: what has another one is somebody else's."""
@@ -37,6 +37,10 @@ _CACHE_KIB = 65_536
 """Of eight trees that grow at eight places, what is being added to should stay in memory."""
 
 
+class AnotherVersionError(sqlite3.DatabaseError):
+    """Another version of this package made it, so nothing is answered from it here: it is made anew."""
+
+
 def open_database(path: Path) -> sqlite3.Connection:
     """The database, which is made if it is not there.
 
@@ -48,21 +52,28 @@ def open_database(path: Path) -> sqlite3.Connection:
         database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-{_CACHE_KIB}")
         database.execute("BEGIN IMMEDIATE")  # two that find none wait for each other
         with database:
-            if not database.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
+            if not database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
                 for statement in [f"PRAGMA application_id={_MARK}", f"PRAGMA user_version={_COLUMNS_MARK}", *_SCHEMA]:
                     database.execute(statement)
-        if not is_as_made(database):
-            raise sqlite3.DatabaseError("holds something else than this version makes")
+        check_as_made(database)
     except BaseException:
         database.close()
         raise
     return database
 
 
-def is_as_made(database: sqlite3.Connection) -> bool:
-    """Whether what is in a database was made by this version, and not by another, or to say something else."""
+def check_as_made(database: sqlite3.Connection) -> None:
+    """Make sure that what is in a database was made by this version, and to say what its lines say.
+
+    Raises:
+        AnotherVersionError: Another version made it.
+        sqlite3.DatabaseError: It is damaged, or holds something else.
+    """
     (mark,) = database.execute("PRAGMA user_version").fetchone()
-    return mark == _COLUMNS_MARK and _described(database) == _as_made()
+    if mark != _COLUMNS_MARK:
+        raise AnotherVersionError("it has the columns of another version")
+    if _described(database) != _as_made():
+        raise sqlite3.DatabaseError("it holds something else than this version makes")
 
 
 def check_is_ours(path: Path) -> None:
@@ -97,7 +108,7 @@ _OF_THE_SYSTEM = frozenset(
 
 
 def _described(database: sqlite3.Connection) -> set[tuple[str, str, str | None]]:
-    return set(database.execute("SELECT type, name, sql FROM sqlite_schema"))
+    return set(database.execute("SELECT type, name, sql FROM sqlite_master"))
 
 
 @cache

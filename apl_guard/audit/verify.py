@@ -88,13 +88,16 @@ def check_index(folder: Path, report: Report) -> None:
     What differs is a finding: the log may be whole, but what `query` showed until now was not.
     """
     from apl_guard.audit.index import INDEX_FILE, Index
-    from apl_guard.audit.index_file import says_nothing_about_the_index
+    from apl_guard.audit.index_file import AnotherVersionError, says_nothing_about_the_index
 
     if not (folder / INDEX_FILE).exists():
         return
     try:
         with Index.as_it_is(folder) as index:
             wrong = list(index.differences())
+    except AnotherVersionError:
+        report.notes.append("index: made by another version, so the next question makes it anew")
+        return
     except sqlite3.DatabaseError as error:
         if says_nothing_about_the_index(error):
             report.notes.append(f"index: cannot be looked at ({error}); it is not part of what was checked")

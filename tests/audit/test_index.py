@@ -76,6 +76,20 @@ def test_an_index_of_another_version_is_made_anew(log, run):
     assert run("query", log, "--result", "passed")[0] == 0
 
 
+def test_an_index_of_another_version_is_no_tampering(log, run):
+    """As after an upgrade: verify notes it, and the next question makes it anew."""
+    witness = log.parent / "witness"
+    wanted = run("query", log)[1].out
+    with contextlib.closing(sqlite3.connect(log / "index.sqlite")) as old:
+        old.executescript("DROP TABLE records; CREATE TABLE records (writer, seq, line); PRAGMA user_version=7")
+
+    code, captured = run("verify", log, "--witness", witness)
+
+    assert (code, "made by another version" in captured.out) == (0, True)
+    assert run("query", log)[1].out == wanted
+    assert "another version" not in run("verify", log, "--witness", witness)[1].out
+
+
 def test_hidden_entries_are_found(log, run):
     """CVE-2023-31437: what is sealed must also be what is shown. A doctored index is found and made anew."""
     witness = log.parent / "witness"
