@@ -98,12 +98,15 @@ class Row:
                     if not line:
                         break
                     if not line.endswith(b"\n") or (end is not None and offset + len(line) > end):
-                        self._stop(stream, number, offset, following, line)
+                        left = self._read_left(position + 1)
+                        if following is None and self._successor(position)[0] is not None:
+                            break  # it was being written, and is whole by now
+                        self._stop(stream, number, offset, following, line, left)
                         return
                     content = line[:-1]
                     wrong = self._check(content, last)
                     if wrong is not None:
-                        self._stop(stream, number, offset, following, line, wrong)
+                        self._stop(stream, number, offset, following, line, self._read_left(position + 1), wrong)
                         return
                     leaf = leaf_hash(content)
                     last = leaf.hex()
@@ -114,6 +117,11 @@ class Row:
                         count(offset - counted)
                         counted = offset
                 count(offset - counted)
+                # Read before it is asked again, so that what was whole when it was read is found to go on from here.
+                left = self._read_left(position + 1) if following is None else []
+                if following is None and self._successor(position)[0] is not None:
+                    start = offset  # the log is in use, and has gone on in another segment since
+                    continue
                 if end is not None and offset < end:
                     self.problem = f"segment {number} was cut off at byte {offset} of {end}, record {self.size}"
                     return
@@ -122,8 +130,7 @@ class Row:
                         self.problem = f"segment {number} goes on after its end at byte {end}"
                         return
                     self.notes.append(f"segment {number}: what follows byte {end} was never acknowledged")
-            if following is None:
-                self._leftover(position + 1)
+            self._leftover(left)
             position = following
 
     def _check(self, content: bytes, last: str) -> str | None:
@@ -160,7 +167,14 @@ class Row:
         return found
 
     def _stop(
-        self, stream: Any, number: int, offset: int, following: int | None, line: bytes, wrong: str | None = None
+        self,
+        stream: Any,
+        number: int,
+        offset: int,
+        following: int | None,
+        line: bytes,
+        left: list[tuple[int, bytes]],
+        wrong: str | None = None,
     ) -> None:
         if following is not None:
             self.problem = wrong or f"record {self.size} is cut off in the middle of the log"
@@ -169,12 +183,15 @@ class Row:
         self.rest.append(describe_rest(number, rest))
         self.is_torn = wrong is None or b"\0" in rest
         self.problem = None if self.is_torn else wrong
-        self._leftover(self.numbers.index(number) + 1)
+        self._leftover(left)
 
-    def _leftover(self, position: int) -> None:
+    def _read_left(self, position: int) -> list[tuple[int, bytes]]:
+        """Number and content of the segments from here on."""
+        return [(n, (self.folder / segment_name(self.writer, n)).read_bytes()) for n in self.numbers[position:]]
+
+    def _leftover(self, left: list[tuple[int, bytes]]) -> None:
         """Segments that no other goes on to: begun, and never brought to a first record."""
-        for number in self.numbers[position:]:
-            content = (self.folder / segment_name(self.writer, number)).read_bytes()
+        for number, content in left:
             self.rest.append(describe_rest(number, content))
             if b"\n" in content and b"\0" not in content:
                 self.problem = self.problem or f"segment {number} does not go on from the one before"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from apl_guard.audit.chain import Chain, read_chain, read_identity, read_keys, read_lines
@@ -20,6 +21,10 @@ from apl_guard.audit.witness import CHECKPOINTS
 from apl_guard.errors import InvalidInput
 
 __all__ = ["Report", "Verdict", "check_index", "verify_log"]
+
+_LOOKS = 5
+_LOOK_AGAIN_SECONDS = 0.02
+"""A line at the end of the checkpoints that is half there for longer than five of these was cut off."""
 
 
 class Verdict(StrEnum):
@@ -173,6 +178,11 @@ def _chain(folder: Path, copies: list[Path], identity: Identity, report: Report)
 
     witnessed = {copy: read_lines(copy)[0] for copy in copies}
     lines, rest = read_lines(folder)
+    for _ in range(_LOOKS):
+        if not rest:
+            break
+        sleep(_LOOK_AGAIN_SECONDS)  # it may be in the middle of being written
+        lines, rest = read_lines(folder)
     contrary: list[list[bytes]] = []
     for copy, kept in witnessed.items():  # each of them: one that was taken over may agree with what was forged
         if kept != lines[: len(kept)]:

@@ -4,17 +4,21 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import struct
 import subprocess
 import sys
 import termios
 
+import pytest
 from logs import call
 
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.index import Index
 from apl_guard.audit.reading import read_log
-from apl_guard.audit.row import bytes_read
+from apl_guard.audit.recover import writers_in
+from apl_guard.audit.row import Row, bytes_read
+from apl_guard.audit.segments import segment_name
 from apl_guard.audit.verify import verify_log
 
 SLOW = "import apl_guard.cli.reading_bar as bar; bar._SECONDS = 0; from apl_guard.cli import main; main()"
@@ -73,3 +77,37 @@ def test_a_terminal_sees_a_bar_and_a_file_does_not(copy):
 
     assert shown.stdout == piped.stdout
     assert (piped.stderr, piped.stdout[:5]) == (b"", b"valid")
+
+
+@pytest.mark.parametrize("cut", [0, 40])
+def test_a_segment_that_is_begun_while_the_one_before_is_read_is_no_tampering(copy, cut):
+    """Its first record was not there, or half there, when it was looked for; so it is looked for once more."""
+    segments = copy[0] / "segments"
+    writer, numbers = next(iter(writers_in(segments).items()))
+    whole = list(Row(segments, writer, numbers))
+    second = segments / segment_name(writer, numbers[1])
+    content = second.read_bytes()
+    second.write_bytes(content[:cut])
+
+    row = Row(segments, writer, numbers[:2])
+    reading = iter(row)
+    found = [next(reading)]
+    second.write_bytes(content)
+    found += reading
+
+    assert (row.problem, row.rest) == (None, [])
+    assert found == [line for line in whole if line.segment in numbers[:2]]
+
+
+def test_checkpoints_of_which_the_last_is_just_being_written_are_no_torn_ones(copy, monkeypatch):
+    """It is looked at again; one that a crash cut off stays cut off."""
+    log, witness = copy
+    file = log / "checkpoints.jsonl"
+    content = file.read_bytes()
+    file.write_bytes(content[:-20])
+    shutil.rmtree(witness)
+    witness.mkdir()
+
+    assert verify_log(log, [witness]).torn
+    monkeypatch.setattr("apl_guard.audit.verify.sleep", lambda _: file.write_bytes(content))
+    assert not verify_log(log, [witness]).torn
