@@ -24,17 +24,24 @@ from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest
 
-from .a1111_fields import CHANNELS, GUIDANCE, HARMLESS, HARMLESS_SETTINGS, TEXT_FIELDS, reads_early_layer
+from .a1111_answers import embeddings_in, is_checkpoint, stem
+from .a1111_fields import (
+    CHANNELS,
+    HARMLESS,
+    HARMLESS_SETTINGS,
+    TEXT_FIELDS,
+    reads_early_layer,
+    turns_guidance_round,
+)
 from .forms import canonical_forms, check_decided
 from .http_client import HttpClient, RemoteAnswerInvalid
-from .prompt_syntax import byte_bound, prefixed, read_a1111
+from .prompt_readings import edited_readings
+from .prompt_syntax import byte_bound, draws_the_negative_prompt, prefixed, read_a1111
 from .remote_adapter import RemoteAdapter, as_json
 from .remote_images import decode_base64
 
 __all__ = ["A1111", "A1111Adapter", "A1111Images"]
 
-# A value that holds commas or colons, such as a prompt, stands in quotes.
-_PAIRS = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 # Without it an answer does not say which embeddings were used.
 _RECEIPT_SETTING = {"textual_inversion_add_hashes_to_infotext": True}
 
@@ -135,13 +142,12 @@ class A1111Adapter(RemoteAdapter):
             channel = TEXT_FIELDS[name]
             fields[name] = read_a1111(found, known).text
             text[channel] = (*text.get(channel, ()), fields[name])
-            said = canonical_forms(fields[name]) | {found}
-            used |= {channel}.union(*(read_a1111(form, known).channels for form in said))
+            used |= {channel} | _channels_in(found, channel, known) | _channels_in(fields[name], channel, known)
         for name in TEXT_FIELDS.keys() - {"prompt"}:
             if not fields.get(name):
                 fields.pop(name, None)  # empty means the same as absent
         fields.pop("styles", None)  # they are in the texts now
-        if any(not _is_at_least_one(fields[name]) for name in GUIDANCE if fields.get(name) is not None):
+        if turns_guidance_round(fields):
             used.add(Channel.GUIDANCE)
         settings = _of_type(fields, "override_settings", dict)
         if settings.keys() - HARMLESS_SETTINGS or fields.get("override_settings_restore_afterwards") is False:
@@ -150,7 +156,8 @@ class A1111Adapter(RemoteAdapter):
             used.add(Channel.ATTENTION)
         classified = TEXT_FIELDS.keys() | CHANNELS.keys() | HARMLESS
         unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in fields.keys() - classified)
-        return GenerationRequest(self.name, text, frozenset(used), unknown, {"fields": fields, "embeddings": known})
+        arguments = {"fields": fields, "embeddings": known}
+        return GenerationRequest(self.name, text, frozenset(used), unknown, arguments, readings=edited_readings)
 
     def check_prefix(self, prefix: Prefix) -> None:
         """Ask the server whether it has the embedding, loaded for the model that it has.
@@ -162,7 +169,7 @@ class A1111Adapter(RemoteAdapter):
         try:
             self._embeddings = dict(self._client.http.get("/sdapi/v1/embeddings")["loaded"])
             options = self._client.http.get("/sdapi/v1/options")
-            found = (str(options.get("sd_checkpoint_hash") or ""), _stem(str(options["sd_model_checkpoint"])))
+            found = (str(options.get("sd_checkpoint_hash") or ""), stem(str(options["sd_model_checkpoint"])))
         except Exception as error:
             what = type(error).__name__
             raise GuardUnavailable(f"{self._client} does not say what it has loaded ({what})") from error
@@ -177,7 +184,7 @@ class A1111Adapter(RemoteAdapter):
             raise PrefixNotApplied(f"'{prefix.embedding_name}' on the server is of another size than {wanted}")
         if self._checkpoint is None:
             self._checkpoint = found[0] or found[1]
-        if not _is_checkpoint(self._checkpoint, found):
+        if not is_checkpoint(self._checkpoint, found):
             raise PrefixNotApplied(f"{self._client} has another checkpoint loaded than '{self._checkpoint}'")
 
     def generate(self, request: GenerationRequest, prefix: Prefix | None) -> Generation:
@@ -189,7 +196,7 @@ class A1111Adapter(RemoteAdapter):
             RemoteError: Whatever went wrong with the server.
         """
         known = request.arguments["embeddings"]
-        said = [read_a1111(text, known).channels for found in request.text.values() for text in found]
+        said = [_channels_in(text, channel, known) for channel, found in request.text.items() for text in found]
         check_decided(frozenset().union(*said), request)
         if prefix is None:
             output = self._client.send(_fields(request))
@@ -237,10 +244,10 @@ class A1111Adapter(RemoteAdapter):
         """Believe that the prefix was used only where the record of each picture says so."""
         records = output.info.get("infotexts")
         reported = isinstance(records, list) and len(records) >= len(output.images) - 1  # a grid has no record
-        if not reported or not records or any(prefix.embedding_name not in _embeddings_in(r) for r in records):
+        if not reported or not records or any(prefix.embedding_name not in embeddings_in(r) for r in records):
             raise PrefixNotApplied(f"{self._client} does not report '{prefix.embedding_name}' as used for each picture")
-        found = (str(output.info.get("sd_model_hash") or ""), _stem(str(output.info.get("sd_model_name") or "")))
-        if not _is_checkpoint(str(self._checkpoint), found):
+        found = (str(output.info.get("sd_model_hash") or ""), stem(str(output.info.get("sd_model_name") or "")))
+        if not is_checkpoint(str(self._checkpoint), found):
             raise PrefixNotApplied(f"{self._client} drew with another checkpoint than '{self._checkpoint}'")
 
 
@@ -251,6 +258,14 @@ def _fields(request: GenerationRequest) -> dict[str, Any]:
     return fields | {
         name: next(texts[channel]) for name, channel in TEXT_FIELDS.items() if fields.get(name) is not None
     }
+
+
+def _channels_in(text: str, channel: Channel, known: frozenset[str]) -> frozenset[Channel]:
+    """The channels that a text opens by its syntax, or that its canonical form opens."""
+    forms = canonical_forms(text)
+    found = frozenset[Channel]().union(*(read_a1111(form, known).channels for form in forms))
+    is_weak = channel == Channel.PROMPT and any(map(draws_the_negative_prompt, forms))
+    return found | {Channel.GUIDANCE} if is_weak else found
 
 
 def _text(value: Any, where: str) -> str:
@@ -270,30 +285,6 @@ def _merged(style: str, text: str) -> str:
     if "{prompt}" in style:
         return style.replace("{prompt}", text)
     return ", ".join(part for part in (text.strip(), style.strip()) if part)
-
-
-def _is_at_least_one(value: Any) -> bool:
-    return isinstance(value, int | float) and value >= 1
-
-
-def _stem(title: str) -> str:
-    """The name of a checkpoint without ending and hash: servers show it in all these forms."""
-    return re.sub(r"(\.(safetensors|ckpt))?( \[[0-9a-f]+\])?$", "", title)
-
-
-def _is_checkpoint(wanted: str, found: tuple[str, str]) -> bool:
-    """Whether a checkpoint, as its hash (of any length) and name, is the one that is wanted."""
-    checkpoint_hash, name = (each.lower() for each in found)
-    wanted = wanted.lower()
-    shorter, longer = sorted((checkpoint_hash, wanted), key=len)
-    return (len(shorter) >= 8 and longer.startswith(shorter)) or (bool(name) and _stem(wanted) == name)
-
-
-def _embeddings_in(record: Any) -> list[str]:
-    """The embeddings that the record of a picture names as used, from its last line of `key: value, …`."""
-    pairs = _PAIRS.findall(str(record).rpartition("\n")[2])
-    names = ", ".join(value.strip('"') for key, value in pairs if key in ("TI", "TI hashes"))
-    return [part.partition(":")[0].strip() for part in names.split(",")]
 
 
 def _checked(answer: Any, key: str) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from apl_guard.request import Channel
 
 __all__ = [
     "CHANNELS",
-    "GUIDANCE",
     "HARMLESS",
     "HARMLESS_SETTINGS",
     "TEXT_FIELDS",
     "reads_early_layer",
+    "turns_guidance_round",
 ]
 
 TEXT_FIELDS = {
@@ -57,8 +57,22 @@ HARMLESS = {
 # less of the prefix than it was trained with.
 _LAST_LAYERS, _MOST_LAST_LAYERS = "CLIP_stop_at_last_layers", 2
 HARMLESS_SETTINGS = {_LAST_LAYERS, "eta_noise_seed_delta", "jpeg_quality", "samples_format"}
-# Below 1 they draw what the negative prompt says.
-GUIDANCE = ("cfg_scale", "hr_cfg", "distilled_cfg_scale", "hr_distilled_cfg")
+_GUIDANCE = ("cfg_scale", "hr_cfg", "distilled_cfg_scale", "hr_distilled_cfg", "image_cfg_scale")
+_DEFAULT_GUIDANCE = 7.0
+
+
+def turns_guidance_round(fields: Mapping[str, Any]) -> bool:
+    """Whether fields draw what the negative prompt says: guidance below 1, or, with a checkpoint that edits pictures,
+    more of it by the picture than by the prompt.
+
+    Example:
+        >>> turns_guidance_round({"cfg_scale": 5}), turns_guidance_round({"cfg_scale": 5, "image_cfg_scale": 6})
+        (False, True)
+    """
+    given = {name: fields[name] for name in _GUIDANCE if fields.get(name) is not None}
+    if not all(isinstance(scale, int | float) and scale >= 1 for scale in given.values()):
+        return True
+    return bool(given.get("image_cfg_scale", 1) > given.get("cfg_scale", _DEFAULT_GUIDANCE))
 
 
 def reads_early_layer(settings: Mapping[str, Any]) -> bool:

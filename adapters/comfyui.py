@@ -29,6 +29,7 @@ from .comfyui_graph import Graph, channels_in, read_graph, with_prefix, with_tex
 from .comfyui_wait import wait_for
 from .forms import check_decided
 from .http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused
+from .prompt_readings import weighted_readings
 from .prompt_syntax import byte_bound
 from .remote_adapter import RemoteAdapter
 from .remote_images import decode
@@ -147,7 +148,8 @@ class ComfyUIAdapter(RemoteAdapter):
             )
             if places
         }
-        return GenerationRequest(self.name, text, graph.channels, graph.unknown, {"graph": graph})
+        arguments = {"graph": graph}
+        return GenerationRequest(self.name, text, graph.channels, graph.unknown, arguments, readings=weighted_readings)
 
     def check_prefix(self, prefix: Prefix) -> None:
         """Ask the server whether it has the embedding.

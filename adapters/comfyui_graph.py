@@ -16,6 +16,7 @@ from typing import Any
 from apl_guard.errors import InvalidInput, PrefixNotApplied
 from apl_guard.request import Channel
 
+from .comfyui_links import ENDS, NOTHING_LEFT, Nodes, consumers_in, hides_link, link_in, roles_of
 from .forms import canonical_forms
 from .prompt_syntax import CHUNK, pieces, read_comfyui
 
@@ -61,11 +62,6 @@ _MODELS = {
     "TripleCLIPLoader": ("clip_name1", "clip_name2", "clip_name3"),
     "UNETLoader": ("unet_name",),
 }
-# Where conditionings end: they steer the denoiser towards `positive` and away from `negative`.
-_ENDS = {"KSampler", "KSamplerAdvanced", "SamplerCustom", "CFGGuider", "BasicGuider"}
-# Both conditionings go through: output 0 is the positive one, output 1 the negative one.
-_PAIRED = {"ControlNetApplyAdvanced", "InpaintModelConditioning"}
-_NOTHING_LEFT = "ConditioningZeroOut"
 # Where a text encoder is read, counted from its end. Layers before these have seen less of the prefix.
 _LAST_LAYER, _MOST_LAST_LAYERS = "CLIPSetLastLayer", 2
 _HARMLESS = {
@@ -84,8 +80,6 @@ _HARMLESS = {
     "VAEDecodeTiled", "VAELoader",
 }  # fmt: skip
 
-_Nodes = dict[str, dict[str, Any]]
-
 
 @dataclass(frozen=True)
 class Place:
@@ -99,7 +93,7 @@ class Place:
 class Graph:
     """A workflow, read."""
 
-    nodes: _Nodes
+    nodes: Nodes
     """Id → class and inputs, texts in the nodes that encode them."""
     prompts: tuple[Place, ...]
     negative_prompts: tuple[Place, ...]
@@ -123,7 +117,7 @@ def read_graph(workflow: Any, models: frozenset[str], harmless: frozenset[str]) 
         InvalidInput: It is no workflow in the API format, or a text is no text.
     """
     nodes = _nodes(workflow)
-    known = harmless | _HARMLESS | _ENDS | {_NOTHING_LEFT, *_TEXTS, *_STRINGS, *_MODELS, *_CHANNELS}
+    known = harmless | _HARMLESS | ENDS | {NOTHING_LEFT, *_TEXTS, *_STRINGS, *_MODELS, *_CHANNELS}
     kinds = {node["class_type"] for node in nodes.values()}
     unknown = {f"node class {kind}" for kind in kinds - known}
     channels: set[Channel] = set()
@@ -136,14 +130,15 @@ def read_graph(workflow: Any, models: frozenset[str], harmless: frozenset[str]) 
             if str(inputs.get(field)) not in models:
                 unknown.add(f"{field} {inputs.get(field)}")
         # Below 1 a sampler draws what the negative prompt says.
-        if kind in _ENDS - {"BasicGuider"} and not _is_at_least_one(inputs.get("cfg")):
+        if kind in ENDS - {"BasicGuider"} and not _is_at_least_one(inputs.get("cfg")):
             channels.add(Channel.GUIDANCE)
         if kind == _LAST_LAYER and inputs.get("stop_at_clip_layer") not in range(-_MOST_LAST_LAYERS, 0):
             channels.add(Channel.ATTENTION)
         for field in _TEXTS.get(kind, ()):
             inputs[field] = _text(nodes, inputs.get(field), f"{name}.{field}", unknown)
             places.append(Place(name, field))
-    roles = {place: _roles(nodes, place.node, set()) for place in places}
+    consumers = consumers_in(nodes)
+    roles = {place: roles_of(consumers, place.node) for place in places}
     prompts = tuple(place for place in places if roles[place] != {"negative"})
     for place in places:
         channels |= channels_in(nodes[place.node]["inputs"][place.field])
@@ -170,7 +165,7 @@ def with_texts(graph: Graph, places: tuple[Place, ...], texts: tuple[str, ...]) 
     return Graph(nodes, graph.prompts, graph.negative_prompts, graph.channels, graph.unknown)
 
 
-def with_prefix(graph: Graph, name: str, n: int, count: Callable[[str], int]) -> _Nodes:
+def with_prefix(graph: Graph, name: str, n: int, count: Callable[[str], int]) -> Nodes:
     """The nodes of the workflow, with an embedding in front of each chunk of each prompt.
 
     A text of several chunks becomes several nodes, whose conditionings are joined.
@@ -218,11 +213,11 @@ def _cut(text: str, field: str, n: int, count: Callable[[str], int]) -> list[str
     return found or [""]
 
 
-def _reroute(nodes: _Nodes, original: Mapping[str, Any], node: str, to: str) -> None:
+def _reroute(nodes: Nodes, original: Mapping[str, Any], node: str, to: str) -> None:
     """Let everything that took a node's conditioning take the joined one."""
     for name in original:
         for field, value in nodes[name]["inputs"].items():
-            if _link(value) == (node, 0):
+            if link_in(value) == (node, 0):
                 nodes[name]["inputs"][field] = [to, 0]
 
 
@@ -232,12 +227,12 @@ def _free(nodes: Mapping[str, Any], name: str) -> str:
     return name
 
 
-def _nodes(workflow: Any) -> _Nodes:
+def _nodes(workflow: Any) -> Nodes:
     if isinstance(workflow, dict) and isinstance(workflow.get("nodes"), list):
         raise InvalidInput("found the format of the editor; expected the one of `Export (API)`", where="workflow")
     if not isinstance(workflow, dict) or not workflow:
         raise InvalidInput("expected nodes by their id, in the API format", where="workflow")
-    found: _Nodes = {}
+    found: Nodes = {}
     for name, node in workflow.items():
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
             raise InvalidInput("expected a node with class_type and inputs", where=f"workflow.{name}")
@@ -246,24 +241,17 @@ def _nodes(workflow: Any) -> _Nodes:
         found[name] = {"class_type": node["class_type"], "inputs": dict(node.get("inputs", {}))}
     for name, node in found.items():
         for field, value in node["inputs"].items():
-            if (link := _link(value)) and link[0] not in found:
+            if hides_link(value):
+                what = "found a link within a value, which the server may follow; expected the link itself"
+                raise InvalidInput(what, where=f"workflow.{name}.inputs.{field}")
+            if (link := link_in(value)) and link[0] not in found:
                 raise InvalidInput("links to a node that is not there", where=f"workflow.{name}.inputs.{field}")
     return found
 
 
-def _link(value: Any) -> tuple[str, int] | None:
-    is_link = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
-    if not is_link or not isinstance(value[1], int | float):
-        return None
-    if type(value[1]) is not int or value[1] < 0:
-        # The server counts a negative number from the end, so that one output would have two names.
-        raise InvalidInput("expected links to outputs by their number, from 0", where="workflow")
-    return (value[0], value[1])
-
-
-def _text(nodes: _Nodes, value: Any, where: str, unknown: set[str]) -> str:
+def _text(nodes: Nodes, value: Any, where: str, unknown: set[str]) -> str:
     """The text of an input, also where it stands in a node of its own."""
-    link = _link(value)
+    link = link_in(value)
     if link is not None:
         kind = nodes[link[0]]["class_type"]
         if kind not in _STRINGS:
@@ -273,27 +261,6 @@ def _text(nodes: _Nodes, value: Any, where: str, unknown: set[str]) -> str:
     if not isinstance(value, str):
         raise InvalidInput(f"found {type(value).__name__}; expected a text", where=f"workflow.{where}")
     return value
-
-
-def _roles(nodes: _Nodes, node: str, on_the_way: set[str], slot: int | None = None) -> set[str]:
-    """What the conditioning of a node is used as: positive, negative, or both."""
-    if node in on_the_way:
-        raise InvalidInput("the links of the workflow go round in a circle", where=f"workflow.{node}")
-    found: set[str] = set()
-    for name, consumer in nodes.items():
-        for field, value in consumer["inputs"].items():
-            link = _link(value)
-            if link is None or link[0] != node or (slot is not None and link[1] != slot):
-                continue
-            kind = consumer["class_type"]
-            if kind == _NOTHING_LEFT:
-                continue
-            if kind in _ENDS:
-                found.add("negative" if field == "negative" else "positive")
-            else:
-                through = (1 if field == "negative" else 0) if kind in _PAIRED else None
-                found |= _roles(nodes, name, on_the_way | {node}, through)
-    return found
 
 
 def _is_at_least_one(value: Any) -> bool:

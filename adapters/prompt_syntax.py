@@ -8,13 +8,14 @@ give words weights; AUTOMATIC1111 also splits prompts (`BREAK`, `AND`), edits th
 |---|---|
 | `(a)`, `(a:1.2)`, `[a]` | kept; the prefix stands outside. Weights below 0 or above 2 in all are flagged |
 | `BREAK`, `ADDROW`, `ADDCOL`, `ADDBASE`, `ADDCOMM` | the prefix stands behind each; within brackets they are flagged |
-| `AND` | the prefix stands behind each; a negative weight behind a part is flagged |
+| `AND` | the prefix stands behind each; a negative weight behind a part is flagged, as are weights below 1 in all |
 | `[a:b:0.5]`, `[a|b]` | kept; the prefix stands outside. Flagged where it could spell `BREAK` or a weight |
+| `[a|b] [c|d] …` | flagged where a prompt has so many forms that nobody reads them |
 | `<lora:a:1>` | moved to the end, reported as adapter weights |
 | `# a` | taken out, as the server does |
 | `embedding:a`, the name of an embedding | reported as textual inversion |
 | `__a__`, `{a|b}` | wildcards hide what the prompt says: flagged |
-| the name of a prefix | flagged: in a negative prompt it would undo the prefix |
+| the name of a prefix | flagged, also with blanks in it: in a negative prompt it would undo the prefix |
 | longer than a chunk | cut outside of brackets, the prefix in front of each piece |
 
 Flagged means: it belongs to the channel `prompt_syntax`, which a policy blocks unless it says otherwise.
@@ -31,7 +32,19 @@ from dataclasses import dataclass
 from apl_guard.errors import PrefixNotApplied
 from apl_guard.request import Channel
 
-__all__ = ["CHUNK", "Syntax", "byte_bound", "pieces", "prefixed", "read_a1111", "read_comfyui", "strip_comments"]
+from .prompt_readings import edited_readings, is_readable
+
+__all__ = [
+    "CHUNK",
+    "Syntax",
+    "byte_bound",
+    "draws_the_negative_prompt",
+    "pieces",
+    "prefixed",
+    "read_a1111",
+    "read_comfyui",
+    "strip_comments",
+]
 
 CHUNK = 75
 """Tokens of a prompt that are encoded at once, start and end not counted."""
@@ -41,8 +54,9 @@ _BREAK = re.compile(r"\b(?:BREAK|ADDROW|ADDCOL|ADDBASE|ADDCOMM)\b")
 _SPLIT = re.compile(r"(\b(?:AND|BREAK|ADDROW|ADDCOL|ADDBASE|ADDCOMM)\b)")
 _AND = re.compile(r"\bAND\b")
 _PART_WEIGHT = re.compile(r":\s*-\s*[\d.]+\s*$")
+_SHARE = re.compile(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))\s*$")
 _TAG = re.compile(r"<\w+:[^>]*>")
-_WILDCARD = re.compile(r"__[^\s_][^_]*__|\{[^{}]*(?:\||\$\$)[^{}]*\}")
+_WILDCARD = re.compile(r"__[^\s_](?:(?!__).)*__|\{[^{}]*(?:\||\$\$)[^{}]*\}|\$\{|\{\{|\{%", re.DOTALL)
 # `[x|BRE]AK` becomes BREAK during denoising; somewhere a letter of it must stand before a bracket or a bar.
 _SPELLED_BREAK = re.compile(r"[BREA][\[\]|:]")
 _PREFIX_NAME = re.compile(r"apl-[0-9a-f]{16}")
@@ -79,14 +93,17 @@ def read_a1111(text: str, embeddings: Collection[str] = ()) -> Syntax:
     if (
         not _weights_are_moderate(text)
         or any(_PART_WEIGHT.search(part) for part in _AND.split(text))
-        or any(_depth(text[: found.start()]) for found in _BREAK.finditer(text))
+        or any(map(_depth, _BREAK.split(text)[:-1]))
         or (is_edited and _SPELLED_BREAK.search(text))
         or _WILDCARD.search(text)
         or _PREFIX_NAME.search(text.lower())
+        or not is_readable(text)
     ):
         channels.add(Channel.PROMPT_SYNTAX)
-    if any(_is_mentioned(name, text) for name in embeddings if not _PREFIX_NAME.fullmatch(name)):
-        channels.add(Channel.TEXTUAL_INVERSION)
+    said = [text, *(reading.text for reading in edited_readings(text))]
+    for name in embeddings:
+        if any(_is_mentioned(name, form) for form in said):
+            channels.add(Channel.PROMPT_SYNTAX if _PREFIX_NAME.fullmatch(name) else Channel.TEXTUAL_INVERSION)
     return Syntax(" ".join([text.strip(), *tags]) if tags else text, frozenset(channels))
 
 
@@ -100,9 +117,22 @@ def read_comfyui(text: str) -> Syntax:
     channels = set()
     if _EMBEDDING.search(text):
         channels.add(Channel.TEXTUAL_INVERSION)
-    if not _weights_are_moderate(text) or _WILDCARD.search(text) or _PREFIX_NAME.search(text.lower()):
+    if not _weights_are_moderate(text, _COMFYUI_BRACKET) or _WILDCARD.search(text) or _PREFIX_NAME.search(text.lower()):
         channels.add(Channel.PROMPT_SYNTAX)
     return Syntax(text, frozenset(channels))
+
+
+def draws_the_negative_prompt(text: str) -> bool:
+    """Whether AUTOMATIC1111 would draw what the negative prompt says, because the weights behind the parts of a prompt,
+    which stand for guidance, come to less than 1.
+
+    Example:
+        >>> draws_the_negative_prompt("a cat :0"), draws_the_negative_prompt("a cat :0.5 AND a dog :0.5")
+        (True, False)
+    """
+    parts = _AND.split(_TAG.sub("", strip_comments(text)))
+    weights = [float(found.group(1)) if (found := _SHARE.search(part)) else 1.0 for part in parts]
+    return sum(weights) < 1 - 1e-6
 
 
 def strip_comments(text: str) -> str:
@@ -214,14 +244,19 @@ def _depth(text: str, start: int = 0) -> int:
     return depth
 
 
-def _weights_are_moderate(text: str) -> bool:
+_BRACKET = re.compile(r"\\.|[()]", re.DOTALL)
+# There a backslash makes a letter of the bracket behind it, whatever stands in front of the backslash.
+_COMFYUI_BRACKET = re.compile(r"\\[()]|[()]")
+
+
+def _weights_are_moderate(text: str, bracket: re.Pattern[str] = _BRACKET) -> bool:
     """Whether every weight lies in 0 … 2, and so do the products of nested ones.
 
     A huge weight on a name drowns the prefix, a negative one turns it round.
     """
     greatest = [1.0]
     starts: list[int] = []
-    for found in re.finditer(r"\\.|[()]", text, re.DOTALL):
+    for found in bracket.finditer(text):
         if found.group() == "(":
             starts.append(found.end())
             greatest.append(1.0)

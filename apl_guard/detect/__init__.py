@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from apl_guard.decision.findings import Finding, Findings
 from apl_guard.detect.names import NamesIndex
 from apl_guard.detect.patterns import PatternIndex
 from apl_guard.detect.person import PersonDetector, PersonMatch
 from apl_guard.policy import DEFAULT_SCORE, Entity, Policy, Role, WithoutPrefix
-from apl_guard.request import TEXT_CHANNELS, GenerationRequest
+from apl_guard.request import TEXT_CHANNELS, GenerationRequest, Reading
 from apl_guard.request.canonical import canonical
 
 __all__ = ["Detectors"]
@@ -73,8 +73,13 @@ class Detectors:
         if not self._sources or any(self._limits.fault(found) for found in texts.values()):
             return Findings()
         texts = {channel: tuple(map(canonical, found)) for channel, found in texts.items()}
-        at = [(channel, number) for channel, found in texts.items() for number in range(len(found))]
-        flat = [texts[channel][number] for channel, number in at]
+        at = [
+            (channel, number, reading)
+            for channel, found in texts.items()
+            for number, text in enumerate(found)
+            for reading in (Reading(text, range(len(text))), *request.readings(text))
+        ]
+        flat = [reading.text for _, _, reading in at]
         found: list[Finding] = []
         failed: dict[str, str] = {}
         for kind, look in (("names.", self._listed), ("pattern.", self._matching), ("entity.", self._persons)):
@@ -85,11 +90,12 @@ class Detectors:
                 failed |= {source: type(error).__name__ for source in self._sources if source.startswith(kind)}
                 continue
             found += [
-                Finding(channel=channel, text=number, **each._asdict())
-                for (channel, number), all_seen in zip(at, seen, strict=True)
+                Finding(channel=channel, text=number, **_placed(each, reading, len(texts[channel][number])))
+                for (channel, number, reading), all_seen in zip(at, seen, strict=True)
                 for each in all_seen
             ]
-        return Findings(tuple(found), self._sources - failed.keys(), failed, texts)
+        # What several readings of a text show is one finding.
+        return Findings(tuple(dict.fromkeys(found)), self._sources - failed.keys(), failed, texts)
 
     def _listed(self, texts: list[str], tenant: str | None) -> list[list[_Seen]]:
         if self._names is None:
@@ -151,6 +157,12 @@ class _Seen(NamedTuple):
     end: int
     score: float
     neutral: str
+
+
+def _placed(seen: _Seen, reading: Reading, characters: int) -> dict[str, Any]:
+    """What was seen in a reading, in the words of `Finding`, at its place in the text."""
+    start, end = reading.span(seen.start, seen.end, characters)
+    return {**seen._asdict(), "start": start, "end": end}
 
 
 def _least_score(policy: Policy) -> float:

@@ -1,5 +1,6 @@
 """One call of a pipe, read before anything runs: what enters the generation, through which channel, for whom."""
 
+from apl_guard.request.reading import Reading
 from apl_guard.request.request import (
     MAX_CHARACTERS,
     MAX_TEXTS,
@@ -17,5 +18,6 @@ __all__ = [
     "TEXT_CHANNELS",
     "Channel",
     "GenerationRequest",
+    "Reading",
     "texts",
 ]

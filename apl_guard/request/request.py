@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -10,6 +10,7 @@ from typing import Any
 
 from apl_guard.errors import GuardUnavailable, InvalidInput, RequestTooLarge
 from apl_guard.request.ids import new_id
+from apl_guard.request.reading import Reading
 
 __all__ = [
     "MAX_CHARACTERS",
@@ -83,6 +84,10 @@ TEXT_CHANNELS = (
 """The channels whose content is text, which can be looked at and rewritten."""
 
 
+def _no_readings(text: str) -> Sequence[Reading]:
+    return ()
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """A snapshot of one call. What the caller does to its lists afterwards changes nothing here.
@@ -107,6 +112,8 @@ class GenerationRequest:
     """The text encoders that the prompts go to, where the adapter can see them."""
     carries_prefix: bool = True
     """Whether a prefix can reach the text encoder. Into a hosted service no embedding can travel."""
+    readings: Callable[[str], Sequence[Reading]] = field(default=_no_readings, repr=False, compare=False)
+    """What else the backend makes of a text before it draws it."""
     id: str = field(default_factory=new_id)
 
     def __post_init__(self) -> None:

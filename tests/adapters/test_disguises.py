@@ -20,11 +20,11 @@ def chatting():
     return pipe, random_prefix(pipe, n=N)
 
 
-def naming(neutral):
+def naming(neutral, action="rewrite"):
     """A policy that rewrites a name, as it looks at texts: what runs is their canonical form."""
     rules = [
         {"id": "prompts", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}},
-        {"id": "named", "when": {"channels": ["prompt"], "names": ["listed"]}, "then": {"action": "rewrite"}},
+        {"id": "named", "when": {"channels": ["prompt"], "names": ["listed"]}, "then": {"action": action}},
     ]
     names = [{"id": "listed", "people": [{"name": "Mara Voss", "neutral": neutral}]}]
     return Policy.model_validate(
@@ -100,6 +100,60 @@ def test_syntax_of_comfyui_in_wide_letters_is_blocked(prefix):
         guard(workflow("a photo of embedding：mara"))
     with pytest.raises(PolicyBlocked, match="prompt_syntax"):
         guard(workflow("（Mara Voss：9）"))
+    server.close()
+
+
+WEIGHTED = (
+    "(Mara:1.2) (Voss:1.1)",
+    "Mara (Voss:1.3) in the rain",
+    "(Ma:1.0)ra Voss",
+    "((Mara:1.2) a bit) and (mara:.9) voss",
+)
+EDITED = (
+    "[Mara:Mara:0.5] Voss",
+    "[a cat|Mara] Voss",
+    "M[ara:ara:3] Voss",
+    "[Mara [Voss:x:0.9]::0.8]",
+    "[Mara::0.99] Voss",
+)
+
+
+@pytest.mark.parametrize("prompt", [*WEIGHTED, *EDITED])
+@pytest.mark.parametrize("action", ["block", "rewrite"])
+def test_a_name_with_syntax_in_it_is_found_for_the_web_ui(prefix, prompt, action):
+    """Weights go before the text is encoded, and the words of edits are drawn one after the other."""
+    server = A1111Server({prefix.embedding_name: (prefix.n, 32)})
+    guard = Guard(A1111(server.url), naming("a woman", action), prefix=prefix)
+
+    if action == "block":
+        with pytest.raises(PolicyBlocked, match="'named'"):
+            guard(prompt)
+        assert server.posted("/sdapi/v1/txt2img") == []
+    else:
+        guard(prompt)
+        (sent,) = server.posted("/sdapi/v1/txt2img")
+        assert "a woman" in sent["prompt"]
+        assert guard.check(sent["prompt"].replace(prefix.embedding_name, "")).action == "anonymize"
+    server.close()
+
+
+@pytest.mark.parametrize("prompt", WEIGHTED)
+def test_a_name_with_weights_in_it_is_found_for_comfyui(prefix, prompt):
+    """There, square brackets are text."""
+    server = ComfyUIServer({prefix.embedding_name: (prefix.n, None)})
+
+    with pytest.raises(PolicyBlocked, match="'named'"):
+        Guard(ComfyUI(server.url, models=[MODEL]), naming("a woman", "block"), prefix=prefix)(workflow(prompt))
+    server.close()
+
+
+def test_words_that_are_never_drawn_together_are_no_name(prefix):
+    """Of an edit, one is drawn at a time."""
+    server = A1111Server({prefix.embedding_name: (prefix.n, 32)})
+    guard = Guard(A1111(server.url), naming("a woman", "block"), prefix=prefix)
+
+    for prompt in ("[a Mara|x Voss]", "[Mara:x:0.5] (a cat:1.2)", "[x|a Mara] [y|b Voss]"):
+        assert guard.check(prompt).action == "anonymize"
     server.close()
 
 

@@ -99,6 +99,12 @@ def test_nothing_of_the_prompt_is_lost(shared_server, words):
         ("{Mara Voss|a cat}", "prompt_syntax"),
         ("apl-0123456789abcdef", "prompt_syntax"),
         ("APL-0123456789abcdef", "prompt_syntax"),
+        ("__famous_people__", "prompt_syntax"),
+        ("${who=Mara} ${who}", "prompt_syntax"),
+        ("[a|b]" * 7, "prompt_syntax"),
+        ("ma[ra:ra:0.5]-voss", "textual_inversion"),
+        ("ma(ra:1.0)-voss", "textual_inversion"),
+        (r"ma\ra-voss", "textual_inversion"),
     ],
 )
 @pytest.mark.parametrize("field", ["prompt", "hr_prompt", "negative_prompt"])
@@ -108,6 +114,35 @@ def test_syntax_that_could_undo_the_prefix_is_blocked(guard, server, prompt, cha
         guard(**{"prompt": "a cat", field: prompt})
 
     assert server.posted("/sdapi/v1/txt2img") == []
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a cat :0", "a cat :.05", "a:0.2 AND b:0.2", "a cat :0 <x:a:1>", "a\ncat：0", "a :0#"]
+)
+@pytest.mark.parametrize("field", ["prompt", "hr_prompt"])
+def test_a_prompt_that_weighs_nothing_is_blocked(guard, server, prompt, field):
+    """The server multiplies guidance by the weight behind a part, so the negative prompt would be drawn, bare."""
+    with pytest.raises(PolicyBlocked, match="guidance"):
+        guard(**{"prompt": "a cat", field: prompt, "negative_prompt": "Mara Voss"})
+
+    assert server.posted("/sdapi/v1/txt2img") == []
+
+
+def test_weights_of_parts_that_come_to_one_are_not_blocked(guard):
+    """Of each part, they say how much it counts beside the others."""
+    for prompt in ("a:0.7 AND b:0.2 AND c:0.1", "a AND b:0.1", "ratio 16:9", "a cat :1.2"):
+        assert guard.check(prompt, negative_prompt="blur :0.1").action == "anonymize"
+
+
+@pytest.mark.parametrize("between", ["", " ", "["])
+def test_the_name_of_the_prefix_with_syntax_or_blanks_in_it(guard, server, prefix, between):
+    """The server finds embeddings by their tokens; in a negative prompt this one would undo what it does in front."""
+    spelled = prefix.embedding_name.replace("-", f"{between}-{between.replace('[', ':-:0]')}")
+    (chunk,) = server.chunks(f"apl {between.replace('[', '')}- {prefix.embedding_name[4:]}")
+    assert chunk[0][0] == prefix.embedding_name
+
+    with pytest.raises(PolicyBlocked, match="prompt_syntax"):
+        guard("a man", negative_prompt=spelled)
 
 
 def test_weights_below_the_bound_are_not_blocked(guard):

@@ -118,6 +118,30 @@ class TestRoles:
         with pytest.raises(PolicyBlocked, match="prompt_syntax"):
             guard(asked)
 
+    @pytest.mark.parametrize("hidden", [{"__value__": ["4", 0]}, {"value": ["4", 0]}, {"__value__": {"a": ["4", 0]}}])
+    def test_a_link_that_is_not_to_be_seen(self, guard, server, hidden):
+        """A server unwraps such values, and the negative prompt would be drawn by a second sampler."""
+        asked = workflow(negative="Mara Voss")
+        links = {"model": ["1", 0], "positive": hidden, "negative": ["3", 0], "latent_image": ["2", 0]}
+        asked["20"] = node("KSampler", cfg=7, **links)
+
+        with pytest.raises(InvalidInput, match="link within a value"):
+            guard(asked)
+        assert server.posted("/prompt") == []
+
+    def test_many_ways_to_one_sampler(self):
+        """A text reaches it on 2 ** 200 ways, or through 5,000 nodes: it is read all the same."""
+        for length, inputs in ((200, ("conditioning_1", "conditioning_2")), (5000, ("conditioning_1",))):
+            asked = workflow()
+            for number in range(length):
+                last = ["3" if number == 0 else f"c{number - 1}", 0]
+                asked[f"c{number}"] = node("ConditioningCombine", **dict.fromkeys(inputs, last))
+            asked["5"]["inputs"]["positive"] = [f"c{length - 1}", 0]
+
+            graph = read_graph(asked, frozenset({MODEL}), frozenset())
+
+            assert [place.node for place in graph.prompts] == ["3"]
+
     def test_zeroed(self, guard, server, prefix):
         """The common negative of models without one: the prompt with everything set to zero."""
         asked = workflow()
@@ -152,6 +176,7 @@ class TestRoles:
         ({"20": node("UNETLoader", unet_name=["6", 0])}, "unet_name"),
         ({"3": node("CLIPTextEncode", text="(Mara:5)")}, "prompt_syntax"),
         ({"3": node("CLIPTextEncode", text="(Mara:nan)")}, "prompt_syntax"),
+        ({"3": node("CLIPTextEncode", text=r"(Mara\\):9)")}, "prompt_syntax"),
         ({"3": node("CLIPTextEncode", text="(Mara:1e9)")}, "prompt_syntax"),
         ({"4": node("CLIPTextEncode", text="embedding:apl-0123456789abcdef")}, "prompt_syntax"),
         ({"3": node("CLIPTextEncode", text="a\nEMBEDDING:mara")}, "textual_inversion"),
@@ -200,6 +225,7 @@ def test_a_platform_can_name_harmless_classes(server, prefix):
 def test_every_class_stands_in_one_table():
     """A class in two tables would be treated in two ways."""
     from apl_guard.adapters import comfyui_graph as g
+    from apl_guard.adapters.comfyui_links import ENDS
 
-    tables = [g._TEXTS.keys(), g._STRINGS.keys(), g._CHANNELS.keys(), g._MODELS.keys(), g._ENDS, g._HARMLESS]
+    tables = [g._TEXTS.keys(), g._STRINGS.keys(), g._CHANNELS.keys(), g._MODELS.keys(), ENDS, g._HARMLESS]
     assert sum(map(len, tables)) == len(set().union(*tables))
