@@ -10,8 +10,11 @@ from apl_guard.audit.checkpoint import Checkpoint, Identity, key_file, log_file
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.seal import KEY_BYTES, key_root
 from apl_guard.audit.witness import CHECKPOINTS
+from apl_guard.storage import read_regular
 
 __all__ = ["Chain", "read_chain", "read_identity", "read_keys"]
+
+_MAX_IDENTITY = 4096
 
 
 @dataclass
@@ -30,7 +33,7 @@ def read_identity(folder: Path) -> Identity:
         OSError: It cannot be read.
         ValueError: It is damaged.
     """
-    return Identity.parse((folder / log_file()).read_bytes())
+    return Identity.parse(read_regular(folder / log_file(), _MAX_IDENTITY))
 
 
 def read_lines(folder: Path) -> tuple[list[bytes], bytes]:
@@ -40,7 +43,7 @@ def read_lines(folder: Path) -> tuple[list[bytes], bytes]:
         OSError: It cannot be read.
     """
     path = folder / CHECKPOINTS
-    *lines, rest = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     return lines, rest
 
 
@@ -52,9 +55,11 @@ def read_keys(folders: Sequence[Path], generation: int, epochs: int, root: str) 
     """
     for folder in folders:
         path = folder / key_file(generation)
-        content = path.read_bytes() if path.exists() else b""
+        if not path.is_file() or path.stat().st_size != epochs * KEY_BYTES:
+            continue
+        content = path.read_bytes()
         keys = [content[at : at + KEY_BYTES] for at in range(0, len(content), KEY_BYTES)]
-        if len(content) == epochs * KEY_BYTES and key_root(keys).hex() == root:
+        if key_root(keys).hex() == root:
             return keys
     return None
 

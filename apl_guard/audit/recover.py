@@ -11,7 +11,7 @@ from typing import Any
 
 from apl_guard.audit import disk
 from apl_guard.audit.merkle import Tree, leaf_hash
-from apl_guard.audit.record import Record
+from apl_guard.audit.record import MAX_LINE, Record
 from apl_guard.audit.segments import describe_rest, segment_name
 
 __all__ = ["Remains", "is_alive", "read_remains", "segments_of", "writers_in"]
@@ -51,9 +51,12 @@ class Remains:
 def writers_in(folder: Path) -> dict[str, list[int]]:
     """Writer → the numbers of its segments, both in order."""
     found: dict[str, list[int]] = {}
-    for name in sorted(os.listdir(folder)):
-        if match := _NAME.fullmatch(name):
-            found.setdefault(match[1], []).append(int(match[2]))
+    with os.scandir(folder) as entries:
+        # A pipe or a device by such a name is none: one could wait for it, or read it, for ever.
+        names = sorted(entry.name for entry in entries if _NAME.fullmatch(entry.name) and entry.is_file())
+    for name in names:
+        writer, number, _ = name.split(".")
+        found.setdefault(writer, []).append(int(number))
     return found
 
 
@@ -88,8 +91,8 @@ def read_remains(folder: Path, writer: str, numbers: list[int]) -> Remains:
     for number, path in reversed(list(segments_of(folder, writer, numbers))):
         if _read_segment(path, number, remains):
             break
-        content = path.read_bytes()
-        remains.torn.insert(0, describe_rest(number, content))
+        with path.open("rb") as stream:
+            remains.torn.insert(0, dict(describe_rest(number, stream).fields))
     return remains
 
 
@@ -97,9 +100,7 @@ def _read_segment(path: Path, number: int, remains: Remains) -> bool:
     """Whether the segment has a first record; if so, what it holds."""
     last = None
     with path.open("rb") as stream:
-        for line in stream:
-            if not line.endswith(b"\n"):
-                break
+        while (line := stream.readline(MAX_LINE + 2)).endswith(b"\n"):
             line = line[:-1]
             try:
                 record = Record.parse(line)
@@ -122,8 +123,8 @@ def _read_segment(path: Path, number: int, remains: Remains) -> bool:
             return False
         remains.segment = number
         stream.seek(remains.length)
-        if rest := stream.read():
-            remains.torn.insert(0, describe_rest(number, rest))
+        if rest := stream.read(1):
+            remains.torn.insert(0, dict(describe_rest(number, stream, rest).fields))
     return True
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from apl_guard.audit.merkle import leaf_hash
 from apl_guard.audit.record import MAX_LINE, NO_PREVIOUS, Record
-from apl_guard.audit.segments import describe_rest, segment_name
+from apl_guard.audit.segments import Rest, describe_rest, segment_name
 
 __all__ = ["Line", "Row", "bytes_read"]
 
@@ -65,7 +65,7 @@ class Row:
     """Records read so far."""
     problem: str | None = None
     """What is wrong where reading stopped."""
-    rest: list[dict[str, Any]] = field(default_factory=list)
+    rest: list[Mapping[str, Any]] = field(default_factory=list)
     """What follows the last record: segment, bytes and SHA-256, as in the record of a recovery."""
     is_torn: bool = False
     """Whether the rest looks like what a crash leaves."""
@@ -98,15 +98,16 @@ class Row:
                     if not line:
                         break
                     if not line.endswith(b"\n") or (end is not None and offset + len(line) > end):
-                        left = self._read_left(position + 1)
+                        left = self._look_at_left(position, following)
                         if following is None and self._successor(position)[0] is not None:
                             break  # it was being written, and is whole by now
-                        self._stop(stream, number, offset, following, line, left)
+                        self._stop(stream, number, following, line, left)
                         return
                     content = line[:-1]
                     wrong = self._check(content, last)
                     if wrong is not None:
-                        self._stop(stream, number, offset, following, line, self._read_left(position + 1), wrong)
+                        left = self._look_at_left(position, following)
+                        self._stop(stream, number, following, line, left, wrong)
                         return
                     leaf = leaf_hash(content)
                     last = leaf.hex()
@@ -118,7 +119,7 @@ class Row:
                         counted = offset
                 count(offset - counted)
                 # Read before it is asked again, so that what was whole when it was read is found to go on from here.
-                left = self._read_left(position + 1) if following is None else []
+                left = self._look_at_left(position, following)
                 if following is None and self._successor(position)[0] is not None:
                     start = offset  # the log is in use, and has gone on in another segment since
                     continue
@@ -168,32 +169,35 @@ class Row:
 
     def _stop(
         self,
-        stream: Any,
+        stream: BinaryIO,
         number: int,
-        offset: int,
         following: int | None,
         line: bytes,
-        left: list[tuple[int, bytes]],
+        left: list[Rest],
         wrong: str | None = None,
     ) -> None:
         if following is not None:
             self.problem = wrong or f"record {self.size} is cut off in the middle of the log"
             return
-        rest = line + stream.read()
-        self.rest.append(describe_rest(number, rest))
-        self.is_torn = wrong is None or b"\0" in rest
+        rest = describe_rest(number, stream, line)
+        self.rest.append(rest.fields)
+        self.is_torn = wrong is None or rest.has_zeros
         self.problem = None if self.is_torn else wrong
         self._leftover(left)
 
-    def _read_left(self, position: int) -> list[tuple[int, bytes]]:
-        """Number and content of the segments from here on."""
-        return [(n, (self.folder / segment_name(self.writer, n)).read_bytes()) for n in self.numbers[position:]]
+    def _look_at_left(self, position: int, following: int | None) -> list[Rest]:
+        """What is in the segments after this one, where no other goes on from it."""
+        left = []
+        for number in self.numbers[position + 1 :] if following is None else ():
+            with (self.folder / segment_name(self.writer, number)).open("rb") as stream:
+                left.append(describe_rest(number, stream))
+        return left
 
-    def _leftover(self, left: list[tuple[int, bytes]]) -> None:
+    def _leftover(self, left: list[Rest]) -> None:
         """Segments that no other goes on to: begun, and never brought to a first record."""
-        for number, content in left:
-            self.rest.append(describe_rest(number, content))
-            if b"\n" in content and b"\0" not in content:
-                self.problem = self.problem or f"segment {number} does not go on from the one before"
+        for rest in left:
+            self.rest.append(rest.fields)
+            if rest.has_lines and not rest.has_zeros:
+                self.problem = self.problem or f"segment {rest.fields['segment']} does not go on from the one before"
             else:
                 self.is_torn = True

@@ -5,20 +5,47 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from apl_guard.audit import disk
 from apl_guard.storage import sync_folder
 
-__all__ = ["SEGMENT_BYTES", "Segments", "describe_rest", "segment_name"]
+__all__ = ["SEGMENT_BYTES", "Rest", "Segments", "describe_rest", "segment_name"]
 
 SEGMENT_BYTES = 64 << 20
+_CHUNK = 1 << 20
 
 
-def describe_rest(number: int, content: bytes) -> dict[str, Any]:
-    """What follows the last whole record of a segment: a recovery records it so, and `verify` looks for just that."""
-    return {"segment": number, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+@dataclass(frozen=True)
+class Rest:
+    """What follows the last whole record of a segment, of any length."""
+
+    fields: Mapping[str, Any]
+    """A recovery records it so, and `verify` looks for just that."""
+    has_lines: bool
+    has_zeros: bool
+    """As a disk leaves them that had room and no content yet."""
+
+
+def describe_rest(number: int, stream: BinaryIO, read: bytes = b"") -> Rest:
+    """Look at the rest of a segment.
+
+    Args:
+        number: Of the segment.
+        stream: The segment, from where its rest goes on.
+        read: What was read of the rest already.
+    """
+    digest, length = hashlib.sha256(), 0
+    has_lines = has_zeros = False
+    while read or (read := stream.read(_CHUNK)):
+        digest.update(read)
+        length += len(read)
+        has_lines, has_zeros = has_lines or b"\n" in read, has_zeros or b"\0" in read
+        read = b""
+    return Rest({"segment": number, "bytes": length, "sha256": digest.hexdigest()}, has_lines, has_zeros)
 
 
 def segment_name(writer: str, number: int) -> str:
