@@ -7,7 +7,7 @@ need only SHA-256 and Ed25519.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
 from apl_guard.errors import InvalidInput
 
-__all__ = ["MAX_BYTES", "check_receipt", "prove", "prove_consistency"]
+__all__ = ["MAX_BYTES", "check_receipt", "missing_at", "prove", "prove_consistency"]
 
 _KIND = "apl-guard audit receipt 1"
 MAX_BYTES = 16 << 20
@@ -85,8 +85,7 @@ def prove(folder: Path, decision_id: str) -> dict[str, Any]:
                 "proof": [each.hex() for each in proof],
             }
         )
-    ends = [c.number for c in checkpoints if c.next is not None and c.generation < newest]
-    receipt["generations"] = [_signed(folder, identity, checkpoints, lines, number) for number in ends]
+    receipt["generations"] = _ends_of_generations(folder, identity, checkpoints, lines, newest)
     try:
         check_receipt(receipt, identity.root)
     except InvalidInput as error:
@@ -117,6 +116,36 @@ def check_receipt(content: bytes | Mapping[str, Any], public_key: str) -> list[R
         raise InvalidInput(f"is no receipt ({type(error).__name__})", where="receipt") from error
 
 
+def missing_at(content: bytes, witnesses: Sequence[Path]) -> list[str]:
+    """Hold a receipt that was checked against what witnesses keep of its log.
+
+    Whoever has the log's key can sign a receipt for what was never in the log that others know.
+
+    Args:
+        content: The receipt.
+        witnesses: Folders that received the log's checkpoints.
+
+    Returns:
+        Of which checkpoints which witness holds nothing, be it not yet.
+
+    Raises:
+        InvalidInput: One holds another checkpoint in the place of one of the receipt.
+        OSError: A witness cannot be read.
+    """
+    receipt = json.loads(content)
+    signed = [each["line"].encode() for each in (*receipt["generations"], *receipt["checkpoints"])]
+    missing = []
+    for witness in witnesses:
+        kept, _ = read_lines(witness / receipt["log"])
+        for line in signed:
+            number = Checkpoint.parse(line).number
+            if number >= len(kept):
+                missing.append(f"{witness} does not hold checkpoint {number}")
+            elif kept[number] != line:
+                raise InvalidInput(f"checkpoint {number} differs from the witness {witness}", where="receipt")
+    return missing
+
+
 def prove_consistency(folder: Path, first: int, second: int) -> dict[str, Any]:
     """Show that a later checkpoint continues an earlier one, and check it.
 
@@ -133,13 +162,19 @@ def prove_consistency(folder: Path, first: int, second: int) -> dict[str, Any]:
         InvalidInput: There are no such checkpoints, or the later does not continue the earlier.
         OSError: A file cannot be read.
     """
-    _, lines, checkpoints = _read(folder)
+    identity, lines, checkpoints = _read(folder)
     if not 0 <= first < second < len(checkpoints):
         raise InvalidInput(
             f"checkpoints {first} and {second}; expected two of 0 to {len(checkpoints) - 1}, the earlier first",
             where=folder,
         )
     early, late = checkpoints[first], checkpoints[second]
+    signed = [_signed(folder, identity, checkpoints, lines, number) for number in (first, second)]
+    ends = _ends_of_generations(folder, identity, checkpoints, lines, late.generation)
+    try:
+        _check_all_signed(ends, signed, identity.root, identity.log, identity.epochs)
+    except (InvalidInput, IndexError) as error:
+        raise InvalidInput(f"does not prove it ({error}); verify the log", where=folder) from error
     history = [leaf_hash(line) for line in lines[:second]]
     proof = inclusion_proof(history, first)
     if not verify_inclusion(history[first], first, second, proof, bytes.fromhex(late.history)):
@@ -194,6 +229,14 @@ def _signed(
     }
 
 
+def _ends_of_generations(
+    folder: Path, identity: Identity, checkpoints: list[Checkpoint], lines: list[bytes], newest: int
+) -> list[dict[str, Any]]:
+    """The last checkpoint of each generation of keys before this one."""
+    ends = [c.number for c in checkpoints if c.next is not None and c.generation < newest]
+    return [_signed(folder, identity, checkpoints, lines, number) for number in ends]
+
+
 def _check(content: bytes | Mapping[str, Any], public_key: str) -> list[Record]:
     if isinstance(content, bytes):
         if len(content) > MAX_BYTES:
@@ -206,13 +249,7 @@ def _check(content: bytes | Mapping[str, Any], public_key: str) -> list[Record]:
     log, epochs = content["log"], content["epochs"]
     if type(epochs) is not int:
         raise ValueError
-    roots = [public_key]
-    for end in content["generations"]:
-        checkpoint = _check_signed(end, roots, log, epochs)
-        if checkpoint.generation != len(roots) - 1 or checkpoint.next is None or checkpoint.epoch != epochs - 1:
-            raise InvalidInput("a generation of keys is not announced by the last of the one before", where="receipt")
-        roots.append(checkpoint.next)
-    checkpoints = [_check_signed(each, roots, log, epochs) for each in content["checkpoints"]]
+    checkpoints = _check_all_signed(content["generations"], content["checkpoints"], public_key, log, epochs)
     records = []
     for each in content["records"]:
         line = each["line"].encode("ascii")
@@ -229,6 +266,19 @@ def _check(content: bytes | Mapping[str, Any], public_key: str) -> list[Record]:
     if not records:
         raise InvalidInput("holds no records", where="receipt")
     return records
+
+
+def _check_all_signed(
+    generations: Sequence[Mapping[str, Any]], signed: Sequence[Mapping[str, Any]], root: str, log: str, epochs: int
+) -> list[Checkpoint]:
+    """Checkpoints, each signed by the key of its epoch, and the generations of keys up to there."""
+    roots = [root]
+    for end in generations:
+        checkpoint = _check_signed(end, roots, log, epochs)
+        if checkpoint.generation != len(roots) - 1 or checkpoint.next is None or checkpoint.epoch != epochs - 1:
+            raise InvalidInput("a generation of keys is not announced by the last of the one before", where="receipt")
+        roots.append(checkpoint.next)
+    return [_check_signed(each, roots, log, epochs) for each in signed]
 
 
 def _check_signed(signed: Mapping[str, Any], roots: list[str], log: str, epochs: int) -> Checkpoint:

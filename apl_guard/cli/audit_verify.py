@@ -55,14 +55,15 @@ def verify(
     """Check every record and every checkpoint, and hold the log against its witnesses.
 
     Ends in 0 valid, 1 tampered, 2 torn by a crash (the next start of a guard seals it), 3 nothing to hold it
-    against, 4 wrong usage. Records newer than the last checkpoint are counted and not vouched for.
+    against, 4 wrong usage. Records newer than the last checkpoint are counted and not vouched for. A receipt is held
+    against the witnesses that are named, too.
 
     Example: apl-guard audit verify /var/log/apl-guard --witness /mnt/witness
     """
     try:
         key = _read_public_key(public_key)
         verdict, text = (
-            _verify_receipt(folder, key, as_json)
+            _verify_receipt(folder, witness or [], key, as_json)
             if folder.is_file()
             else _verify_log(folder, witness or [], key, as_json)
         )
@@ -84,18 +85,25 @@ def _say(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes there when Python ends
 
 
-def _verify_receipt(path: Path, public_key: str | None, as_json: bool) -> tuple[str, str]:
+def _verify_receipt(path: Path, witnesses: list[Path], public_key: str | None, as_json: bool) -> tuple[str, str]:
     """The verdict on a receipt, and what is printed."""
-    from apl_guard.audit.receipt import MAX_BYTES, check_receipt
+    from apl_guard.audit.receipt import MAX_BYTES, check_receipt, missing_at
 
+    for folder in witnesses:
+        if not folder.is_dir():
+            raise InvalidInput("there is no such folder", where=folder)
     verdict, text, records = "valid", "", []
     if public_key is None:
         verdict, text = "unverifiable", "a receipt is held against the log's public key; name it with --public-key"
     else:
         try:
             with path.open("rb") as stream:
-                records = [dict(record.fields) for record in check_receipt(stream.read(MAX_BYTES + 1), public_key)]
-            text = f"{len(records)} records are in the log"
+                content = stream.read(MAX_BYTES + 1)
+            found = check_receipt(content, public_key)
+            text = f"{len(found)} records are in the log"
+            if missing := missing_at(content, witnesses):
+                verdict, text = "unverifiable", f"{missing[0]}: it is newer, or was never in the log that others know"
+            records = [dict(record.fields) for record in found]
         except InvalidInput as error:
             verdict, text = "tampered", str(error)
     if as_json:

@@ -3,6 +3,7 @@
 import copy as copies
 import hashlib
 import json
+import shutil
 
 import mutants
 import pytest
@@ -12,8 +13,11 @@ from hypothesis import strategies as st
 from logs import TORTURE
 
 from apl_guard import InvalidInput
+from apl_guard.audit.checkpoint import Checkpoint
 from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.receipt import check_receipt, prove, prove_consistency
+from apl_guard.audit.seal import KeyState
 from apl_guard.audit.witness import CHECKPOINTS
 
 
@@ -160,3 +164,42 @@ def test_any_later_checkpoint_continues_any_earlier_one(whole, copy):
     segment.write_bytes(segment.read_bytes().replace(b"anonymize", b"allowance", 1))
     with pytest.raises(InvalidInput, match="do not begin"):
         prove_consistency(copy[0], 0, 1)
+
+
+def test_a_witness_tells_a_receipt_that_was_signed_with_a_stolen_key(copy, run, tmp_path):
+    """For what never was in the log that it knows: not vouched for at first, tampered once the log has gone on."""
+    log, witness = copy
+    key = json.loads((log / "log.json").read_text())["root"]
+    receipt, fork = tmp_path / "receipt.json", tmp_path / "fork"
+    shutil.copytree(log, fork)
+
+    def verdict(place, decision, *witnesses):
+        assert run("prove", place, decision, "--output", receipt)[0] == 0
+        options = [option for folder in witnesses for option in ("--witness", folder)]
+        code, captured = run("verify", receipt, "--public-key", key, *options, "--json")
+        assert json.loads(captured.out)["verdict"] == {0: "valid", 1: "tampered", 3: "unverifiable"}.get(code)
+        return code
+
+    assert verdict(log, f"{80:032x}", witness) == 0
+    for place, decision in ((fork, "never"), (log, "real")):
+        with DurableLog(place, [witness] if place == log else []) as durable:
+            durable.append("guard.decision", {"decision_id": decision}, decision=decision)
+        assert verdict(fork, "never") == 0
+        assert verdict(fork, "never", witness) == (3 if place == fork else 1)
+    assert verdict(log, "real", witness) == 0
+    assert verdict(log, "real", witness, tmp_path) == 3  # where nothing of the log is kept
+    assert run("verify", receipt, "--public-key", key, "--witness", log / "nothing")[0] == 4
+
+
+def test_checkpoints_without_a_signature_are_not_consistent(copy):
+    """However well the hashes in them fit."""
+    log, _ = copy
+    history, lines = Tree(), []
+    for line in (log / CHECKPOINTS).read_bytes().splitlines():
+        fields = Checkpoint.parse(line).__dict__ | {"history": history.root.hex(), "timestamp": "2020-01-01T00:00:00Z"}
+        lines.append(Checkpoint(**fields).signed(KeyState(0, 0, 0, bytes(32))))
+        history.append(leaf_hash(lines[-1]))
+    (log / CHECKPOINTS).write_bytes(b"".join(line + b"\n" for line in lines))
+
+    with pytest.raises(InvalidInput, match="signature"):
+        prove_consistency(log, 0, len(lines) - 1)
