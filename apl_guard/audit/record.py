@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isinf
 from typing import Any
 
 from apl_guard.audit.checkpoint import timestamp_of
@@ -47,14 +48,19 @@ class Record:
         """
         writer, seq, prev = cls.head(line)
         try:
-            fields = json.loads(line, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
+            fields = _decoder.decode(line.decode("ascii"))
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError("not JSON") from error
-        if (fields.pop("writer"), fields.pop("seq"), fields.pop("prev")) != (writer, seq, prev):
-            raise ValueError("a key stands there twice")
+        for name in ("writer", "seq", "prev"):
+            del fields[name]
         for name in ("event", "timestamp"):
             if not isinstance(fields.get(name), str):
                 raise ValueError(f"'{name}' is missing")
+        if not _TIMESTAMP.fullmatch(fields["timestamp"]):
+            raise ValueError("'timestamp' is none that a log writes")
+        for name, is_so in _FORMS.items():
+            if name in fields and not is_so(fields[name]):
+                raise ValueError(f"'{name}' has the wrong form")
         return cls(writer, seq, prev, fields)
 
     @staticmethod
@@ -70,6 +76,39 @@ class Record:
         if found is None or not line.endswith(b"}") or not line.isascii():
             raise ValueError("not a record")
         return found[1].decode(), int(found[2]), found[3].decode()
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key stands there twice")  # of which readers take one or the other
+    return fields
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
+def _finite(number: str) -> float:
+    if isinf(found := float(number)):
+        raise ValueError("a number is not finite")
+    return found
+
+
+_decoder = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse, parse_float=_finite)
+_TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
+_FORMS: dict[str, Callable[[Any], bool]] = {
+    "decision_id": lambda value: isinstance(value, str),
+    "policy": lambda value: isinstance(value, dict),
+    "reasons": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
+    "channels": lambda value: isinstance(value, list),
+    "unsafe": lambda value: isinstance(value, list),
+    "orphans": lambda value: isinstance(value, list),
+    "records": lambda value: (
+        isinstance(value, list) and all(isinstance(each, list) and len(each) == 2 for each in value)
+    ),
+}
+"""What those who read a log rely on. A record that is otherwise is found by `verify`, and stops no one of them."""
 
 
 def encode_body(event: str, fields: Mapping[str, Any]) -> bytes:
@@ -100,7 +139,3 @@ def exact(number: int) -> int | str:
         (7, '1152921504606846976')
     """
     return number if -_EXACT < number < _EXACT else str(number)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")

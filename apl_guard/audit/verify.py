@@ -256,13 +256,16 @@ def _hold_against(
     good = 0
     for line in row:
         tree.append(line.leaf)
-        if line.is_ours:
+        try:
+            # All of it, for where readers stop they show nothing of what follows.
+            fields = Record.parse(line.content).fields
+        except ValueError as error:
+            return f"record {line.seq} cannot be read: {error}"
+        if fields["event"] == "audit.recovery":
             try:
-                fields = Record.parse(line.content).fields
-                if fields["event"] == "audit.recovery":
-                    recovered.setdefault(fields["dead_writer"], []).extend(fields["torn"])
-            except (ValueError, KeyError, TypeError):
-                return f"record {tree.size - 1} is none that a log writes about itself"
+                recovered.setdefault(fields["dead_writer"], []).extend(fields["torn"])
+            except (KeyError, TypeError):
+                return f"record {line.seq} is none that a log writes about itself"
         root = sealed.get(tree.size)
         if root is not None:
             if root != tree.root.hex():

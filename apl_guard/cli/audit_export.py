@@ -82,7 +82,7 @@ def _written(output: Path | None) -> Iterator[TextIO]:
         return
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        with temporary.open("w", newline="", encoding="utf-8") as stream:
+        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
             yield stream
         temporary.replace(output)
     except OSError as error:
