@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 from apl_guard.audit.seal import KeyState, signature_fits
 
-__all__ = ["Checkpoint", "Identity", "is_set_back", "key_file", "log_file", "timestamp_of"]
+__all__ = ["Checkpoint", "Identity", "a_minute_before", "is_set_back", "key_file", "log_file", "timestamp_of"]
 
 _VERSION = 1
 _MAX_LINE = 4096
@@ -166,6 +166,19 @@ def timestamp_of(seconds: float) -> str:
         '1970-01-01T00:00:01.500000Z'
     """
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+def a_minute_before(timestamp: str) -> str:
+    """A time a minute earlier, as it stands in records. Before what is no time, there is none.
+
+    Example:
+        >>> a_minute_before("2026-11-24T09:15:54.100000Z")
+        '2026-11-24T09:14:54.100000Z'
+    """
+    try:
+        return timestamp_of(datetime.fromisoformat(timestamp).timestamp() - 60)
+    except (ValueError, OverflowError):
+        return ""
 
 
 def is_set_back(before: str, now: str) -> bool:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from time import sleep
-from typing import Any
 
 from apl_guard.audit.chain import Chain, read_chain, read_identity, read_keys, read_lines
 from apl_guard.audit.checkpoint import Identity, is_set_back, log_file
 from apl_guard.audit.folder import SEGMENTS
-from apl_guard.audit.merkle import Tree
-from apl_guard.audit.record import Record
-from apl_guard.audit.recover import is_alive, writers_in
-from apl_guard.audit.row import Row
+from apl_guard.audit.report import Report, Verdict
+from apl_guard.audit.verify_rows import check_rows
 from apl_guard.audit.witness import CHECKPOINTS
 from apl_guard.errors import InvalidInput
 
@@ -25,38 +20,6 @@ __all__ = ["Report", "Verdict", "check_index", "verify_log"]
 _LOOKS = 5
 _LOOK_AGAIN_SECONDS = 0.02
 """A line at the end of the checkpoints that is half there for longer than five of these was cut off."""
-
-
-class Verdict(StrEnum):
-    """What can be said about a log."""
-
-    VALID = "valid"
-    TAMPERED = "tampered"
-    TORN = "torn"
-    """Whole up to where a crash cut it; the next process that opens it records and seals that."""
-    UNVERIFIABLE = "unverifiable"
-    """Nothing speaks against it, but there is nothing to hold it against."""
-
-
-@dataclass
-class Report:
-    """What `verify_log` found."""
-
-    verdict: Verdict = Verdict.VALID
-    findings: list[str] = field(default_factory=list)
-    """What was changed, the first bad record of each writer first."""
-    torn: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    log: str | None = None
-    public_key: str | None = None
-    records: int = 0
-    sealed: int = 0
-    """Records under a checkpoint."""
-    witnessed: int = 0
-    """Records under a checkpoint that a witness holds too."""
-    checkpoints: int = 0
-    writers: int = 0
-    newest_checkpoint: str | None = None
 
 
 def verify_log(folder: Path, witnesses: Sequence[Path] = (), public_key: str | None = None) -> Report:
@@ -78,12 +41,17 @@ def verify_log(folder: Path, witnesses: Sequence[Path] = (), public_key: str | N
     if identity is None:
         return _judge(report, has_witness=bool(copies))
     report.log, report.public_key = identity.log, identity.root
-    copies = [copy for copy in copies if copy.name == identity.log]
+    all_copies, copies = copies, [copy for copy in copies if copy.name == identity.log]
+    if public_key is None and (others := len(all_copies) - len(copies)):
+        report.notes.append(
+            f"the witnesses keep {others} other logs, too, so this may not be the one that you expect; name its key "
+            "with --public-key"
+        )
     chain, witnessed = _chain(folder, copies, identity, report)
     report.checkpoints = len(chain.checkpoints)
     report.newest_checkpoint = chain.checkpoints[-1].timestamp if chain.checkpoints else None
     _note_clock(chain, report)
-    _check_rows(folder / SEGMENTS, chain, witnessed, report)
+    check_rows(folder / SEGMENTS, chain, witnessed, report)
     return _judge(report, has_witness=bool(copies) and witnessed > 0)
 
 
@@ -131,7 +99,8 @@ def _copies(folder: Path, witnesses: Sequence[Path], report: Report) -> list[Pat
             raise InvalidInput("there is no such folder", where=witness)
         logs = sorted(entry for entry in witness.iterdir() if (entry / log_file()).exists())
         if not logs:
-            report.notes.append(f"{witness} holds no checkpoints")
+            above = f"; did you mean {witness.parent}?" if (witness / log_file()).exists() else ""
+            report.notes.append(f"{witness} holds no checkpoints{above}")
         found += logs
     is_begun = (folder / CHECKPOINTS).exists() or ((folder / SEGMENTS).is_dir() and any((folder / SEGMENTS).iterdir()))
     if not found and not is_begun and not (folder / log_file()).exists():
@@ -184,6 +153,7 @@ def _chain(folder: Path, copies: list[Path], identity: Identity, report: Report)
         sleep(_LOOK_AGAIN_SECONDS)  # it may be in the middle of being written
         lines, rest = read_lines(folder)
     contrary: list[list[bytes]] = []
+    report.notes += [f"{copy} holds no checkpoints" for copy, kept in witnessed.items() if not kept]
     for copy, kept in witnessed.items():  # each of them: one that was taken over may agree with what was forged
         if kept != lines[: len(kept)]:
             pairs = enumerate(zip(kept, lines, strict=False))
@@ -211,90 +181,3 @@ def _note_clock(chain: Chain, report: Report) -> None:
             f"the clock was set back {len(back)} times, first from {before.timestamp} to {after.timestamp} before "
             f"checkpoint {after.number}; the order of records does not rest on it"
         )
-
-
-def _check_rows(segments: Path, chain: Chain, witnessed: int, report: Report) -> None:
-    present = writers_in(segments) if segments.is_dir() else {}
-    sealed: dict[str, dict[int, str]] = {}
-    closed = {checkpoint.writer for checkpoint in chain.checkpoints if checkpoint.closed}
-    newest_witnessed: dict[str, int] = {}
-    for checkpoint in chain.checkpoints:
-        sealed.setdefault(checkpoint.writer, {})[checkpoint.size] = checkpoint.root
-        if checkpoint.number < witnessed:
-            newest_witnessed[checkpoint.writer] = checkpoint.size
-    rows: list[Row] = []
-    recovered: dict[str, list[dict[str, Any]]] = {}
-    for writer in sorted(present.keys() | sealed.keys()):
-        report.writers += 1
-        row = Row(segments, writer, present.get(writer, []))
-        rows.append(row)
-        wrong = _hold_against(row, sealed.get(writer, {}), closed, recovered)
-        size = max(sealed.get(writer, {0: ""}))
-        if wrong is None and row.size < size:
-            # Seen first: what is missing was there when the checkpoint was made.
-            wrong = f"record {row.size} and what follows is missing, {size} are sealed" + (
-                f" ({row.problem})" if row.problem else ""
-            )
-        if wrong is not None:
-            report.findings.append(f"{writer}: {wrong}")
-            row.problem, row.rest = None, []
-        report.records += row.size
-        report.sealed += min(size, row.size)
-        report.witnessed += min(newest_witnessed.get(writer, 0), row.size)
-        report.notes += [f"{writer}: {note}" for note in row.notes]
-    for row in rows:
-        _judge_end(row, recovered.get(row.writer, []), row.writer in closed, report)
-        if row.writer not in sealed and row.writer in present:
-            _judge_unsealed(row, segments, present[row.writer], report)
-
-
-def _hold_against(
-    row: Row, sealed: dict[int, str], closed: set[str], recovered: dict[str, list[dict[str, Any]]]
-) -> str | None:
-    """Read all records of a writer; what is wrong with the first that no checkpoint agrees with."""
-    tree = Tree()
-    good = 0
-    for line in row:
-        tree.append(line.leaf)
-        try:
-            # All of it, for where readers stop they show nothing of what follows.
-            fields = Record.parse(line.content).fields
-        except ValueError as error:
-            return f"record {line.seq} cannot be read: {error}"
-        if fields["event"] == "audit.recovery":
-            try:
-                recovered.setdefault(fields["dead_writer"], []).extend(fields["torn"])
-            except (KeyError, TypeError):
-                return f"record {line.seq} is none that a log writes about itself"
-        root = sealed.get(tree.size)
-        if root is not None:
-            if root != tree.root.hex():
-                return f"one of the records {good} to {tree.size - 1} is not the one that was sealed"
-            good = tree.size
-    if row.writer in closed and tree.size > max(sealed):
-        return f"record {max(sealed)} stands there after the writer was closed"
-    return None
-
-
-def _judge_end(row: Row, recovered: list[dict[str, Any]], is_closed: bool, report: Report) -> None:
-    """What stands after the last record is harmless where another process recorded it, else torn or worse."""
-    unexplained = [piece for piece in row.rest if piece not in recovered]
-    if row.rest and not unexplained:
-        report.notes.append(f"{row.writer}: what a crash left behind was recorded and set aside")
-    elif row.problem is not None:
-        report.findings.append(f"{row.writer}: {row.problem}")
-    elif unexplained and is_closed:
-        report.findings.append(f"{row.writer}: bytes were added after the writer was closed")
-    elif unexplained and _lives(row):
-        report.notes.append(f"{row.writer}: a record was being written just now")
-    elif unexplained:
-        report.torn.append(f"{row.writer}: record {row.size} is cut off")
-
-
-def _judge_unsealed(row: Row, segments: Path, numbers: list[int], report: Report) -> None:
-    if not is_alive(segments, row.writer, numbers) and row.size:
-        report.torn.append(f"{row.writer}: its process ended before its first checkpoint")
-
-
-def _lives(row: Row) -> bool:
-    return bool(row.numbers) and is_alive(row.folder, row.writer, list(row.numbers))

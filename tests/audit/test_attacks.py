@@ -263,3 +263,22 @@ def test_verify_answers_any_bytes_in_any_file_with_a_verdict(whole, tmp_path_fac
     unchanged = path.read_bytes() == before or path.name == ".lock"
     assert report.verdict == (Verdict.VALID if unchanged else Verdict.TAMPERED), (path, report)
     shutil.rmtree(folder)
+
+
+def test_a_log_in_the_place_of_another_is_noted(copy):
+    """The witness knows both, so it is the public key that tells them apart; it also says of which it keeps nothing."""
+    log, witness = copy
+    key, other, empty = public_key(log), log.with_name("other"), witness.with_name("empty")
+    DurableLog(other, [witness]).close()
+    shutil.copytree(witness, empty)
+    for kept in empty.glob(f"*/{CHECKPOINTS}"):
+        kept.write_bytes(b"")
+
+    assert verify_log(other, [witness], public_key=key).verdict == Verdict.TAMPERED
+    assert any("keep 1 other logs" in note for note in verify_log(other, [witness]).notes)
+    assert verify_log(log, [witness], public_key=key).notes == []
+    report = verify_log(log, [witness, empty], public_key=key)
+    assert (report.verdict, len(report.notes)) == (Verdict.VALID, 1)
+    assert "holds no checkpoints" in report.notes[0]
+    (note,) = verify_log(log, [witness / Identity.parse((log / "log.json").read_bytes()).log]).notes
+    assert f"did you mean {witness}?" in note

@@ -178,6 +178,26 @@ def test_callers_at_the_same_moment_set_no_clock_back(folders, clock):
     assert verify_log(log, [witness]).notes == []
 
 
+def test_records_that_are_dated_back_are_noted(folders, clock):
+    """Their checkpoint says since when they are vouched for, whatever they say themselves."""
+    log, witness = folders
+    durable = open_log(folders, checkpoint_seconds=HOUR)
+    call(durable, 0)
+    durable.seal()
+    clock(-1000)
+    call(durable, 1)
+    clock(0.01)
+    call(durable, 2)
+    durable.seal()
+    durable.close()
+
+    report = verify_log(log, [witness])
+    assert report.verdict == Verdict.VALID
+    (note,) = report.notes
+    assert "2 records say that they are older" in note
+    assert "first record 3: 2026-08-10T22:00:00" in note
+
+
 def test_statistics_of_a_time_count_no_outcome_as_missing_that_came_later(folders, clock):
     """Nor is a decision from before it less than nothing."""
     log, _ = folders

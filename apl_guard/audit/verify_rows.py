@@ -1,0 +1,127 @@
+"""Whether the records of a log are those under its checkpoints, and whether somebody can read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from apl_guard.audit.chain import Chain
+from apl_guard.audit.checkpoint import Checkpoint, a_minute_before
+from apl_guard.audit.merkle import Tree
+from apl_guard.audit.record import Record
+from apl_guard.audit.recover import is_alive, writers_in
+from apl_guard.audit.report import Report
+from apl_guard.audit.row import Row
+
+__all__ = ["check_rows"]
+
+
+def check_rows(segments: Path, chain: Chain, witnessed: int, report: Report) -> None:
+    """Hold the records of each writer against its checkpoints.
+
+    Args:
+        segments: The folder of segments.
+        chain: The checkpoints that hold.
+        witnessed: How many of them a witness has.
+        report: What was found is put in there.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    present = writers_in(segments) if segments.is_dir() else {}
+    sealed: dict[str, dict[int, Checkpoint]] = {}
+    closed = {checkpoint.writer for checkpoint in chain.checkpoints if checkpoint.closed}
+    newest_witnessed: dict[str, int] = {}
+    for checkpoint in chain.checkpoints:
+        sealed.setdefault(checkpoint.writer, {}).setdefault(checkpoint.size, checkpoint)
+        if checkpoint.number < witnessed:
+            newest_witnessed[checkpoint.writer] = checkpoint.size
+    rows: list[Row] = []
+    recovered: dict[str, list[dict[str, Any]]] = {}
+    for writer in sorted(present.keys() | sealed.keys()):
+        report.writers += 1
+        row = Row(segments, writer, present.get(writer, []))
+        rows.append(row)
+        wrong = _hold_against(row, sealed.get(writer, {}), closed, recovered)
+        size = max(sealed.get(writer, ()), default=0)
+        if wrong is None and row.size < size:
+            # Seen first: what is missing was there when the checkpoint was made.
+            wrong = f"record {row.size} and what follows is missing, {size} are sealed" + (
+                f" ({row.problem})" if row.problem else ""
+            )
+        if wrong is not None:
+            report.findings.append(f"{writer}: {wrong}")
+            row.problem, row.rest = None, []
+        report.records += row.size
+        report.sealed += min(size, row.size)
+        report.witnessed += min(newest_witnessed.get(writer, 0), row.size)
+        report.notes += [f"{writer}: {note}" for note in row.notes]
+    for row in rows:
+        _judge_end(row, recovered.get(row.writer, []), row.writer in closed, report)
+        if row.writer not in sealed and row.writer in present:
+            _judge_unsealed(row, segments, present[row.writer], report)
+
+
+def _hold_against(
+    row: Row, sealed: dict[int, Checkpoint], closed: set[str], recovered: dict[str, list[dict[str, Any]]]
+) -> str | None:
+    """Read all records of a writer; what is wrong with the first that no checkpoint agrees with."""
+    tree = Tree()
+    good = 0
+    times: list[str] = []
+    early, earliest = 0, ""
+    for line in row:
+        tree.append(line.leaf)
+        try:
+            # All of it, for where readers stop they show nothing of what follows.
+            fields = Record.parse(line.content).fields
+        except ValueError as error:
+            return f"record {line.seq} cannot be read: {error}"
+        if fields["event"] == "audit.recovery":
+            try:
+                recovered.setdefault(fields["dead_writer"], []).extend(fields["torn"])
+            except (KeyError, TypeError):
+                return f"record {line.seq} is none that a log writes about itself"
+        times.append(fields["timestamp"])
+        checkpoint = sealed.get(tree.size)
+        if checkpoint is not None:
+            if checkpoint.root != tree.root.hex():
+                return f"one of the records {good} to {tree.size - 1} is not the one that was sealed"
+            limit = a_minute_before(checkpoint.timestamp)
+            for seq, time in enumerate(times, good):
+                if time < limit:
+                    early, earliest = early + 1, earliest or f"record {seq}: {time}, sealed {checkpoint.timestamp}"
+            good = tree.size
+            times.clear()
+    if row.writer in closed and tree.size > max(sealed):
+        return f"record {max(sealed)} stands there after the writer was closed"
+    if early:
+        row.notes.append(
+            f"{early} records say that they are older by more than a minute than the first checkpoint over them, first "
+            f"{earliest}; a crash leaves such records, and a wrong clock: nothing proves that they are so old"
+        )
+    return None
+
+
+def _judge_end(row: Row, recovered: list[dict[str, Any]], is_closed: bool, report: Report) -> None:
+    """What stands after the last record is harmless where another process recorded it, else torn or worse."""
+    unexplained = [piece for piece in row.rest if piece not in recovered]
+    if row.rest and not unexplained:
+        report.notes.append(f"{row.writer}: what a crash left behind was recorded and set aside")
+    elif row.problem is not None:
+        report.findings.append(f"{row.writer}: {row.problem}")
+    elif unexplained and is_closed:
+        report.findings.append(f"{row.writer}: bytes were added after the writer was closed")
+    elif unexplained and _lives(row):
+        report.notes.append(f"{row.writer}: a record was being written just now")
+    elif unexplained:
+        report.torn.append(f"{row.writer}: record {row.size} is cut off")
+
+
+def _judge_unsealed(row: Row, segments: Path, numbers: list[int], report: Report) -> None:
+    if not is_alive(segments, row.writer, numbers) and row.size:
+        report.torn.append(f"{row.writer}: its process ended before its first checkpoint")
+
+
+def _lives(row: Row) -> bool:
+    return bool(row.numbers) and is_alive(row.folder, row.writer, list(row.numbers))
