@@ -36,6 +36,7 @@ Messages say what was found, what was expected and what to do. They never hold t
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,3 +219,23 @@ class ExtraMissing(AplGuardError, ImportError):
     def __init__(self, extra: str, *, needs: str) -> None:
         super().__init__(f"{needs} is not installed; install it with: pip install 'apl-guard[{extra}]'")
         self.extra = extra
+
+    @classmethod
+    def check(cls, extra: str, *packages: str) -> None:
+        """Say before long work, and not at its end, that what it ends with is not installed.
+
+        Args:
+            extra: The extra that brings the packages.
+            packages: Packages that are imported by their own names.
+
+        Raises:
+            ExtraMissing: One is not installed.
+
+        Example:
+            >>> ExtraMissing.check("eval", "json", "no_such_package")
+            Traceback (most recent call last):
+            apl_guard.errors.ExtraMissing: no_such_package is not installed; install it with: ...
+        """
+        for package in packages:
+            if find_spec(package) is None:
+                raise cls(extra, needs=package)

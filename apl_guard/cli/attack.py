@@ -54,7 +54,7 @@ def attack(
 
     import torch
 
-    from apl_guard.errors import InvalidInput
+    from apl_guard.errors import ExtraMissing, InvalidInput
     from apl_guard.prefix import Prefix
     from apl_guard.storage import write_file
     from apl_guard.trainer import minifaces
@@ -65,6 +65,7 @@ def attack(
     from apl_guard.trainer.evaluate.setting import Setting
     from apl_guard.trainer.model.pipeline import open_pipe, unet_precision
 
+    ExtraMissing.check("eval", "scipy", "matplotlib")
     if len(set(prefix)) < len(prefix):
         raise InvalidInput("a prefix is given twice", where="--prefix")
     prefixes = {name: Prefix.load(name) for name in prefix}

@@ -43,7 +43,7 @@ def bench(
 
     Example: apl-guard bench --output bench
     """
-    from apl_guard.errors import InvalidInput
+    from apl_guard.errors import ExtraMissing, InvalidInput
     from apl_guard.prefix import Prefix
     from apl_guard.prefix.places import find_path
     from apl_guard.storage import check_place, write_file
@@ -61,6 +61,7 @@ def bench(
     from apl_guard.trainer.peers.peer import Task
     from apl_guard.trainer.train.card import training_seconds
 
+    ExtraMissing.check("eval", "scipy", "matplotlib")
     check_place(output / "bench.json")
     vectors = Prefix.load(prefix)
     peers = all_peers(vectors, training_seconds(find_path(prefix)))

@@ -134,7 +134,7 @@ def evaluate(
     Example: apl-guard eval --model sd15 --prefix prefixes/sd15 --protocol apl-2026 --identities people.yaml
     --references faces --detector yunet.onnx --recogniser sface.onnx --clip clip-vit-large-patch14
     """
-    from apl_guard.errors import InvalidInput
+    from apl_guard.errors import ExtraMissing, InvalidInput
     from apl_guard.prefix import Prefix
     from apl_guard.storage import check_place, write_file
     from apl_guard.trainer.evaluate.curves import read_curves
@@ -142,6 +142,7 @@ def evaluate(
     from apl_guard.trainer.evaluate.provenance import command
     from apl_guard.trainer.model.pipeline import open_pipe
 
+    ExtraMissing.check("eval", "scipy")
     _refuse_what_nobody_reads(context, protocol)
     if curves and report is None:
         raise InvalidInput("curves are shown in a report; name its file with --report", where="--curves")
@@ -162,8 +163,9 @@ def evaluate(
         from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES
         from apl_guard.trainer.suites import SUITES, choose
 
+        named = SUITES if Suite.ALL in (suite or ()) else [one.value for one in suite or ()]
         shared |= {
-            "suites": SUITES if Suite.ALL in (suite or ()) else choose(s.value for s in suite or ()) or DEFAULT_SUITES,
+            "suites": choose(named) or DEFAULT_SUITES,
             "templates": read_templates(templates) if templates else None,
             "images_per_person": images_per_person,
             "seed": seed,

@@ -156,7 +156,7 @@ def scale(
 
     Example: apl-guard minifaces scale --output small --axis identities --value 5 --value 10 --set steps=50 --people 10
     """
-    from apl_guard.errors import InvalidInput
+    from apl_guard.errors import ExtraMissing, InvalidInput
     from apl_guard.storage import make_folder, write_file
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.config import TrainConfig
@@ -165,6 +165,7 @@ def scale(
     from apl_guard.trainer.evaluate.scale import AXES, measure_scale
     from apl_guard.trainer.model.pipeline import open_pipe
 
+    ExtraMissing.check("eval", "scipy", "matplotlib")
     names = [one.value for one in axis or ()] or list(AXES)
     if value and len(names) != 1:
         raise InvalidInput("values are of one axis; name it with --axis", where="--value")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from apl_guard.errors import ExtraMissing
 from apl_guard.prefix import Prefix
 from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer import minifaces
@@ -62,6 +63,7 @@ def run_demo(
         StorageFailed: Something cannot be written.
     """
     began = time.monotonic()
+    ExtraMissing.check("eval", "scipy")
     make_folder(output)
     pipe = open_pipe(minifaces.model_path())
     if quick:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apl_guard.errors import InvalidInput, PrefixInvalid
+from apl_guard.errors import ExtraMissing, InvalidInput, PrefixInvalid
 from apl_guard.prefix import Prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
@@ -69,6 +69,7 @@ def measure_scale(
         InvalidInput: An axis is unknown, there are not so many people, or a prefix in the folder was made otherwise.
         StorageFailed: Something cannot be written.
     """
+    ExtraMissing.check("eval", "scipy")
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown or not axes:
         raise InvalidInput(f"found {unknown or 'none'}; expected some of {list(AXES)}", where="axes")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from apl_guard.errors import InvalidInput
+from apl_guard.errors import ExtraMissing, InvalidInput
 from apl_guard.guard import Guard
 from apl_guard.prefix import Prefix
 from apl_guard.storage import make_folder, write_file
@@ -82,7 +82,9 @@ class Setting:
         Raises:
             InvalidInput: The model cannot draw in so many steps.
             PrefixNotFound: The prefix belongs to another text encoder.
+            ExtraMissing: scipy is not installed, which every figure's interval needs.
         """
+        ExtraMissing.check("eval", "scipy")
         check_steps(pipe, options.get("steps", cls.steps))
         return cls(pipe, prefix, Guard(pipe, policy="anonymize_faces", prefix=prefix), judges, **options)
 
