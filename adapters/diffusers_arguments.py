@@ -192,8 +192,10 @@ IMPOSSIBLE: Mapping[str, str] = {
 """Argument → why it cannot be used with a guard, whatever the policy says. None and False are fine."""
 
 # Classifier-free guidance: uncond + g · (cond − uncond). Below 1 a part of the negative prompt is drawn,
-# below 0 the picture moves away from the protected prompt.
+# below 0 the picture moves away from the protected prompt. With a second scale i for pictures, these count for
+# uncond + g · (cond − picture) + i · (picture − uncond), where `picture` reads the negative prompt as well.
 _GUIDANCE = ("guidance_scale", "true_cfg_scale", "prior_guidance_scale", "decoder_guidance_scale")
+_OF_PICTURE = "image_guidance_scale"
 
 
 def channel_of(name: str, pipeline: str) -> Channel | None:
@@ -231,8 +233,11 @@ def turns_guidance_round(arguments: Mapping[str, Any], *, with_negative: bool) -
         False
     """
     least = 1.0 if with_negative else 0.0
-    scales = [arguments[name] for name in _GUIDANCE if arguments.get(name) is not None]
-    return any(not isinstance(scale, int | float) or not math.isfinite(scale) or scale < least for scale in scales)
+    names = [name for name in (*_GUIDANCE, _OF_PICTURE) if arguments.get(name) is not None]
+    scales = [arguments[name] for name in names]
+    if any(not isinstance(scale, int | float) or not math.isfinite(scale) or scale < least for scale in scales):
+        return True
+    return with_negative and _OF_PICTURE in names and arguments[_OF_PICTURE] > arguments.get("guidance_scale", 0)
 
 
 MOST_SKIPPED = 2

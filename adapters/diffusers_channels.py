@@ -13,6 +13,7 @@ from apl_guard.encoder.anatomy import has_parameter_named
 from apl_guard.request import PROMPT_CHANNELS, Channel
 
 from .diffusers_arguments import reads_early_layers, turns_guidance_round
+from .diffusers_cleaning import MOST_CHARACTERS, cleaner_of
 from .diffusers_view import encoders_of
 from .forms import cleaned_forms
 from .mark import new_mark
@@ -56,16 +57,23 @@ def implied(
     return found
 
 
-def said(pipe: DiffusionPipeline, text: Mapping[Channel, tuple[str, ...]]) -> set[Channel]:
+def said(
+    pipe: DiffusionPipeline, arguments: Mapping[str, Any], text: Mapping[Channel, tuple[str, ...]]
+) -> set[Channel]:
     """The channels that prompts open by what they say, or by what is made of them on their way.
 
     Args:
         pipe: The pipe, whose tokenizers say which tokens are special and which words were added.
+        arguments: Argument → value, of this call, defaults included.
         text: Text channel → its texts.
     """
-    forms = {form for channel in PROMPT_CHANNELS for t in text.get(channel, ()) for form in cleaned_forms(t)}
-    prompts, tokens = sorted(forms), _turn_tokens(pipe)
     found: set[Channel] = set()
+    forms = {form for channel in PROMPT_CHANNELS for t in text.get(channel, ()) for form in cleaned_forms(t)}
+    if (cleaner := cleaner_of(pipe, arguments)) is not None:
+        if any(len(form) > MOST_CHARACTERS for form in forms):
+            found.add(Channel.PROMPT_SYNTAX)
+        forms |= {cleaner(form) for form in forms if len(form) <= MOST_CHARACTERS}
+    prompts, tokens = sorted(forms), _turn_tokens(pipe)
     if any(token in prompt for prompt in prompts for token in tokens):
         found.add(Channel.PROMPT_SYNTAX)
     if any(_has_learned_words(e.tokenizer, prompts) for e in encoders_of(pipe)):

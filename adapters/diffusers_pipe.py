@@ -26,9 +26,10 @@ from apl_guard.request import Channel, GenerationRequest, texts
 
 from .diffusers_arguments import IMPOSSIBLE, TEXT, channel_of, is_known
 from .diffusers_channels import has_adapter_weights, implied, said
+from .diffusers_cleaning import cleaned_readings, cleaner_of
 from .diffusers_families import check_supported
 from .diffusers_load import load_pipe
-from .diffusers_view import Encoder, encoders_of, view_of
+from .diffusers_view import Encoder, encoders_of, unreadable_in, view_of
 from .forms import check_decided
 from .inject import injected
 from .mark import marked, new_mark, part_of_prompts
@@ -103,21 +104,28 @@ class DiffusersAdapter:
             if name in TEXT:
                 text[channel] = texts(arguments[name], where=name)
                 arguments[name] = text[channel][0] if isinstance(value, str) else list(text[channel])
-        used |= implied(self._pipe, self._defaults, arguments, text, used) | said(self._pipe, text)
+        whole = self._defaults | arguments
+        used |= implied(self._pipe, self._defaults, arguments, text, used) | said(self._pipe, whole, text)
         # Names may come from a request that a service passes on, so they are made safe for messages.
         unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in arguments if not self._knows(name))
         slots = tuple(e.slot for e in encoders_of(self._pipe))
-        return GenerationRequest(self.name, text, frozenset(used), unknown, arguments, slots)
+        readings = cleaned_readings(cleaner_of(self._pipe, whole))
+        return GenerationRequest(self.name, text, frozenset(used), unknown, arguments, slots, readings=readings)
 
     def fingerprints(self) -> Mapping[str, Fingerprint]:
         """Slot → fingerprint of each text encoder that is in the pipe now.
 
         Raises:
-            GuardUnavailable: The pipe has no text encoder.
+            GuardUnavailable: The pipe has no text encoder, or one that no prefix can be put into.
         """
         found = encoders_of(self._pipe)
         if not found:
             raise GuardUnavailable("the pipe has no text encoder or no tokenizer; a prefix needs both")
+        if unreadable := unreadable_in(self._pipe):
+            raise GuardUnavailable(
+                f"{', '.join(unreadable)} would read prompts without a prefix: the guard knows text encoders that are "
+                "modules of torch, each with a tokenizer of transformers"
+            )
         return {e.slot: fingerprint(e.text_encoder, e.tokenizer) for e in found}
 
     def likeness(self, prefix: Prefix) -> Mapping[str, Likeness]:
@@ -150,7 +158,7 @@ class DiffusersAdapter:
             PrefixInvalid: The prefix has another width than the text encoder, or leaves no room for a prompt.
             Exception: Whatever the pipe raises, unchanged.
         """
-        check_decided(said(self._pipe, request.text), request)
+        check_decided(said(self._pipe, self._defaults | dict(request.arguments), request.text), request)
         arguments = {name: _copied(value) for name, value in request.arguments.items()}
         if prefix is None:
             output = self._call(self._pipe, **arguments)

@@ -19,7 +19,9 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-__all__ = ["Encoder", "encoders_of", "view_of"]
+__all__ = ["Encoder", "encoders_of", "unreadable_in", "view_of"]
+
+_SLOT = re.compile(r"text_encoder(_\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,16 @@ def encoders_of(pipe: DiffusionPipeline) -> tuple[Encoder, ...]:
             has_template = any(getattr(part, "chat_template", None) for part in (component, tokenizer))
             found[id(text_encoder)] = Encoder(slot, text_encoder, tokenizer, has_template)
     return tuple(sorted(found.values(), key=lambda encoder: encoder.slot))
+
+
+def unreadable_in(pipe: DiffusionPipeline) -> tuple[str, ...]:
+    """The text encoders of a pipe whose tokenizer, or who themselves, are of a kind that no prefix can be put into."""
+    covered = {id(encoder.text_encoder) for encoder in encoders_of(pipe)}
+    return tuple(
+        name
+        for name, component in sorted(pipe.components.items())
+        if _SLOT.search(name) and component is not None and id(component) not in covered
+    )
 
 
 def view_of(pipe: Any, exchange: Callable[[nn.Module | None, Any], Any]) -> Any:

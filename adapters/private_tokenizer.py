@@ -7,6 +7,8 @@ import threading
 import weakref
 from typing import Any
 
+from apl_guard.encoder.fingerprint import tokenizer_state
+
 __all__ = ["private_copy"]
 
 _lock = threading.Lock()
@@ -18,7 +20,7 @@ def private_copy(tokenizer: Any) -> tuple[Any, threading.RLock]:
     """A copy of the tokenizer with the lock that guards it, kept as long as the tokenizer lives unchanged."""
     key = id(tokenizer)
     state = (
-        *(len(tokenizer), tokenizer.model_max_length, str(tokenizer.special_tokens_map)),
+        tokenizer_state(tokenizer),
         *(tokenizer.padding_side, tokenizer.truncation_side, getattr(tokenizer, "chat_template", None)),
     )
     with _lock:

@@ -21,7 +21,7 @@ from apl_guard.encoder.weights import adapters_in, digest_of, remembered, weight
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Fingerprint", "architecture_of", "fingerprint", "probe_ids"]
+__all__ = ["Fingerprint", "architecture_of", "fingerprint", "probe_ids", "tokenizer_state"]
 
 # Texts whose token ids tell tokenizers with one vocabulary but other merges or normalisation apart.
 _PROBE_TEXTS = ("", "a photo of Mara Voss", "İstanbul\u00a0CAFÉ  naïve", "don't, it's 2026!", "北京 😀")
@@ -91,8 +91,16 @@ _lock = threading.Lock()
 _known_tokenizers: dict[int, tuple[weakref.ref[Any], object, str]] = {}
 
 
+def tokenizer_state(tokenizer: Any) -> object:
+    """What differs where a tokenizer was changed, found out in a moment: the words that were added, of which some may
+    have been exchanged by as many others, and the lengths and tokens that it works with."""
+    # By their ids: a table of all words that were ever added takes ten times as long.
+    added = tuple(tokenizer.convert_ids_to_tokens(range(tokenizer.vocab_size, len(tokenizer))))
+    return added, len(tokenizer), tokenizer.model_max_length, str(tokenizer.special_tokens_map)
+
+
 def _tokenizer_digest(tokenizer: Any) -> str:
-    state = (len(tokenizer), tokenizer.model_max_length, str(tokenizer.special_tokens_map))
+    state = tokenizer_state(tokenizer)
     key = id(tokenizer)
     with _lock:
         known = _known_tokenizers.get(key)

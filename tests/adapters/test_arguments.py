@@ -1,6 +1,7 @@
 """Nothing that a pipeline of the installed diffusers takes is left unclassified."""
 
 import inspect
+import sys
 
 import diffusers
 import pytest
@@ -51,6 +52,22 @@ def test_every_argument_of_every_covered_pipeline_is_classified():
     ]
 
     assert unknown == []
+
+
+def test_the_cleaning_of_every_covered_pipeline_is_known():
+    """One that resolves entities in a way of its own would read names that nobody looked at."""
+    cleaning = [
+        cls
+        for cls in PIPELINES.values()
+        if reason_against(cls) is None and "unescape(" in inspect.getsource(sys.modules[cls.__module__])
+    ]
+
+    assert len(cleaning) > 10
+    for cls in cleaning:
+        module = sys.modules[cls.__module__]
+        source = inspect.getsource(cls)
+        ways = [hasattr(cls, "_clean_caption"), hasattr(module, "prompt_clean"), "self.text_preprocessor" in source]
+        assert any(ways), cls.__name__
 
 
 def test_every_pipeline_is_covered_or_refused_with_a_reason():

@@ -10,8 +10,10 @@ from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from peft import LoraConfig
 from prometheus_client import CollectorRegistry
 
-from apl_guard import Guard, InvalidInput, PolicyBlocked, PrefixNotApplied, PrefixNotFound
-from apl_guard.testing import random_prefix, tiny_pipe
+from apl_guard import Guard, GuardUnavailable, InvalidInput, PolicyBlocked, PrefixNotApplied, PrefixNotFound
+from apl_guard.adapters.mark import new_mark
+from apl_guard.adapters.prefix_tokenizer import prefix_tokenizer
+from apl_guard.testing import random_prefix, tiny_pipe, tiny_variant
 
 N = 4
 
@@ -175,6 +177,19 @@ def test_a_callback_that_takes_the_prefix_away_is_on_record(xl, permitting):
     assert counted == {"applied": 1, "unproven": 1}
 
 
+def test_guidance_by_a_picture_beyond_that_by_the_prompt_is_blocked(permitting):
+    """What it exceeds the other by is drawn of the negative prompt, which is read together with the picture."""
+    pipe = tiny_variant(tiny_pipe(), "StableDiffusionInstructPix2PixPipeline")
+    guard = Guard(pipe, permitting("image"), prefix=random_prefix(pipe, n=N))
+    asked = {"prompt": "a man", "image": _noise(), "negative_prompt": "Mara Voss"}
+
+    for scales in ({"image_guidance_scale": 20.0}, {"guidance_scale": 1.2}, {"image_guidance_scale": float("inf")}):
+        with pytest.raises(PolicyBlocked, match="'guidance'"):
+            guard(**asked, **scales)
+    assert guard.check(**asked).effective == "anonymize"
+    assert guard.check(**asked | {"negative_prompt": None}, image_guidance_scale=20.0).effective == "anonymize"
+
+
 @pytest.mark.parametrize("scale", [1.0, 5.0])
 def test_a_negative_prompt_that_only_pushes_away_is_allowed(two_encoders, scale):
     """With guidance it steers away from what it says, without it is not used."""
@@ -241,6 +256,56 @@ def test_a_learned_word_is_noticed_and_can_be_permitted(pipe, prefix):
     assert made.outcome.prefix_rows == {"text_encoder": (prefix.n,)}
     assert made.outcome.prefix_match == "compatible"
     assert not guard.check("a photo of mara").unsafe
+
+
+def test_a_learned_word_that_takes_the_place_of_another(pipe, prefix):
+    """A service that loads the words of each customer in turn has as many words as before, and other ones."""
+    pipe.load_textual_inversion({"<mara>": torch.full((1, pipe.text_encoder.config.hidden_size), 0.02)})
+    guard = Guard(pipe, "anonymize_personalised", prefix=prefix)
+    assert any("textual_inversion" in each for each in guard.check("a photo of <mara>").unsafe)
+    pipe.unload_textual_inversion()
+    pipe.load_textual_inversion({"<lena>": torch.full((1, pipe.text_encoder.config.hidden_size), -0.02)})
+
+    assert any("textual_inversion" in each for each in guard.check("a photo of <lena>").unsafe)
+    assert not guard.check("a photo of <mara>").unsafe
+    seen = prefix_tokenizer(pipe.tokenizer, new_mark(), 0)(["a photo of <lena>"])["input_ids"]
+    assert seen == pipe.tokenizer(["a photo of <lena>"])["input_ids"]
+
+
+class OwnTokenizer:
+    """What a platform may put in place of a tokenizer of transformers."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def __call__(self, *args, **kwargs):
+        return self._tokenizer(*args, **kwargs)
+
+    def __getattr__(self, name):
+        return getattr(self._tokenizer, name)
+
+
+class OwnEncoder:
+    """The same for a text encoder, such as one that an engine compiled."""
+
+    def __init__(self, text_encoder):
+        self.encode, self.dtype, self.config = text_encoder, text_encoder.dtype, text_encoder.config
+
+    def __call__(self, *args, **kwargs):
+        return self.encode(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("name", "own"), [("tokenizer_2", OwnTokenizer), ("text_encoder_2", OwnEncoder)])
+def test_a_text_encoder_that_no_prefix_can_be_put_into_is_refused(xl, name, own):
+    """It would read the prompt bare, and the record would show the other one alone: applied."""
+    pipe = tiny_pipe(family="stable_diffusion_xl")
+    guard = Guard(pipe, prefix=xl[1])
+    setattr(pipe, name, own(getattr(pipe, name)))
+
+    with pytest.raises(GuardUnavailable, match="text_encoder_2 would read prompts without a prefix"):
+        guard("Mara Voss", num_inference_steps=1, height=32, width=32)
+    with pytest.raises(GuardUnavailable, match="text_encoder_2"):
+        Guard(pipe, prefix=random_prefix(tiny_pipe(), n=N))
 
 
 def test_a_prompt_list_that_changes_during_the_call(shared_pipe, prefix, draw):

@@ -1,0 +1,53 @@
+"""What a pipeline makes of a prompt before it tokenizes it: some take markup, addresses and broken letters out of it.
+
+`M&#97;ra` is `mara` for them, and `Mara @x Voss` is `mara voss`. The pipe's own function is asked, so that what is
+looked at is what its text encoder reads.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from diffusers.utils import is_bs4_available, is_ftfy_available
+
+from apl_guard.request import Reading
+from apl_guard.request.canonical import canonical, letters_of
+
+__all__ = ["MOST_CHARACTERS", "cleaned_readings", "cleaner_of"]
+
+MOST_CHARACTERS = 20_000
+"""Of a text that is cleaned before anything was decided about it: cleaning takes time that grows with its square."""
+
+Cleaner = Callable[[str], str]
+
+
+def cleaner_of(pipe: Any, arguments: Mapping[str, Any]) -> Cleaner | None:
+    """How a pipe cleans the prompts of a call, or None where it leaves them as they are.
+
+    Args:
+        pipe: The pipe.
+        arguments: Argument → value, defaults included.
+    """
+    cleaner: Cleaner | None
+    if hasattr(pipe, "_clean_caption"):
+        # Without these it warns, and cleans nothing.
+        is_cleaned = arguments.get("clean_caption") and is_bs4_available() and is_ftfy_available()
+        return (lambda text: str(pipe._text_preprocessing(text, clean_caption=True)[0])) if is_cleaned else None
+    if (preprocessor := getattr(pipe, "text_preprocessor", None)) is not None:
+        cleaner = preprocessor.basic_clean if arguments.get("skip_text_cleaning") else preprocessor.clean_text
+        return cleaner
+    modules = [sys.modules.get(base.__module__) for base in type(pipe).__mro__]
+    cleaner = next((clean for module in modules if (clean := getattr(module, "prompt_clean", None))), None)
+    return cleaner
+
+
+def cleaned_readings(cleaner: Cleaner | None) -> Callable[[str], Sequence[Reading]]:
+    """What else a text says, for `GenerationRequest.readings`: what a pipe makes of it, if that has other letters."""
+
+    def readings(text: str) -> Sequence[Reading]:
+        cleaned = text if cleaner is None else canonical(cleaner(text))
+        return () if letters_of(cleaned) == letters_of(text) else (Reading(cleaned),)
+
+    return readings
