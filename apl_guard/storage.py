@@ -144,6 +144,16 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
+def refuse_device(path: Path) -> None:
+    """Refuse a device or a pipe, which a file renamed to its place would replace: /dev/null, say, became a file.
+
+    Raises:
+        StorageFailed: It is one.
+    """
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise StorageFailed("is a device or a pipe; choose a file", path=path)
+
+
 def write_file(path: Path, content: bytes) -> Path:
     """Write one file: the whole content, or what was there before.
 
@@ -155,9 +165,7 @@ def write_file(path: Path, content: bytes) -> Path:
         ...     write_file(Path(folder, "a.txt"), b"whole").read_bytes()
         b'whole'
     """
-    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        # It would be replaced, so that /dev/null, say, became a file.
-        raise StorageFailed("is a device or a pipe; choose a file", path=path)
+    refuse_device(path)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)

@@ -102,6 +102,10 @@ def test_publish_and_take_over(run, trained, prefix, tmp_path):
     assert run("prefix", "revoke", "sd15", "--reason", "weak", "--registry", other)[0] == 0
     assert run("prefix", "verify", "sd15", "--registry", other)[0] == 4
     assert "REVOKED" in run("prefix", "list", "--all", "--registry", other)[1]
+    assert "REVOKED  weak" in run("prefix", "show", "sd15", "--registry", other)[1]
+    listed = json.loads(run("prefix", "list", "--json", "--registry", other)[1])
+    assert {entry["name"]: entry["revoked"] for entry in listed} == {"sd15": "weak", "minifaces": None}
+    assert json.loads(run("prefix", "show", "sd15", "--json", "--registry", other)[1])["revoked"] == "weak"
     assert run("prefix", "verify", "nothing")[0] == 2
 
 
@@ -176,6 +180,26 @@ def test_a_shell_completes_policies(tmp_path, monkeypatch):
     assert complete_policy("s") == ["shadow_anonymize_faces", "sub"]
     assert complete_policy(f"{tmp_path}/sub/") == [f"{tmp_path}/sub/b.yml"]
     assert complete_policy("nowhere/") == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "generate --policy anonymize_n",
+        "selftest --policy anonymize_n",
+        "policy show anonymize_n",
+        "policy init --from anonymize_n",
+        "policy replay mine.yaml log --was anonymize_n",
+    ],
+)
+def test_a_shell_completes_policies_wherever_one_is_named(line):
+    """As an argument and as an option, by the protocol that the installed completion speaks."""
+    words = ["apl-guard", *line.split()]
+    asked = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1), "_APL_GUARD_COMPLETE": "complete_bash"}
+    code = "import sys; sys.argv[0] = 'apl-guard'; from apl_guard.cli import main; main()"
+    environment = os.environ | asked | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["anonymize_named"]
 
 
 def test_a_file_that_cannot_be_read_is_one_line(run, tmp_path, monkeypatch):
@@ -277,6 +301,20 @@ def test_help_comes_without_asking(run, command):
     _, out, err = run(*command)
 
     assert "Usage" in out + err
+
+
+def test_the_help_of_train_lists_every_option(run):
+    """All that --set reaches, with its default, the words that it takes and what it does."""
+    from apl_guard.trainer.config import TrainConfig
+
+    told = " ".join(run("train", "--help")[1].split())
+
+    for name, field in TrainConfig.model_fields.items():
+        assert field.description, name
+        default = "" if field.default is None else field.default
+        assert f"{name}={default}" in told
+        assert field.description.split()[-1] in told
+    assert "schedule=cosine (cosine|linear|constant)" in told
 
 
 def test_version(run):

@@ -194,7 +194,7 @@ def test_what_no_prefix_can_reach_is_blocked():
 
     assert (decision.effective, decision.prefixed) == (Action.BLOCK, False)
     assert decision.reasons[0].rule == "prefix"
-    assert "no prefix can reach" in decision.reasons[0].why
+    assert decision.reasons[0].why == "no prefix can reach this backend; without_prefix: block"
 
 
 @pytest.mark.parametrize(

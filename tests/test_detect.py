@@ -175,7 +175,7 @@ def test_where_nobody_looked_nothing_passes():
     decision = decide(found, request)
 
     assert decision.action == Action.BLOCK
-    assert "names.stars did not look" in decision.reasons[0].why
+    assert decision.reasons[0].why == "names.stars did not look; on_error: block"
 
 
 class TestPatterns:

@@ -35,7 +35,7 @@ class TrainConfig(BaseModel):
         {'steps': (200, 1000)}
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     # The prefix
     n_vectors: int = Field(default=10, ge=1, le=64)
@@ -72,6 +72,7 @@ class TrainConfig(BaseModel):
 
     # The optimisation
     steps: int = Field(default=1000, ge=1)
+    """Steps of training."""
     identity_batch: int = Field(default=16, ge=1)
     """Identity examples per step."""
     generic_batch: int = Field(default=16, ge=1)
@@ -92,6 +93,7 @@ class TrainConfig(BaseModel):
     reuse_batches: int = Field(default=0, ge=0)
     """Draw only so many batches and go round them, so that targets are computed once; 0: all are fresh."""
     seed: int = Field(default=0, ge=-(2**62), lt=2**62)
+    """Of the data, the start and the order."""
 
     # The data
     images_per_identity: int = Field(default=4, ge=1)
@@ -113,7 +115,9 @@ class TrainConfig(BaseModel):
     held_aside_generic: int = Field(default=32, ge=1)
     """Generic examples that serve the periodic evaluation; at most a quarter of all."""
     eval_every: int = Field(default=100, ge=1)
+    """Steps between two evaluations."""
     checkpoint_every: int = Field(default=50, ge=1)
+    """Steps between two checkpoints, from which a stopped run goes on."""
     keep: Literal["best", "last"] = "best"
     """Which prefix is written: that of the best evaluation (gap closed minus generic drift), or the last."""
     time_limit_minutes: float | None = Field(default=None, gt=0)
@@ -121,6 +125,7 @@ class TrainConfig(BaseModel):
 
     # The machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the UNet; all else is in float32.  auto: bfloat16 where the processor computes in it."""
     gradient_checkpointing: bool = False

@@ -19,7 +19,7 @@ from apl_guard.cli.demo import demo
 from apl_guard.cli.evaluate import evaluate
 from apl_guard.cli.generate import generate
 from apl_guard.cli.selftest import selftest
-from apl_guard.cli.train import train
+from apl_guard.cli.train import TrainCommand, train
 from apl_guard.errors import AplGuardError, GuardUnavailable, InvalidInput, PolicyBlocked
 
 __all__ = ["app", "main"]
@@ -54,7 +54,7 @@ app.add_typer(prefix.app, name="prefix")
 app.add_typer(policy.app, name="policy")
 app.add_typer(audit.app, name="audit")
 app.add_typer(metrics.app, name="metrics")
-app.command(no_args_is_help=True)(train)
+app.command(cls=TrainCommand, no_args_is_help=True)(train)
 app.command("eval", no_args_is_help=True)(evaluate)
 app.command(no_args_is_help=True)(attack)
 app.command()(bench)

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, TextIO
 
@@ -17,6 +17,7 @@ from apl_guard.cli.moment import Since, Until, moments_of
 from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.policy import Action
+from apl_guard.storage import refuse_device
 
 __all__ = ["export"]
 
@@ -52,6 +53,9 @@ def export(
 
     if [to_csv, dsa, postgres is not None, schema].count(True) != 1:
         raise InvalidInput("expected one of --csv, --dsa, --postgres and --schema", where="export")
+    of_statements = {"--action": action, "--territory": territory, "--terms": terms, "--terms-url": terms_url}
+    _refuse(not dsa, "--dsa", of_statements)
+    _refuse(not (to_csv or dsa), "--csv and --dsa", {"--since": since, "--until": until, "--output": output})
     if schema:
         typer.echo(SCHEMA.strip())
         return
@@ -74,12 +78,26 @@ def export(
             stream.write(json.dumps(statement) + "\n")
 
 
+def _refuse(wrong: bool, form: str, given: Mapping[str, object]) -> None:
+    """Refuse what this form would pass over, so that nobody takes all calls for those that were asked for.
+
+    Raises:
+        InvalidInput: An option of another form is given.
+    """
+    for option, value in given.items():
+        if wrong and value is not None:
+            raise InvalidInput(f"goes with {form} only; leave it out", where=option)
+
+
 @contextlib.contextmanager
 def _written(output: Path | None) -> Iterator[TextIO]:
     """Where an export goes. A file is there whole or not at all; one that was there stays until then."""
     if output is None:
+        if sys.stdout is None:  # closed, as by `>&-`
+            raise InvalidInput("standard output is closed; name a file", where="--output")
         yield sys.stdout
         return
+    refuse_device(output)
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:

@@ -78,10 +78,12 @@ def verify(
 
 
 def _say(text: str) -> None:
-    """Print it. Who closes the pipe, as `head` does, has read enough; the verdict is no other for that."""
+    """Print it. The verdict is no other where the disk is full, or where `head` has read enough and closes the pipe."""
     try:
         typer.echo(text)
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            typer.secho(f"error: the verdict cannot be printed ({error.strerror})", fg=typer.colors.RED, err=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes there when Python ends
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apl_guard.cli.policy_effects import PolicyOption
 from apl_guard.cli.services import Arguments, find_service
 from apl_guard.errors import AplGuardError, InvalidInput, PolicyBlocked
 from apl_guard.storage import make_folder, write_file
@@ -28,7 +29,7 @@ def generate(
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the pictures: 000.png, 001.png, …")],
-    policy: Annotated[str, typer.Option(help="Name of a built-in policy, or a policy file.")] = "anonymize_faces",
+    policy: PolicyOption = "anonymize_faces",
     prefix: Annotated[
         str | None, typer.Option(help="Prefix folder or name.", show_default="the registered one that fits")
     ] = None,

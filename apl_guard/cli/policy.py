@@ -61,6 +61,10 @@ tests:
 """
 
 
+def _complete_built_in(incomplete: str) -> list[str]:
+    return [name for name in built_in_policies() if name.startswith(incomplete)]
+
+
 @app.command("list")
 def list_policies(as_json: AsJson = False) -> None:
     """List the built-in policies.
@@ -161,7 +165,13 @@ def schema() -> None:
 def init(
     file: Annotated[Path, typer.Argument(help="The file to write. It must not be there yet.")],
     base: Annotated[
-        str | None, typer.Option("--from", help="Copy this built-in policy.", show_default="a starter with tests")
+        str | None,
+        typer.Option(
+            "--from",
+            help="Copy this built-in policy.",
+            show_default="a starter with tests",
+            autocompletion=_complete_built_in,
+        ),
     ] = None,
 ) -> None:
     """Write a policy to begin with.
@@ -184,7 +194,7 @@ def init(
             stream.write(content)
     except OSError as error:
         raise StorageFailed(f"cannot be written ({error.strerror}); nothing was changed", path=file) from error
-    typer.echo(f"{file}  next: apl-guard policy test {file}")
+    typer.echo(f"{file}  next: apl-guard policy {'test' if base is None else 'validate'} {file}")
 
 
 app.command("diff", no_args_is_help=True)(diff_policies)

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from apl_guard.decision import Reason
     from apl_guard.decision.rules import Verdict
 
-__all__ = ["PolicyName", "complete_policy", "diff_policies", "explain_prompt", "read_text", "replay_log"]
+__all__ = [
+    "PolicyName",
+    "PolicyOption",
+    "complete_policy",
+    "diff_policies",
+    "explain_prompt",
+    "read_text",
+    "replay_log",
+]
 
 _APPLIES = {True: "applies", False: "does not apply", None: "may apply or not"}
 _MARKS = {True: "yes", False: "no ", None: "?  "}
@@ -36,6 +44,9 @@ def complete_policy(incomplete: str) -> list[str]:
     return [name for name in [*built_in_policies(), *files] if name.startswith(incomplete)]
 
 
+PolicyOption = Annotated[
+    str, typer.Option("--policy", help="Name of a built-in policy, or a policy file.", autocompletion=complete_policy)
+]
 PolicyName = Annotated[
     str,
     typer.Argument(
@@ -145,7 +156,10 @@ def explain_prompt(
 def replay_log(
     policy: PolicyName,
     log: Annotated[Path, typer.Argument(help="Folder of an audit log.")],
-    was: Annotated[str | None, typer.Option(help="The policy in force then, so that its findings count.")] = None,
+    was: Annotated[
+        str | None,
+        typer.Option(help="The policy in force then, so that its findings count.", autocompletion=complete_policy),
+    ] = None,
     show: Annotated[int, typer.Option(min=0, help="How many changed calls to list.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

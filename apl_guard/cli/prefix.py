@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -67,10 +68,10 @@ def list_prefixes(
         entries = tuple(old for entry in entries for old in found.history(entry.name) or (entry,))
     revoked = found.revoked()
     if as_json:
-        typer.echo(json.dumps([_described(entry) for entry in entries], indent=2))
+        typer.echo(json.dumps([_described(entry, revoked) for entry in entries], indent=2))
         return
     for entry in entries:
-        reason = revoked.get(entry.prefix.digest) if entry.prefix else None
+        reason = _why_revoked(entry, revoked)
         typer.echo(_line(entry) + ("" if reason is None else f"  REVOKED  {printable(reason)}"))
     if not entries:
         typer.echo(f"none in {found.root}; register one with: apl-guard prefix register PREFIX")
@@ -86,17 +87,21 @@ def show(
 
     Example: apl-guard prefix show minifaces
     """
-    entry = PrefixRegistry(registry).open(prefix)
+    found = PrefixRegistry(registry)
+    entry = found.open(prefix)
     loaded = entry.prefix
     assert loaded is not None  # `open` raises otherwise
     metadata = loaded.metadata
+    reason = _why_revoked(entry, found.revoked())
     if as_json:
-        about = {"path": str(entry.path), "version": entry.version, "digest": loaded.digest}
+        about = {"path": str(entry.path), "version": entry.version, "digest": loaded.digest, "revoked": reason}
         typer.echo(json.dumps(about | metadata.model_dump(mode="json")))
         return
     version = f"\n  version  {entry.version}" if entry.version else ""
     typer.echo(f"{metadata.name}\n  path     {entry.path}{version}\n  digest   {loaded.digest}")
     typer.echo(f"  created  {metadata.created}\n  signed   {'no' if entry.signature is None else 'yes'}")
+    if reason is not None:
+        typer.echo(f"  REVOKED  {printable(reason)}")
     for slot, width in metadata.widths.items():
         kind = f" ({metadata.traits[slot].kind})" if metadata.traits else ""
         typer.echo(
@@ -234,7 +239,11 @@ def _line(entry: RegistryEntry) -> str:
     return f"{entry.name}{version}  {prefix.n} vectors  digest {prefix.digest[:12]}{signed}  for {encoders}"
 
 
-def _described(entry: RegistryEntry) -> dict[str, object]:
+def _why_revoked(entry: RegistryEntry, revoked: Mapping[str, str]) -> str | None:
+    return revoked.get(entry.prefix.digest) if entry.prefix else None
+
+
+def _described(entry: RegistryEntry, revoked: Mapping[str, str]) -> dict[str, object]:
     described: dict[str, object] = {
         "name": entry.name,
         "version": entry.version,
@@ -245,6 +254,7 @@ def _described(entry: RegistryEntry) -> dict[str, object]:
         described |= {
             "digest": entry.prefix.digest,
             "signed": entry.signature is not None,
+            "revoked": _why_revoked(entry, revoked),
             "metadata": entry.prefix.metadata.model_dump(mode="json"),
         }
     return described

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from apl_guard.cli.generate import open_model, place
+from apl_guard.cli.policy_effects import PolicyOption
 from apl_guard.guard.selftest import CANARIES
 
 __all__ = ["selftest"]
@@ -15,7 +16,7 @@ __all__ = ["selftest"]
 
 def selftest(
     model: Annotated[str, typer.Option(help="Model folder, hub id, or 'minifaces' for the shipped model.")],
-    policy: Annotated[str, typer.Option(help="Name of a built-in policy, or a policy file.")] = "anonymize_faces",
+    policy: PolicyOption = "anonymize_faces",
     prefix: Annotated[
         str | None, typer.Option(help="Prefix folder or name.", show_default="the registered one that fits")
     ] = None,

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
 from apl_guard.cli.evaluate import Neutral
 from apl_guard.cli.quiet import Quiet
+
+
+class TrainCommand(typer.core.TyperCommand):
+    """Its help ends with all that `--set` and `--config` reach."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from apl_guard.trainer.config import TrainConfig
+
+        options = []
+        for name, field in TrainConfig.model_fields.items():
+            words = f" ({'|'.join(get_args(field.annotation))})" if get_origin(field.annotation) is Literal else ""
+            default = "" if field.default is None else field.default
+            options.append(f"{name}={default}{words}  {' '.join((field.description or '').split())}")
+        self.epilog = "\n\n".join(["Options for --set and --config, with their defaults:", *options])
+        super().format_help(ctx, formatter)
 
 
 def train(

@@ -165,7 +165,8 @@ def _on_error(policy: Policy, verdict: Verdict) -> Demand:
         return Demand(Action.ALLOW, why=f"{why}: {OnError.PASSTHROUGH.value}", unsafe=unsafe)
     if policy.spec.on_error == OnError.FALLBACK and verdict.channel in PROMPT_CHANNELS:
         return Demand(Action.ANONYMIZE, why=f"{why}: {OnError.FALLBACK.value}")
-    return Demand(Action.BLOCK, why=why)
+    only = f"{OnError.FALLBACK.value} is for prompts alone" if policy.spec.on_error == OnError.FALLBACK else "block"
+    return Demand(Action.BLOCK, why=f"{why}: {only}")
 
 
 def _without_prefix(policy: Policy, channel: str, demand: Demand, findings: Findings) -> Demand:
@@ -173,11 +174,13 @@ def _without_prefix(policy: Policy, channel: str, demand: Demand, findings: Find
     if demand.action != Action.ANONYMIZE:
         return demand
     why = "no prefix can reach this backend; without_prefix"
-    declared = policy.spec.sources
-    if policy.spec.without_prefix == WithoutPrefix.REWRITE and declared <= findings.looked:
-        found = tuple(finding for finding in findings.found if finding.channel == channel)
-        return Demand(Action.REWRITE, demand.rule, f"{why}: {WithoutPrefix.REWRITE.value}", found)
-    return Demand(Action.BLOCK, demand.rule, why)
+    if policy.spec.without_prefix == WithoutPrefix.BLOCK:
+        return Demand(Action.BLOCK, demand.rule, f"{why}: {WithoutPrefix.BLOCK.value}")
+    why = f"{why}: {WithoutPrefix.REWRITE.value}"
+    if missing := policy.spec.sources - findings.looked:
+        return Demand(Action.BLOCK, demand.rule, f"{why}, but {', '.join(sorted(missing))} did not look")
+    found = tuple(finding for finding in findings.found if finding.channel == channel)
+    return Demand(Action.REWRITE, demand.rule, why, found)
 
 
 def belongs(share: Share, request: GenerationRequest, context: Context) -> bool:

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import os
 from collections import Counter
 
+import pytest
 from logs import expected
 
 from apl_guard.audit.export import Platform, calls, statements
@@ -78,6 +80,32 @@ def test_export_wants_one_form(log, run):
     """None or two are a mistake."""
     assert run("export", log)[0] == 2
     assert run("export", log, "--csv", "--dsa")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("form", "option"),
+    [
+        (["--csv"], ["--action", "block"]),
+        (["--csv"], ["--territory", "DE"]),
+        (["--csv"], ["--terms-url", "https://example.org"]),
+        (["--postgres", "host=nowhere"], ["--since", "7d"]),
+        (["--postgres", "host=nowhere"], ["--until", "2026-01-01"]),
+        (["--schema"], ["--output", "table.sql"]),
+    ],
+)
+def test_what_a_form_would_pass_over_is_refused(log, run, form, option):
+    """Nobody takes all calls for those that were asked for."""
+    code, captured = run("export", log, *form, *option)
+    assert (code, captured.out, captured.err.startswith(f"error: {option[0]}: goes with ")) == (2, "", True)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_pipe_is_not_made_a_file(log, run, tmp_path):
+    """An export never takes the place of a pipe or a device."""
+    os.mkfifo(tmp_path / "pipe")
+    code, captured = run("export", log, "--csv", "--output", tmp_path / "pipe")
+    assert (code, "is a device or a pipe" in captured.err) == (1, True)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_an_export_that_fails_leaves_the_file_before_it(log, run, tmp_path):

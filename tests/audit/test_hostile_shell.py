@@ -85,6 +85,24 @@ def test_the_verdict_does_not_depend_on_who_reads_it(log):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_does_not_make_a_log_tampered(log):
+    """Where the verdict cannot be printed, the exit code is that of the log, not the 1 of tampering."""
+    command = [sys.executable, "-m", "apl_guard", "audit", "verify", str(log), "--witness", str(log.parent / "witness")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, env=environment, stdout=full, stderr=subprocess.PIPE, timeout=120)
+    assert (done.returncode, done.stderr.count(b"\n"), b"cannot be printed" in done.stderr) == (0, 1, True)
+
+
+def test_an_export_to_a_closed_output_is_a_line(log):
+    """As by `>&-`, where Python has no standard output at all."""
+    command = [sys.executable, "-m", "apl_guard", "audit", "export", str(log), "--csv"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *command], env=environment, capture_output=True, timeout=120)
+    assert (done.returncode, done.stderr.startswith(b"error: --output: "), done.stderr.count(b"\n")) == (2, True, 1)
+
+
 class TestAnotherAccount:
     """Root may write everywhere, and what it writes the account of the guards could not read."""
 
