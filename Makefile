@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 WHEEL_BIN := .venv-wheel/bin
 
 # Debian packages that a few tests need. Without them, or the right to install them, those tests are skipped and say so.
-SYSTEM := strace postgresql prometheus
+SYSTEM := chromium-driver postgresql prometheus strace
 
 .PHONY: demo test system install lint types imports suite wheel wheel-suite fuzz benchmarks torture clean
 
