@@ -18,6 +18,7 @@ from apl_guard.cli.bench import bench
 from apl_guard.cli.demo import demo
 from apl_guard.cli.evaluate import evaluate
 from apl_guard.cli.generate import generate
+from apl_guard.cli.paragraphs import flow
 from apl_guard.cli.selftest import selftest
 from apl_guard.cli.train import TrainCommand, train
 from apl_guard.errors import AplGuardError, GuardUnavailable, InvalidInput, PolicyBlocked
@@ -60,6 +61,7 @@ app.command(no_args_is_help=True)(attack)
 app.command()(bench)
 app.command()(demo)
 app.add_typer(minifaces.app, name="minifaces")
+flow(app)
 
 
 def main() -> None:
