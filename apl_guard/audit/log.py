@@ -118,7 +118,8 @@ class AuditLog:
         Raises:
             AuditUnavailable: The record is not durable.
         """
-        self._write("guard.refusal", refusal_record(decision_id, backend, policy, result, error), decision=decision_id)
+        fields = refusal_record(decision_id, backend, policy, result, error, current_context())
+        self._write("guard.refusal", fields, decision=decision_id)
 
     def in_force(self, event: Literal["in_force", "reloaded", "rejected"], fields: Mapping[str, Any]) -> None:
         """Write which policy is in force from now on, or that another was not put in force.

@@ -37,6 +37,19 @@ COLUMNS = {
 }
 """Column → where its value is in a record. These can be asked for and grouped by."""
 
+_DECIDED = frozenset(
+    [
+        *("policy", "policy_version", "policy_digest", "mode", "tenant", "route", "subject", "backend", "action"),
+        *("effective_action", "category"),
+    ]
+)
+"""What stands in the record of a decision,"""
+_DONE = frozenset(
+    ["result", "error", "prefix", "prefix_digest", "images", "protection", "overhead_ms", "generation_ms"]
+)
+"""and what in that of its outcome."""
+_ITS_DECISION = "FROM records AS d WHERE d.decision_id = records.decision_id AND d.event = 'guard.decision'"
+
 
 @dataclass(frozen=True)
 class Question:
@@ -72,16 +85,21 @@ class Question:
                 raise InvalidInput(
                     f"there is no column {name[:40]!r}; there are: {', '.join(COLUMNS)}{hint}", where="query"
                 )
-        conditions: list[str] = []
+        asked = {*self.where, *self.group_by}
+        is_of_both = bool(asked & _DONE) and bool(asked & _DECIDED or self.containing)
+        # What was done is on record without what was decided, which stands in another record of the same call.
+        place = {name: _of_the_call(name) if is_of_both and name in _DECIDED else f'"{name}"' for name in asked}
+        conditions = ["event != 'guard.decision'"] if is_of_both else []
         values: list[Any] = []
         for name, value in self.where.items():
             if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
                 raise InvalidInput(f"found {value[:40]!a}; no record has half of a surrogate pair here", where=name)
             same = [value, *_as_number(value)]
-            conditions.append(f'"{name}" IN ({", ".join("?" * len(same))})')
+            conditions.append(f"{place[name]} IN ({', '.join('?' * len(same))})")
             values += same
         for digests in self.containing or ():
-            conditions.append(f"({' OR '.join(['instr(line, ?)'] * len(digests))})")
+            found = f"({' OR '.join(['instr(d.line, ?)' if is_of_both else 'instr(line, ?)'] * len(digests))})"
+            conditions.append(f"EXISTS (SELECT 1 {_ITS_DECISION} AND {found})" if is_of_both else found)
             values += digests
         for condition, moment in (("timestamp >= ?", self.since), ("timestamp < ?", self.until)):
             if moment is not None:
@@ -89,11 +107,17 @@ class Question:
                 values.append(moment)
         where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
         if self.group_by:
-            names = ", ".join(f'"{name}"' for name in self.group_by)
-            groups = f"GROUP BY {names} ORDER BY count(*) DESC, {names} LIMIT ?"
+            names = ", ".join(place[name] for name in self.group_by)
+            places = ", ".join(str(number) for number in range(1, len(self.group_by) + 1))
+            groups = f"GROUP BY {places} ORDER BY count(*) DESC, {places} LIMIT ?"
             return f"SELECT {names}, count(*) FROM records{where} {groups}", [*values, self.limit]
         order = "ORDER BY timestamp DESC, writer, seq DESC LIMIT ?"
         return f"SELECT line FROM records{where} {order}", [*values, self.limit]
+
+
+def _of_the_call(name: str) -> str:
+    """What the record says itself, or else that of its decision."""
+    return f'coalesce(records."{name}", (SELECT d."{name}" {_ITS_DECISION}))'
 
 
 def _as_number(value: str | int | float) -> list[float]:

@@ -15,6 +15,7 @@ from apl_guard.decision import Decision, Protection, Reason
 from apl_guard.policy import Policy
 from apl_guard.request import Channel, GenerationRequest
 from apl_guard.request.canonical import canonical
+from apl_guard.request.context import Context
 
 if TYPE_CHECKING:
     from apl_guard.backend import Backend
@@ -129,7 +130,9 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
     return {"schema_version": _SCHEMA_VERSION, "decision_id": fields.pop("id"), **fields}
 
 
-def refusal_record(decision_id: str, backend: str, policy: Policy, result: str, error: str) -> dict[str, Any]:
+def refusal_record(
+    decision_id: str, backend: str, policy: Policy, result: str, error: str, context: Context
+) -> dict[str, Any]:
     """The fields of the record of a call whose arguments could not be read, so that nothing was decided."""
     return {
         "schema_version": _SCHEMA_VERSION,
@@ -137,6 +140,8 @@ def refusal_record(decision_id: str, backend: str, policy: Policy, result: str, 
         "decision_id": decision_id,
         "backend": backend,
         "policy": brief(policy),
+        "tenant": context.tenant,
+        "route": context.route,
         "result": result,
         "error": error,
     }

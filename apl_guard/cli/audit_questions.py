@@ -56,6 +56,8 @@ def query(
 
     --since and --until go by the time that stands in each record: the clock of the machine, which may have been set.
 
+    What is asked of a call as a whole, such as --tenant with --result, counts and shows the records of how calls ended.
+
     Records hold keyed digests of prompts and subjects. With --prompt or --subject, those of every digest key that
     is kept are looked for.
 

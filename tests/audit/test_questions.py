@@ -1,12 +1,13 @@
 """Questions from a shell: what they find, what they refuse, and what they prove."""
 
+import contextlib
 import json
 
 import instant
 import pytest
 from logs import expected
 
-from apl_guard import Guard
+from apl_guard import Guard, InvalidInput
 from apl_guard.audit import AuditLog
 
 
@@ -122,3 +123,44 @@ def test_a_value_that_no_record_can_have_is_an_error(log, run, arguments, messag
     code, captured = run(arguments[0], log, *arguments[1:])
     assert (code, captured.out) == (2, "")
     assert message in " ".join(captured.err.replace("│", " ").split())
+
+
+def test_a_question_about_a_decision_and_its_outcome_is_about_the_call(folders, prefix, run):
+    """Whose tenant, policy, subject or prompt stands in one record, and whose result in another."""
+    log, _ = folders
+    with AuditLog(log) as audit:
+        guard = Guard(instant.Pipe(), prefix=prefix, audit=audit)
+        for tenant, prompts in (
+            ("acme", ["a cat", "break", "a dog"]),
+            ("other", ["break", "a cat"]),
+            (None, ["a cat"]),
+        ):
+            for prompt in prompts:
+                with guard.context(tenant=tenant, subject=f"of {tenant}"), contextlib.suppress(RuntimeError):
+                    guard(prompt)
+        with guard.context(tenant="acme"), pytest.raises(InvalidInput):
+            guard(7)
+
+    def ask(*options):
+        return [json.loads(line) for line in run("query", log, "--json", *options)[1].out.splitlines()]
+
+    decided = {r["decision_id"]: r for r in expected(log, event="guard.decision")}
+    for tenant in ("acme", "other"):
+        for result in ("passed", "backend_error"):
+            done = expected(log, event="guard.outcome", result=result)
+            wanted = [r["decision_id"] for r in done if decided[r["decision_id"]]["tenant"] == tenant]
+            found = ask("--tenant", tenant, "--result", result)
+            assert wanted
+            assert sorted(r["decision_id"] for r in found) == sorted(wanted)
+            assert {r["event"] for r in found} == {"guard.outcome"}
+    assert [r["event"] for r in ask("--tenant", "acme", "--result", "invalid")] == ["guard.refusal"]
+    assert len(ask("--prompt", "A  cat", "--result", "passed")) == 3
+    assert len(ask("--subject", "of acme", "--result", "passed")) == 2
+    assert len(ask("--policy", "anonymize_faces", "--where", "images=1")) == 4
+    groups = {(r["tenant"], r["result"]): r["count"] for r in ask("--group-by", "tenant", "--group-by", "result")}
+    assert {pair: count for pair, count in groups.items() if pair[1]} == {
+        **{("acme", "passed"): 2, ("acme", "backend_error"): 1, ("acme", "invalid"): 1},
+        **{("other", "passed"): 1, ("other", "backend_error"): 1, (None, "passed"): 1},
+    }
+    assert {tenant for tenant, result in groups if result is None} == {None}
+    assert len(ask("--tenant", "acme")) == 4
