@@ -208,7 +208,7 @@ def test_a_file_that_cannot_be_read_is_one_line(run, tmp_path, monkeypatch):
     def refuse(folder):
         raise PermissionError(13, "Permission denied", str(folder / "log.json"))
 
-    monkeypatch.setattr("apl_guard.audit.receipt.read_identity", refuse)
+    monkeypatch.setattr("apl_guard.audit.signed.read_identity", refuse)
     code, _, err = run("audit", "prove", tmp_path, "d")
     assert (code, err) == (1, f"error: {tmp_path}/log.json: Permission denied\n")
 

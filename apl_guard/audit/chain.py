@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apl_guard.audit.checkpoint import Checkpoint, Identity, key_file, log_file
+from apl_guard.audit.checkpoint import Checkpoint, Identity, is_set_back, key_file, log_file, seconds_of
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.seal import KEY_BYTES, key_root
-from apl_guard.audit.witness import CHECKPOINTS
 from apl_guard.storage import read_regular
 
 __all__ = ["Chain", "read_chain", "read_identity", "read_keys"]
@@ -18,12 +19,63 @@ _MAX_IDENTITY = 4096
 
 
 @dataclass
-class Chain:
-    """The checkpoints that hold, and what is wrong with the first that does not."""
+class Sealed:
+    """How far the records of one writer are sealed, in a few bytes for each checkpoint that covers more of them."""
 
-    lines: list[bytes] = field(default_factory=list)
-    checkpoints: list[Checkpoint] = field(default_factory=list)
+    sizes: array[int] = field(default_factory=lambda: array("Q"))
+    """How many records each checkpoint covers,"""
+    numbers: array[int] = field(default_factory=lambda: array("Q"))
+    """its number,"""
+    seconds: array[float] = field(default_factory=lambda: array("d"))
+    """when it was made, in seconds since 1970,"""
+    roots: bytearray = field(default_factory=bytearray)
+    """and the root of the tree over them, 32 bytes."""
+    is_closed: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many records are sealed."""
+        return self.sizes[-1] if self.sizes else 0
+
+    def root(self, at: int) -> bytes:
+        """The root under one of the checkpoints."""
+        at = range(len(self.sizes))[at]
+        return bytes(self.roots[32 * at : 32 * at + 32])
+
+    def size_before(self, number: int) -> int:
+        """How many records the checkpoints before one of this number seal."""
+        at = bisect_left(self.numbers, number)
+        return self.sizes[at - 1] if at else 0
+
+    def add(self, checkpoint: Checkpoint) -> None:
+        """Add the next checkpoint of this writer."""
+        self.is_closed = checkpoint.closed
+        if checkpoint.size > self.size:
+            self.sizes.append(checkpoint.size)
+            self.numbers.append(checkpoint.number)
+            self.seconds.append(seconds_of(checkpoint.timestamp))
+            self.roots += bytes.fromhex(checkpoint.root)
+
+
+@dataclass
+class Chain:
+    """What the checkpoints say that hold, and what is wrong with the first that does not."""
+
+    count: int = 0
+    sealed: dict[str, Sealed] = field(default_factory=dict)
+    """Of each writer."""
+    newest: Checkpoint | None = None
+    set_back: list[tuple[str, Checkpoint]] = field(default_factory=list)
+    """Where the clock was set back: the time of a checkpoint, and the one after it."""
     problem: str | None = None
+
+    def add(self, checkpoint: Checkpoint) -> None:
+        """Add the next one that holds."""
+        if self.newest is not None and is_set_back(self.newest.timestamp, checkpoint.timestamp):
+            self.set_back.append((self.newest.timestamp, checkpoint))
+        self.sealed.setdefault(checkpoint.writer, Sealed()).add(checkpoint)
+        self.newest = checkpoint
+        self.count += 1
 
 
 def read_identity(folder: Path) -> Identity:
@@ -34,17 +86,6 @@ def read_identity(folder: Path) -> Identity:
         ValueError: It is damaged.
     """
     return Identity.parse(read_regular(folder / log_file(), _MAX_IDENTITY))
-
-
-def read_lines(folder: Path) -> tuple[list[bytes], bytes]:
-    """The whole lines of `checkpoints.jsonl`, and what follows the last of them.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    path = folder / CHECKPOINTS
-    *lines, rest = path.read_bytes().split(b"\n") if path.is_file() else [b""]
-    return lines, rest
 
 
 def read_keys(folders: Sequence[Path], generation: int, epochs: int, root: str) -> list[bytes] | None:
@@ -64,8 +105,10 @@ def read_keys(folders: Sequence[Path], generation: int, epochs: int, root: str) 
     return None
 
 
-def read_chain(lines: Sequence[bytes], identity: Identity, keys_of: Callable[[int, str], list[bytes] | None]) -> Chain:
+def read_chain(lines: Iterable[bytes], identity: Identity, keys_of: Callable[[int, str], list[bytes] | None]) -> Chain:
     """Check checkpoints one after the other, up to the first that does not hold.
+
+    Every signature is checked, for those who seal go on from what they find in the file.
 
     Args:
         lines: The lines of the file.
@@ -74,19 +117,18 @@ def read_chain(lines: Sequence[bytes], identity: Identity, keys_of: Callable[[in
     """
     chain = Chain()
     history = Tree()
-    keys, keys_generation, root = keys_of(0, identity.root), 0, identity.root
-    sealed: dict[str, Checkpoint] = {}
-    last: Checkpoint | None = None
+    keys, keys_generation = keys_of(0, identity.root), 0
     for number, line in enumerate(lines):
         try:
             checkpoint = Checkpoint.parse(line)
         except ValueError as error:
             chain.problem = f"checkpoint {number}: {error}"
             return chain
+        last = chain.newest
         if last is not None and last.next is not None and checkpoint.generation == keys_generation + 1:
-            keys_generation, root = checkpoint.generation, last.next
-            keys = keys_of(keys_generation, root)
-        before = sealed.get(checkpoint.writer)
+            keys_generation += 1
+            keys = keys_of(keys_generation, last.next)
+        before = chain.sealed.get(checkpoint.writer)
         problem = None
         if checkpoint.log != identity.log:
             problem = "belongs to another log"
@@ -100,18 +142,16 @@ def read_chain(lines: Sequence[bytes], identity: Identity, keys_of: Callable[[in
             problem = f"the public keys of generation {checkpoint.generation} are missing or changed"
         elif not Checkpoint.is_signed_by(line, keys[checkpoint.epoch]):
             problem = f"is not signed with the key of epoch {checkpoint.generation}.{checkpoint.epoch}"
-        elif before is not None and (before.closed or checkpoint.size < before.size):
+        elif before is not None and (before.is_closed or checkpoint.size < before.size):
             problem = "goes back behind what was sealed of its writer"
-        elif before is not None and checkpoint.size == before.size and checkpoint.root != before.root:
+        elif before is not None and checkpoint.size == before.size and checkpoint.root != before.root(-1).hex():
             # Whoever has the live key could sign it, over records that were exchanged under the one before.
             problem = "says something else about records that were sealed before"
         if problem is not None:
             chain.problem = f"checkpoint {number} {problem}"
             return chain
-        sealed[checkpoint.writer] = last = checkpoint
+        chain.add(checkpoint)
         history.append(leaf_hash(line))
-        chain.lines.append(line)
-        chain.checkpoints.append(checkpoint)
     return chain
 
 

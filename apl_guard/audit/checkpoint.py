@@ -6,13 +6,14 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from math import nan
 
 from apl_guard.audit.seal import KeyState, signature_fits
 
-__all__ = ["Checkpoint", "Identity", "a_minute_before", "is_set_back", "key_file", "log_file", "timestamp_of"]
+__all__ = ["MAX_LINE", "Checkpoint", "Identity", "is_set_back", "key_file", "log_file", "seconds_of", "timestamp_of"]
 
 _VERSION = 1
-_MAX_LINE = 4096
+MAX_LINE = 4096
 _MAX_NUMBER = 2**53
 _HEX_64 = re.compile(r"[0-9a-f]{64}")
 _WRITER = re.compile(r"[0-9a-f]{24}")
@@ -168,17 +169,17 @@ def timestamp_of(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
-def a_minute_before(timestamp: str) -> str:
-    """A time a minute earlier, as it stands in records. Before what is no time, there is none.
+def seconds_of(timestamp: str) -> float:
+    """A time as it stands in records, in seconds since 1970; not a number where it is none.
 
     Example:
-        >>> a_minute_before("2026-11-24T09:15:54.100000Z")
-        '2026-11-24T09:14:54.100000Z'
+        >>> seconds_of("1970-01-01T00:00:01.500000Z"), seconds_of("yesterday")
+        (1.5, nan)
     """
     try:
-        return timestamp_of(datetime.fromisoformat(timestamp).timestamp() - 60)
+        return datetime.fromisoformat(timestamp).timestamp()
     except (ValueError, OverflowError):
-        return ""
+        return nan
 
 
 def is_set_back(before: str, now: str) -> bool:
@@ -201,8 +202,8 @@ def is_set_back(before: str, now: str) -> bool:
 
 
 def _split(line: bytes) -> tuple[bytes, bytes]:
-    if len(line) > _MAX_LINE:
-        raise ValueError(f"longer than {_MAX_LINE} bytes")
+    if len(line) > MAX_LINE:
+        raise ValueError(f"longer than {MAX_LINE} bytes")
     found = _SIGNATURE.fullmatch(line)
     if found is None:
         raise ValueError("not a signed checkpoint")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from apl_guard.audit.chain import read_identity, read_keys, read_lines
-from apl_guard.audit.checkpoint import Checkpoint, Identity
+from apl_guard.audit.checkpoint import Checkpoint
+from apl_guard.audit.checkpoint_file import CheckpointFile
 from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.merkle import (
     consistency_proof,
@@ -25,6 +26,7 @@ from apl_guard.audit.reading import find_decision, is_about
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
+from apl_guard.audit.signed import identity_of, look_for, parse_signed, with_key
 from apl_guard.errors import InvalidInput
 
 __all__ = ["MAX_BYTES", "check_receipt", "missing_at", "prove", "prove_consistency"]
@@ -47,7 +49,10 @@ def prove(folder: Path, decision_id: str) -> dict[str, Any]:
         InvalidInput: There is no such decision, no checkpoint covers it yet, or the log does not prove it.
         OSError: A file cannot be read.
     """
-    identity, lines, checkpoints = _read(folder)
+    identity = identity_of(folder)
+    records = find_decision(folder, decision_id)
+    places_of = [(found.record.writer, found.record.seq) for found in records]
+    covering, ends = look_for(folder, CheckpointFile.look_at(folder), places_of)
     receipt: dict[str, Any] = {
         "kind": _KIND,
         "decision_id": decision_id,
@@ -61,21 +66,21 @@ def prove(folder: Path, decision_id: str) -> dict[str, Any]:
     leaves: dict[str, list[bytes]] = {}
     places: dict[int, int] = {}
     newest = 0
-    for found in find_decision(folder, decision_id):
+    for found in records:
         writer, seq = found.record.writer, found.record.seq
-        covering = [c for c in checkpoints if c.writer == writer and c.size > seq]
-        if not covering:
+        signed = covering.get((writer, seq))
+        if signed is None:
             raise InvalidInput(
                 f"record {seq} of {writer} is not under a checkpoint yet; a running guard makes one within a second",
                 where=folder,
             )
-        checkpoint = covering[0]
+        checkpoint = signed.checkpoint
         if writer not in leaves:
             row = Row(folder / SEGMENTS, writer, writers_in(folder / SEGMENTS)[writer])
             leaves[writer] = [line.leaf for line in row]
         if checkpoint.number not in places:
             places[checkpoint.number] = len(receipt["checkpoints"])
-            receipt["checkpoints"].append(_signed(folder, identity, checkpoints, lines, checkpoint.number))
+            receipt["checkpoints"].append(with_key(folder, identity, ends, signed))
         newest = max(newest, checkpoint.generation)
         proof = inclusion_proof(leaves[writer][: checkpoint.size], seq)
         receipt["records"].append(
@@ -85,7 +90,9 @@ def prove(folder: Path, decision_id: str) -> dict[str, Any]:
                 "proof": [each.hex() for each in proof],
             }
         )
-    receipt["generations"] = _ends_of_generations(folder, identity, checkpoints, lines, newest)
+    receipt["generations"] = [
+        with_key(folder, identity, ends, end) for end in ends if end.checkpoint.generation < newest
+    ]
     try:
         check_receipt(receipt, identity.root)
     except InvalidInput as error:
@@ -136,13 +143,11 @@ def missing_at(content: bytes, witnesses: Sequence[Path]) -> list[str]:
     signed = [each["line"].encode() for each in (*receipt["generations"], *receipt["checkpoints"])]
     missing = []
     for witness in witnesses:
-        kept, _ = read_lines(witness / receipt["log"])
-        for line in signed:
-            number = Checkpoint.parse(line).number
-            if number >= len(kept):
-                missing.append(f"{witness} does not hold checkpoint {number}")
-            elif kept[number] != line:
+        wanted = {Checkpoint.parse(line).number: line for line in signed}
+        for number, line in enumerate(CheckpointFile.look_at(witness / receipt["log"])):
+            if wanted.pop(number, line) != line:
                 raise InvalidInput(f"checkpoint {number} differs from the witness {witness}", where="receipt")
+        missing += [f"{witness} does not hold checkpoint {number}" for number in wanted]
     return missing
 
 
@@ -162,20 +167,25 @@ def prove_consistency(folder: Path, first: int, second: int) -> dict[str, Any]:
         InvalidInput: There are no such checkpoints, or the later does not continue the earlier.
         OSError: A file cannot be read.
     """
-    identity, lines, checkpoints = _read(folder)
-    if not 0 <= first < second < len(checkpoints):
+    identity = identity_of(folder)
+    file = CheckpointFile.look_at(folder)
+    count = file.count()
+    if not 0 <= first < second < count:
         raise InvalidInput(
-            f"checkpoints {first} and {second}; expected two of 0 to {len(checkpoints) - 1}, the earlier first",
-            where=folder,
+            f"checkpoints {first} and {second}; expected two of 0 to {count - 1}, the earlier first", where=folder
         )
-    early, late = checkpoints[first], checkpoints[second]
-    signed = [_signed(folder, identity, checkpoints, lines, number) for number in (first, second)]
-    ends = _ends_of_generations(folder, identity, checkpoints, lines, late.generation)
+    history = [leaf_hash(line) for line in islice(file, second)]
+    lines = {number: line for number, line in enumerate(islice(file, second + 1)) if number in (first, second)}
+    (_, ends), signed = look_for(folder, file, []), [parse_signed(folder, lines[number]) for number in (first, second)]
+    early, late = (each.checkpoint for each in signed)
     try:
-        _check_all_signed(ends, signed, identity.root, identity.log, identity.epochs)
+        _check_all_signed(
+            [with_key(folder, identity, ends, end) for end in ends if end.checkpoint.generation < late.generation],
+            [with_key(folder, identity, ends, each) for each in signed],
+            *(identity.root, identity.log, identity.epochs),
+        )
     except (InvalidInput, IndexError) as error:
         raise InvalidInput(f"does not prove it ({error}); verify the log", where=folder) from error
-    history = [leaf_hash(line) for line in lines[:second]]
     proof = inclusion_proof(history, first)
     if not verify_inclusion(history[first], first, second, proof, bytes.fromhex(late.history)):
         raise InvalidInput(f"checkpoint {second} does not continue checkpoint {first}", where=folder)
@@ -196,45 +206,6 @@ def prove_consistency(folder: Path, first: int, second: int) -> dict[str, Any]:
             )
         result["records"] = [each.hex() for each in steps]
     return result
-
-
-def _read(folder: Path) -> tuple[Identity, list[bytes], list[Checkpoint]]:
-    try:
-        identity = read_identity(folder)
-        lines, _ = read_lines(folder)
-        return identity, lines, [Checkpoint.parse(line) for line in lines]
-    except FileNotFoundError as error:
-        raise InvalidInput("holds no audit log; expected log.json", where=folder) from error
-    except ValueError as error:
-        raise InvalidInput(f"its checkpoints are damaged ({error}); verify the log", where=folder) from error
-
-
-def _signed(
-    folder: Path, identity: Identity, checkpoints: list[Checkpoint], lines: list[bytes], number: int
-) -> dict[str, Any]:
-    """A checkpoint with its public key, and the way from there to the root of its generation."""
-    checkpoint = checkpoints[number]
-    root = identity.root
-    for before in checkpoints[:number]:
-        if before.next is not None:
-            root = before.next
-    keys = read_keys([folder], checkpoint.generation, identity.epochs, root)
-    if keys is None:
-        raise InvalidInput(f"the public keys of generation {checkpoint.generation} are missing; verify the log")
-    path = inclusion_proof([leaf_hash(key) for key in keys], checkpoint.epoch)
-    return {
-        "line": lines[number].decode(),
-        "key": keys[checkpoint.epoch].hex(),
-        "path": [each.hex() for each in path],
-    }
-
-
-def _ends_of_generations(
-    folder: Path, identity: Identity, checkpoints: list[Checkpoint], lines: list[bytes], newest: int
-) -> list[dict[str, Any]]:
-    """The last checkpoint of each generation of keys before this one."""
-    ends = [c.number for c in checkpoints if c.next is not None and c.generation < newest]
-    return [_signed(folder, identity, checkpoints, lines, number) for number in ends]
 
 
 def _check(content: bytes | Mapping[str, Any], public_key: str) -> list[Record]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import sleep
 
-from apl_guard.audit.chain import Chain, read_chain, read_identity, read_keys, read_lines
-from apl_guard.audit.checkpoint import Identity, is_set_back, log_file
+from apl_guard.audit.chain import Chain, read_chain, read_identity, read_keys
+from apl_guard.audit.checkpoint import Identity, log_file
+from apl_guard.audit.checkpoint_file import CheckpointFile
 from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.report import Report, Verdict
 from apl_guard.audit.verify_rows import check_rows
@@ -48,8 +49,8 @@ def verify_log(folder: Path, witnesses: Sequence[Path] = (), public_key: str | N
             "with --public-key"
         )
     chain, witnessed = _chain(folder, copies, identity, report)
-    report.checkpoints = len(chain.checkpoints)
-    report.newest_checkpoint = chain.checkpoints[-1].timestamp if chain.checkpoints else None
+    report.checkpoints = chain.count
+    report.newest_checkpoint = chain.newest.timestamp if chain.newest is not None else None
     _note_clock(chain, report)
     check_rows(folder / SEGMENTS, chain, witnessed, report)
     return _judge(report, has_witness=bool(copies) and witnessed > 0)
@@ -145,39 +146,37 @@ def _chain(folder: Path, copies: list[Path], identity: Identity, report: Report)
             return read_keys(copies, generation, identity.epochs, root)
         return ours
 
-    witnessed = {copy: read_lines(copy)[0] for copy in copies}
-    lines, rest = read_lines(folder)
+    witnessed = {copy: CheckpointFile.look_at(copy) for copy in copies}
+    lines = CheckpointFile.look_at(folder)
     for _ in range(_LOOKS):
-        if not rest:
+        if not lines.has_rest:
             break
         sleep(_LOOK_AGAIN_SECONDS)  # it may be in the middle of being written
-        lines, rest = read_lines(folder)
-    contrary: list[list[bytes]] = []
-    report.notes += [f"{copy} holds no checkpoints" for copy, kept in witnessed.items() if not kept]
+        lines = CheckpointFile.look_at(folder)
+    contrary: list[CheckpointFile] = []
+    report.notes += [f"{copy} holds no checkpoints" for copy, kept in witnessed.items() if not kept.end]
     for copy, kept in witnessed.items():  # each of them: one that was taken over may agree with what was forged
-        if kept != lines[: len(kept)]:
-            pairs = enumerate(zip(kept, lines, strict=False))
-            at = next((i for i, (theirs, ours) in pairs if theirs != ours), min(len(kept), len(lines)))
-            here = "differs from" if at < len(lines) else "is missing, it is at"
+        at = lines.first_that_differs(kept)
+        if at is not None:
+            here = "differs from" if at < lines.count() else "is missing, it is at"
             report.findings.append(f"checkpoint {at} {here} the witness {copy.parent}")
             contrary.append(kept)
     if contrary:
-        lines, rest = max(contrary, key=len), b""
-    if rest:
-        report.torn.append(f"checkpoint {len(lines)} is cut off")
+        lines = max(contrary, key=lambda kept: kept.end)
+    elif lines.has_rest:
+        report.torn.append(f"checkpoint {lines.count()} is cut off")
     chain = read_chain(lines, identity, keys_of)
     if chain.problem is not None:
         report.findings.append(chain.problem)
-    return chain, max(map(len, witnessed.values()), default=0)
+    return chain, max((kept.count() for kept in witnessed.values()), default=0)
 
 
 def _note_clock(chain: Chain, report: Report) -> None:
     """Say where the clock was set back. Nothing rests on it, but whoever asks by time has to know."""
-    pairs = zip(chain.checkpoints, chain.checkpoints[1:], strict=False)
-    back = [(before, after) for before, after in pairs if is_set_back(before.timestamp, after.timestamp)]
+    back = chain.set_back
     if back:
         before, after = back[0]
         report.notes.append(
-            f"the clock was set back {len(back)} times, first from {before.timestamp} to {after.timestamp} before "
+            f"the clock was set back {len(back)} times, first from {before} to {after.timestamp} before "
             f"checkpoint {after.number}; the order of records does not rest on it"
         )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from apl_guard.audit.chain import Chain
-from apl_guard.audit.checkpoint import Checkpoint, a_minute_before
+from apl_guard.audit.chain import Chain, Sealed
+from apl_guard.audit.checkpoint import timestamp_of
 from apl_guard.audit.merkle import Tree
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import is_alive, writers_in
@@ -14,6 +14,8 @@ from apl_guard.audit.report import Report
 from apl_guard.audit.row import Row
 
 __all__ = ["check_rows"]
+
+_MINUTE = 60
 
 
 def check_rows(segments: Path, chain: Chain, witnessed: int, report: Report) -> None:
@@ -29,21 +31,15 @@ def check_rows(segments: Path, chain: Chain, witnessed: int, report: Report) -> 
         OSError: A file cannot be read.
     """
     present = writers_in(segments) if segments.is_dir() else {}
-    sealed: dict[str, dict[int, Checkpoint]] = {}
-    closed = {checkpoint.writer for checkpoint in chain.checkpoints if checkpoint.closed}
-    newest_witnessed: dict[str, int] = {}
-    for checkpoint in chain.checkpoints:
-        sealed.setdefault(checkpoint.writer, {}).setdefault(checkpoint.size, checkpoint)
-        if checkpoint.number < witnessed:
-            newest_witnessed[checkpoint.writer] = checkpoint.size
     rows: list[Row] = []
     recovered: dict[str, list[dict[str, Any]]] = {}
-    for writer in sorted(present.keys() | sealed.keys()):
+    for writer in sorted(present.keys() | chain.sealed.keys()):
         report.writers += 1
         row = Row(segments, writer, present.get(writer, []))
         rows.append(row)
-        wrong = _hold_against(row, sealed.get(writer, {}), closed, recovered)
-        size = max(sealed.get(writer, ()), default=0)
+        sealed = chain.sealed.get(writer, Sealed())
+        wrong = _hold_against(row, sealed, recovered)
+        size = sealed.size
         if wrong is None and row.size < size:
             # Seen first: what is missing was there when the checkpoint was made.
             wrong = f"record {row.size} and what follows is missing, {size} are sealed" + (
@@ -54,20 +50,20 @@ def check_rows(segments: Path, chain: Chain, witnessed: int, report: Report) -> 
             row.problem, row.rest = None, []
         report.records += row.size
         report.sealed += min(size, row.size)
-        report.witnessed += min(newest_witnessed.get(writer, 0), row.size)
+        report.witnessed += min(sealed.size_before(witnessed), row.size)
         report.notes += [f"{writer}: {note}" for note in row.notes]
     for row in rows:
-        _judge_end(row, recovered.get(row.writer, []), row.writer in closed, report)
-        if row.writer not in sealed and row.writer in present:
+        is_sealed = row.writer in chain.sealed
+        is_closed = is_sealed and chain.sealed[row.writer].is_closed
+        _judge_end(row, recovered.get(row.writer, []), is_closed, report)
+        if not is_sealed and row.writer in present:
             _judge_unsealed(row, segments, present[row.writer], report)
 
 
-def _hold_against(
-    row: Row, sealed: dict[int, Checkpoint], closed: set[str], recovered: dict[str, list[dict[str, Any]]]
-) -> str | None:
+def _hold_against(row: Row, sealed: Sealed, recovered: dict[str, list[dict[str, Any]]]) -> str | None:
     """Read all records of a writer; what is wrong with the first that no checkpoint agrees with."""
     tree = Tree()
-    good = 0
+    good = at = 0
     times: list[str] = []
     early, earliest = 0, ""
     for line in row:
@@ -83,24 +79,32 @@ def _hold_against(
             except (KeyError, TypeError):
                 return f"record {line.seq} is none that a log writes about itself"
         times.append(fields["timestamp"])
-        checkpoint = sealed.get(tree.size)
-        if checkpoint is not None:
-            if checkpoint.root != tree.root.hex():
+        if at < len(sealed.sizes) and tree.size == sealed.sizes[at]:
+            if sealed.root(at) != tree.root:
                 return f"one of the records {good} to {tree.size - 1} is not the one that was sealed"
-            limit = a_minute_before(checkpoint.timestamp)
+            limit = _time(sealed.seconds[at] - _MINUTE)
             for seq, time in enumerate(times, good):
                 if time < limit:
-                    early, earliest = early + 1, earliest or f"record {seq}: {time}, sealed {checkpoint.timestamp}"
-            good = tree.size
+                    early += 1
+                    earliest = earliest or f"record {seq}: {time}, sealed {_time(sealed.seconds[at])}"
+            good, at = tree.size, at + 1
             times.clear()
-    if row.writer in closed and tree.size > max(sealed):
-        return f"record {max(sealed)} stands there after the writer was closed"
+    if sealed.is_closed and tree.size > sealed.size:
+        return f"record {sealed.size} stands there after the writer was closed"
     if early:
         row.notes.append(
             f"{early} records say that they are older by more than a minute than the first checkpoint over them, first "
             f"{earliest}; a crash leaves such records, and a wrong clock: nothing proves that they are so old"
         )
     return None
+
+
+def _time(seconds: float) -> str:
+    """Before what is no time, there is none."""
+    try:
+        return timestamp_of(seconds)
+    except (ValueError, OverflowError):
+        return ""
 
 
 def _judge_end(row: Row, recovered: list[dict[str, Any]], is_closed: bool, report: Report) -> None:

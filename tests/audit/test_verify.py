@@ -9,6 +9,7 @@ import mutants
 import pytest
 from logs import TORTURE, call, make_log
 
+from apl_guard import AuditUnavailable
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.verify import Verdict, verify_log
 
@@ -166,3 +167,40 @@ def test_a_log_in_use_is_valid_at_any_moment(folders):
         durable.close()
     report = verify_log(log, [witness])
     assert (report.verdict, report.records) == (Verdict.VALID, report.witnessed)
+
+
+def test_a_copy_of_a_log_in_use_is_valid_and_not_gone_on_with(folders, tmp_path):
+    """In the order of the documentation: the witness, then checkpoints, then records."""
+    import threading
+
+    log, witness = folders
+    options = LogOptions(checkpoint_seconds=0.01, checkpoint_records=8, segment_bytes=3000)
+    stop, copied = threading.Event(), tmp_path / "copy"
+
+    def write():
+        number = 0
+        while not stop.is_set():
+            call(durable, number)
+            number += 1
+
+    with DurableLog(log, [witness], options=options) as durable:
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            for _ in range(5):
+                shutil.rmtree(copied, ignore_errors=True)
+                shutil.rmtree(tmp_path / "kept", ignore_errors=True)
+                shutil.copytree(witness, tmp_path / "kept")
+                copied.mkdir()
+                for name in ("log.json", "keys-000000.pub", "checkpoints.jsonl"):
+                    shutil.copy(log / name, copied)
+                shutil.copytree(log / "segments", copied / "segments")
+                report = verify_log(copied, [tmp_path / "kept"])
+                assert report.findings == []
+                assert report.witnessed > 0
+        finally:
+            stop.set()
+            thread.join()
+    shutil.copytree(log / "keys", copied / "keys")
+    with pytest.raises(AuditUnavailable, match="goes on from a copy"):
+        DurableLog(copied, [witness])
