@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
 
@@ -315,6 +316,27 @@ def test_the_help_of_train_lists_every_option(run):
         assert f"{name}={default}" in told
         assert field.description.split()[-1] in told
     assert "schedule=cosine (cosine|linear|constant)" in told
+
+
+def commands(group, *names):
+    """The words of each command, the groups among them."""
+    yield names
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *names, name)
+
+
+@pytest.mark.parametrize("names", list(commands(typer.main.get_command(cli.app))), ids=" ".join)
+def test_help_fits_a_terminal(run, monkeypatch, names):
+    """In 80 columns no name of an option is cut off."""
+    monkeypatch.setenv("COLUMNS", "80")
+    command = typer.main.get_command(cli.app)
+    for name in names:
+        command = command.commands[name]
+
+    told = run(*names, "--help")[1]
+
+    options = [option for parameter in command.params for option in parameter.opts if option.startswith("-")]
+    assert [option for option in options if f" {option} " not in told] == []
 
 
 def test_version(run):

@@ -13,13 +13,14 @@ from apl_guard.cli.quiet import Quiet
 def bench(
     prefix: Annotated[str, typer.Option(help="Prefix folder or name; 'minifaces' is the shipped one.")] = "minifaces",
     model: Annotated[str, typer.Option(help="A model of the reference world, or 'minifaces'.")] = "minifaces",
-    afterwards: Annotated[
+    no_afterwards: Annotated[
         bool,
         typer.Option(
-            help="Try what was learned on models that others made: restyled, and with people added. "
-            "They take about a quarter of an hour, once."
+            "--no-afterwards",
+            help="Do not try what was learned on models that others made: restyled, and with people added. "
+            "They take about a quarter of an hour, once.",
         ),
-    ] = True,
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for table, plot, page, and what the peers learned.")] = Path(
         "bench"
     ),
@@ -77,7 +78,7 @@ def bench(
         seed=seed, steps=steps, guidance=guidance, progress=not quiet,
     )  # fmt: skip
     task = Task(load_identities(minifaces.identities_file()), tuple(minifaces.captions(512, seed=seed)), "coarse", seed)
-    elsewhere = {"restyled": restyled(setting), "personalised": personalised(setting)} if afterwards else {}
+    elsewhere = {} if no_afterwards else {"restyled": restyled(setting), "personalised": personalised(setting)}
     result = run_bench(setting, peers, task, output / "learned", elsewhere)
     # First: whatever may become of the files, the figures are not lost.
     typer.echo(to_text(result))

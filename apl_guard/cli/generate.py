@@ -64,9 +64,13 @@ def generate(
     from apl_guard.adapters.http_client import RemoteError
     from apl_guard.guard import Guard
 
-    pipe, arguments = find_service(
-        model, checkpoint, insecure_http, seed=seed, steps=steps, guidance=guidance
-    ) or _open_local(model, device, seed, steps, guidance)
+    service = find_service(model, checkpoint, insecure_http, seed=seed, steps=steps, guidance=guidance)
+    elsewhere = {"--checkpoint": checkpoint, "--insecure-http": insecure_http or None}
+    for option, value in (elsewhere if service is None else {"--device": device}).items():
+        if value is not None:
+            kind = "a service, such as a1111:URL," if service is None else "a model that runs here"
+            raise InvalidInput(f"goes with {kind} only; leave it out", where=option)
+    pipe, arguments = service or _open_local(model, device, seed, steps, guidance)
     guard = Guard(pipe, policy, prefix=prefix, audit=audit, audit_witness=audit_witness or ())
     make_folder(output)
     blocked = False

@@ -100,11 +100,14 @@ def explain_prompt(
     policy: PolicyName,
     prompt: Annotated[str | None, typer.Argument(help="A prompt, in quotes.", show_default=False)] = None,
     negative: Annotated[str | None, typer.Option(help="A negative prompt.")] = None,
-    channel: Annotated[list[Channel] | None, typer.Option(help="A channel that the request uses, too.")] = None,
+    channel: Annotated[
+        list[Channel] | None,
+        typer.Option(help="A channel that the request uses, too, such as latents.", metavar="CHANNEL"),
+    ] = None,
     tenant: Annotated[str | None, typer.Option(help="For whom the call is made.")] = None,
     route: Annotated[str | None, typer.Option(help="On which way it comes in.")] = None,
     model: Annotated[str, typer.Option(help="The backend.")] = "diffusers:StableDiffusionPipeline",
-    text_only: Annotated[bool, typer.Option(help="A backend that no prefix can reach.")] = False,
+    text_only: Annotated[bool, typer.Option("--text-only", help="A backend that no prefix can reach.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say rule by rule why a policy decides as it does about a request. Nothing is generated or recorded.

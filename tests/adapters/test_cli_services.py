@@ -94,6 +94,9 @@ def test_a_service_that_fails(run, folder, prefix, tmp_path):
         (("--model", "a1111:http://draw.example"), 2, "insecure_http"),
         (("--model", "a1111:http://127.0.0.1:1"), 4, "prefix"),
         (("--model", "a1111:ftp://127.0.0.1:1"), 2, "base_url"),
+        (("--model", "a1111:http://127.0.0.1:1", "--device", "cpu"), 2, "--device: goes with a model that runs here"),
+        (("--model", "minifaces", "--checkpoint", "0123"), 2, "--checkpoint: goes with a service"),
+        (("--model", "minifaces", "--insecure-http"), 2, "--insecure-http: goes with a service"),
     ],
 )
 def test_what_goes_wrong_is_one_line_and_a_code(run, options, code, message):
