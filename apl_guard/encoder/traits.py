@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from apl_guard.encoder.fingerprint import Fingerprint, architecture_of, fingerprint, probe_ids
 from apl_guard.encoder.token_embedding import says_where
 from apl_guard.encoder.weights import adapters_in, digest_of, projection_of, remembered, table_name, weights_of
+from apl_guard.errors import ModelInvalid
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -213,6 +214,8 @@ def _probe(text_encoder: nn.Module, vocabulary: int) -> str:
     ids = torch.from_numpy(drawn.astype(np.int64)).reshape(_PROBE_ROWS, length)
     with torch.no_grad():
         answers = _answers(encoder, ids.to(_device(encoder)))
+    if not all(np.isfinite(answer).all() for answer in answers):
+        raise ModelInvalid("its answers are not numbers; the weights are damaged", where=type(encoder).__name__)
     return base64.b64encode(_sketch(np.concatenate(answers)).tobytes()).decode()
 
 
