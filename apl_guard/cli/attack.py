@@ -56,7 +56,7 @@ def attack(
 
     from apl_guard.errors import ExtraMissing, InvalidInput
     from apl_guard.prefix import Prefix
-    from apl_guard.storage import write_file
+    from apl_guard.storage import check_place, write_file
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.attacks.curve import measure_curves
     from apl_guard.trainer.attacks.page import draw_curves, to_table
@@ -81,6 +81,7 @@ def attack(
         folder=None,
         progress=not quiet,
     )
+    check_place(output / "attack.json")  # here, for the first search may take hours
     kinds = [kind for kind in ("tokens", "embedding") if search.value in (kind, "all")]
     check = reference_check(seed, withheld)
     found = measure_curves(setting, prefixes, kinds, people, steps, output, check)  # type: ignore[arg-type]

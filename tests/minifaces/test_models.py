@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import random
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -13,7 +17,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from apl_guard.encoder.fingerprint import fingerprint
-from apl_guard.errors import ModelInvalid
+from apl_guard.errors import InvalidInput, ModelInvalid, StorageFailed
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.minifaces.autoencoder import PatchCode, to_tensor
 from apl_guard.trainer.minifaces.build import Build, Recipe
@@ -34,6 +38,7 @@ from apl_guard.trainer.minifaces.pictures import random_picture
 from apl_guard.trainer.minifaces.shipped import write_identities
 from apl_guard.trainer.minifaces.text_encoder import WIDTH, Reading
 from apl_guard.trainer.minifaces.tokenizer import train_tokenizer
+from apl_guard.trainer.minifaces.training import write_torch, writing
 from apl_guard.trainer.minifaces.traits import GEOMETRY
 from apl_guard.trainer.minifaces.variants import VariantRecipe, build_variant
 from apl_guard.trainer.model.pipeline import model_digest, open_pipe
@@ -175,3 +180,68 @@ def test_a_variant_that_is_not_built_says_how_to_build_it(tmp_path: Path, monkey
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ModelInvalid, match="minifaces build --variant restyled"):
         minifaces.model_path("restyled")
+
+
+def test_a_build_by_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    """After `--tiny`, the whole recipe in the same folder is refused; it gave out the tiny model as its own."""
+    Build(tmp_path, Recipe.tiny())
+    Build(tmp_path, Recipe.tiny())
+
+    with pytest.raises(InvalidInput, match=r"another recipe \(other batch, decoder_steps, .*choose another folder"):
+        Build(tmp_path)
+
+
+def test_a_variant_made_otherwise_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    """Neither a finished one by another recipe, nor the state of an unfinished one."""
+    pipe, tiny = open_pipe("minifaces"), VariantRecipe.tiny()
+    more = replace(tiny, steps=3)
+    no_saving = patch("apl_guard.trainer.minifaces.variants.save_model", side_effect=KeyboardInterrupt)
+    with no_saving, pytest.raises(KeyboardInterrupt):
+        build_variant(pipe, "restyled", tmp_path / "one", more)
+    after_more = build_variant(pipe, "restyled", tmp_path / "one", tiny)
+    alone = build_variant(pipe, "restyled", tmp_path / "two", tiny)
+
+    assert model_digest(open_pipe(after_more)) == model_digest(open_pipe(alone))
+    assert build_variant(pipe, "restyled", alone, tiny) == alone
+    with pytest.raises(InvalidInput, match="another recipe"):
+        build_variant(pipe, "restyled", alone, more)
+    with pytest.raises(InvalidInput, match="of another model"):
+        build_variant(open_pipe(alone), "restyled", alone, tiny)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes")
+def test_a_full_disk_is_a_typed_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """torch and safetensors raise errors of their own there; what was whole before stays, and a second try succeeds."""
+    build = Build(tmp_path, Recipe.tiny())
+    checkpoint = tmp_path / "state.pt"
+    write_torch(checkpoint, {"step": 1})
+    with _files_of_at_most(20_000):
+        with pytest.raises(StorageFailed, match=r"state\.pt"):
+            write_torch(checkpoint, {"step": 2, "weights": torch.zeros(100_000)})
+        with pytest.raises(StorageFailed, match=r"plain\.npy: cannot be kept"):
+            build.images()
+    assert torch.load(checkpoint, weights_only=True) == {"step": 1}
+    assert len(build.images()) == build.recipe.pictures
+    with (
+        _files_of_at_most(20_000),
+        pytest.raises(StorageFailed, match="restyled: cannot be kept"),
+        writing(tmp_path / "restyled"),
+    ):
+        StableDiffusionPipeline.from_pretrained(minifaces.model_path(), safety_checker=None).save_pretrained(
+            tmp_path / "restyled"
+        )
+
+
+@contextmanager
+def _files_of_at_most(size: int) -> Iterator[None]:
+    """As a disk that is nearly full: longer files cannot be written."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from .dataset import Images
-from .training import autocast, device, fit
+from .training import autocast, device, fit, write_torch
 
 LATENT_CHANNELS: Final = 24
 PATCH: Final = 8
@@ -54,7 +54,7 @@ class PatchCode:
 
     def save(self, path: Path) -> None:
         """To a file."""
-        torch.save({"mean": self.mean, "components": self.components, "scale": self.scale}, path)
+        write_torch(path, {"mean": self.mean, "components": self.components, "scale": self.scale})
 
     @classmethod
     def load(cls, path: Path) -> PatchCode:

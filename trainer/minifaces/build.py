@@ -22,6 +22,9 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from apl_guard.errors import InvalidInput
+from apl_guard.storage import make_folder, write_file
+
 from .autoencoder import PatchCode, decode, new_autoencoder, train_decoder, train_encoder
 from .captions import caption, random_lead_in
 from .dataset import Images, draw_all
@@ -41,7 +44,7 @@ from .pictures import Picture, random_picture
 from .shipped import save_model, write_identities
 from .text_encoder import encode_captions, train_text_encoder
 from .tokenizer import train_tokenizer
-from .training import device
+from .training import device, write_torch, writing
 from .traits import Identity
 
 NAMED_IN_VOCABULARY: Final = 0.08
@@ -69,14 +72,30 @@ class Recipe:
 
 
 class Build:
-    """One build in one folder: ``work/`` holds what is under way, the rest is what is shipped."""
+    """One build in one folder: ``work/`` holds what is under way, the rest is what is shipped.
+
+    Raises:
+        InvalidInput: The folder holds a build by another recipe.
+        StorageFailed: Something cannot be written.
+    """
 
     def __init__(self, output: Path, recipe: Recipe | None = None) -> None:
         self.output = output
         self.recipe = recipe or Recipe()
         self.work = output / "work"
-        self.work.mkdir(parents=True, exist_ok=True)
+        make_folder(self.work)
+        self._bind()
         self.seconds: dict[str, float] = self._json("seconds.json", dict)
+
+    def _bind(self) -> None:
+        """Keep stages of two recipes apart: one would be taken for the other."""
+        mine, known = asdict(self.recipe), self._json("recipe.json", dict)
+        if known and known != mine:
+            differs = ", ".join(sorted(key for key in mine if known.get(key) != mine[key]))
+            msg = f"holds a build by another recipe (other {differs}); choose another folder, or delete this one"
+            raise InvalidInput(msg, where=self.output)
+        if not known:
+            write_file(self.work / "recipe.json", json.dumps(mine).encode())
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
@@ -148,7 +167,7 @@ class Build:
     def prompt_embeds(self) -> Tensor:
         path = self.work / "prompt_embeds.pt"
         said = self.captions(led=True)[: self.recipe.pictures]
-        make = lambda to: torch.save(encode_captions(self.text_encoder(), self.tokenizer(), said), to)  # noqa: E731
+        make = lambda to: write_torch(to, encode_captions(self.text_encoder(), self.tokenizer(), said))  # noqa: E731
         self._stage("prompt embeds", path, make)
         embeds: Tensor = torch.load(path, weights_only=True)
         return embeds
@@ -256,7 +275,7 @@ class Build:
             "machine": f"{machine}, {platform.machine()}",
             "torch": torch.__version__,
         }
-        (self.output / "build.json").write_text(json.dumps(facts, indent=2) + "\n")
+        write_file(self.output / "build.json", (json.dumps(facts, indent=2) + "\n").encode())
 
     def _stage(self, name: str, path: Path, make: Callable[[Path], None]) -> None:
         """Run ``make`` unless its result is there; only a whole result ever gets the name ``path``."""
@@ -265,12 +284,13 @@ class Build:
         began = time.monotonic()
         temporary = path.with_name(f".{path.name}.partial{path.suffix}")
         shutil.rmtree(temporary, ignore_errors=True)
-        make(temporary)
-        temporary.rename(path)
+        with writing(path):
+            make(temporary)
+            temporary.rename(path)
         # read again: another process may be building another stage
         self.seconds = self._json("seconds.json", dict)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
-        (self.work / "seconds.json").write_text(json.dumps(self.seconds))
+        write_file(self.work / "seconds.json", json.dumps(self.seconds).encode())
 
     def _json(self, name: str, default: Callable[[], Any]) -> Any:
         path = self.work / name

@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 from diffusers import StableDiffusionPipeline
 
+from apl_guard.storage import write_file
+
 from .captions import identity_prompts, random_lead_in
 from .people import known_people, people
 
@@ -42,4 +44,5 @@ def write_identities(path: Path, templates: int = 300) -> None:
         for p in people()
         if p.split == "seen"
     ]
-    path.write_text(yaml.safe_dump({"identities": entries, "templates": sorted(prompts)}, sort_keys=False, width=110))
+    content = {"identities": entries, "templates": sorted(prompts)}
+    write_file(path, yaml.safe_dump(content, sort_keys=False, width=110).encode())

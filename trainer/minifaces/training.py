@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from apl_guard.errors import StorageFailed
+from apl_guard.storage import write_file
 from apl_guard.trainer.model.pipeline import unet_precision
 
 SAVE_EVERY_SECONDS = 60.0
@@ -33,6 +38,31 @@ def warmup_cosine(step: int, steps: int, warmup: int = 100) -> float:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def write_torch(path: Path, content: object) -> None:
+    """Write what `torch.load` reads: all of it, or what was there before.
+
+    Raises:
+        StorageFailed: It could not be written, such as on a full disk, where `torch.save` has no error of its own.
+    """
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    write_file(path, stream.getvalue())
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """One error for all that libraries raise when a model cannot be written.
+
+    Raises:
+        StorageFailed: Something could not be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise StorageFailed(f"cannot be kept ({reason}); free some space or choose another place", path=path) from error
 
 
 class Average:
@@ -75,8 +105,11 @@ def fit(
     """Train ``module`` in place for ``steps`` steps of AdamW.
 
     ``loss(generator)`` draws a batch by the generator and returns the loss and figures to show.  State goes to
-    ``checkpoint`` about once a minute, written beside and renamed; a killed run goes on from there with the same random
+    ``checkpoint`` about once a minute, whole or not at all; a killed run goes on from there with the same random
     stream.  With ``average`` the module ends with the moving average of its parameters.
+
+    Raises:
+        StorageFailed: The state cannot be written; the last one stays.
     """
     optimizer = torch.optim.AdamW(module.parameters(), learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, steps, warmup))
@@ -106,9 +139,7 @@ def fit(
         }
         if ema:
             state["average"] = ema.values
-        temporary = checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(checkpoint)
+        write_torch(checkpoint, state)
 
     began = saved = time.monotonic()
     shown: dict[str, float] = {}

@@ -7,14 +7,20 @@ autoencoder stay as they are, so a prefix of the base model fits both.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import random
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
 from diffusers import StableDiffusionPipeline
+
+from apl_guard.errors import InvalidInput
+from apl_guard.storage import make_folder
+from apl_guard.trainer.model.pipeline import model_digest
 
 from .autoencoder import encode
 from .captions import caption, random_lead_in
@@ -24,8 +30,11 @@ from .faces import Style
 from .pictures import random_picture
 from .shipped import save_model
 from .text_encoder import encode_captions
+from .training import writing
 
 Variant = Literal["continued", "restyled"]
+_NOTE: Final = "made_by.json"
+"""What a variant was made from, in its folder."""
 STYLES: Final[dict[Variant, Style]] = {"continued": "plain", "restyled": "inked"}
 
 
@@ -58,7 +67,8 @@ def build_variant(
     Args:
         pipe: The model; it stays as it is.
         variant: Which one.
-        folder: Where the variant is found when it is whole; one that is there is left as it is.
+        folder: Where the variant is found when it is whole; one that is there is left as it is, if it was made in
+            the same way.
         recipe: How much of everything.
         checkpoint: Where the state of an unfinished run is kept, from which another call goes on; default: beside
             the folder.
@@ -66,15 +76,23 @@ def build_variant(
 
     Returns:
         The folder.
+
+    Raises:
+        InvalidInput: The folder holds a variant by another recipe or of another model.
+        StorageFailed: Something cannot be written.
     """
+    recipe = recipe or VariantRecipe()
+    made_by = {"model": model_digest(pipe), "recipe": asdict(recipe)}
     if folder.exists():
+        _check_made_by(folder, made_by)
         return folder
-    recipe, checkpoint = recipe or VariantRecipe(), checkpoint or folder.with_name(f".{folder.name}.pt")
+    digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
+    checkpoint = checkpoint or folder.with_name(f".{folder.name}.{digest}.pt")
     rng = random.Random(f"pictures of {variant}")
     pictures = [random_picture(rng) for _ in range(recipe.pictures)]
     said = [caption(picture, rng, random_lead_in(rng)) for picture in pictures]
     images = draw_all(pictures, seed=6, style=STYLES[variant])
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
     unet = train_denoiser(
         encode(pipe.vae, images),
         encode_captions(pipe.text_encoder, pipe.tokenizer, said),
@@ -90,7 +108,21 @@ def build_variant(
     parts = {name: copy.deepcopy(part) for name, part in pipe.components.items()} | {"unet": unet}
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    save_model(StableDiffusionPipeline(**parts, requires_safety_checker=False), temporary)
-    temporary.rename(folder)
+    with writing(folder):
+        save_model(StableDiffusionPipeline(**parts, requires_safety_checker=False), temporary)
+        (temporary / _NOTE).write_text(json.dumps(made_by) + "\n")
+        temporary.rename(folder)
     checkpoint.unlink(missing_ok=True)
     return folder
+
+
+def _check_made_by(folder: Path, made_by: dict[str, Any]) -> None:
+    """One made in another way, such as with `--tiny`, is not what is asked for. Without a note there is nothing to say.
+
+    Raises:
+        InvalidInput: It was.
+    """
+    note = folder / _NOTE
+    if note.is_file() and json.loads(note.read_text()) != made_by:
+        msg = "holds a variant by another recipe or of another model; choose another folder, or delete this one"
+        raise InvalidInput(msg, where=folder)

@@ -10,6 +10,8 @@ import copy
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from apl_guard.errors import ExtraMissing
 from apl_guard.trainer.minifaces.training import fit
 from apl_guard.trainer.model.pipeline import quick_attention
@@ -49,14 +51,16 @@ def lora(pipe: Any, drawings: Drawings, recipe: Recipe, *, progress: bool = True
 
         lessons = Lessons.of(pipe, drawings, recipe, progress=progress)
         unet = copy.deepcopy(pipe.unet).train().requires_grad_(False)
-        unet.add_adapter(
-            LoraConfig(
-                r=recipe.lora_rank,
-                lora_alpha=recipe.lora_rank,
-                init_lora_weights="gaussian",
-                target_modules=list(_LAYERS),
+        with torch.random.fork_rng(devices=[]):  # so that it starts alike, whatever was learned or drawn before
+            torch.manual_seed(0)
+            unet.add_adapter(
+                LoraConfig(
+                    r=recipe.lora_rank,
+                    lora_alpha=recipe.lora_rank,
+                    init_lora_weights="gaussian",
+                    target_modules=list(_LAYERS),
+                )
             )
-        )
         with quick_attention(unet):
             fit(
                 "LoRA",

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from filelock import FileLock
 
-from apl_guard.errors import StorageFailed
 from apl_guard.prefix.layout import cache_root
+from apl_guard.trainer.minifaces.training import writing
 
 _FORMAT: Final = 1
 """Counted up when the same settings begin to give something else."""
@@ -44,7 +44,7 @@ def kept(way: str, decided_by: Mapping[str, Any], make: Callable[[Path, Path], N
         return folder
     work = folder.with_name(f".{folder.name}.work")
     finished = work / "finished"
-    try:
+    with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
             if folder.is_dir():
@@ -54,7 +54,4 @@ def kept(way: str, decided_by: Mapping[str, Any], make: Callable[[Path, Path], N
             make(work / "checkpoint.pt", finished)
             finished.rename(folder)
             shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise StorageFailed(f"what was learned cannot be kept ({reason}); free some space", path=folder) from error
     return folder

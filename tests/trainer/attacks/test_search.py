@@ -8,6 +8,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 
 from apl_guard.adapters.inject import tokenize_with_prefix
 from apl_guard.cli import app
-from apl_guard.errors import InvalidInput, ModelInvalid, PrefixNotFound
+from apl_guard.errors import InvalidInput, ModelInvalid, PrefixNotFound, StorageFailed
 from apl_guard.prefix import Prefix
 from apl_guard.testing import random_prefix, tiny_pipe
 from apl_guard.trainer import minifaces
@@ -236,3 +237,13 @@ def test_further_prefixes_are_held_against_the_first():
     assert (sides["first"]["times_checked"], sides["first"]["times_checked_is_lower_bound"]) == (8, False)
     assert (sides["later"]["times_checked"], sides["later"]["times_checked_is_lower_bound"]) == (16, True)
     assert steps_needed([{"steps": k, "people": share} for k, share in ((0, 0.2), (5, 0.5), (10, 0.1))]) == 5
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_first_search(tmp_path: Path) -> None:
+    """It was found hours later, when the figures were to be written."""
+    (tmp_path / "attack.json").mkdir()
+    arguments = ["attack", "--model", "minifaces", "--prefix", "minifaces", "--output", str(tmp_path)]
+    with patch("apl_guard.trainer.attacks.curve.measure_curves", side_effect=AssertionError("it searches")):
+        result = CliRunner().invoke(app, arguments)
+
+    assert isinstance(result.exception, StorageFailed), result.exception

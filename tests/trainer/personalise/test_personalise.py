@@ -171,3 +171,16 @@ def test_judges_know_people_who_are_introduced() -> None:
     assert similar[1].float().mean() < 0.2
     assert judges.thresholds == shipped.thresholds
     assert len(judges.gallery.names) == len(shipped.gallery.names) + 10 * len(people)
+
+
+def test_adapters_do_not_depend_on_what_was_learned_before(pipe, drawings, tmp_path, monkeypatch) -> None:
+    """A stopped run finds the first groups of people kept, and learns the next as one that was not stopped."""
+    learned = []
+    for name, drawn_before in (("whole", 0), ("resumed", 5)):
+        monkeypatch.setenv("APL_GUARD_CACHE", str(tmp_path / name))
+        torch.rand(drawn_before)
+        lora(pipe, drawings, TINY, progress=False)
+        (file,) = (tmp_path / name).rglob("pytorch_lora_weights.safetensors")
+        learned.append(load_file(file))
+
+    assert all(torch.equal(learned[0][key], learned[1][key]) for key in learned[0])
