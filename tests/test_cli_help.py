@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from typer.testing import CliRunner
@@ -20,7 +21,7 @@ def test_help_fills_the_width_of_the_terminal(command: str, monkeypatch: pytest.
 
     prose = re.split(r"╭", shown, maxsplit=1)[0].splitlines()
     lines = [line.strip() for line in prose if "Usage:" not in line]
-    pairs = [(line, after) for line, after in zip(lines, lines[1:], strict=False) if line and after]
+    pairs = [(line, after) for line, after in pairwise(lines) if line and after]
     assert pairs
     for line, after in pairs:
         assert len(line) + 1 + len(after.split()[0]) > width - 2, line

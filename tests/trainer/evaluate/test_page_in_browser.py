@@ -66,7 +66,7 @@ def _page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("width", [1280, 360])
 def test_the_report_is_whole_in_a_browser(browser: Any, page: Path, width: int) -> None:
-    """On a desk and on a telephone every picture is decoded, nothing reaches beyond the edge, and nothing is fetched."""
+    """On a desk and on a telephone every picture is decoded, nothing reaches beyond the edge, nothing is fetched."""
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(page.as_uri())
