@@ -138,7 +138,8 @@ class A1111Adapter(RemoteAdapter):
         known = frozenset(self._known_embeddings())
         text: dict[Channel, tuple[str, ...]] = {}
         used = {CHANNELS[name] for name, value in fields.items() if name in CHANNELS and value}
-        for name, found in self._with_styles(fields).items():
+        texts = self._with_styles(fields)
+        for name, found in ((name, texts[name]) for name in TEXT_FIELDS if name in texts):
             channel = TEXT_FIELDS[name]
             fields[name] = read_a1111(found, known).text
             text[channel] = (*text.get(channel, ()), fields[name])

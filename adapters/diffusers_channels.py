@@ -30,6 +30,10 @@ _NEGATIVE = {
 }
 
 
+# How LoRA and Custom Diffusion, which diffusers loads without peft, call the weights that they add.
+_ADDED = ("lora_", "custom_diffusion")
+
+
 def implied(
     pipe: DiffusionPipeline,
     defaults: Mapping[str, Any],
@@ -101,7 +105,10 @@ def _has_learned_words(tokenizer: Any, prompts: list[str]) -> bool:
 def has_adapter_weights(pipe: DiffusionPipeline) -> bool:
     """Whether LoRA or similar weights are in any model of a pipe."""
     models = [model for model in pipe.components.values() if isinstance(model, nn.Module)]
-    return any(getattr(model, "peft_config", None) or has_parameter_named("lora_", model) for model in models)
+    return any(
+        getattr(model, "peft_config", None) or any(has_parameter_named(part, model) for part in _ADDED)
+        for model in models
+    )
 
 
 def _knows_turns(tokenizer: Any) -> bool:

@@ -56,7 +56,7 @@ _AND = re.compile(r"\bAND\b")
 _PART_WEIGHT = re.compile(r":\s*-\s*[\d.]+\s*$")
 _SHARE = re.compile(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))\s*$")
 _TAG = re.compile(r"<\w+:[^>]*>")
-_WILDCARD = re.compile(r"__[^\s_](?:(?!__).)*__|\{[^{}]*(?:\||\$\$)[^{}]*\}|\$\{|\{\{|\{%", re.DOTALL)
+_WILDCARD = re.compile(r"__[^\s_](?:(?!__).)*__|\{[^{}]*(?:\||\$\$)[^{}]*\}|\$\{|\{%|\{\{[^{}]*[\"'~]", re.DOTALL)
 # `[x|BRE]AK` becomes BREAK during denoising; somewhere a letter of it must stand before a bracket or a bar.
 _SPELLED_BREAK = re.compile(r"[BREA][\[\]|:]")
 _PREFIX_NAME = re.compile(r"apl-[0-9a-f]{16}")

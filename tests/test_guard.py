@@ -285,6 +285,22 @@ def test_a_call_that_does_not_fit_the_signature_leaves_a_record(guard, tmp_path,
     assert counted(metrics_registry, "invalid") == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"policy": None}, PolicyInvalid),
+        ({"policy": {"mode": "enforce"}}, PolicyInvalid),
+        ({"prefix": {"text_encoder": torch.zeros(4, 32)}}, InvalidInput),
+        ({"prefix": torch.zeros(4, 32)}, InvalidInput),
+        ({"output_check": True}, InvalidInput),
+    ],
+)
+def test_a_guard_made_with_something_else_is_refused_at_once(shared_pipe, prefix, given, error):
+    """The message names what was expected; it would show in the first call only, or as a fault within the guard."""
+    with pytest.raises(error, match="expected"):
+        Guard(shared_pipe, **({"prefix": prefix} | given))
+
+
 def test_the_prefix_is_found_in_the_registry(shared_pipe, prefix, tmp_path, draw):
     """Without naming it, and the picture is that of the prefix given by hand."""
     PrefixRegistry().register(prefix.save(tmp_path / "trained"))

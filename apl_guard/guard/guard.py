@@ -23,6 +23,7 @@ from apl_guard.decision import Decision
 from apl_guard.detect.output import OutputCheck
 from apl_guard.errors import GuardUnavailable, InvalidInput, SelfTestFailed
 from apl_guard.guard.call import Call, Guarded, refuse
+from apl_guard.guard.given import check_given
 from apl_guard.guard.selftest import CANARIES, SelfTest, run_canaries
 from apl_guard.in_force import PolicyInForce
 from apl_guard.in_force.reloadable import ReloadablePolicy
@@ -63,7 +64,7 @@ class Guard:
         PrefixInvalid: The prefix is missing or damaged.
         PrefixNotFound: No prefix fits the text encoder of the pipe.
         AuditUnavailable: The folder for the records cannot be used.
-        InvalidInput: There is no adapter for this pipe.
+        InvalidInput: There is no adapter for this pipe, or an argument is of another type.
         MetricsUnavailable: Several processes are to count together, and their folder cannot be used.
 
     Example:
@@ -90,6 +91,7 @@ class Guard:
     ) -> None:
         if isinstance(audit, AuditLog) and audit_witness:
             raise InvalidInput("this log has its own witnesses; name them where it is made", where="audit_witness")
+        check_given(prefix, output_check)
         own: dict[str, Any] = {
             "_backend": adapter_for(pipe),
             "_audit": audit if isinstance(audit, AuditLog) else AuditLog(audit, witness=audit_witness),

@@ -108,7 +108,7 @@ class Policy(BaseModel):
         try:
             path = _path(path_or_name)
             content = _read_start(path)
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             names = ", ".join(built_in_policies()) + did_you_mean(str(path_or_name), built_in_policies())
             reason = getattr(error, "strerror", None) or "not a path"
             raise PolicyInvalid(

@@ -7,6 +7,7 @@ from importlib.resources import files
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers.models.attention_processor import CustomDiffusionAttnProcessor2_0
 from peft import LoraConfig
 from prometheus_client import CollectorRegistry
 
@@ -234,6 +235,22 @@ def test_adapters_loaded_after_wrapping_are_noticed(pipe, prefix):
     """A LoRA, as `load_lora_weights` puts it into the denoiser, may hold a person."""
     guard = Guard(pipe, prefix=prefix)
     pipe.unet.add_adapter(LoraConfig(r=1, target_modules=["to_q"]))
+
+    with pytest.raises(PolicyBlocked, match="adapter_weights"):
+        guard("a man")
+
+
+def test_custom_diffusion_loaded_after_wrapping_is_noticed(pipe, prefix):
+    """It adds the weights of a person to the attention of the denoiser, without peft."""
+    guard = Guard(pipe, prefix=prefix)
+    width = pipe.unet.config.cross_attention_dim
+    processors = {
+        name: CustomDiffusionAttnProcessor2_0(
+            train_kv="attn2" in name, train_q_out=False, hidden_size=32, cross_attention_dim=width
+        )
+        for name in pipe.unet.attn_processors
+    }
+    pipe.unet.set_attn_processor(processors)
 
     with pytest.raises(PolicyBlocked, match="adapter_weights"):
         guard("a man")

@@ -100,6 +100,16 @@ def test_styles_are_resolved_before_the_decision(guard, server, prefix):
         guard("a man", styles=["bad"])
 
 
+def test_a_style_makes_a_negative_prompt_beside_that_of_the_second_pass(guard, server):
+    """Each stays in its own field."""
+    server.styles = {"oil": ("", "photo")}
+
+    guard("a man", styles=["oil"], hr_negative_prompt="hands")
+
+    sent = server.posted("/sdapi/v1/txt2img")[0]
+    assert (sent["negative_prompt"], sent["hr_negative_prompt"]) == ("photo", "hands, photo")
+
+
 def test_negative_prompts_stay_as_they_are(guard, server):
     """Guidance steers away from them."""
     guard("a man", negative_prompt="blurry (hands:1.2) BREAK x")

@@ -101,6 +101,8 @@ def test_nothing_of_the_prompt_is_lost(shared_server, words):
         ("APL-0123456789abcdef", "prompt_syntax"),
         ("__famous_people__", "prompt_syntax"),
         ("${who=Mara} ${who}", "prompt_syntax"),
+        ('{{ "Ma" ~ "ra" }}', "prompt_syntax"),
+        ("{% for x in y %}", "prompt_syntax"),
         ("[a|b]" * 7, "prompt_syntax"),
         ("ma[ra:ra:0.5]-voss", "textual_inversion"),
         ("ma(ra:1.0)-voss", "textual_inversion"),
@@ -147,7 +149,15 @@ def test_the_name_of_the_prefix_with_syntax_or_blanks_in_it(guard, server, prefi
 
 def test_weights_below_the_bound_are_not_blocked(guard):
     """What people write every day."""
-    for prompt in ("(a man:1.4)", "((a man))", "[a man]", "a man (smiling:0.8), ratio 16:9", "time: 5 (pm)"):
+    for prompt in (
+        "(a man:1.4)",
+        "((a man))",
+        "[a man]",
+        "a man (smiling:0.8), ratio 16:9",
+        "time: 5 (pm)",
+        "{{a man}}",
+        "a_b__c",
+    ):
         assert guard.check(prompt).action == "anonymize"
 
 
