@@ -310,12 +310,22 @@ class TestCommands:
         for file in [path, *built_in_policies().values()]:
             checker.validate(yaml.safe_load(file.read_text()))
         wrong = yaml.safe_load(STARS)
+
+        def of_rule(**when):
+            rule = {"id": "a", "when": {"channels": ["prompt"], **when}, "then": {"action": "block"}}
+            return {"spec": wrong["spec"] | {"rules": [*wrong["spec"]["rules"], rule]}}
+
+        checker.validate(wrong | of_rule(tenants=["x" * 200]))
         for change in (
             {"kind": "Polcy"},
             {"surprise": 1},
             {"metadata": {"name": "../x", "version": 1}},
             {"spec": wrong["spec"] | {"rules": []}},
             {"spec": wrong["spec"] | {"mode": "off"}},
+            {"spec": wrong["spec"] | {"rollout": None}},
+            of_rule(tenants=[""]),
+            of_rule(tenants=["x" * 201]),
+            of_rule(routes=None),
         ):
             with pytest.raises(jsonschema.ValidationError):
                 checker.validate(wrong | change)

@@ -186,8 +186,12 @@ def _decided(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_BEGIN_FORMULAS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""Wide ones too, which spreadsheets of East Asia take for the others."""
+
+
 def _cell(value: Any) -> Any:
     # A spreadsheet would take such a text for a formula.
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+    if isinstance(value, str) and value[:1] in _BEGIN_FORMULAS:
         return "'" + value
     return value

@@ -14,6 +14,7 @@ from typing import Any
 
 from apl_guard.audit.chain import read_identity
 from apl_guard.audit.folder import SEGMENTS
+from apl_guard.audit.reading import say_where_reading_stops
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Line, Row
@@ -96,12 +97,15 @@ def _batches(segments: Path, reached: dict[str, list[int]]) -> Iterator[list[tup
     batch: list[tuple[str, Line]] = []
     for writer, numbers in writers_in(segments).items():
         last, segment = reached.get(writer, [-1, 0])
-        for line in Row(segments, writer, numbers, start=segment):
+        row = Row(segments, writer, numbers, start=segment)
+        for line in row:
             if line.seq > last:
                 batch.append((writer, line))
             if len(batch) >= _BATCH:
                 yield batch
                 batch = []
+        if row.problem is not None:
+            say_where_reading_stops(row)
     if batch:
         yield batch
 

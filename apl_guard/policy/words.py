@@ -43,7 +43,7 @@ def _a_glob(pattern: str) -> str:
     return pattern
 
 
-Glob = Annotated[str, AfterValidator(_a_glob)]
+Glob = Annotated[str, AfterValidator(_a_glob), Field(json_schema_extra={"minLength": 1, "maxLength": 200})]
 """A name, in which `*` stands for any characters."""
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 from logs import expected
 
-from apl_guard.audit.export import Platform, calls, statements
+from apl_guard.audit.export import Platform, calls, statements, write_csv
 
 
 def test_csv_has_one_row_for_each_call(log, run, tmp_path):
@@ -22,6 +22,17 @@ def test_csv_has_one_row_for_each_call(log, run, tmp_path):
     assert not [cell for row in rows for cell in row.values() if cell[:1] in "=+-@" and cell]
     assert {row["tenant"] for row in rows if row["tenant"]} == {"acme", "'=cmd|' /C calc'!A0"}
     assert run("export", log, "--csv", "--until", "2020-01-01")[1].out.count("\n") == 1
+
+
+@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+def test_no_cell_is_a_formula(begin):
+    """Nor in a spreadsheet that takes wide letters for narrow ones. Other names of tenants come back as they were."""
+    tenants = [f"{begin}1+1", 'a,"b"; c', "'x", "\u00fc\n2"]
+    stream = io.StringIO()
+    assert write_csv(iter([{"tenant": tenant} for tenant in tenants]), stream) == len(tenants)
+
+    rows = list(csv.DictReader(io.StringIO(stream.getvalue(), newline="")))
+    assert [row["tenant"] for row in rows] == ["'" + tenants[0], *tenants[1:]]
 
 
 # The fields of the statement of reasons and the values that the database takes for them, from its API's description.

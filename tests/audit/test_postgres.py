@@ -110,6 +110,19 @@ def test_every_record_is_copied_once(table, folders):
     )
 
 
+def test_what_a_damaged_log_lacks_is_said(table, folders, caplog):
+    """As in every answer: nothing behind the first bad record of a writer is sent."""
+    log, witness = folders
+    make_log(log, witness, calls=3, writers=2)
+    segment = sorted((log / "segments").iterdir())[0]
+    segment.write_bytes(segment.read_bytes().replace(b"anonymize", b"allowance", 1))
+
+    sent = export_to_postgres(log, table[1])
+
+    assert sent == len(list(read_log(log)))
+    assert f"{segment.name[:24]}: record 1 is not the one that" in caplog.messages[0]
+
+
 def test_the_role_can_insert_and_nothing_else(table, folders):
     """It can neither read nor change nor remove, not even what it wrote itself."""
     _, address = table
