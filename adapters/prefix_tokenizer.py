@@ -223,7 +223,7 @@ class _PrefixTokenizer:
             place, end = self._find_place(encoded, len(before), special)
         else:
             ids = list(self._super("__call__", plain, **frame)["input_ids"])
-            place, end = self._find_place_slowly(ids, before, special)
+            place, end = self._find_place_slowly(before, special)
         if limit is None and not before and n and len(ids) + n > me.model_max_length:
             return self._in_chunks(ids, place, end), 0
         if limit is None or len(ids) + n <= limit:
@@ -271,15 +271,17 @@ class _PrefixTokenizer:
             return inside[0], end
         return next((i for i in inside if spans[i][1] > position), inside[-1] + 1), end
 
-    def _find_place_slowly(self, ids: list[int], before: str, special: bool) -> tuple[int, int]:
+    def _find_place_slowly(self, before: str, special: bool) -> tuple[int, int]:
         """The same for tokenizers in Python, which do not say where in the text a token comes from."""
         me: Any = self
         if before:
             raise PrefixNotApplied(f"{type(me).__mro__[2].__name__} cannot place a prefix behind other text")
-        empty = list(self._super("__call__", "", add_special_tokens=special, verbose=False)["input_ids"])
-        place = 0
-        while place < min(len(ids), len(empty)) and ids[place] == empty[place] != me.eos_token_id:
-            place += 1
+        # Not by the user's text, which may begin as the frame ends.
+        empty, letter = (
+            list(self._super("__call__", text, add_special_tokens=special, verbose=False)["input_ids"])
+            for text in ("", "a")
+        )
+        place = next((i for i, (one, other) in enumerate(zip(empty, letter, strict=False)) if one != other), len(empty))
         return place, len(empty) - place
 
     def __reduce_ex__(self, protocol: Any) -> Any:

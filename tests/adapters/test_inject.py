@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import CanineTokenizer
 
 from apl_guard import InvalidInput, PrefixInvalid
 from apl_guard.adapters.inject import embed, encode_prompts, injected, tokenize_with_prefix
@@ -80,6 +81,21 @@ def test_no_prompts_is_an_error(prompts):
     """An empty list, and a text in place of a list, are refused."""
     with pytest.raises(InvalidInput):
         tokenize_with_prefix(TOKENIZER, prompts, 2)
+
+
+def test_a_tokenizer_in_python_whose_rows_end_with_another_token_than_eos():
+    """As of BERT in older transformers. The prefix is behind the start token, for an empty prompt and one that says the
+    last token of the row, too."""
+    tokenizer = CanineTokenizer(eos_token=None, model_max_length=9)
+    start, end, padding = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+
+    rows = tokenize_with_prefix(tokenizer, ["", "a", f"{chr(end)}a"], 3).tolist()
+
+    assert rows == [
+        [start, -1, -2, -3, end, *[padding] * 4],
+        [start, -1, -2, -3, ord("a"), end, *[padding] * 3],
+        [start, -1, -2, -3, end, ord("a"), end, *[padding] * 2],
+    ]
 
 
 def test_a_prefix_that_leaves_no_room_is_an_error():
