@@ -42,10 +42,10 @@ def alone(file: Path, patience: float) -> Iterator[bool]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(file, timeout=patience, poll_interval=_LOOK_AGAIN_SECONDS, mode=0o666)
+    lock = FileLock(file, timeout=patience, mode=0o666)
     is_alone = True
     try:
-        lock.acquire()
+        lock.acquire(poll_interval=_LOOK_AGAIN_SECONDS)
     except Timeout:
         is_alone = False
     try:
