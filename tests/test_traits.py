@@ -121,8 +121,8 @@ class TestProjection:
         from transformers import CLIPTextModelWithProjection
 
         found = CLIPTextModelWithProjection(pipe.text_encoder.config).eval()
-        inner = getattr(found, "text_model", found)
-        inner.load_state_dict(pipe.text_encoder.state_dict(), strict=False)
+        inner, source = (getattr(one, "text_model", one) for one in (found, pipe.text_encoder))
+        inner.load_state_dict(source.state_dict(), strict=False)
         return found
 
     def test_an_encoder_with_and_without_one_is_the_same(self, pipe, projected, reference):

@@ -14,6 +14,7 @@ from typing import Any
 
 from .qwen_encoders import bytes_tokenizer, processor
 from .text import WIDTH, byte_letters, loud
+from .vocabularies import from_files
 
 __all__ = ["chat_glm", "gemma", "glm", "llama", "mistral3", "smol", "t5_gemma"]
 
@@ -174,7 +175,7 @@ def t5_gemma(width: int = 8) -> Any:
 
 
 def _gemma_tokenizer() -> Any:
-    import transformers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from tokenizers.processors import TemplateProcessing
 
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "▁"])}
@@ -182,9 +183,12 @@ def _gemma_tokenizer() -> Any:
         vocabulary.setdefault(letter, len(vocabulary))
     for byte in range(256):
         vocabulary.setdefault(f"<0x{byte:02X}>", len(vocabulary))
-    tokenizer = transformers.GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=1024)
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
-    return tokenizer
+    backend = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Replace(" ", "▁")
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return from_files("GemmaTokenizerFast", {"tokenizer.json": backend.to_str()}, model_max_length=1024)
 
 
 def smol() -> Any:

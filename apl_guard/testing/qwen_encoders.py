@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from .text import WIDTH, byte_letters, loud
+from .vocabularies import from_merges
 
 __all__ = ["bytes_tokenizer", "processor", "qwen3", "qwen3_vl", "qwen_vl"]
 
@@ -18,12 +19,10 @@ _CHAT_TEMPLATE = (
 
 def bytes_tokenizer(cls: str = "Qwen2Tokenizer", **options: Any) -> Any:
     """A tokenizer of bytes with the turns of a chat template."""
-    import transformers
-
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
     special += ["<|vision_start|>", "<|vision_end|>"]
     vocabulary = {token: i for i, token in enumerate([*byte_letters(), *special])}
-    made = getattr(transformers, cls)(vocab=vocabulary, merges=[], model_max_length=4096, **options)
+    made = from_merges(cls, vocabulary, [], model_max_length=4096, **options)
     made.add_special_tokens({"additional_special_tokens": special[1:]})
     made.chat_template = _CHAT_TEMPLATE
     return made

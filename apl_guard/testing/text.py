@@ -6,6 +6,8 @@ from __future__ import annotations
 import string
 from typing import Any
 
+from .vocabularies import from_files, from_merges, from_pieces
+
 __all__ = ["WIDTH", "bert", "byt5", "byte_letters", "clip", "loud", "m_clip", "slots", "t5", "tiny_tokenizer"]
 
 WIDTH = 32
@@ -44,13 +46,10 @@ def tiny_tokenizer(padding: str = "<|endoftext|>") -> Any:
         >>> tiny_tokenizer()("a photo of").input_ids
         [519, 320, 515, 516, 520]
     """
-    from transformers import CLIPTokenizer
-
     letters = list(byte_letters())
     vocabulary = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in _MERGES)]
-    merges: Any = _MERGES  # pairs, as the library wants them whatever it says
     ids = {token: i for i, token in enumerate([*vocabulary, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=ids, merges=merges, pad_token=padding, model_max_length=77)
+    return from_merges("CLIPTokenizer", ids, _MERGES, pad_token=padding, model_max_length=77)
 
 
 def byte_letters() -> list[str]:
@@ -92,7 +91,7 @@ def t5(cls: str = "T5", length: int = 512, **config: Any) -> Any:
     pieces += [(c, -4.0) for c in string.ascii_letters + string.digits + string.punctuation]
     pieces += [(word, -3.0) for word in ["▁a", "▁of", "▁photo", "▁man", "er", "in"]]
     extra = [(f"<extra_id_{i}>", 0.0) for i in range(9, -1, -1)]
-    tokenizer = transformers.T5Tokenizer(vocab=[*pieces, *extra], extra_ids=10, model_max_length=length)
+    tokenizer = from_pieces("T5TokenizerFast", [*pieces, *extra], "$A </s>", extra_ids=10, model_max_length=length)
     shape = {"d_model": WIDTH, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
     made = getattr(transformers, f"{cls}Config")(**(shape | config), vocab_size=len(tokenizer))
     return loud(getattr(transformers, f"{cls}EncoderModel")(made)), tokenizer
@@ -110,12 +109,12 @@ def byt5() -> Any:
 def m_clip() -> Any:
     """A multilingual CLIP and its tokenizer, as in Kandinsky 2.1."""
     from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
-    from transformers import XLMRobertaTokenizer
 
     pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     pieces += [(c, -4.0) for c in string.ascii_letters + string.digits + string.punctuation]
     pieces += [(word, -3.0) for word in ["▁a", "▁of", "▁photo", "▁man", "er", "in"]]
-    tokenizer = XLMRobertaTokenizer(vocab=[*pieces, ("<mask>", 0.0)], model_max_length=512)
+    pieces.append(("<mask>", 0.0))
+    tokenizer = from_pieces("XLMRobertaTokenizerFast", pieces, "<s> $A </s>", model_max_length=512)
     made = MCLIPConfig(
         numDims=WIDTH,
         transformerDimSize=WIDTH,
@@ -133,11 +132,11 @@ def m_clip() -> Any:
 
 def bert() -> Any:
     """A BERT and its tokenizer, as in Hunyuan-DiT."""
-    from transformers import BertConfig, BertModel, BertTokenizer
+    from transformers import BertConfig, BertModel
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "photo", "of", "man"]
     words += [*string.ascii_lowercase[1:], *(f"##{c}" for c in string.ascii_lowercase), *string.punctuation]
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)}, model_max_length=77)
+    tokenizer = from_files("BertTokenizer", {"vocab.txt": "".join(word + "\n" for word in words)}, model_max_length=77)
     shape = {"hidden_size": WIDTH, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
     made = BertConfig(**shape, vocab_size=len(tokenizer), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     return loud(BertModel(made)), tokenizer

@@ -4,8 +4,9 @@ A row is [before, P₁ … P_N, the user's tokens cut at their end, after, paddi
 the others take token embeddings, so they are called with the row of vectors.
 """
 
+import inspect
+
 import torch
-from transformers.masking_utils import create_causal_mask
 
 
 @torch.no_grad()
@@ -26,21 +27,31 @@ def clip_by_hand(text_encoder, tokenizer, prompts, vectors, length=77, masked=Fa
         ends.append(1 + n + len(user))
     state = torch.stack(rows) + inner.embeddings.position_embedding.weight[:length]
     is_text = torch.arange(length) <= torch.tensor(ends)[:, None]
-    mask = create_causal_mask(
-        config=text_encoder.config,
-        inputs_embeds=state,
-        attention_mask=is_text.long() if masked else None,
-        past_key_values=None,
-    )
+    masks = _clip_masks(text_encoder, state, is_text if masked else None)
     hidden = [state]
     for layer in inner.encoder.layers:
-        output = layer(state, mask, is_causal=True)
+        output = layer(state, **masks)
         state = output[0] if isinstance(output, tuple) else output
         hidden.append(state)
     last = inner.final_layer_norm(state)
     pooled = last[torch.arange(len(prompts)), torch.tensor(ends)]
     projected = text_encoder.text_projection(pooled) if hasattr(text_encoder, "text_projection") else None
     return {"last": last, "hidden": hidden, "pooled": pooled, "projected": projected, "mask": is_text}
+
+
+def _clip_masks(text_encoder, state, is_text):
+    """What a layer of CLIP is told of the places that it may look at: version 4 of transformers adds two masks."""
+    inner = getattr(text_encoder, "text_model", text_encoder)
+    if "causal_attention_mask" not in inspect.signature(inner.encoder.layers[0].forward).parameters:
+        from transformers.masking_utils import create_causal_mask
+
+        kept = None if is_text is None else is_text.long()
+        mask = create_causal_mask(text_encoder.config, state, kept, past_key_values=None)
+        return {"attention_mask": mask, "is_causal": True}
+    length, never = state.shape[1], torch.finfo(state.dtype).min
+    causal = torch.full((1, 1, length, length), never).triu(1)
+    padding = None if is_text is None else torch.where(is_text, 0.0, never)[:, None, None].expand(-1, 1, length, -1)
+    return {"attention_mask": padding, "causal_attention_mask": causal}
 
 
 def row_by_hand(tokenizer, prompt, n, length, before="", after=""):
