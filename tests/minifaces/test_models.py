@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import sys
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from apl_guard.encoder.fingerprint import fingerprint
+from apl_guard.encoder.weights import weights_of
 from apl_guard.errors import InvalidInput, ModelInvalid, StorageFailed
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.minifaces.autoencoder import PatchCode, to_tensor
@@ -35,9 +38,9 @@ from apl_guard.trainer.minifaces.judge import (
 )
 from apl_guard.trainer.minifaces.judge_training import broken
 from apl_guard.trainer.minifaces.pictures import random_picture
-from apl_guard.trainer.minifaces.shipped import write_identities
+from apl_guard.trainer.minifaces.shipped import save_model, write_identities
 from apl_guard.trainer.minifaces.text_encoder import WIDTH, Reading
-from apl_guard.trainer.minifaces.tokenizer import train_tokenizer
+from apl_guard.trainer.minifaces.tokenizer import MERGES, train_tokenizer
 from apl_guard.trainer.minifaces.training import write_torch, writing
 from apl_guard.trainer.minifaces.traits import GEOMETRY
 from apl_guard.trainer.minifaces.variants import VariantRecipe, build_variant
@@ -142,6 +145,22 @@ def test_a_build_runs_from_nothing_and_goes_on_where_it_stopped(tmp_path: Path) 
     assert (Build(tmp_path, Recipe.tiny()).model() / "model_index.json").exists()
     assert (tmp_path / "work" / "text_encoder" / "model.safetensors").stat().st_mtime_ns == unchanged
     assert not list(tmp_path.rglob("*.partial*"))
+
+
+@pytest.mark.parametrize("folder", ["shipped", "saved"])
+def test_older_transformers_open_a_saved_model(tmp_path: Path, folder: str) -> None:
+    """Version 4 wants these names and files. Without the names it takes random weights, with no more than a warning."""
+    path = minifaces.model_path()
+    if folder == "saved":
+        save_model(open_pipe(path), tmp_path / "model")
+        path = tmp_path / "model"
+
+    names = load_file(path / "text_encoder" / "model.safetensors").keys()
+    vocabulary, merges = (path / "tokenizer" / name for name in ("vocab.json", "merges.txt"))
+
+    assert names == {f"text_model.{name}" for name in weights_of(open_pipe(path).text_encoder)}
+    assert json.loads(vocabulary.read_text()) == open_pipe(path).tokenizer.get_vocab()
+    assert len(merges.read_text().splitlines()) == 1 + MERGES
 
 
 def test_a_variant_keeps_all_but_the_denoiser_and_goes_on_where_it_stopped(tmp_path: Path) -> None:

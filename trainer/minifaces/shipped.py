@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from apl_guard.storage import write_file
 
@@ -18,10 +20,11 @@ __all__ = ["save_model", "write_identities"]
 
 
 def save_model(pipe: StableDiffusionPipeline, to: Path) -> None:
-    """Write a diffusers folder in half precision."""
+    """Write a diffusers folder in half precision, as versions 4 and 5 of transformers read it."""
     for part in (pipe.vae, pipe.text_encoder, pipe.unet):
         part.half()
     pipe.save_pretrained(to)
+    _open_to_transformers_4(to)
     # transformers opens in the dtype that is stated here, diffusers in float32: they must agree
     config = to / "text_encoder" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2) + "\n")
@@ -30,6 +33,19 @@ def save_model(pipe: StableDiffusionPipeline, to: Path) -> None:
         stated = json.loads(config.read_text())
         stated.pop("_name_or_path", None)
         config.write_text(json.dumps(stated, indent=2) + "\n")
+
+
+def _open_to_transformers_4(model: Path) -> None:
+    """Names of weights and files of the tokenizer as version 4 writes and wants them. Version 5 reads either.
+
+    Version 4 opens a text encoder with the names of version 5, too: with random weights and a warning.
+    """
+    weights = model / "text_encoder" / "model.safetensors"
+    named = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(weights).items()}
+    save_file(named, weights, metadata={"format": "pt"})
+    tokenizer = model / "tokenizer"
+    if not (tokenizer / "merges.txt").exists():
+        Tokenizer.from_file(str(tokenizer / "tokenizer.json")).model.save(str(tokenizer))
 
 
 def write_identities(path: Path, templates: int = 300) -> None:

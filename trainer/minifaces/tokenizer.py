@@ -6,7 +6,9 @@ The vocabulary is small on purpose: common words become one token, surnames do n
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -55,12 +57,11 @@ def _as_clip(merges: list[tuple[str, str]]) -> CLIPTokenizer:
         _END,
     ]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(
-        vocab=vocab,
-        merges=merges,
-        bos_token=_START,
-        eos_token=_END,
-        unk_token=_END,
-        pad_token=_END,
-        model_max_length=WINDOW,
-    )
+    special = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}
+    # From files, which every version of transformers opens.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+        Path(folder, "merges.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(folder, **special, model_max_length=WINDOW)
+    return tokenizer
