@@ -9,7 +9,7 @@ WHEEL_BIN := .venv-wheel/bin
 # Debian packages that a few tests need. Without them, or the right to install them, those tests are skipped and say so.
 SYSTEM := chromium-driver postgresql prometheus strace
 
-.PHONY: demo test system install lint types imports suite wheel wheel-suite fuzz benchmarks torture clean
+.PHONY: demo test system install lint types imports suite wheel wheel-suite oldest fuzz benchmarks torture clean
 
 demo: install
 	$(BIN)/apl-guard demo --output demo
@@ -55,6 +55,18 @@ wheel-suite: wheel
 		> "$$($(WHEEL_BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth"
 	$(WHEEL_BIN)/python -m pip --disable-pip-version-check --quiet install --no-deps dist/*.whl
 	APL_GUARD_TEST_WHEEL=1 $(WHEEL_BIN)/python -P -m pytest -m smoke -o pythonpath= -o testpaths=tests
+
+# On demand: the oldest versions that pyproject.toml allows, in an environment of their own. It wants Python 3.11 or 3.12, and
+# torch of that age comes with 3 GB of CUDA. Left out are the tests of pipelines that diffusers of that age does not have,
+# and one that computes in float64, which version 4 of transformers cannot.
+OLDEST := $(filter-out %/test_gliner.py,$(wildcard tests/test_*.py)) tests/audit tests/minifaces $(addprefix tests/trainer/,data model train) \
+	$(addprefix tests/adapters/,a1111 comfyui test_cli_services.py test_conformance.py test_diffusers_pipe.py test_inject.py)
+oldest:
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints-oldest.txt \
+		--editable ".[eval,faces,names,postgres,regex,remote,otel,dev]"
+	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(OLDEST) \
+		--deselect tests/adapters/test_inject.py::test_gradients_flow_to_the_vectors
 
 # On demand: coverage-guided fuzzing of what reads files from strangers.
 FUZZ_SECONDS ?= 60

@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"apl_guard": "apl_guard", "adapters": "apl_guard.adapters", "policies": "apl_guard.policies"}
@@ -77,3 +79,19 @@ def test_a_second_spelling_does_not_import(name):
     found = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True)
 
     assert "attempted relative import beyond top-level package" in found.stderr
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    """What `make oldest` runs with is what `pyproject.toml` promises."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [name for name in project["optional-dependencies"] if name not in ("dev", "fuzz", "ner", "signing")]
+    promised = [*project["dependencies"], *(one for name in extras for one in project["optional-dependencies"][name])]
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+
+    oldest = [Requirement(line) for line in lines if not line.startswith("#")]
+    bounds = {one.name: next(iter(one.specifier)).version for one in map(Requirement, promised)}
+
+    assert [one.name for one in oldest] == sorted(bounds)
+    for one in oldest:
+        pinned = next(iter(one.specifier)).version
+        assert Version(pinned).release[: len(Version(bounds[one.name]).release)] == Version(bounds[one.name]).release
