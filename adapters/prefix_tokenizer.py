@@ -275,7 +275,10 @@ class _PrefixTokenizer:
         """The same for tokenizers in Python, which do not say where in the text a token comes from."""
         me: Any = self
         if before:
-            raise PrefixNotApplied(f"{type(me).__mro__[2].__name__} cannot place a prefix behind other text")
+            raise PrefixNotApplied(
+                f"{type(me).__mro__[2].__name__} is written in Python and cannot place a prefix behind other text; "
+                "give the pipe the fast tokenizer of the same files"
+            )
         # Not by the user's text, which may begin as the frame ends.
         empty, letter = (
             list(self._super("__call__", text, add_special_tokens=special, verbose=False)["input_ids"])

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CanineTokenizer
 
-from apl_guard import InvalidInput, PrefixInvalid
+from apl_guard import InvalidInput, PrefixInvalid, PrefixNotApplied
 from apl_guard.adapters.inject import embed, encode_prompts, injected, tokenize_with_prefix
+from apl_guard.adapters.prefix_tokenizer import prefix_tokenizer
 from apl_guard.testing import tiny_pipe, tiny_tokenizer
 
 PROMPTS = ["a photo of a man", "", "a photo " * 60, "Mara Voss, <|endoftext|> 北京 😀"]
@@ -96,6 +97,12 @@ def test_a_tokenizer_in_python_whose_rows_end_with_another_token_than_eos():
         [start, -1, -2, -3, ord("a"), end, *[padding] * 3],
         [start, -1, -2, -3, end, ord("a"), end, *[padding] * 2],
     ]
+
+
+def test_a_template_before_the_prompt_wants_a_fast_tokenizer():
+    """One in Python does not say which token is the prompt's first, as that of Qwen in older transformers."""
+    with pytest.raises(PrefixNotApplied, match=r"CanineTokenizer is written in Python .* give the pipe the fast"):
+        prefix_tokenizer(CanineTokenizer(), "MARK", 3)("a template, MARK a photo")
 
 
 def test_a_prefix_that_leaves_no_room_is_an_error():
