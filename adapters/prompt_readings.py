@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
+from html import unescape
 from typing import NamedTuple
 
 from apl_guard.request import Reading
@@ -23,6 +24,7 @@ _Places = tuple[int, ...]
 _SYNTAX = re.compile(r"\\(?=[()\[\]\\])(.)|\\|[()\[\]]|:\s*[-+]?[\d.]+(?:e[-+]?\d+)?\s*(?=\))", re.I | re.S)
 _BRACKET = re.compile(r"\\.|[()\[\]]", re.S)
 _SEPARATOR = re.compile(r"\\.|[()\[\]|:]", re.S)
+_ENTITY = re.compile(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[^\t\n\f <&#;]{1,32});?")
 _NUMBER = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?\s*", re.I)
 
 
@@ -43,15 +45,39 @@ def weighted_readings(text: str) -> tuple[Reading, ...]:
 def edited_readings(text: str) -> tuple[Reading, ...]:
     """What a prompt says to AUTOMATIC1111, which reads weights, and exchanges words while it draws.
 
+    Its tokenizer for SD 2 and for the second text encoder of SDXL also resolves entities of HTML.
+
     Example:
-        >>> [reading.text for reading in edited_readings("a [(red:1.2):blue:0.5] cat")]
-        ['a red:blue:0.5 cat', 'a red cat', 'a blue cat']
+        >>> [reading.text for reading in edited_readings("a [(red:1.2):blue:0.5] c&#97;t")]
+        ['a red:blue:0.5 c&#97;t', 'a red c&#97;t', 'a blue c&#97;t', 'a red:blue:0.5 cat', 'a red cat', 'a blue cat']
     """
     try:
         forms = _all_forms(text)
     except _TooManyFormsError:
         forms = []
-    return _without_syntax(text, [range(len(text)), *forms])
+    found = _without_syntax(text, [range(len(text)), *forms])
+    if "&" not in text:
+        return found
+    resolved = [_resolved(reading) for reading in found or (Reading(text, range(len(text))),)]
+    return (*found, *(reading for reading in resolved if "&" not in reading.text or reading not in found))
+
+
+def _resolved(reading: Reading) -> Reading:
+    """The same with entities resolved, twice, as open_clip does."""
+    text, places = reading.text, tuple(reading.places or ())
+    for _ in range(2):
+        letters: list[str] = []
+        kept: list[int] = []
+        done = 0
+        for entity in _ENTITY.finditer(text):
+            said = unescape(entity.group())
+            letters += (text[done : entity.start()], said)
+            # Letters that are said beyond those that are written come from the last of these.
+            origin = places[entity.start() : entity.end()]
+            kept += (*places[done : entity.start()], *(*origin, *origin[-1:] * len(said))[: len(said)])
+            done = entity.end()
+        text, places = "".join([*letters, text[done:]]), (*kept, *places[done:])
+    return Reading(text, places)
 
 
 def is_readable(text: str) -> bool:

@@ -147,6 +147,7 @@ WEIGHTED = (
     "(Ma:1.0)ra Voss",
     "((Mara:1.2) a bit) and (mara:.9) voss",
 )
+ENTITIES = ("Mara&nbsp;Voss", "(Mara&NewLine;:1.2) [V&ograve;ss:x:0.5]", "Mara&amp;nbsp;Voss &lt;3")
 EDITED = (
     "[Mara:Mara:0.5] Voss",
     "[a cat|Mara] Voss",
@@ -156,10 +157,11 @@ EDITED = (
 )
 
 
-@pytest.mark.parametrize("prompt", [*WEIGHTED, *EDITED])
+@pytest.mark.parametrize("prompt", [*WEIGHTED, *EDITED, *ENTITIES])
 @pytest.mark.parametrize("action", ["block", "rewrite"])
 def test_a_name_with_syntax_in_it_is_found_for_the_web_ui(prefix, prompt, action):
-    """Weights go before the text is encoded, and the words of edits are drawn one after the other."""
+    """Weights go before the text is encoded, the words of edits are drawn one after the other, and for SDXL the second
+    tokenizer resolves entities of HTML."""
     server = A1111Server({prefix.embedding_name: (prefix.n, 32)})
     guard = Guard(A1111(server.url), naming("a woman", action), prefix=prefix)
 

@@ -107,6 +107,7 @@ def test_nothing_of_the_prompt_is_lost(shared_server, words):
         ("ma[ra:ra:0.5]-voss", "textual_inversion"),
         ("ma(ra:1.0)-voss", "textual_inversion"),
         (r"ma\ra-voss", "textual_inversion"),
+        ("mara&nbsp;-voss", "textual_inversion"),
     ],
 )
 @pytest.mark.parametrize("field", ["prompt", "hr_prompt", "negative_prompt"])
