@@ -80,6 +80,24 @@ POLICIES = {
     "share by prompt": policy(ALLOW, rule("x", "block", share={"percent": 40, "key": "prompt"})),
     "limits": policy(ALLOW, rule("x", "block", tenants=["none"]), limits={"characters": 100, "texts": 1}),
     "off": policy(ALLOW, rule("x", "block"), mode="unsafe_off"),
+    "two sources": policy(
+        *(ALLOW, rule("s", "rewrite", names=["stars"]), rule("p", "block", patterns=["p"])),
+        names=[STARS],
+        patterns=[{"id": "p", "regex": "dog"}],
+    ),
+    "nothing unless found": policy(
+        *(rule("s", "rewrite", names=["stars"]), rule("p", "block", patterns=["p"])),
+        rule("n", "allow", ["negative_prompt"]),
+        names=[STARS],
+        patterns=[{"id": "p", "regex": "dog"}],
+    ),
+    "three, two of them alike": policy(
+        *(ALLOW, rule("s", "anonymize", names=["stars"]), rule("c", "anonymize", patterns=["c"])),
+        rule("p", "block", patterns=["p"]),
+        names=[STARS],
+        patterns=[{"id": "p", "regex": "dog"}, {"id": "c", "regex": "cat"}],
+        without_prefix="rewrite",
+    ),
 }
 
 

@@ -16,7 +16,10 @@ from apl_guard.policy import Action, OnError, Policy, Rule, Share, ShareKey, Ver
 from apl_guard.request import PROMPT_CHANNELS, Channel, GenerationRequest
 from apl_guard.request.context import Context
 
-__all__ = ["Condition", "Demand", "Verdict", "belongs", "demands", "judge"]
+__all__ = ["NO_RULE", "Condition", "Demand", "Verdict", "belongs", "demands", "judge"]
+
+NO_RULE = "no rule applies"
+"""Why a channel is blocked about which the policy says nothing."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ def demands(
             failed.setdefault(verdict.channel.value, []).append(_on_error(policy, verdict))
     for channel, found in asked.items():
         if not found:
-            found.append(Demand(Action.BLOCK, why="no rule applies"))
+            found.append(Demand(Action.BLOCK, why=NO_RULE))
         found += failed.get(channel, [])
         if not request.carries_prefix:
             found[:] = [_without_prefix(policy, channel, demand, findings) for demand in found]

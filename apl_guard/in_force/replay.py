@@ -7,15 +7,16 @@ answers are tried, and where they lead to different actions the call counts as u
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from apl_guard.decision import decide
+from apl_guard.decision import Decision, decide
 from apl_guard.decision.findings import Finding, Findings
+from apl_guard.decision.rules import NO_RULE
 from apl_guard.errors import InvalidInput
-from apl_guard.policy import NO_TEXT, Action, Policy, ShareKey
+from apl_guard.policy import NO_TEXT, Action, Policy, Rule, ShareKey, WithoutPrefix
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
 from apl_guard.request.context import Context
 
@@ -75,10 +76,11 @@ def _replayed(policy: Policy, record: Mapping[str, Any], was: Policy | None) -> 
     known = _known(policy, record, was)
     unknown = policy.spec.sources - known.looked
     # Each answer that the record leaves open, and each side of a share that is drawn by text.
-    actions = {
-        decide(tried, request, context, findings).action
+    decisions = [
+        decide(tried, request, context, findings)
         for tried, findings in product(_by_share(policy), _both_answers(known, unknown, request))
-    }
+    ]
+    actions = _with_between(policy, request, unknown, decisions)
     return Replayed(
         decision_id=record["decision_id"],
         timestamp=str(record.get("timestamp", "")),
@@ -146,6 +148,41 @@ def _both_answers(known: Findings, unknown: frozenset[str], request: GenerationR
     )
     answers = [Findings(known.found, looked)]
     return [*answers, Findings(known.found + everywhere, looked)] if everywhere else answers
+
+
+def _with_between(
+    policy: Policy, request: GenerationRequest, unknown: frozenset[str], decisions: Sequence[Decision]
+) -> set[Action]:
+    """What is decided where nothing and where everything was found, and what a part of it might have come to."""
+    might: dict[str, set[Action]] = {}
+    for rule in policy.rules:
+        is_drawn = rule.when.share is not None and rule.when.share.key == ShareKey.PROMPT
+        if is_drawn or any(unknown.intersection(sources) for sources, _ in rule.when.asks):
+            for channel in request.used.intersection(rule.when.channels):
+                might.setdefault(channel.value, set()).add(_action_of(rule, policy, request))
+    actions = {decision.action for decision in decisions}
+    for decision in decisions:
+        # A channel to which no rule applies is blocked; one that might have applied is more lenient.
+        lenient = [
+            min(might[reason.channel], key=_strictness)
+            if reason.why == NO_RULE and reason.channel in might
+            else reason.action
+            for reason in decision.reasons
+        ]
+        actions.add(max(lenient, key=_strictness, default=decision.action))
+    least, most = min(map(_strictness, actions)), max(map(_strictness, actions))
+    return actions | {each for found in might.values() for each in found if least < each.strictness < most}
+
+
+def _action_of(rule: Rule, policy: Policy, request: GenerationRequest) -> Action:
+    action = rule.then.action.action
+    if action != Action.ANONYMIZE or request.carries_prefix:
+        return action
+    return Action.REWRITE if policy.spec.without_prefix == WithoutPrefix.REWRITE else Action.BLOCK
+
+
+def _strictness(action: Action) -> int:
+    return action.strictness
 
 
 def _by_share(policy: Policy) -> list[Policy]:
