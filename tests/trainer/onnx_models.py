@@ -93,3 +93,14 @@ def recogniser(path: Path, width: int, input_shape: tuple[int | str, ...] = ("n"
     weights = np.random.default_rng(0).normal(size=(3 * 8 * 8, width)).astype(np.float32)
     graph.add("Gemm", [flat, graph.constant(weights), graph.constant(np.zeros(width, np.float32))], "fc1")
     return graph.save(path, [image], ["fc1"], 2)
+
+
+def and_then(path: Path, kind: str, value: np.ndarray, output: str = "fc1") -> None:
+    """Do one more thing to an output of a file, such as `Mul` by NaN."""
+    model = onnx.load(str(path))
+    before = f"{output}_before_{kind}"
+    for node in model.graph.node:
+        node.output[:] = [before if name == output else name for name in node.output]
+    model.graph.initializer.append(numpy_helper.from_array(value, f"{before}_value"))
+    model.graph.node.append(helper.make_node(kind, [before, f"{before}_value"], [output]))
+    onnx.save(model, str(path))

@@ -32,15 +32,22 @@ class FaceJudge(Protocol):
         """Whether each picture shows a face, shape (n,)."""
 
 
-def embed_faces(faces: FaceJudge, images: Pictures) -> Tensor:
+def embed_faces(faces: FaceJudge, images: Pictures, has_face: npt.NDArray[np.bool_]) -> Tensor:
     """The embeddings of a judge, shape (n, E).
 
+    Args:
+        faces: The judge.
+        images: Bytes of shape (n, H, W, 3).
+        has_face: Which of them show a face to it, shape (n,).
+
     Raises:
-        ModelInvalid: Some are not numbers: alike to nobody, which no picture may be by a fault.
+        ModelInvalid: Some are not numbers, or zeros for a face: alike to nobody, which no picture may be by a fault.
     """
     embeddings = faces.embed(images)
     if not embeddings.isfinite().all():
         raise ModelInvalid("the recogniser's embeddings are not numbers; its file is damaged", where=faces.name)
+    if not embeddings[np.flatnonzero(has_face)].any(dim=-1).all():
+        raise ModelInvalid("the recogniser's embedding of a face is all zeros; its file is damaged", where=faces.name)
     return embeddings
 
 

@@ -41,7 +41,7 @@ class InsightFaces:
         detector_path, recogniser_path: What to call them in messages.
 
     Raises:
-        ModelInvalid: A file is of another architecture.
+        ModelInvalid: A file is of another architecture, or onnxruntime cannot run it.
         ExtraMissing: OpenCV is not installed.
     """
 
@@ -51,12 +51,10 @@ class InsightFaces:
         self._cv2, self._detector, self._recogniser, self.digest = opencv(), detector, recogniser, digest
         side = detector.get_inputs()[0].shape[-1]
         self._side = side if isinstance(side, int) else _SIDE
-        self._find(np.zeros((64, 64, 3), np.uint8), detector_path)
-        row = self._describe(np.zeros((1, 3, 112, 112), np.float32))
-        if row.ndim != 2 or row.shape[1] < 2:
-            msg = f"a recogniser of another architecture: gives {row.shape}; expected (n, E)"
-            raise ModelInvalid(msg, where=recogniser_path)
-        self._width = row.shape[1]
+        self._detector_path, self._recogniser_path = detector_path, recogniser_path
+        self._find(np.zeros((64, 64, 3), np.uint8))
+        self._width = 0  # not known yet
+        self._width = len(self._describe(np.zeros((1, 3, 112, 112), np.float32)))
 
     def embed(self, images: Pictures) -> Tensor:
         """Embeddings (n, E) of unit norm; zeros for a picture without a face."""
@@ -65,7 +63,7 @@ class InsightFaces:
             landmarks = self._find(image)
             if landmarks is not None:
                 crop = self._cv2.warpAffine(image, similarity(landmarks, _LANDMARKS), (112, 112), borderValue=0.0)
-                rows[k] = torch.from_numpy(self._describe(((crop - 127.5) / 127.5).transpose(2, 0, 1)[None]))[0]
+                rows[k] = torch.from_numpy(self._describe(((crop - 127.5) / 127.5).transpose(2, 0, 1)[None]))
         return torch.nn.functional.normalize(rows, dim=-1)
 
     def has_face(self, images: Pictures) -> npt.NDArray[np.bool_]:
@@ -73,10 +71,15 @@ class InsightFaces:
         return np.array([self._find(image) is not None for image in images])
 
     def _describe(self, x: npt.NDArray[np.floating[Any]]) -> Floats:
-        row: Floats = self._recogniser.run(None, {self._recogniser.get_inputs()[0].name: x.astype(np.float32)})[0]
-        return row
+        """The embedding (E,) of one crop (1, 3, 112, 112)."""
+        rows: Floats = _run(self._recogniser, x.astype(np.float32), self._recogniser_path)[0]
+        if rows.ndim != 2 or len(rows) != 1 or rows.shape[1] < 2 or self._width not in (0, rows.shape[1]):
+            expected = f"(1, {self._width or 'E'})"
+            msg = f"a recogniser of another architecture: gives {rows.shape} for one face; expected {expected}"
+            raise ModelInvalid(msg, where=self._recogniser_path)
+        return rows[0]
 
-    def _find(self, image: Pictures, path: Path | None = None) -> Floats | None:
+    def _find(self, image: Pictures) -> Floats | None:
         """The landmarks (5, 2) of the largest face, in pixels; None where there is no face."""
         height, width = image.shape[:2]
         scale = self._side / max(height, width)
@@ -84,12 +87,15 @@ class InsightFaces:
         square = np.zeros((self._side, self._side, 3), np.uint8)
         square[: small.shape[0], : small.shape[1]] = small
         x = ((square.astype(np.float32) - 127.5) / 128).transpose(2, 0, 1)[None]
-        outputs = self._detector.run(None, {self._detector.get_inputs()[0].name: x})
+        outputs = _run(self._detector, x, self._detector_path)
         by_kind = {width: [o.reshape(-1, width) for o in outputs if o.shape[-1] == width] for width in (1, 4, 10)}
         cells = [_PER_CELL * (self._side // stride) ** 2 for stride in _STRIDES]
         if any(sorted(map(len, found), reverse=True) != cells for found in by_kind.values()):
             msg = "a detector of another architecture: nine outputs that are not SCRFD's scores, boxes and landmarks"
-            raise ModelInvalid(msg, where=path)
+            raise ModelInvalid(msg, where=self._detector_path)
+        if not all(np.isfinite(output).all() for output in outputs):
+            # No face has a score that is no number: everybody would count as hidden.
+            raise ModelInvalid("the detector's answers are not numbers; its file is damaged", where=self._detector_path)
         scores, boxes, points = (np.concatenate(sorted(by_kind[width], key=len, reverse=True)) for width in (1, 4, 10))
         centres, strides = grid(self._side)
         corners = np.concatenate([centres - boxes[:, :2] * strides, centres + boxes[:, 2:] * strides], axis=1)  # (A, 4)
@@ -104,6 +110,21 @@ class InsightFaces:
         chosen = sure[int(largest)]
         landmarks: Floats = (centres[chosen] + points[chosen].reshape(5, 2) * strides[chosen]) / scale
         return landmarks
+
+
+def _run(session: Any, x: Floats, path: Path) -> list[Any]:
+    """The outputs for one picture.
+
+    Raises:
+        ModelInvalid: The file takes something else, such as several pictures at once or other numbers.
+    """
+    try:
+        answers: list[Any] = session.run(None, {session.get_inputs()[0].name: x})
+    except Exception as error:  # onnxruntime's own errors have no common type
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        msg = f"cannot be run on one picture of 32-bit floats ({reason[:150]}); expected a file as InsightFace packs it"
+        raise ModelInvalid(msg, where=path) from error
+    return answers
 
 
 def grid(side: int) -> tuple[Floats, Floats]:

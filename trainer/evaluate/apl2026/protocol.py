@@ -117,7 +117,7 @@ def face_figures(faces: FaceJudge, references: References, pictures: Pictures, p
     """
     person = np.array([references.names.index(name) for name in people])
     has_face = faces.has_face(pictures)
-    similarity = (embed_faces(faces, pictures) @ references.embeddings.T).numpy()  # (n, P)
+    similarity = (embed_faces(faces, pictures, has_face) @ references.embeddings.T).numpy()  # (n, P)
     own = similarity[np.arange(len(person)), person]  # (n,)
     figures: Figures = {"images": len(pictures), "gallery": len(references.names)}
     figures |= rate("top1", has_face & (similarity.argmax(1) == person))

@@ -20,6 +20,8 @@ from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge, embed_faces
 PAIRS_PER_FALSE_ACCEPT = 10
 """A threshold at FAR f is set on at least this many pairs over f, or there is none. A pair is a picture and
 somebody else; with one picture of each the two ways round are one comparison, and count once."""
+_ONE_AND_THE_SAME = 0.9999
+"""A cosine that two people do not have."""
 FARS = {"far_1e-2": 1e-2, "far_1e-3": 1e-3}
 
 
@@ -55,7 +57,8 @@ def read_references(folder: Path, names: Sequence[str], faces: FaceJudge, per_pe
 
     Raises:
         InvalidInput: A folder is missing or has fewer pictures, a picture cannot be read or shows no face, two
-            people have one name, or a picture looks more like somebody else than like its own folder.
+            people have one name, all people look the same, or a picture looks more like somebody else than like its
+            own folder.
     """
     if not folder.is_dir():
         raise InvalidInput("no such folder; expected one with a folder of pictures for each person", where=folder)
@@ -72,10 +75,16 @@ def read_references(folder: Path, names: Sequence[str], faces: FaceJudge, per_pe
             picture = np.array(image)[None]
             if not faces.has_face(picture)[0]:
                 raise InvalidInput("no face is found in it; take it away or put another in its place", where=path)
-            embedded.append(embed_faces(faces, picture)[0])
+            embedded.append(embed_faces(faces, picture, np.array([True]))[0])
         rows.append(torch.stack(embedded))
     each = torch.stack(rows)  # (P, K, E)
     centres = torch.nn.functional.normalize(each.mean(1), dim=-1)  # (P, E)
+    if len(people) > 1 and float((centres @ centres.T).min()) > _ONE_AND_THE_SAME:
+        msg = (
+            f"all {len(people)} people look one and the same to {faces.name}; the recogniser tells nobody apart, or "
+            "their pictures are copies of one"
+        )
+        raise InvalidInput(msg, where=folder)
     _check_folders(folder, people, each, centres)
     strangers = (each.flatten(0, 1) @ centres.T)[
         ~torch.eye(len(people), dtype=torch.bool).repeat_interleave(per_person, dim=0)

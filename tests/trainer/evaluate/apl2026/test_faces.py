@@ -10,12 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from apl_guard.errors import ModelInvalid
-from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge
+from apl_guard.errors import InvalidInput, ModelInvalid
+from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge, embed_faces
 from apl_guard.trainer.evaluate.apl2026.insight_faces import InsightFaces, similarity
 from apl_guard.trainer.evaluate.apl2026.opencv_faces import OpenCVFaces
 from apl_guard.trainer.evaluate.apl2026.recognisers import open_faces
+from apl_guard.trainer.evaluate.apl2026.references import read_references
 
 
 @pytest.fixture(name="files", scope="module")
@@ -127,3 +129,62 @@ def test_a_file_of_another_architecture_is_refused(
 
     with pytest.raises(ModelInvalid, match=rf"{where}\.onnx.*{message}"):
         open_faces(tmp_path / f"{detector}.onnx", tmp_path / f"{recogniser}.onnx")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("two at once", "cannot be run on one picture"),
+        ("many rows", r"gives \(7, 512\) for one face; expected \(1, E\)"),
+    ],
+)
+def test_a_recogniser_that_takes_or_gives_something_else_is_refused(
+    files: Path, tmp_path: Path, file: str, message: str
+) -> None:
+    """What the declared shapes leave open shows when it runs: an error that names the file, and no traceback."""
+    path = tmp_path / f"{file}.onnx"
+    onnx_models.recogniser(path, 512, (2 if file == "two at once" else "n", 3, 112, 112))
+    if file == "many rows":
+        onnx_models.and_then(path, "Expand", np.array([7, 512]))
+
+    with pytest.raises(ModelInvalid, match=rf"{file}\.onnx: .*{message}"):
+        open_faces(files / "scrfd.onnx", path)
+
+
+@pytest.mark.parametrize("output", ["out_1_8", "out_4_16", "out_10_32"])
+def test_a_detector_whose_answers_are_not_numbers_is_refused(files: Path, tmp_path: Path, output: str) -> None:
+    """It saw no face in any picture, so that everybody counted as hidden."""
+    path = tmp_path / "nan.onnx"
+    path.write_bytes((files / "scrfd.onnx").read_bytes())
+    onnx_models.and_then(path, "Mul", np.float32([np.nan]), output=output)
+
+    with pytest.raises(ModelInvalid, match=r"nan\.onnx: .*not numbers"):
+        open_faces(path, files / "arcface.onnx")
+
+
+def test_a_recogniser_that_sees_nothing_in_a_face_is_refused(files: Path, tmp_path: Path) -> None:
+    """Zeros are alike to nobody, so that everybody counted as hidden; a picture without a face may have them."""
+    path = tmp_path / "zeros.onnx"
+    path.write_bytes((files / "arcface.onnx").read_bytes())
+    onnx_models.and_then(path, "Mul", np.float32([0]))
+    faces = open_faces(files / "scrfd.onnx", path)
+    dark = np.zeros((1, 320, 320, 3), np.uint8)
+
+    assert not embed_faces(faces, dark, faces.has_face(dark)).any()
+    with pytest.raises(ModelInvalid, match="all zeros"):
+        embed_faces(faces, picture(0)[None], faces.has_face(picture(0)[None]))
+
+
+def test_a_recogniser_that_tells_nobody_apart_is_refused(files: Path, tmp_path: Path) -> None:
+    """Before anything is drawn: at its thresholds everybody, or nobody, would be found."""
+    path = tmp_path / "constant.onnx"
+    path.write_bytes((files / "arcface.onnx").read_bytes())
+    onnx_models.and_then(path, "Mul", np.float32([0]))
+    onnx_models.and_then(path, "Add", np.float32([1]))
+    for number, name in enumerate(("Ada", "Bo")):
+        (tmp_path / name).mkdir()
+        Image.fromarray(picture(number)).save(tmp_path / name / "1.png")
+
+    with pytest.raises(InvalidInput, match="all 2 people look one and the same"):
+        read_references(tmp_path, ["Ada", "Bo"], open_faces(files / "scrfd.onnx", path))
+    assert read_references(tmp_path, ["Ada", "Bo"], open_faces(files / "scrfd.onnx", files / "arcface.onnx"))
