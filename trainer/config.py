@@ -77,7 +77,7 @@ class TrainConfig(BaseModel):
     """Identity examples per step."""
     generic_batch: int = Field(default=16, ge=1)
     """Generic examples per step."""
-    lr: float = Field(default=5e-3, gt=0)
+    lr: float = Field(default=5e-3, gt=0, le=1000)
     """Learning rate of Adam; a fifth of the spread of the token embeddings is a good start."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """The course of the learning rate after the warm-up."""

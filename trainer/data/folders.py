@@ -28,7 +28,7 @@ def read_prompts(path: Path) -> list[str]:
         InvalidInput: The file is missing, is not text, or has no prompt in it.
     """
     try:
-        lines = read_regular(path, _MAX_PROMPT_BYTES).decode("utf-8").splitlines()
+        lines = read_regular(path, _MAX_PROMPT_BYTES).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"the prompts cannot be read: {error}", where=path) from error
     prompts = [line.strip() for line in lines if line.strip()]
@@ -87,7 +87,7 @@ def captions_in(folder: Path) -> list[tuple[Path, str]]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # with the mark in front of it that editors on Windows write
     except UnicodeDecodeError as error:
         raise InvalidInput("not UTF-8; save the captions as UTF-8", where=path) from error
 

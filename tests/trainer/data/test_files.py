@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from apl_guard.errors import InvalidInput
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.data.folders import read_image, read_prompts
+from apl_guard.trainer.data.folders import captioned_images, read_image, read_prompts
 from apl_guard.trainer.data.identities import load_identities
 from apl_guard.trainer.evaluate.curves import read_curves
 
@@ -26,3 +27,15 @@ def test_neither_a_pipe_nor_a_folder_is_read(read: Callable[[Path], Any], kind: 
 
     with pytest.raises(InvalidInput, match=r"a\.png"):
         read(path)
+
+
+def test_files_with_the_mark_of_windows_editors_are_read_as_they_look(tmp_path: Path) -> None:
+    """ "UTF-8 with BOM": the mark is no part of the first prompt, and metadata.jsonl is still JSON."""
+    (tmp_path / "prompts.txt").write_text("a red car\n", encoding="utf-8-sig")
+    for name in ("one", "two"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "one.txt").write_text("a house", encoding="utf-8-sig")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "two.png", "text": "a dog"}', encoding="utf-8-sig")
+
+    assert read_prompts(tmp_path / "prompts.txt") == ["a red car"]
+    assert [text for _, text in captioned_images(tmp_path, default=None)] == ["a house", "a dog"]

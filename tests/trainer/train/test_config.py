@@ -49,6 +49,7 @@ def test_a_difference_names_the_options_that_differ() -> None:
         (["lr=2020-99-99"], "not valid YAML"),
         (["steps=yes"], "option 'steps': .*found True; expected a number"),
         (["lr=.inf"], "option 'lr': .*finite"),
+        (["lr=1e300"], "option 'lr': .*less than or equal to 1000"),
         (["time_limit_minutes=.nan"], "option 'time_limit_minutes'"),
         (["seed=99999999999999999999"], "option 'seed': .*less than"),
     ],

@@ -77,7 +77,8 @@ class InsightFaces:
             expected = f"(1, {self._width or 'E'})"
             msg = f"a recogniser of another architecture: gives {rows.shape} for one face; expected {expected}"
             raise ModelInvalid(msg, where=self._recogniser_path)
-        return rows[0]
+        row: Floats = rows[0]
+        return row
 
     def _find(self, image: Pictures) -> Floats | None:
         """The landmarks (5, 2) of the largest face, in pixels; None where there is no face."""
@@ -87,7 +88,7 @@ class InsightFaces:
         square = np.zeros((self._side, self._side, 3), np.uint8)
         square[: small.shape[0], : small.shape[1]] = small
         x = ((square.astype(np.float32) - 127.5) / 128).transpose(2, 0, 1)[None]
-        outputs = _run(self._detector, x, self._detector_path)
+        outputs = _run(self._detector, x.astype(np.float32), self._detector_path)
         by_kind = {width: [o.reshape(-1, width) for o in outputs if o.shape[-1] == width] for width in (1, 4, 10)}
         cells = [_PER_CELL * (self._side // stride) ** 2 for stride in _STRIDES]
         if any(sorted(map(len, found), reverse=True) != cells for found in by_kind.values()):
