@@ -125,7 +125,7 @@ def evaluate(
     listed people), attacks (what black-box attacks bring back), personalised (people added after the prefix was
     trained), transfer (models made of this one). The last two train models first, and keep them.
 
-    On any Stable Diffusion model, and on the reference world too, by the protocol of the paper's authors.
+    On any model of Stable Diffusion or SDXL, and on the reference world too, by the protocol of the paper's authors.
 
     Pictures are kept: a stopped run goes on when the same command is given again.
 

@@ -27,7 +27,9 @@ class TrainCommand(typer.core.TyperCommand):
 
 
 def train(
-    model: Annotated[str, typer.Option(help="Model folder, hub id, or 'minifaces' for the shipped model.")],
+    model: Annotated[
+        str, typer.Option(help="Folder of Stable Diffusion or SDXL, hub id, or 'minifaces' for the shipped model.")
+    ],
     output: Annotated[Path, typer.Option(help="The prefix folder to write.")],
     identities: Annotated[
         Path | None, typer.Option(help="YAML file of people. Needed for every model but 'minifaces'.")

@@ -15,6 +15,7 @@ from torch import Tensor
 from apl_guard.adapters.diffusers_load import load_pipe
 from apl_guard.errors import ConfigInvalid, InvalidInput, ModelInvalid
 from apl_guard.prefix.places import SHIPPED_NAME, shipped_world
+from apl_guard.trainer.model.encoders import Condition, slots_of
 
 _PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
@@ -49,7 +50,7 @@ def check_steps(pipe: Any, steps: int, where: str = "steps") -> None:
 
 
 def open_pipe(model: str | Path | Any, device: torch.device | None = None) -> Any:
-    """Open a Stable Diffusion pipeline in float32.
+    """Open a pipeline of Stable Diffusion or SDXL in float32.
 
     Args:
         model: A folder in the format of diffusers, an id on the Hugging Face hub, `minifaces` for the shipped
@@ -57,8 +58,8 @@ def open_pipe(model: str | Path | Any, device: torch.device | None = None) -> An
         device: Where to put it; default `find_device()`.
 
     Raises:
-        ModelInvalid: The folder is missing or half-written, the hub is out of reach, or the pipeline is not
-            of the Stable Diffusion family (one text encoder, a UNet).
+        ModelInvalid: The folder is missing or half-written, the hub is out of reach, or the pipeline is neither
+            of the Stable Diffusion family (one text encoder, a UNet) nor of SDXL's (two).
     """
     if not isinstance(model, (str, Path)):
         return _check_family(model, type(model).__name__)
@@ -76,9 +77,14 @@ def open_pipe(model: str | Path | Any, device: torch.device | None = None) -> An
 def _check_family(pipe: Any, where: str) -> Any:
     for part in _PARTS:
         if getattr(pipe, part, None) is None:
-            raise ModelInvalid(f"this pipeline has no {part}; expected a StableDiffusionPipeline", where=where)
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        raise ModelInvalid("this pipeline has two text encoders; expected a StableDiffusionPipeline", where=where)
+            raise ModelInvalid(
+                f"this pipeline has no {part}; expected a StableDiffusionPipeline or a StableDiffusionXLPipeline",
+                where=where,
+            )
+    additions, found = getattr(pipe.unet.config, "addition_embed_type", None), slots_of(pipe)
+    if {None: 1, "text_time": 2}.get(additions) != len(found):
+        msg = f"this pipeline has {len(found)} text encoder(s) for a UNet that takes {additions or 'no'} additions"
+        raise ModelInvalid(f"{msg}; expected a StableDiffusionPipeline or a StableDiffusionXLPipeline", where=where)
     taken, made = getattr(pipe.unet.config, "in_channels", None), getattr(pipe.vae.config, "latent_channels", None)
     if taken != made:
         # Of inpainting, depth, upscaling: it draws from a picture as well.
@@ -95,11 +101,14 @@ def _check_family(pipe: Any, where: str) -> Any:
 def model_digest(pipe: Any) -> str:
     """The SHA-256 of what makes the images of a pipe: all weights, how strongly adapters act, and the schedule."""
     digest = hashlib.sha256(b"apl-guard model 1\0")
-    for part in ("text_encoder", "unet", "vae"):
+    second = [s for s in slots_of(pipe) if s != "text_encoder"]
+    for part in ("text_encoder", "unet", "vae", *second):
         for name, tensor in sorted(getattr(pipe, part).state_dict().items()):
             digest.update(f"{part}.{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    digest.update(json.dumps(sorted(pipe.tokenizer.get_vocab().items())).encode())
+    for slot in slots_of(pipe):
+        tokenizer = getattr(pipe, slot.replace("text_encoder", "tokenizer"))
+        digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
     scheduler = {key: str(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     digest.update(json.dumps([type(pipe.scheduler).__name__, scheduler], sort_keys=True).encode())
     if strengths := _adapter_strengths(pipe):
@@ -110,7 +119,7 @@ def model_digest(pipe: Any) -> str:
 def _adapter_strengths(pipe: Any) -> list[Any]:
     """How strongly adapters such as LoRA act, which their weights do not say."""
     found: list[Any] = []
-    for part in ("text_encoder", "unet"):
+    for part in (*slots_of(pipe), "unet"):
         for name, module in getattr(pipe, part).named_modules():
             scaling = getattr(module, "scaling", None)
             if isinstance(scaling, Mapping):
@@ -142,7 +151,7 @@ def frozen(pipe: Any, gradient_checkpointing: bool = False) -> Iterator[None]:
 
     All is put back at the end.
     """
-    modules = [pipe.text_encoder, pipe.unet, pipe.vae]
+    modules = [*(getattr(pipe, slot) for slot in slots_of(pipe)), pipe.unet, pipe.vae]
     was_training = [m.training for m in modules]
     learned = [p for m in modules for p in m.parameters() if p.requires_grad]
     for module in modules:
@@ -176,13 +185,13 @@ def unet_precision(device: torch.device, wish: Literal["auto", "float32", "bfloa
     return torch.bfloat16 if fast else torch.float32
 
 
-def predict(unet: Any, z_t: Tensor, t: Tensor, c: Tensor, dtype: torch.dtype) -> Tensor:
+def predict(unet: Any, z_t: Tensor, t: Tensor, c: Tensor | Condition, dtype: torch.dtype) -> Tensor:
     """ε(z_t, t, c): one pass of the UNet.
 
     Args:
         z_t: Noised latents, shape (B, C, H, W).
         t: Noise levels, shape (B,).
-        c: Prompt embeds, shape (B, L, D).
+        c: What the UNet is told of the prompts, or their embeds alone, shape (B, L, D).
         dtype: What the pass computes in.
 
     Returns:
@@ -191,6 +200,8 @@ def predict(unet: Any, z_t: Tensor, t: Tensor, c: Tensor, dtype: torch.dtype) ->
     cast: AbstractContextManager[Any] = nullcontext()
     if dtype != torch.float32:
         cast = torch.autocast(z_t.device.type, dtype=dtype)
+    c = c if isinstance(c, Condition) else Condition(c)
+    added = None if c.pooled is None else {"text_embeds": c.pooled, "time_ids": c.sizes}
     with cast:
-        eps: Tensor = unet(z_t, t, encoder_hidden_states=c).sample
+        eps: Tensor = unet(z_t, t, encoder_hidden_states=c.hidden, added_cond_kwargs=added).sample
     return eps.float()

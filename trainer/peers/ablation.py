@@ -32,6 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apl_guard.trainer.model.diffusion import add_noise, truth
+from apl_guard.trainer.model.encoders import Condition
 from apl_guard.trainer.model.pipeline import predict
 from apl_guard.trainer.peers.learning import Learner
 from apl_guard.trainer.peers.peer import Applied, Files, Task
@@ -107,7 +108,7 @@ class Ablation:
                 x_t = add_noise(scheduler.alphas_cumprod, z, noise, t)
                 c = embeds([anchors[k] for k in m])
                 c_star = embeds([rng.choice(named[k]) for k in m])
-                both = torch.cat([c_star, c])
+                both = Condition.cat([c_star, c])
                 phi = predict(learner.unet, torch.cat([x_t, x_t]), torch.cat([t, t]), both, torch.float32)
                 phi_name, phi_anchor = phi.chunk(2)
                 learner.step(ablation_loss(phi_name, phi_anchor, truth(scheduler, z, noise, t), self.lambda_))

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apl_guard.adapters.inject import embed
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Batch, Data
 from apl_guard.trainer.data.seeds import ATTACKS, seed_of
+from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.pipeline import predict
 from apl_guard.trainer.train.loss import distance
 from apl_guard.trainer.train.rows import insert_vectors, sentinels
@@ -52,8 +52,11 @@ class Adversary:
     def __init__(self, pipe: Any, data: Data, config: TrainConfig, dtype: torch.dtype) -> None:
         self._pipe, self._data, self._config, self._dtype = pipe, data, config, dtype
         self._embeds = PromptEmbeds(pipe, data.identity.prompts)
-        self._table: Tensor = pipe.text_encoder.get_input_embeddings().weight.detach().float()  # (V, D)
-        self._rate = _STEP * self._table.std()
+        self._encoders = Encoders(pipe)
+        tables = self._encoders.tables()
+        V = min(len(table) for table in tables)  # the same, where the tokenizers are
+        self._table = torch.cat([table[:V] for table in tables], dim=1)  # (V, D)
+        self._rate = torch.cat([_STEP * table.std().expand(table.shape[1]) for table in tables])  # (D,)
 
     def __call__(
         self, ids: Tensor, P: Tensor, batch: Batch, z_t: Tensor, t: Tensor, index: int
@@ -61,7 +64,7 @@ class Adversary:
         """Attack the first examples of a batch.
 
         Args:
-            ids: Rows with room for the prefix, shape (B, L).
+            ids: Rows with room for the prefix, shape (B, S, L).
             P: The prefix, shape (N, D).
             batch: What is looked at.
             z_t: Noised latents, shape (B, C, H, W).
@@ -73,7 +76,9 @@ class Adversary:
             Gradients flow to the prefix, none to the attack.
         """
         B = attacked(self._config)
-        rows = insert_vectors(ids[:B], 1 + len(P), sentinels(B, len(P), VECTORS), self._pipe.tokenizer.eos_token_id)
+        inserted = sentinels(B, len(P), VECTORS)
+        ends = [tokenizer.eos_token_id for tokenizer in self._encoders.tokenizers]
+        rows = torch.stack([insert_vectors(ids[:B, s], 1 + len(P), inserted, end) for s, end in enumerate(ends)], dim=1)
         z_t, t = z_t[:B], t[:B]
         names = [self._data.identity.prompts[k] for k in batch.identity[:B].tolist()]
         with torch.no_grad():
@@ -83,7 +88,7 @@ class Adversary:
         A = self._table[start.to(self._table.device)].clone()
         for _ in range(self._config.adversarial):
             A.requires_grad_(True)
-            c = embed(self._pipe.text_encoder, rows, torch.cat([P.detach(), A]))
+            c = self._encoders.embed(rows, torch.cat([P.detach(), A]))
             loss = distance(predict(self._pipe.unet, z_t, t, c, self._dtype), eps_named).sum()
             (gradient,) = torch.autograd.grad(loss, A)
             A = (A - self._rate * gradient.sign()).detach()

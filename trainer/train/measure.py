@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apl_guard.adapters.inject import embed, tokenize_with_prefix
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Data, Examples
 from apl_guard.trainer.model.diffusion import add_noise
+from apl_guard.trainer.model.encoders import Condition, Encoders
 from apl_guard.trainer.model.pipeline import predict
 from apl_guard.trainer.train.loss import distance
 from apl_guard.trainer.train.targets import PromptEmbeds
@@ -42,7 +42,7 @@ class _Half:
     """What is measured on one half of the data, M examples. All but the prefix is fixed."""
 
     ids: Tensor
-    """Token ids of the prompts, with room for the prefix, shape (M, L)."""
+    """Token ids of the prompts, with room for the prefix, shape (M, S, L)."""
     z_t: Tensor
     """Shape (M, C, H, W)."""
     t: Tensor
@@ -66,6 +66,7 @@ class Gauge:
 
     def __init__(self, pipe: Any, data: Data, config: TrainConfig, dtype: torch.dtype) -> None:
         self._pipe, self._dtype = pipe, dtype
+        self._encoders = Encoders(pipe)
         self._batch = config.identity_batch + config.generic_batch
         self._identity = self._prepare(data.held_identity, None, config, seed=config.seed * 2)
         self._generic = self._prepare(data.held_generic, "", config, seed=config.seed * 2 + 1)
@@ -86,10 +87,10 @@ class Gauge:
         embeds = PromptEmbeds(pipe, [*half.neutrals, *others])
         eps_neutral = self._predict(z_t, t, embeds(half.neutrals))
         whole = distance(self._predict(z_t, t, embeds(others)), eps_neutral).mean().item()
-        ids = tokenize_with_prefix(pipe.tokenizer, half.prompts, config.n_vectors)
+        ids = self._encoders.tokenize(half.prompts, config.n_vectors)
         return _Half(ids, z_t, t, eps_neutral, whole)
 
-    def _predict(self, z_t: Tensor, t: Tensor, c: Tensor) -> Tensor:
+    def _predict(self, z_t: Tensor, t: Tensor, c: Condition) -> Tensor:
         parts = [slice(k, k + self._batch) for k in range(0, len(z_t), self._batch)]
         return torch.cat([predict(self._pipe.unet, z_t[s], t[s], c[s], self._dtype) for s in parts])
 
@@ -101,7 +102,7 @@ class Gauge:
 
     def _share(self, half: _Half, prefix: Tensor) -> float:
         """d(prompt with prefix, neutral) as a share of the whole."""
-        c = torch.cat([embed(self._pipe.text_encoder, part, prefix) for part in torch.split(half.ids, self._batch)])
+        c = Condition.cat([self._encoders.embed(part, prefix) for part in torch.split(half.ids, self._batch)])
         left = distance(self._predict(half.z_t, half.t, c), half.eps_neutral).mean().item()
         # A model that answers every prompt alike has no gap to close and nothing to drift by.
         return left / half.whole if half.whole > 0 else float(left > 0)

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from apl_guard.adapters.inject import embed, tokenize_with_prefix
 from apl_guard.errors import IdentitiesInvalid
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import is_described
 from apl_guard.trainer.data.folders import captioned_images, captions_in, read_prompts
 from apl_guard.trainer.data.identities import Identities, load_identities
+from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.pipeline import check_steps, find_device, frozen, open_pipe, predict, unet_precision
 from apl_guard.trainer.train.adversary import attacked
 from apl_guard.trainer.train.loss import apl_loss
@@ -100,7 +100,8 @@ def make_plan(
         P = start_vectors(pipe, config).to(device).requires_grad_(True)
         size = config.identity_batch + config.generic_batch
         names = [people.identities[k % len(people.identities)].name for k in range(size)]
-        ids = tokenize_with_prefix(pipe.tokenizer, names, config.n_vectors)
+        encoders = Encoders(pipe)
+        ids = encoders.tokenize(names, config.n_vectors)
         z_t, t = (
             torch.randn(size, channels, side, side, device=device),
             torch.full((size,), 500, device=device),
@@ -109,10 +110,10 @@ def make_plan(
 
         def target_pass() -> torch.Tensor:
             with torch.no_grad():
-                return predict(pipe.unet, z_t, t, embed(pipe.text_encoder, ids, P), dtype)
+                return predict(pipe.unet, z_t, t, encoders.embed(ids, P), dtype)
 
         def step() -> None:
-            eps = predict(pipe.unet, z_t, t, embed(pipe.text_encoder, ids, P), dtype)
+            eps = predict(pipe.unet, z_t, t, encoders.embed(ids, P), dtype)
             torch.autograd.backward(apl_loss(eps, target_pass(), config.eta, weight))
 
         seconds_target = _time(target_pass, measured_steps)

@@ -15,7 +15,7 @@ class TrainResult:
     """What a run gave."""
 
     vectors: Tensor
-    """The prefix that was kept, shape (N, D), float32."""
+    """The prefix that was kept, shape (N, D), float32; of several text encoders, side by side."""
     measurement: Measurement
     """Its evaluation on the held-aside examples."""
     step: int

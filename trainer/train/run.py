@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from apl_guard.adapters.inject import embed, tokenize_with_prefix
 from apl_guard.errors import TrainingFailed
 from apl_guard.storage import make_folder
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import draw_batch, prepare
 from apl_guard.trainer.data.identities import Identities, load_identities
+from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.pipeline import (
     check_steps,
     find_device,
@@ -63,7 +63,7 @@ def train(
 
     Args:
         config: All options.
-        model: A Stable Diffusion folder, a hub id, `minifaces`, or an open pipe.
+        model: A folder of Stable Diffusion or SDXL, a hub id, `minifaces`, or an open pipe.
         identities: The identities file, or its content.
         generic: Prompts, a text file of them, a folder of images with captions, or None for built-in ones.
         output: The prefix folder to write. The state of an unfinished run is in its sub-folder `unfinished`.
@@ -112,8 +112,9 @@ def train(
         targets = Targets(pipe, data, dtype, keep=config.reuse_batches > 0)
         gauge = Gauge(pipe, data, config, dtype)
         adversary = Adversary(pipe, data, config, dtype) if config.adversarial else None
-        identity_ids = tokenize_with_prefix(pipe.tokenizer, data.identity.prompts, N)  # (M₁, L)
-        generic_ids = tokenize_with_prefix(pipe.tokenizer, data.generic.prompts, N)  # (M₂, L)
+        encoders = Encoders(pipe)
+        identity_ids = encoders.tokenize(data.identity.prompts, N)  # (M₁, S, L)
+        generic_ids = encoders.tokenize(data.generic.prompts, N)  # (M₂, S, L)
         measured: Measurement | None = None
         bar = tqdm(total=config.steps, initial=state.step, desc="prefix", unit="step", disable=not progress)
 
@@ -151,11 +152,11 @@ def train(
                 batch = draw_batch(data, config, index, len(schedule), pick)
                 z_t, eps_neutral = targets(batch, index)  # (B, C, H, W) twice
                 t = batch.t.to(device)  # (B,)
-                ids = torch.cat([identity_ids[batch.identity], generic_ids[batch.generic]])  # (B, L)
+                ids = torch.cat([identity_ids[batch.identity], generic_ids[batch.generic]])  # (B, S, L)
                 vectors: Tensor = P
                 if adversary is not None:
                     ids, vectors = adversary(ids, P, batch, z_t, t, state.step)
-                eps = predict(pipe.unet, z_t, t, embed(pipe.text_encoder, ids, vectors), dtype)  # (B, C, H, W)
+                eps = predict(pipe.unet, z_t, t, encoders.embed(ids, vectors), dtype)  # (B, C, H, W)
                 weight = half_weights(config, done).to(device)  # (B,)
                 weight = weight * noise_weight(schedule, t, config.noise_weighting, prediction_type)
                 loss = apl_loss(eps, eps_neutral, config.eta, weight)

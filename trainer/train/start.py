@@ -13,6 +13,7 @@ from apl_guard.errors import ConfigInvalid, InvalidInput
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.captions import generic_captions
+from apl_guard.trainer.model.encoders import Encoders
 
 
 def generic_prompts(
@@ -51,16 +52,29 @@ def start_vectors(pipe: Any, config: TrainConfig) -> Tensor:
     Raises:
         ConfigInvalid: The prefix would leave no room for a prompt, or the words to start from hold no token.
     """
-    N, length = config.n_vectors, pipe.tokenizer.model_max_length
-    if length - N < 3:
-        raise ConfigInvalid(f"{N} vectors leave no room for a prompt in {length} positions", where="n_vectors")
-    table: Tensor = pipe.text_encoder.get_input_embeddings().weight.float().cpu()  # (V, D)
+    encoders, N = Encoders(pipe), config.n_vectors
+    if encoders.room - N < 3:
+        raise ConfigInvalid(f"{N} vectors leave no room for a prompt in {encoders.room} positions", where="n_vectors")
+    rng = torch.Generator().manual_seed(config.seed)
+    parts = zip(encoders.tables(), encoders.tokenizers, strict=True)
+    return torch.cat([_start(table.cpu(), tokenizer, config, rng) for table, tokenizer in parts], dim=1)
+
+
+def _start(table: Tensor, tokenizer: Any, config: TrainConfig, rng: torch.Generator) -> Tensor:
+    """The vectors of one text encoder.
+
+    Args:
+        table: Its token embeddings, shape (V, D).
+        tokenizer: Its tokenizer.
+        config: How many, and from what.
+        rng: Where noise comes from.
+    """
+    N = config.n_vectors
     if config.init == "padding":
-        return table[pipe.tokenizer.pad_token_id].repeat(N, 1)
+        return table[tokenizer.pad_token_id].repeat(N, 1)
     if config.init == "noise":
-        rng = torch.Generator().manual_seed(config.seed)
         return table.mean(0) + table.std(0) * torch.randn((N, table.shape[1]), generator=rng)
-    ids = pipe.tokenizer(config.start_words, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(config.start_words, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ConfigInvalid("the tokenizer finds no token in it; expected at least one word", where="start_words")
     return table[[ids[k % len(ids)] for k in range(N)]].clone()

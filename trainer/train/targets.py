@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apl_guard.adapters.inject import encode_prompts
 from apl_guard.trainer.data.examples import Batch, Data
 from apl_guard.trainer.model.diffusion import add_noise
+from apl_guard.trainer.model.encoders import Condition, Encoders
 from apl_guard.trainer.model.pipeline import predict
 
 
@@ -31,10 +31,11 @@ class PromptEmbeds:
         unique = list(dict.fromkeys(texts))
         self._row = {text: k for k, text in enumerate(unique)}
         parts = [unique[k : k + batch] for k in range(0, len(unique), batch)]
-        self._table = torch.cat([encode_prompts(pipe.text_encoder, pipe.tokenizer, part) for part in parts])
+        encoders = Encoders(pipe)
+        self._table = Condition.cat([encoders.embed(encoders.tokenize(part, 0)) for part in parts])
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Shape (B, L, D)."""
+    def __call__(self, texts: Sequence[str]) -> Condition:
+        """Of B texts."""
         return self._table[[self._row[text] for text in texts]]
 
 

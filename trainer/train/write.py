@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from apl_guard.adapters.inject import encode_prompts
 from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.encoder.traits import traits_of
 from apl_guard.prefix import Prefix, PrefixMetadata
 from apl_guard.storage import write_folder
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Data
+from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.report.pictures import png
 from apl_guard.trainer.train.card import Card, write_card
 from apl_guard.trainer.train.history import History
@@ -66,15 +66,16 @@ def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult
 
 
 def as_prefix(pipe: Any, config: TrainConfig, result: TrainResult) -> Prefix:
-    """Bind the vectors to the text encoder that they were trained with."""
-    slot = "text_encoder"
+    """Bind the vectors to the text encoders that they were trained with."""
+    encoders = Encoders(pipe)
+    parts = {s: (getattr(pipe, s), t) for s, t in zip(encoders.slots, encoders.tokenizers, strict=True)}
     name = re.sub(r"[^A-Za-z0-9._-]", "-", result.folder.resolve().name).lstrip("._-")[:64] or "prefix"
     metadata = PrefixMetadata(
         name=name,
         n=config.n_vectors,
-        widths={slot: result.vectors.shape[1]},
-        fingerprints={slot: fingerprint(pipe.text_encoder, pipe.tokenizer)},
-        traits={slot: traits_of(pipe.text_encoder, pipe.tokenizer)},
+        widths=encoders.widths,
+        fingerprints={slot: fingerprint(*part) for slot, part in parts.items()},
+        traits={slot: traits_of(*part) for slot, part in parts.items()},
         config_digest=config.digest,
         evaluation={
             "gap_closed": result.measurement.gap_closed,
@@ -83,7 +84,7 @@ def as_prefix(pipe: Any, config: TrainConfig, result: TrainResult) -> Prefix:
         },
         created=datetime.now(UTC),
     )
-    return Prefix({slot: result.vectors}, metadata)
+    return Prefix({slot: part.contiguous() for slot, part in encoders.split(result.vectors).items()}, metadata)
 
 
 @torch.no_grad()
@@ -91,16 +92,16 @@ def before_and_after(pipe: Any, config: TrainConfig, prompts: Sequence[str], vec
     """Draw prompts without the prefix (above) and with it (below), from the same seeds."""
     from PIL import Image as Images
 
-    vectors = vectors.to(pipe.unet.device)
+    encoders, vectors = Encoders(pipe), vectors.to(pipe.unet.device)
     sheet = Images.new("RGB", (len(prompts) * side, 2 * side), "white")
     for row, prefix in enumerate((None, vectors)):
-        embeds = encode_prompts(pipe.text_encoder, pipe.tokenizer, list(prompts), prefix)
+        condition = encoders.embed(encoders.tokenize(prompts, 0 if prefix is None else len(prefix)), prefix)
         images: list[Image] = []
         for start in range(0, len(prompts), config.sampling_batch):
-            part = embeds[start : start + config.sampling_batch]
+            part = condition[start : start + config.sampling_batch]
             seeds = range(start, start + len(part))
             images += pipe(
-                prompt_embeds=part,
+                **part.arguments,
                 num_inference_steps=config.sampling_steps,
                 guidance_scale=config.guidance_scale,
                 generator=[torch.Generator("cpu").manual_seed(config.seed + seed) for seed in seeds],

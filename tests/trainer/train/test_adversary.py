@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import GENERIC
 
-from apl_guard.adapters.inject import embed, tokenize_with_prefix
+from apl_guard.testing import tiny_pipe
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import draw_batch, prepare
+from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.pipeline import frozen, predict
 from apl_guard.trainer.train.adversary import VECTORS, Adversary, attacked
 from apl_guard.trainer.train.loss import distance
@@ -24,16 +25,19 @@ CONFIG = TrainConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(name="attack")
-def _attack(pipe, people):
+@pytest.fixture(name="attack", params=["stable_diffusion", "stable_diffusion_xl"])
+def _attack(request, people):
     """The attack on a prefix that has learned nothing, with the batch that it was made on."""
+    pipe = tiny_pipe(family=request.param)
+    pipe.set_progress_bar_config(disable=True)
+    encoders = Encoders(pipe)
     with frozen(pipe):
         data = prepare(pipe, CONFIG, people, GENERIC, progress=False)
         batch = draw_batch(data, CONFIG, 0, len(pipe.scheduler.alphas_cumprod))
         z_t, _ = Targets(pipe, data, torch.float32, keep=False)(batch, 0)
         P = start_vectors(pipe, CONFIG).requires_grad_(True)
-        identity = tokenize_with_prefix(pipe.tokenizer, data.identity.prompts, len(P))[batch.identity]
-        generic = tokenize_with_prefix(pipe.tokenizer, data.generic.prompts, len(P))[batch.generic]
+        identity = encoders.tokenize(data.identity.prompts, len(P))[batch.identity]
+        generic = encoders.tokenize(data.generic.prompts, len(P))[batch.generic]
         ids = torch.cat([identity, generic])
 
         def make(steps: int, index: int = 0):
@@ -49,10 +53,10 @@ def test_more_steps_bring_the_answer_nearer_to_the_name(attack):
     pipe, _, _, batch, z_t, named, make = attack
     B = attacked(CONFIG)
     distances = []
-    for steps in (0, 4, 12):
+    for steps in (1, 4, 12):
         rows, vectors = make(steps)
         with torch.no_grad():
-            eps = predict(pipe.unet, z_t[:B], batch.t[:B], embed(pipe.text_encoder, rows[:B], vectors), torch.float32)
+            eps = predict(pipe.unet, z_t[:B], batch.t[:B], Encoders(pipe).embed(rows[:B], vectors), torch.float32)
             wanted = predict(pipe.unet, z_t[:B], batch.t[:B], named[:B], torch.float32)
         distances.append(distance(eps, wanted).mean().item())
     assert distances[0] > distances[1] > distances[2]
@@ -65,18 +69,19 @@ def test_only_half_of_the_named_prompts_are_attacked(attack):
     B = attacked(CONFIG)
     assert (B, rows.shape, len(vectors)) == (2, ids.shape, len(P) + B * VECTORS)
     assert torch.equal(rows[B:], ids[B:])
-    for number, row in enumerate(rows[:B].tolist()):
+    for number, of_encoders in enumerate(rows[:B].tolist()):
         first = len(P) + 1 + number * VECTORS
-        assert row[1 : 1 + len(P)] == [-1, -2, -3]
-        assert row[1 + len(P) :][:VECTORS] == [-(first + k) for k in range(VECTORS)]
-        assert row[1 + len(P) + VECTORS :] == ids[number, 1 + len(P) : -VECTORS].tolist()
+        for slot, row in enumerate(of_encoders):
+            assert row[1 : 1 + len(P)] == [-1, -2, -3]
+            assert row[1 + len(P) :][:VECTORS] == [-(first + k) for k in range(VECTORS)]
+            assert row[1 + len(P) + VECTORS :] == ids[number, slot, 1 + len(P) : -VECTORS].tolist()
 
 
 def test_the_prefix_learns_and_the_attack_does_not(attack):
     """Gradients reach the prefix alone, and equal steps make equal attacks, so that a resumed run is the same."""
     pipe, P, _, batch, z_t, _, make = attack
     rows, vectors = make(2)
-    loss = predict(pipe.unet, z_t, batch.t, embed(pipe.text_encoder, rows, vectors), torch.float32).pow(2).mean()
+    loss = predict(pipe.unet, z_t, batch.t, Encoders(pipe).embed(rows, vectors), torch.float32).pow(2).mean()
     torch.autograd.backward(loss)
     assert P.grad is not None
     assert P.grad.abs().sum() > 0

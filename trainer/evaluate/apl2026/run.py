@@ -41,7 +41,7 @@ def evaluate_apl_2026(
     """Measure a prefix as the paper's authors do.
 
     Args:
-        pipe: A Stable Diffusion model.
+        pipe: A model of Stable Diffusion or SDXL.
         prefix: The prefix.
         faces: Who says how alike faces are; default, with the people of the reference world, its judges.
         identities: Files of people; each is a group of its own under the file's name. None: the seen and the unseen

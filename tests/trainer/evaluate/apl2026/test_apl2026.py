@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,9 +85,12 @@ def _files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_one_command_measures_a_model_of_true_layout(files: Path, clip: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [small_pipe, partial(tiny_pipe, family="stable_diffusion_xl")], ids=["SD", "SDXL"])
+def test_one_command_measures_a_model_of_true_layout(
+    make: Callable[[], Any], files: Path, clip: Path, tmp_path: Path
+) -> None:
     """A pipeline of the layout of Stable Diffusion, recogniser and CLIP from files: every figure with its interval."""
-    pipe = small_pipe()
+    pipe = make()
     pipe.save_pretrained(tmp_path / "model")
     random_prefix(pipe, n=3).save(tmp_path / "prefix")
     arguments = [
