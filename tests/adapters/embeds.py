@@ -293,7 +293,8 @@ CALL = {
 }
 """Family or variant → options under which embeds can be given."""
 
-# Attention as T5 has it gives the last bits differently for a row of vectors and a row of ids.
+# Attention as T5 has it gives the last bits differently for a row of vectors and a row of ids; on some processors
+# that of Qwen3 does, too.
 WITHIN = dict.fromkeys(
     (
         "stable_diffusion_3",
@@ -305,6 +306,7 @@ WITHIN = dict.fromkeys(
         "hidream",
         "bria",
         "deepfloyd_if",
+        "flux_2_klein",
     ),
     1e-5,
 )
