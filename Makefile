@@ -59,8 +59,8 @@ wheel-suite: wheel
 # On demand: the oldest versions that pyproject.toml allows, in an environment of their own. It wants Python 3.11 or 3.12, and
 # torch of that age comes with 3 GB of CUDA. Left out are the tests of pipelines that diffusers of that age does not have,
 # and one that computes in float64, which version 4 of transformers cannot.
-OLDEST := $(filter-out %/test_gliner.py,$(wildcard tests/test_*.py)) tests/audit tests/minifaces $(addprefix tests/trainer/,data model train) \
-	$(addprefix tests/adapters/,a1111 comfyui test_cli_services.py test_conformance.py test_diffusers_pipe.py test_inject.py)
+OLDEST := tests $(addprefix --ignore=tests/,test_gliner.py benchmarks fuzz trust $(addprefix trainer/,attacks bench demo evaluate peers personalise) \
+	$(addprefix adapters/test_,arguments.py bypasses.py changes_during_a_call.py disguises.py exported_prefix.py families.py variants.py ways_of_running.py))
 oldest:
 	$(PYTHON) -m venv build/oldest
 	build/oldest/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints-oldest.txt \
