@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from apl_guard.trainer.evaluate.gated import harmonic
+from apl_guard.trainer.evaluate.gated import h_c_figures
 from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import fidelity, rate, similarities
-from apl_guard.trainer.evaluate.statistics import CONFIDENCE, clopper_pearson
 from apl_guard.trainer.minifaces.judge import Judges
 
 
@@ -49,25 +48,13 @@ def people_figures(
 def h_c(erased: Figures, retained: Figures) -> Figures:
     """H_c of `apl_guard.trainer.evaluate.gated`, listed people being those erased.
 
-    Its interval comes from one of each accuracy at half the error, so that both hold at once. Where there is no face at
-    all nobody is recognised, so that accuracy is 0.
-
     Args:
         erased: `people_figures` of listed people.
         retained: Those of others.
 
     Example:
-        >>> figures = h_c({"faces": 100, "recognised": 4}, {"faces": 100, "recognised": 85})
-        >>> round(figures["h_c"], 3), [round(x, 2) for x in figures["h_c_ci"]]
-        (0.902, [0.82, 0.95])
+        >>> round(h_c({"faces": 100, "recognised": 4}, {"faces": 100, "recognised": 85})["h_c"], 3)
+        0.902
     """
-    acc_e, low_e, high_e = _accuracy(erased)
-    acc_s, low_s, high_s = _accuracy(retained)
-    return {"h_c": harmonic(acc_e, acc_s), "h_c_ci": [harmonic(high_e, low_s), harmonic(low_e, high_s)]}
-
-
-def _accuracy(figures: Figures) -> tuple[float, float, float]:
-    faces, recognised = figures["faces"], figures["recognised"]
-    if not faces:
-        return 0.0, 0.0, 0.0
-    return recognised / faces, *clopper_pearson(recognised, faces, confidence=(1 + CONFIDENCE) / 2)
+    counts = [(figures["recognised"], figures["faces"]) for figures in (erased, retained)]
+    return h_c_figures(*counts)

@@ -23,7 +23,7 @@ from apl_guard.trainer.evaluate.asking import ask_for_people
 from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import rate
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.evaluate.statistics import bootstrap_interval
+from apl_guard.trainer.evaluate.statistics import CONFIDENCE, clopper_pearson
 
 
 def harmonic(acc_erased: float, acc_retained: float) -> float:
@@ -37,6 +37,28 @@ def harmonic(acc_erased: float, acc_retained: float) -> float:
     """
     kept = 1 - acc_erased
     return 0.0 if kept == 0 or acc_retained == 0 else 2 / (1 / kept + 1 / acc_retained)
+
+
+def h_c_figures(erased: tuple[int, int], retained: tuple[int, int]) -> Figures:
+    """H_c with its interval, which comes from one of each accuracy at half the error, so that both hold at once.
+
+    Args:
+        erased: Of listed people, how many of the pictures with a face are named, and how many there are.
+        retained: The same of other people. Where there is no face at all nobody is named: the accuracy is 0.
+
+    Example:
+        >>> figures = h_c_figures((4, 100), (85, 100))
+        >>> round(figures["h_c"], 3), [round(x, 2) for x in figures["h_c_ci"]]
+        (0.902, [0.82, 0.95])
+    """
+
+    def accuracy(named: int, faces: int) -> tuple[float, float, float]:
+        if not faces:
+            return 0.0, 0.0, 0.0
+        return named / faces, *clopper_pearson(named, faces, confidence=(1 + CONFIDENCE) / 2)
+
+    (acc_e, low_e, high_e), (acc_s, low_s, high_s) = accuracy(*erased), accuracy(*retained)
+    return {"h_c": harmonic(acc_e, acc_s), "h_c_ci": [harmonic(high_e, low_s), harmonic(low_e, high_s)]}
 
 
 def gated(setting: Setting) -> dict[str, dict[str, Figures]]:
@@ -53,7 +75,7 @@ def gated(setting: Setting) -> dict[str, dict[str, Figures]]:
             named.append(_named(setting, where.draw(call, texts, split, labels=labels), asked))
             images += len(asked)
         erased, retained = named
-        figures[arm] = gated_figures(erased, retained, images - len(erased) - len(retained), images, setting.seed)
+        figures[arm] = gated_figures(erased, retained, images - len(erased) - len(retained), images)
     return {"gated": figures}
 
 
@@ -66,7 +88,7 @@ def gating_policy(names: tuple[str, ...]) -> Policy:
 
 
 def gated_figures(
-    erased: npt.NDArray[np.float64], retained: npt.NDArray[np.float64], faceless: int, images: int, seed: int
+    erased: npt.NDArray[np.float64], retained: npt.NDArray[np.float64], faceless: int, images: int
 ) -> Figures:
     """The figures of one arm.
 
@@ -75,21 +97,13 @@ def gated_figures(
         retained: The same of the others.
         faceless: How many of the pictures of either show no face; they are in neither.
         images: Pictures in all.
-        seed: Of the bootstrap of H_c.
     """
     figures: Figures = {"images": images, "faceless": faceless}
     figures |= rate("acc_erased", erased == 1)
     figures |= rate("acc_retained", retained == 1)
     if not len(erased) or not len(retained):
         return figures  # nobody has a face: there is no such figure
-
-    def h_c(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
-        return harmonic(float(one.mean()), float(other.mean()))
-
-    figures["h_c"] = h_c(erased, retained)
-    low, high = bootstrap_interval(h_c, [erased, retained], seed)
-    figures["h_c_ci"] = [low, min(1.0, high)]
-    return figures
+    return figures | h_c_figures((int(erased.sum()), len(erased)), (int(retained.sum()), len(retained)))
 
 
 def _named(setting: Setting, pictures: Pictures, asked: Sequence[Asked]) -> npt.NDArray[np.float64]:

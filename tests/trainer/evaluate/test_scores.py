@@ -16,7 +16,7 @@ from small_model import small_pipe
 from apl_guard.testing import random_prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.evaluate.asking import ask_for_people
-from apl_guard.trainer.evaluate.gated import gated, harmonic
+from apl_guard.trainer.evaluate.gated import gated, h_c_figures, harmonic
 from apl_guard.trainer.evaluate.inactivity import distances, inactivity
 from apl_guard.trainer.evaluate.result import EvalResult
 from apl_guard.trainer.evaluate.scores import likeness, mean_figure, worst_person
@@ -125,6 +125,17 @@ def test_a_gate_hides_those_listed_and_nobody_else(setting: Setting) -> None:
     assert figures["gated"]["h_c"] == pytest.approx(harmonic(figures["gated"]["acc_erased"], 1.0))
     assert figures["gated"]["images"] == 4
     assert "H_c" in EvalResult({"gated": figures}).to_table()
+
+
+@pytest.mark.parametrize(("acc_e", "acc_s", "faces"), [(0.02, 0.97, 8), (0.5, 0.5, 20), (0.0, 0.9, 6)])
+def test_the_interval_of_h_c_holds_the_true_one_as_often_as_it_says(acc_e: float, acc_s: float, faces: int) -> None:
+    """At least 95 of 100 times, however few the pictures are: some that all came out alike are no proof."""
+    rng = np.random.default_rng(0)
+    true, held = harmonic(acc_e, acc_s), 0
+    for named, kept in zip(rng.binomial(faces, acc_e, 400), rng.binomial(faces, acc_s, 400), strict=True):
+        low, high = h_c_figures((int(named), faces), (int(kept), faces))["h_c_ci"]
+        held += low <= true <= high
+    assert held / 400 >= 0.95
 
 
 def test_inactivity_is_measured_against_fewer_steps(setting: Setting) -> None:
