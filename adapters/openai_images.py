@@ -10,7 +10,7 @@ policy's `without_prefix`: block, which is the default, or rewrite names to neut
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,10 +29,19 @@ __all__ = ["OpenAIImage", "OpenAIImages", "OpenAIImagesAdapter", "OpenAIImagesRe
 
 _TEXT_FIELDS = {"prompt": Channel.PROMPT, "negative_prompt": Channel.NEGATIVE_PROMPT}
 _CHANNELS = _TEXT_FIELDS | {"image": Channel.IMAGE, "mask": Channel.IMAGE}
-_HARMLESS = {
-    "background", "guidance_scale", "moderation", "n", "num_inference_steps", "output_compression", "output_format",
-    "quality", "response_format", "seed", "size", "style", "true_cfg_scale", "user",
-}  # fmt: skip
+_NUMBERS = {"guidance_scale", "n", "num_inference_steps", "output_compression", "seed", "true_cfg_scale"}
+# A server that is compatible, and no more, may put any text in front of the prompt that it finds in such a field.
+_WORDS: Mapping[str, frozenset[str]] = {
+    "background": frozenset({"auto", "opaque", "transparent"}),
+    "moderation": frozenset({"auto", "low"}),
+    "output_format": frozenset({"jpeg", "png", "webp"}),
+    "quality": frozenset({"auto", "hd", "high", "low", "medium", "standard"}),
+    "response_format": frozenset({"b64_json", "url"}),
+    "style": frozenset({"natural", "vivid"}),
+}
+_SIZES, _SIZE = "size", re.compile(r"auto|\d{1,5}[x*]\d{1,5}")
+# For whom the call is: it goes to those who look after abuse, not to the model.
+_USER = "user"
 # Below 1 they draw what the negative prompt says.
 _GUIDANCE = ("guidance_scale", "true_cfg_scale")
 
@@ -61,6 +70,8 @@ class OpenAIImages:
         base_url: Where the API is, with its version: `https://api.openai.com/v1`.
         api_key: The key; sent with each request and shown nowhere.
         model: The model, for every call.
+        words: Field → words that it may hold besides those of OpenAI, such as `{"style": ["photographic"]}`: what your
+            service reads as a choice, and not as text about the picture.
         options: For `HttpClient`: `time_limit`, `connect_limit`, `max_answer_bytes`, `insecure_http`, `ca_file`.
 
     Raises:
@@ -68,12 +79,21 @@ class OpenAIImages:
         ExtraMissing: httpx is not installed.
     """
 
-    def __init__(self, base_url: str, api_key: str | None = None, model: str = "gpt-image-1", **options: Any) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        model: str = "gpt-image-1",
+        words: Mapping[str, Iterable[str]] | None = None,
+        **options: Any,
+    ) -> None:
         if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
             raise InvalidInput("expected printable ASCII without blanks", where="api_key")
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self.http = HttpClient(base_url, headers=headers, **options)
         self.model = model
+        more = {name: frozenset(own) for name, own in (words or {}).items()}
+        self.words = {name: _WORDS.get(name, frozenset()) | more.get(name, frozenset()) for name in {*_WORDS, *more}}
 
     def __repr__(self) -> str:
         return f"OpenAIImages({self.http.base_url!r}, model={self.model!r})"
@@ -132,10 +152,15 @@ class OpenAIImagesAdapter(RemoteAdapter):
             elif value is not None or name == "prompt":
                 raise InvalidInput(f"found {type(value).__name__}; expected a text", where=name)
         used = {_CHANNELS[name] for name, value in fields.items() if name in _CHANNELS and value is not None}
+        known = {_USER, _SIZES, *_NUMBERS, *self._client.words}
         scales = [fields[name] for name in _GUIDANCE if fields.get(name) is not None]
         if not all(isinstance(scale, int | float) and scale >= 1 for scale in scales):
             used.add(Channel.GUIDANCE)
-        unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in fields.keys() - _CHANNELS.keys() - _HARMLESS)
+        unknown = tuple(
+            f"value of {name}" if name in known else re.sub(r"\W", "?", name)[:60]
+            for name, value in fields.items()
+            if name not in _CHANNELS and not (name in known and self._is_harmless(name, value))
+        )
         return GenerationRequest(self.name, text, frozenset(used), unknown, fields, carries_prefix=False)
 
     def check_prefix(self, prefix: Prefix) -> None:
@@ -158,3 +183,13 @@ class OpenAIImagesAdapter(RemoteAdapter):
         texts = {name: request.text[channel][0] for name, channel in _TEXT_FIELDS.items() if channel in request.text}
         output = self._client(**{**request.arguments, **texts})
         return Generation(output, len(output.images))
+
+    def _is_harmless(self, name: str, value: Any) -> bool:
+        """Whether a field that the API has, and that is no channel, holds nothing that could be drawn."""
+        if value is None or name == _USER:
+            return True
+        if name in _NUMBERS:
+            return isinstance(value, int | float)
+        return isinstance(value, str) and (
+            _SIZE.fullmatch(value) is not None if name == _SIZES else value in self._client.words[name]
+        )

@@ -131,6 +131,11 @@ class TestWithoutAPrefix:
         ({"stream": True}, "stream"),
         ({"partial_images": 2}, "partial_images"),
         ({"surprise": 1}, "surprise"),
+        ({"style": "Mara Voss"}, "value of style"),
+        ({"quality": "hd, Mara Voss"}, "value of quality"),
+        ({"size": "256x256 Mara Voss"}, "value of size"),
+        ({"seed": "Mara Voss"}, "value of seed"),
+        ({"style": ["vivid"]}, "value of style"),
     ],
     ids=str,
 )
@@ -139,6 +144,19 @@ def test_fields_that_bring_other_content_are_blocked(client, service, fields, na
     with pytest.raises(PolicyBlocked, match=named):
         Guard(client, policy())("a cat", **fields)
     assert service.seen == []
+
+
+def test_words_of_the_api_and_those_that_the_operator_names_go_through(service):
+    """A choice is no text about the picture; which choices a compatible service has, its operator says."""
+    client = OpenAIImages(f"{service.url}/v1", KEY, "x", words={"style": ["photographic"], "aspect": ["wide"]})
+    fields = {"style": "photographic", "quality": "hd", "size": "1024*768", "n": 1, "aspect": "wide", "user": "u 7"}
+
+    Guard(client, policy())("a cat", **fields)
+
+    assert fields.items() <= service.posted("/v1/images/generations")[-1].items()
+    Guard(client, policy())("a cat", style="vivid")
+    with pytest.raises(PolicyBlocked, match="value of aspect"):
+        Guard(client, policy())("a cat", aspect="Mara Voss")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
