@@ -61,6 +61,7 @@ def self_generate(
         series,
         str(dtype),
         str(pipe.unet.device),
+        pipe.unet.config.sample_size,
     ]
     model = model_digest(pipe)
     latents: list[Tensor] = []

@@ -10,6 +10,7 @@ from typing import Any
 
 from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.trainer.evaluate.setting import Setting
+from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.pipeline import model_digest
 
 _PACKAGES = ("apl-guard", "torch", "diffusers", "transformers", "numpy", "scipy", "torchmetrics", "onnxruntime")
@@ -35,7 +36,7 @@ def provenance(setting: Setting) -> dict[str, Any]:
     """Digests of the model, of the prefix, of the policy and of who judges, and on what it was done."""
     return {
         "model": model_digest(setting.pipe),
-        "text_encoder": str(fingerprint(setting.pipe.text_encoder, setting.pipe.tokenizer)),
+        **{slot: str(fingerprint(*part)) for slot, part in Encoders(setting.pipe).parts.items()},
         "prefix": setting.prefix.digest,
         "policy": f"{setting.guard.policy.name} {setting.guard.policy.digest}",
         "judges": setting.judges.digest,

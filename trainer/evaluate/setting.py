@@ -22,6 +22,7 @@ from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.config import NeutralKind
 from apl_guard.trainer.data.generation import cache_folder
 from apl_guard.trainer.evaluate.result import Album, Asked, Pictures
+from apl_guard.trainer.model.encoders import slots_of
 from apl_guard.trainer.model.pipeline import check_steps, model_digest
 from apl_guard.trainer.report.pictures import png
 
@@ -191,7 +192,7 @@ class Setting:
         else:
             return None
         unet = self.pipe.unet
-        parts = {name: _config(getattr(self.pipe, name)) for name in ("unet", "vae", "text_encoder")}
+        parts = {name: _config(getattr(self.pipe, name)) for name in ("unet", "vae", *slots_of(self.pipe))}
         checker = type(getattr(self.pipe, "safety_checker", None)).__name__
         drawn_by = [type(self.pipe).__name__, checker, diffusers.__version__, torch.__version__.split("+")[0]]
         computed = [unet.device.type, str(unet.dtype), str(self.precision), self.steps, self.guidance]

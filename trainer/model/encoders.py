@@ -103,6 +103,12 @@ class Encoders:
         }
 
     @property
+    def parts(self) -> dict[str, tuple[Any, Any]]:
+        """Slot → its text encoder and its tokenizer."""
+        found = zip(self._text_encoders, self.tokenizers, strict=True)
+        return dict(zip(self.slots, found, strict=True))
+
+    @property
     def room(self) -> int:
         """How many places a row has: the fewest of any text encoder."""
         return min(int(tokenizer.model_max_length) for tokenizer in self.tokenizers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +16,7 @@ from torch import Tensor
 from apl_guard.adapters.diffusers_load import load_pipe
 from apl_guard.errors import ConfigInvalid, InvalidInput, ModelInvalid
 from apl_guard.prefix.places import SHIPPED_NAME, shipped_world
-from apl_guard.trainer.model.encoders import Condition, slots_of
+from apl_guard.trainer.model.encoders import Condition, is_xl, slots_of
 
 _PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
@@ -74,32 +75,41 @@ def open_pipe(model: str | Path | Any, device: torch.device | None = None) -> An
     return pipe if is_cast else pipe.to(torch.float32)
 
 
+_EXPECTED = "expected a StableDiffusionPipeline or a StableDiffusionXLPipeline"
+
+
 def _check_family(pipe: Any, where: str) -> Any:
     for part in _PARTS:
         if getattr(pipe, part, None) is None:
-            raise ModelInvalid(
-                f"this pipeline has no {part}; expected a StableDiffusionPipeline or a StableDiffusionXLPipeline",
-                where=where,
-            )
+            raise ModelInvalid(f"this pipeline has no {part}; {_EXPECTED}", where=where)
     additions, found = getattr(pipe.unet.config, "addition_embed_type", None), slots_of(pipe)
     if {None: 1, "text_time": 2}.get(additions) != len(found):
         msg = f"this pipeline has {len(found)} text encoder(s) for a UNet that takes {additions or 'no'} additions"
-        raise ModelInvalid(f"{msg}; expected a StableDiffusionPipeline or a StableDiffusionXLPipeline", where=where)
+        raise ModelInvalid(f"{msg}; {_EXPECTED}", where=where)
     taken, made = getattr(pipe.unet.config, "in_channels", None), getattr(pipe.vae.config, "latent_channels", None)
     if taken != made:
         # Of inpainting, depth, upscaling: it draws from a picture as well.
-        msg = (
-            f"this pipeline's UNet takes {taken} channels, its pictures have {made}; expected a StableDiffusionPipeline"
-        )
+        msg = f"this pipeline's UNet takes {taken} channels, its pictures have {made}; {_EXPECTED}"
+        raise ModelInvalid(msg, where=where)
+    if "image" in inspect.signature(pipe.__call__).parameters:
+        raise ModelInvalid(f"{type(pipe).__name__} draws from a picture as well; {_EXPECTED}", where=where)
+    side = getattr(pipe.unet.config, "sample_size", None)
+    if not isinstance(side, int):
+        msg = f"the UNet's sample_size is {side}; expected the side of its square latents, as a whole number"
         raise ModelInvalid(msg, where=where)
     kind = pipe.scheduler.config.get("prediction_type", "epsilon")
     if kind not in ("epsilon", "v_prediction"):
         raise ModelInvalid(f"prediction type '{kind}'; expected epsilon or v_prediction", where=where)
+    if getattr(pipe.scheduler, "alphas_cumprod", None) is None:
+        # Of EDM and flow matching, whose noise is added by other equations than those of training.
+        msg = f"{type(pipe.scheduler).__name__} has no alphas_cumprod; expected a scheduler of Stable Diffusion or SDXL"
+        raise ModelInvalid(msg, where=where)
     return pipe
 
 
 def model_digest(pipe: Any) -> str:
-    """The SHA-256 of what makes the images of a pipe: all weights, how strongly adapters act, and the schedule."""
+    """The SHA-256 of what makes the images of a pipe: all weights, how strongly adapters act, the schedule, and what
+    SDXL takes for an empty negative prompt."""
     digest = hashlib.sha256(b"apl-guard model 1\0")
     second = [s for s in slots_of(pipe) if s != "text_encoder"]
     for part in ("text_encoder", "unet", "vae", *second):
@@ -113,6 +123,8 @@ def model_digest(pipe: Any) -> str:
     digest.update(json.dumps([type(pipe.scheduler).__name__, scheduler], sort_keys=True).encode())
     if strengths := _adapter_strengths(pipe):
         digest.update(json.dumps(strengths, sort_keys=True).encode())
+    if is_xl(pipe):
+        digest.update(json.dumps(bool(pipe.config.get("force_zeros_for_empty_prompt"))).encode())
     return digest.hexdigest()
 
 
@@ -152,11 +164,12 @@ def frozen(pipe: Any, gradient_checkpointing: bool = False) -> Iterator[None]:
     All is put back at the end.
     """
     modules = [*(getattr(pipe, slot) for slot in slots_of(pipe)), pipe.unet, pipe.vae]
-    was_training = [m.training for m in modules]
+    was_training = [(m, m.training) for module in modules for m in module.modules()]
     learned = [p for m in modules for p in m.parameters() if p.requires_grad]
     for module in modules:
         module.eval()
         module.requires_grad_(False)
+    gradient_checkpointing = gradient_checkpointing and not pipe.unet.is_gradient_checkpointing
     if gradient_checkpointing:
         pipe.unet.enable_gradient_checkpointing()
     try:
@@ -167,8 +180,8 @@ def frozen(pipe: Any, gradient_checkpointing: bool = False) -> Iterator[None]:
             pipe.unet.disable_gradient_checkpointing()
         for parameter in learned:
             parameter.requires_grad_(True)
-        for module, training in zip(modules, was_training, strict=True):
-            module.train(training)
+        for module, training in was_training:
+            module.training = training
 
 
 def unet_precision(device: torch.device, wish: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:

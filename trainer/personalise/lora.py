@@ -80,7 +80,7 @@ def lora(pipe: Any, drawings: Drawings, recipe: Recipe, *, progress: bool = True
     except ImportError as error:
         raise ExtraMissing("eval", needs="peft") from error
     settings = ("prior", "batch", "prior_batch", "lora_steps", "lora_rate", "lora_rank")
-    folder = kept("lora", decided_by(pipe, drawings, recipe, *settings) | {"layers": _LAYERS}, make)
+    folder = kept("lora", decided_by(pipe, drawings, recipe, *settings) | {"layers": _LAYERS, "start": "seed 0"}, make)
     parts = pipe.components | {"unet": copy.deepcopy(pipe.unet)}
     added = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     added.load_lora_weights(folder)

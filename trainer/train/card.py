@@ -33,10 +33,11 @@ def write_card(card: Card) -> str:
     prompts = "\n".join(f"{k}. {prompt}" for k, prompt in enumerate(card.prompts, 1))
     fingerprints = "\n".join(f"| `{slot}` | {metadata.n} × {metadata.widths[slot]} | `{f.key}` |"
                              for slot, f in metadata.fingerprints.items())  # fmt: skip
+    encoders = "text encoder" if len(metadata.widths) == 1 else "text encoders"
     return f"""# {metadata.name}
 
 {metadata.n} learned vectors that stand in front of every prompt and keep the model from drawing a named
-person. They work with every model that has the text encoder below, and with no other.
+person. They work with every model that has the {encoders} below, and with no other.
 
 | slot | shape | text encoder |
 |---|---|---|

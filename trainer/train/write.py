@@ -68,14 +68,13 @@ def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult
 def as_prefix(pipe: Any, config: TrainConfig, result: TrainResult) -> Prefix:
     """Bind the vectors to the text encoders that they were trained with."""
     encoders = Encoders(pipe)
-    parts = {s: (getattr(pipe, s), t) for s, t in zip(encoders.slots, encoders.tokenizers, strict=True)}
     name = re.sub(r"[^A-Za-z0-9._-]", "-", result.folder.resolve().name).lstrip("._-")[:64] or "prefix"
     metadata = PrefixMetadata(
         name=name,
         n=config.n_vectors,
         widths=encoders.widths,
-        fingerprints={slot: fingerprint(*part) for slot, part in parts.items()},
-        traits={slot: traits_of(*part) for slot, part in parts.items()},
+        fingerprints={slot: fingerprint(*part) for slot, part in encoders.parts.items()},
+        traits={slot: traits_of(*part) for slot, part in encoders.parts.items()},
         config_digest=config.digest,
         evaluation={
             "gap_closed": result.measurement.gap_closed,

@@ -138,6 +138,23 @@ def test_generated_latents_are_kept_and_made_once(
     assert counts[0] > 0 == counts[1] < counts[2] < counts[0]
 
 
+def test_latents_of_another_size_are_drawn_anew(
+    pipe: Any, people: Identities, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who sets a smaller `sample_size` to train with less memory does not get what was kept of the larger."""
+    monkeypatch.setenv("APL_GUARD_CACHE", str(tmp_path))
+    side = pipe.unet.config.sample_size
+    sizes = []
+    for size in (side, 2 * side):
+        pipe.unet.register_to_config(sample_size=size)
+        try:
+            sizes.append(prepare(pipe, config, people, GENERIC, progress=False).generic.latents.shape[-1])
+        finally:
+            pipe.unet.register_to_config(sample_size=side)
+
+    assert sizes == [side, 2 * side]
+
+
 def test_own_pictures_take_the_place_of_generated_ones(pipe: Any, config: TrainConfig, tmp_path: Path) -> None:
     """Folders of a person and of things are encoded by the VAE; prompts come from captions."""
     for folder in ("ada", "things"):

@@ -125,6 +125,19 @@ def test_what_happens_to_the_model_keeps_pictures_apart(setting: Setting, own: A
     assert (drawn(), drawn()) == (1, 0)
 
 
+def test_so_does_what_happens_to_the_second_text_encoder(tmp_path: Path) -> None:
+    """Of SDXL: another option of it is another picture, as one of the first is."""
+    pipe = tiny_pipe(family="stable_diffusion_xl")
+    pipe.set_progress_bar_config(disable=True)
+    setting = Setting.of(pipe, random_prefix(pipe, n=3), None, steps=1, folder=tmp_path, progress=False)
+
+    for text_encoder in (pipe.text_encoder, pipe.text_encoder_2):
+        assert draws(setting, lambda: setting.draw(pipe, ["a boat"], "s")) == 1
+        text_encoder.config.layer_norm_eps *= 2
+
+    assert draws(setting, lambda: setting.draw(pipe, ["a boat"], "s")) == 1
+
+
 def test_of_a_call_that_nobody_knows_nothing_is_kept(setting: Setting, own: Any) -> None:
     """Unless the caller says what decides its pictures."""
     call = Counting(own)

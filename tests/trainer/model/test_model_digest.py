@@ -19,3 +19,13 @@ def test_how_strongly_an_adapter_acts_is_part_of_a_model() -> None:
 
     assert len(set(seen)) == 4
     assert model_digest(tiny_pipe()) == seen[0]
+
+
+def test_what_stands_for_an_empty_negative_prompt_is_part_of_a_model_of_sdxl() -> None:
+    """Zeros or the empty prompt: the same weights draw other pictures, so latents of the one are not the other's."""
+    pipe = tiny_pipe(family="stable_diffusion_xl")
+    zeros = model_digest(pipe)
+
+    pipe.register_to_config(force_zeros_for_empty_prompt=False)
+
+    assert model_digest(pipe) != zeros

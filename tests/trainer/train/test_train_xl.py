@@ -47,6 +47,7 @@ def test_both_text_encoders_get_vectors_that_learn_and_the_guard_takes_them(
     outcome = Guard(xl, prefix=prefix).generate("a photo of Ada Lum", num_inference_steps=1).outcome
     assert (outcome.protection, outcome.slots_without_prefix) == ("applied", ())
     assert (tmp_path / "mine" / "before_and_after.png").stat().st_size > 1000
+    assert "has the text encoders below" in (tmp_path / "mine" / "card.md").read_text()
 
 
 def test_it_comes_nearer_to_the_neutral_prompt(
