@@ -39,8 +39,12 @@ class Sealed:
 
     def root(self, at: int) -> bytes:
         """The root under one of the checkpoints."""
-        at = range(len(self.sizes))[at]
         return bytes(self.roots[32 * at : 32 * at + 32])
+
+    @property
+    def newest_root(self) -> bytes:
+        """The root over all that is sealed."""
+        return self.root(len(self.sizes) - 1) if self.sizes else Tree().root
 
     def size_before(self, number: int) -> int:
         """How many records the checkpoints before one of this number seal."""
@@ -144,7 +148,7 @@ def read_chain(lines: Iterable[bytes], identity: Identity, keys_of: Callable[[in
             problem = f"is not signed with the key of epoch {checkpoint.generation}.{checkpoint.epoch}"
         elif before is not None and (before.is_closed or checkpoint.size < before.size):
             problem = "goes back behind what was sealed of its writer"
-        elif before is not None and checkpoint.size == before.size and checkpoint.root != before.root(-1).hex():
+        elif before is not None and checkpoint.size == before.size and checkpoint.root != before.newest_root.hex():
             # Whoever has the live key could sign it, over records that were exchanged under the one before.
             problem = "says something else about records that were sealed before"
         if problem is not None:

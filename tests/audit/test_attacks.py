@@ -85,6 +85,27 @@ class TestForgedWithTheLiveKey:
         assert report.verdict == Verdict.TAMPERED
         assert any("says something else" in finding for finding in report.findings)
 
+    def test_over_nothing_twice(self, folders):
+        """Two checkpoints of a writer without records: the second says something else, and is no traceback."""
+        log, witness = folders
+        durable = DurableLog(log, [witness])
+        call(durable, 0)
+        durable.seal()
+        rows, history = (log / CHECKPOINTS).read_bytes().splitlines(), Tree()
+        for row in rows:
+            history.append(leaf_hash(row))
+        last = Checkpoint.parse(rows[-1]).__dict__ | {"writer": "f" * 24, "size": 0, "closed": False}
+        for root in (Tree().root.hex(), "0" * 64):
+            forged = last | {"number": len(rows), "root": root, "history": history.root.hex()}
+            rows.append(Checkpoint(**forged).signed(live_key(log)))
+            history.append(leaf_hash(rows[-1]))
+        (log / CHECKPOINTS).write_bytes(b"".join(row + b"\n" for row in rows))
+
+        report = verify_log(log, [witness])
+
+        assert report.verdict == Verdict.TAMPERED
+        assert any("says something else about records" in finding for finding in report.findings)
+
     def test_with_one_of_two_witnesses(self, folders):
         """Which then agrees with what was forged, and has even more; the other one still speaks."""
         log, witness = folders
