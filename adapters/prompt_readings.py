@@ -19,6 +19,7 @@ __all__ = ["edited_readings", "is_readable", "weighted_readings"]
 _MOST_FORMS = 64
 _MOST_LEVELS = 20
 _MOST_CHARACTERS = 20_000
+_MOST_PLACES = 200_000  # of all forms together: each letter of each is looked at several times in a call
 _Places = tuple[int, ...]
 
 _SYNTAX = re.compile(r"\\(?=[()\[\]\\])(.)|\\|[()\[\]]|:\s*[-+]?[\d.]+(?:e[-+]?\d+)?\s*(?=\))", re.I | re.S)
@@ -142,7 +143,10 @@ def _all_forms(text: str) -> list[_Places]:
         return []
     if len(text) > _MOST_CHARACTERS:
         raise _TooManyFormsError
-    return _forms(text, 0, len(text), _brackets(text), 0)
+    forms = _forms(text, 0, len(text), _brackets(text), 0)
+    if sum(map(len, forms)) > _MOST_PLACES:
+        raise _TooManyFormsError
+    return forms
 
 
 def _forms(text: str, start: int, end: int, closing: _Brackets, level: int) -> list[_Places]:

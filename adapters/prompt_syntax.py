@@ -28,6 +28,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 from apl_guard.errors import PrefixNotApplied
 from apl_guard.request import Channel
@@ -100,9 +101,9 @@ def read_a1111(text: str, embeddings: Collection[str] = ()) -> Syntax:
         or not is_readable(text)
     ):
         channels.add(Channel.PROMPT_SYNTAX)
-    said = [text, *(reading.text for reading in edited_readings(text))]
+    said = [form.lower() for form in (text, *(reading.text for reading in edited_readings(text)))]
     for name in embeddings:
-        if any(_is_mentioned(name, form) for form in said):
+        if any(_mention_of(name).search(form) for form in said):
             channels.add(Channel.PROMPT_SYNTAX if _PREFIX_NAME.fullmatch(name) else Channel.TEXTUAL_INVERSION)
     return Syntax(" ".join([text.strip(), *tags]) if tags else text, frozenset(channels))
 
@@ -286,10 +287,11 @@ def _explicit_weight(group: str) -> float | None:
     return weight if math.isfinite(weight) else None
 
 
-def _is_mentioned(name: str, text: str) -> bool:
-    """Whether AUTOMATIC1111 could find an embedding by its name, which it does after tokenizing."""
+@lru_cache(maxsize=10_000)
+def _mention_of(name: str) -> re.Pattern[str]:
+    """How AUTOMATIC1111 could find the name of an embedding in small letters, which it does after tokenizing."""
     words = re.findall(r"[^\W\d_]+|\d|[^\w\s]+|_+", name.lower())
     if not words:
-        return False
+        return re.compile(r"(?!)")
     end = r"(?![^\W\d_])" if words[-1][-1].isalpha() else ""
-    return re.search(r"\s*".join(map(re.escape, words)) + end, text.lower()) is not None
+    return re.compile(r"\s*".join(map(re.escape, words)) + end)

@@ -104,6 +104,7 @@ def test_nothing_of_the_prompt_is_lost(shared_server, words):
         ('{{ "Ma" ~ "ra" }}', "prompt_syntax"),
         ("{% for x in y %}", "prompt_syntax"),
         ("[a|b]" * 7, "prompt_syntax"),
+        ("[a|b]" * 6 + "c" * 9000, "prompt_syntax"),
         ("ma[ra:ra:0.5]-voss", "textual_inversion"),
         ("ma(ra:1.0)-voss", "textual_inversion"),
         (r"ma\ra-voss", "textual_inversion"),
