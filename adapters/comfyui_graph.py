@@ -16,6 +16,7 @@ from typing import Any
 from apl_guard.errors import InvalidInput, PrefixNotApplied
 from apl_guard.request import Channel
 
+from .comfyui_guidance import turns_guidance_round
 from .comfyui_links import ENDS, NOTHING_LEFT, Nodes, consumers_in, hides_link, link_in, roles_of
 from .forms import canonical_forms
 from .prompt_syntax import CHUNK, pieces, read_comfyui
@@ -31,7 +32,7 @@ _TEXTS = {
     "CLIPTextEncodePixArtAlpha": ("text",),
     "CLIPTextEncodeHunyuanDiT": ("bert", "mt5xl"),
 }
-_WHOLE = {"t5xxl", "mt5xl", "bert"}  # these text encoders take any length at once
+_WHOLE = {"t5xxl", "mt5xl"}  # these text encoders take any length at once
 _STRINGS = {"PrimitiveString": "value", "PrimitiveStringMultiline": "value"}
 _CHANNELS = {
     "LoadImage": Channel.IMAGE,
@@ -148,6 +149,8 @@ def read_graph(workflow: Any, models: frozenset[str], harmless: frozenset[str]) 
     channels |= {Channel.PROMPT} if prompts else set()
     channels |= {Channel.NEGATIVE_PROMPT} if len(prompts) < len(places) else set()
     negative = tuple(place for place in places if place not in prompts)
+    if turns_guidance_round(nodes, with_negative=any(nodes[p.node]["inputs"][p.field] for p in negative)):
+        channels.add(Channel.GUIDANCE)
     shown = tuple(sorted(re.sub(r"[^\w .-]", "?", each)[:60] for each in unknown))
     return Graph(nodes, prompts, negative, frozenset(channels), shown)
 

@@ -61,19 +61,22 @@ def consumers_in(nodes: Nodes) -> Consumers:
 def roles_of(consumers: Consumers, node: str) -> set[str]:
     """What the conditioning of a node is used as: positive, negative, or both."""
     found: set[str] = set()
-    seen: set[tuple[str, int | None]] = set()
-    waiting: list[tuple[str, int | None]] = [(node, None)]  # a node, and which of its outputs; None for any
+    seen: set[tuple[str, int | None, bool]] = set()
+    # A node, which of its outputs (None for any), and whether the way there sets the conditioning to zero.
+    waiting: list[tuple[str, int | None, bool]] = [(node, None, False)]
     while waiting:
-        name, output = here = waiting.pop()
+        name, output, is_zero = here = waiting.pop()
         if here in seen:
             continue
         seen.add(here)
         for slot, consumer, field, kind in consumers.get(name, ()):
-            if kind == NOTHING_LEFT or output not in (None, slot):
+            if output not in (None, slot):
                 continue
-            if kind in ENDS:
-                found.add("negative" if field == "negative" else "positive")
-            else:
+            if kind not in ENDS:
                 through = (1 if field == "negative" else 0) if kind in _PAIRED else None
-                waiting.append((consumer, through))
+                waiting.append((consumer, through, is_zero or kind == NOTHING_LEFT))
+            elif field != "negative":
+                found.add("positive")  # zero or not: of some text encoders a part is not set to zero
+            elif not is_zero:
+                found.add("negative")
     return found
