@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ TEXT_FIELDS = {
     "negative_prompt": Channel.NEGATIVE_PROMPT,
     "hr_negative_prompt": Channel.NEGATIVE_PROMPT,
 }
+_NEGATIVE = [name for name, channel in TEXT_FIELDS.items() if channel == Channel.NEGATIVE_PROMPT]
 # What carries content otherwise.
 CHANNELS = {
     "init_images": Channel.IMAGE,
@@ -59,11 +61,14 @@ _LAST_LAYERS, _MOST_LAST_LAYERS = "CLIP_stop_at_last_layers", 2
 HARMLESS_SETTINGS = {_LAST_LAYERS, "eta_noise_seed_delta", "jpeg_quality", "samples_format"}
 _GUIDANCE = ("cfg_scale", "hr_cfg", "distilled_cfg_scale", "hr_distilled_cfg", "image_cfg_scale")
 _DEFAULT_GUIDANCE = 7.0
+# Samplers after the paper CFG++: AUTOMATIC1111 divides the guidance scale by 12.5 for them.
+_DIVIDING = re.compile(r"cfg[\s_-]*(?:\+\+|pp)", re.IGNORECASE)
+_LEAST_DIVIDED = 12.5
 
 
 def turns_guidance_round(fields: Mapping[str, Any]) -> bool:
-    """Whether fields draw what the negative prompt says: guidance below 1, or, with a checkpoint that edits pictures,
-    more of it by the picture than by the prompt.
+    """Whether fields draw what the negative prompt says: guidance below 1, also where a sampler divides it, or, with a
+    checkpoint that edits pictures, more of it by the picture than by the prompt.
 
     Example:
         >>> turns_guidance_round({"cfg_scale": 5}), turns_guidance_round({"cfg_scale": 5, "image_cfg_scale": 6})
@@ -72,6 +77,11 @@ def turns_guidance_round(fields: Mapping[str, Any]) -> bool:
     given = {name: fields[name] for name in _GUIDANCE if fields.get(name) is not None}
     if not all(isinstance(scale, int | float) and scale >= 1 for scale in given.values()):
         return True
+    samplers = [str(fields.get(name)) for name in ("sampler_name", "sampler_index", "hr_sampler_name")]
+    if any(fields.get(name) for name in _NEGATIVE) and any(map(_DIVIDING.search, samplers)):
+        scales = {"cfg_scale": _DEFAULT_GUIDANCE} | given
+        if any(scales[name] < _LEAST_DIVIDED for name in ("cfg_scale", "hr_cfg") if name in scales):
+            return True
     return bool(given.get("image_cfg_scale", 1) > given.get("cfg_scale", _DEFAULT_GUIDANCE))
 
 

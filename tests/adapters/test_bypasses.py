@@ -66,6 +66,13 @@ def _noise():
         ("guidance", {"negative_prompt": "a", "negative_prompt_2": "Mara Voss", "guidance_scale": 0.0}),
         ("guidance", {"guidance_scale": -7.5}),
         ("guidance", {"guidance_scale": float("nan")}),
+        ("guidance", {"guidance_rescale": 9.0}),
+        ("guidance", {"guidance_rescale": -1}),
+        ("guidance", {"sigmas": [1.0, 14.6]}),
+        ("guidance", {"sigmas": [14.6, float("nan"), 0.0]}),
+        ("guidance", {"sigmas": torch.tensor([14.6, 1.0, -5.0])}),
+        ("guidance", {"timesteps": [10, 900]}),
+        ("guidance", {"timesteps": [900, 10, 500]}),
         ("ip_adapter", {"ip_adapter_image": _noise()}),
         ("latents", {"latents": torch.zeros(1, 4, 16, 16)}),
         ("callback", {"callback_on_step_end": lambda pipe, step, t, kwargs: kwargs}),
@@ -85,6 +92,42 @@ def test_a_channel_round_the_prefix_is_blocked_and_can_be_permitted(xl, two_enco
 
     assert decision.effective == "anonymize"
     assert any(channel in reason for reason in decision.unsafe)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"guidance_rescale": 0.7}, {"sigmas": [14.6, 1.0, 0.0]}, {"timesteps": [900, 10]}]
+)
+def test_steps_that_fall_and_a_share_are_harmless(two_encoders, arguments):
+    """As the schedulers make them, and as papers advise."""
+    assert two_encoders.check("a man", negative_prompt="blur", **arguments).effective == "anonymize"
+
+
+def test_a_rescaling_beyond_a_share_would_turn_the_prediction_round(xl):
+    """In the pipeline itself: the sign of what the scheduler is given is the opposite."""
+    pipe, _ = xl
+    scheduler, seen = pipe.scheduler, []
+    options = {"num_inference_steps": 1, "guidance_scale": 7.5, "height": 32, "width": 32, "output_type": "latent"}
+    step = type(scheduler).step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(scheduler),
+            "step",
+            lambda me, predicted, *a, **k: seen.append(predicted) or step(me, predicted, *a, **k),
+        )
+        for share in (0.0, 90.0):
+            pipe("a", **options, guidance_rescale=share, generator=torch.Generator().manual_seed(0))
+    one, other = seen
+    assert torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), 0) < -0.99
+
+
+def test_a_negative_weight_of_perturbed_or_skipped_attention_is_blocked():
+    """It would lead away from the prompt."""
+    variant = tiny_variant(tiny_pipe(family="stable_diffusion_xl"), "StableDiffusionXLPAGPipeline")
+    guard = Guard(variant, prefix=random_prefix(variant, n=N))
+
+    assert guard.check("a man", pag_scale=3.0).effective == "anonymize"
+    with pytest.raises(PolicyBlocked, match="'guidance'"):
+        guard("a man", pag_scale=-3.0)
 
 
 def test_layers_below_those_that_are_read_in_training_are_blocked():

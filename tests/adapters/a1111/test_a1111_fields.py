@@ -53,6 +53,9 @@ def test_the_prefix_is_in_the_prompt_and_the_answer_is_the_clients(guard, server
         ({"image_cfg_scale": 0.5}, "guidance"),
         ({"image_cfg_scale": 8}, "guidance"),
         ({"cfg_scale": 3, "image_cfg_scale": 3.5}, "guidance"),
+        ({"sampler_name": "DDIM CFG++", "negative_prompt": "Mara Voss"}, "guidance"),
+        ({"sampler_index": "ddim_cfgpp", "negative_prompt": "Mara Voss", "cfg_scale": 1}, "guidance"),
+        ({"hr_sampler_name": "DDIM cfg++", "hr_negative_prompt": "Mara", "cfg_scale": 20, "hr_cfg": 12}, "guidance"),
         ({"surprise": 1}, "surprise"),
         ({"prompt_2": "Mara Voss"}, "prompt_2"),
     ],
@@ -64,6 +67,19 @@ def test_fields_that_bring_other_content_are_blocked(guard, server, fields, chan
         guard("a cat", **fields)
 
     assert server.posted("/sdapi/v1/txt2img") + server.posted("/sdapi/v1/img2img") == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sampler_name": "DDIM CFG++", "cfg_scale": 1},
+        {"sampler_name": "DDIM CFG++", "cfg_scale": 12.5, "negative_prompt": "blur"},
+        {"sampler_name": "DDIM", "negative_prompt": "blur"},
+    ],
+)
+def test_a_sampler_that_divides_guidance_is_harmless(guard, fields):
+    """Without a negative prompt, or with so much guidance that at least 1 is left."""
+    assert guard.check("a man", **fields).effective == "anonymize"
 
 
 @pytest.mark.parametrize(("last", "is_blocked"), [(1, False), (2, False), (3, True), (12, True), ("2", True)])
