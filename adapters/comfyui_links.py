@@ -23,8 +23,7 @@ NOTHING_LEFT = "ConditioningZeroOut"
 
 def link_in(value: Any) -> tuple[str, int] | None:
     """The node and the number of its output that a value links to, or None where it is no link."""
-    is_link = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str)
-    if not is_link or not isinstance(value[1], int | float):
+    if not _is_link(value):
         return None
     if type(value[1]) is not int or value[1] < 0:
         # The server counts a negative number from the end, so that one output would have two names.
@@ -33,8 +32,20 @@ def link_in(value: Any) -> tuple[str, int] | None:
 
 
 def hides_link(value: Any) -> bool:
-    """Whether a server that unwraps `{"__value__": …}` could find a link in a value where none is to be seen."""
-    return isinstance(value, dict) and ("__value__" in value or any(isinstance(v, list) for v in value.values()))
+    """Whether a server that unwraps `{"__value__": …}` could find a link in a value where none is to be seen.
+
+    Example:
+        >>> hides_link({"__value__": ["4", 0]}), hides_link({"__value__": ["red", "blue"]})
+        (True, False)
+    """
+    parts = value.values() if isinstance(value, dict) else ()
+    return any(_is_link(part) or hides_link(part) for part in parts)
+
+
+def _is_link(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float)
+    )
 
 
 def consumers_in(nodes: Nodes) -> Consumers:

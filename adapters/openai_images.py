@@ -92,6 +92,9 @@ class OpenAIImages:
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self.http = HttpClient(base_url, headers=headers, **options)
         self.model = model
+        for name, own in (words or {}).items():
+            if isinstance(own, str):
+                raise InvalidInput("found a text; expected a list of words", where=f"words.{name}")
         more = {name: frozenset(own) for name, own in (words or {}).items()}
         self.words = {name: _WORDS.get(name, frozenset()) | more.get(name, frozenset()) for name in {*_WORDS, *more}}
 

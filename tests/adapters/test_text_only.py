@@ -157,6 +157,8 @@ def test_words_of_the_api_and_those_that_the_operator_names_go_through(service):
     Guard(client, policy())("a cat", style="vivid")
     with pytest.raises(PolicyBlocked, match="value of aspect"):
         Guard(client, policy())("a cat", aspect="Mara Voss")
+    with pytest.raises(InvalidInput, match=r"words.style: found a text; expected a list"):
+        OpenAIImages(f"{service.url}/v1", KEY, "x", words={"style": "photographic"})
 
 
 @pytest.mark.parametrize("fault", FAULTS)

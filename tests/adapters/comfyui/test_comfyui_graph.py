@@ -216,10 +216,11 @@ def test_an_early_layer_of_the_text_encoder_is_blocked(guard, layer, is_blocked)
 
 
 def test_a_platform_can_name_harmless_classes(server, prefix):
-    """For its own nodes that carry neither text nor pictures."""
+    """For its own nodes that carry neither text nor pictures, with lists in their fields as the editor wraps them."""
     guard = Guard(ComfyUI(server.url, models=[MODEL], harmless=["MyResizer"]), prefix=prefix)
 
-    assert guard(workflow() | {"20": node("MyResizer", images=["6", 0])}).images
+    for value in (4, {"__value__": [0.5, 0.3]}, {"__value__": ["red", "blue"]}, {"on": True, "sizes": [64, 32]}):
+        assert guard(workflow() | {"20": node("MyResizer", images=["6", 0], value=value)}).images
 
 
 def test_every_class_stands_in_one_table():
