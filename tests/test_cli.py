@@ -11,7 +11,7 @@ import typer
 from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
 
-from apl_guard import Prefix, cli
+from apl_guard import Prefix, PrefixRegistry, cli
 from apl_guard.cli.policy_effects import complete_policy
 from apl_guard.testing import tiny_pipe
 
@@ -70,6 +70,23 @@ def test_verify_of_a_damaged_prefix_fails(run, trained, own_registry):
     assert err.startswith("error: ")
     assert str(path) in err
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_revocation_is_pushed_and_pulled(run, trained, prefix, tmp_path, scheme):
+    """That of the version in use, too, for which there is nothing else to copy."""
+    shared, home = f"{scheme}{tmp_path / 'shared'}", tmp_path / "home"
+    run("prefix", "register", trained, "--name", "sd15")
+    assert run("prefix", "push", "sd15", shared)[0] == 0
+    assert run("prefix", "pull", shared, "sd15", "--registry", home)[0] == 0
+    run("prefix", "revoke", "sd15", "--reason", "weak")
+
+    code, out, _ = run("prefix", "push", "sd15", shared)
+    assert code == 0
+    assert "no prefix" in out
+    assert "is revoked: weak" in out
+    assert run("prefix", "pull", shared, "sd15", "--registry", home)[0] == 4
+    assert PrefixRegistry(home).revoked() == {prefix.digest: "weak"}
 
 
 def test_export_and_import(run, trained, prefix, model, tmp_path):

@@ -1,6 +1,7 @@
 """Prefixes as embeddings of other programs, and back."""
 
 import importlib.util
+import io
 import os
 import pickle
 import struct
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import nn
 
 from apl_guard import Guard, InvalidInput, Prefix, PrefixInvalid, exchange
@@ -302,6 +303,17 @@ class TestPickles:
 
         with pytest.raises(SystemExit, match="11"):
             module.find_tensors(content)
+
+    def test_safetensors_are_no_pickle_whatever_they_begin_with(self):
+        """Their first byte is of the header's length, which is that of a pickle for one length in 32."""
+        contents = [save({"<" + "x" * length + ">": torch.ones(2, 8)}) for length in range(1, 400)]
+        assert b"\x80" in {content[:1] for content in contents}
+
+        assert not any(is_pickle(content) for content in contents)
+        for new_format in (True, False):
+            written = io.BytesIO()
+            torch.save({"<a>": torch.ones(2, 8)}, written, _use_new_zipfile_serialization=new_format)
+            assert is_pickle(written.getvalue())
 
     def test_files_that_are_not_there_or_too_large(self, tmp_path):
         """Before any process is started."""

@@ -1,5 +1,6 @@
 """A gallery of people, its file, and the pictures that are held against it."""
 
+import io
 import os
 
 import numpy as np
@@ -125,6 +126,61 @@ def test_pictures_are_read_alike_from_every_type(n, seed):
     ]
     for output in outputs:
         assert np.array_equal(np.stack(read_pictures(output)), expected)
+
+
+def of_pil(*pictures, form="WEBP", **options):
+    written = io.BytesIO()
+    pictures[0].save(written, form, **({"save_all": True, "append_images": pictures[1:]} if pictures[1:] else options))
+    return Image.open(io.BytesIO(written.getvalue()))
+
+
+def test_all_pictures_of_nested_tuples_are_read():
+    """A tuple in a list holds pictures; one that begins with a list or a batch holds other things behind it."""
+    white, black = (Image.new("RGB", (4, 4), colour) for colour in ("white", "black"))
+    assert [p.max() for p in read_pictures([(white, black), black])] == [255, 0, 0]
+    assert [p.max() for p in read_pictures((white, black))] == [255, 0]
+    assert len(read_pictures(([white, black], [False, False]))) == 2
+    assert len(read_pictures((np.zeros((2, 4, 4, 3)), [False, False]))) == 2
+
+
+@pytest.mark.parametrize(
+    ("picture", "says"),
+    [
+        (lambda: of_pil(Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), "white")), "holds 2 pictures"),
+        (lambda: Image.fromarray(np.full((4, 4), 40_000, np.uint16)), "8 bits"),
+        (lambda: Image.fromarray(np.full((4, 4), 0.5, np.float32)), "8 bits"),
+        (lambda: Image.open(io.BytesIO(of_pil(filled_with_noise(), form="PNG").fp.getvalue()[:1000])), "decoded"),
+    ],
+)
+def test_pictures_that_would_be_looked_at_in_part_are_refused(picture, says):
+    """Several in one file, more than a byte a colour, cut off: enrolling says whose."""
+    with pytest.raises(OutputCheckFailed, match=says):
+        read_pictures([picture()])
+    with pytest.raises(InvalidInput, match=says) as caught:
+        Gallery.enroll(Listed([]), {ENTRY: [picture()]})
+    assert ENTRY in str(caught.value)
+
+
+def filled_with_noise():
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+def test_photographs_are_turned_the_right_way_up():
+    """As every viewer does; a recogniser finds no face that lies on its side."""
+    stored, exif = Image.new("RGB", (6, 4)), Image.Exif()
+    stored.putpixel((0, 0), (255, 255, 255))
+    exif[0x112] = 3  # turned by 180 degrees
+
+    (read,) = read_pictures(of_pil(stored, form="PNG", exif=exif))
+    assert read[-1, -1].min() == 255
+    assert read[0, 0].max() == 0
+
+
+def test_embeddings_beyond_all_bounds_are_none():
+    """Their length overflows, and they would be like nobody."""
+    check = OutputCheck(Listed([[(1e30, 0)]]), Gallery(["a"], [[1.0, 0.0]], Listed.name), 0.5)
+    with pytest.raises(OutputCheckFailed, match="beyond all bounds"):
+        check.look([filled(0)])
 
 
 @pytest.mark.parametrize(

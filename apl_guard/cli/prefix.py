@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from apl_guard.cli.prefix_exchange import Registry, export_embedding, import_embedding
-from apl_guard.errors import InvalidInput
+from apl_guard.errors import InvalidInput, PrefixRevoked
 from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix.tensorfile import printable
 from apl_guard.registry import PrefixRegistry, RegistryEntry
@@ -183,20 +183,21 @@ def pull(
 ) -> None:
     """Copy a prefix from another registry into this one, with its version and signature, after checking it.
 
-    Revocations of this prefix and its older versions come along.
+    Revocations of this prefix and its older versions come along, also where they are all that comes.
 
     Example: apl-guard prefix pull acme/prefixes sd15 --signer publisher.pub
     """
+    acceptance = Acceptance(signers=_read_keys(signer))
     there = PrefixRegistry(source)
     there.refresh()
     entry = there.verify(name)
-    there.check(entry, Acceptance(signers=_read_keys(signer)))
     here = PrefixRegistry(registry)
     # Only those of this name, or a stranger's list could revoke whatever is registered here.
     ours = {old.prefix.digest for old in (*there.history(name), *here.history(name)) if old.prefix}
     for digest, reason in there.revoked().items():
         if digest in ours:
             here.revoke(digest, reason)
+    there.check(entry, acceptance)
     typer.echo(f"pulled {_line(here.adopt(entry))}")
 
 
@@ -208,11 +209,18 @@ def push(
 ) -> None:
     """Copy the version in use of a prefix to another registry, with its signature and the revocations known here.
 
+    Of a revoked prefix the revocation alone. Of one that was pushed before it was signed the signature.
+
     Example: apl-guard prefix push sd15 s3://bucket/prefixes
     """
     here = PrefixRegistry(registry)
     entry = here.verify(name)
-    here.check(entry, Acceptance())
+    try:
+        here.check(entry, Acceptance())
+    except PrefixRevoked as error:
+        here.publish_revoked(target)
+        typer.echo(f"pushed what is revoked, and no prefix: {error}\n  to {target}")
+        return
     here.publish(entry, target)
     typer.echo(f"pushed {_line(entry)}\n  to {target}")
 

@@ -158,9 +158,10 @@ def unit(embeddings: npt.NDArray[np.float32], where: str) -> Embeddings:
     if embeddings.ndim != 2 or not np.isfinite(embeddings).all():
         found = f"shape {embeddings.shape}" if embeddings.ndim != 2 else "values that are not finite"
         raise InvalidInput(f"found {found}; expected embeddings of shape (n, E), all finite", where=where)
-    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    if not (length > 0).all():
-        raise InvalidInput("found an embedding of length 0", where=where)
+    with np.errstate(over="ignore"):
+        length = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    if not ((length > 0) & np.isfinite(length)).all():
+        raise InvalidInput("found an embedding of length 0, or of one beyond all bounds", where=where)
     length[np.abs(length - 1) < _ROUNDING] = 1  # dividing again would change the last bits
     normal: Embeddings = (embeddings / length).astype(np.float32)
     return normal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class OpenCVFaces:
         digest = hashlib.sha256(_digest(Path(detector), "YuNet") + _digest(Path(recogniser), "SFace"))
         self.name = f"YuNet and SFace {digest.hexdigest()[:12]}"
         """Other files have another name, so that their galleries are not mixed up."""
+        self._alone = threading.Lock()
         try:
             self._detector = cv.FaceDetectorYN.create(str(detector), "", (320, 320), sure, _OVERLAP, _MOST_BOXES)
             self._detector.detect(np.zeros((320, 320, 3), np.uint8))
@@ -59,7 +61,8 @@ class OpenCVFaces:
 
     def __call__(self, pictures: Sequence[Picture]) -> list[Embeddings]:
         """The embeddings of the faces in each picture, shape (faces, 128)."""
-        return [self._faces(np.ascontiguousarray(picture[..., ::-1])) for picture in pictures]
+        with self._alone:  # the detector is told the size of a picture before it gets the picture
+            return [self._faces(np.ascontiguousarray(picture[..., ::-1])) for picture in pictures]
 
     def _faces(self, bgr: Picture) -> Embeddings:
         self._detector.setInputSize((bgr.shape[1], bgr.shape[0]))

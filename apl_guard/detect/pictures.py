@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -34,17 +35,29 @@ def read_pictures(output: object) -> list[Picture]:
         apl_guard.errors.OutputCheckFailed: a picture holds values from -2.5 to -2.5; expected 0 to 1, or bytes
     """
     found: Any = getattr(output, "images", output)
-    if isinstance(found, tuple):
-        found = found[0] if found else ()
-    if isinstance(found, list | tuple):
-        return [picture for each in found for picture in read_pictures(each)]
-    return [_as_bytes(picture) for picture in _split(found)]
+    if isinstance(found, tuple) and found and not _is_one(found[0]):
+        found = found[0]
+    return [_as_bytes(picture) for each in _each(found) for picture in _split(each)]
+
+
+def _is_one(found: Any) -> bool:
+    """Whether this is one picture, as in a tuple of pictures, and not all of them, as in one that begins with them."""
+    return _is_of_pil(found) or getattr(found, "ndim", None) == 3
+
+
+def _each(found: Any) -> Iterator[Any]:
+    """What lies in lists and tuples, however deep."""
+    if not isinstance(found, list | tuple):
+        yield found
+        return
+    for inner in found:
+        yield from _each(inner)
 
 
 def _split(found: Any) -> list[npt.NDArray[Any]]:
     """One or several pictures in one object, each as (H, W, 3)."""
-    if hasattr(found, "convert") and hasattr(found, "mode"):  # of PIL
-        return [np.asarray(found.convert("RGB"))]
+    if _is_of_pil(found):
+        return [_read_pil(found)]
     if hasattr(found, "detach"):  # of torch, which keeps colours first
         values = found.detach().cpu()
         array = (values.float() if values.is_floating_point() else values).numpy()
@@ -58,6 +71,25 @@ def _split(found: Any) -> list[npt.NDArray[Any]]:
             "'np' or 'pt'"
         )
     return list(array) if array.ndim == 4 else [array]
+
+
+def _is_of_pil(found: Any) -> bool:
+    return hasattr(found, "convert") and hasattr(found, "mode")
+
+
+def _read_pil(found: Any) -> Picture:
+    """A picture of PIL, the right way up."""
+    from PIL import ImageOps
+
+    if (frames := getattr(found, "n_frames", 1)) != 1:
+        raise OutputCheckFailed(f"a picture holds {frames} pictures; expected one, such as by picture.convert('RGB')")
+    if found.mode == "F" or found.mode.startswith("I"):  # their values would be cut off at 255
+        raise OutputCheckFailed(f"a picture has mode '{found.mode}'; expected 8 bits a colour")
+    try:
+        # Photographs often lie on their side, with a note of how to turn them.
+        return np.asarray(ImageOps.exif_transpose(found).convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise OutputCheckFailed(f"a picture cannot be decoded ({type(error).__name__})") from error
 
 
 def _as_bytes(picture: npt.NDArray[Any]) -> Picture:

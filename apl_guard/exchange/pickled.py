@@ -37,7 +37,9 @@ def is_pickle(content: bytes) -> bool:
         >>> is_pickle(b"PK..."), is_pickle(bytes(8) + b"{}")
         (True, False)
     """
-    return content.startswith((b"PK", b"\x80"))
+    # Safetensors begin with the length of their header. If that is 128, say, the first byte is that of a pickle.
+    is_safetensors = content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content) - 8
+    return content.startswith((b"PK", b"\x80")) and not is_safetensors
 
 
 def convert_pickle(path: Path) -> bytes:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from apl_guard.errors import InvalidInput, PrefixInvalid
 from apl_guard.prefix import Prefix
-from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, is_name
+from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, SIGNATURE_NAME, is_name
 from apl_guard.prefix.places import SHIPPED_NAME, find_path
 from apl_guard.prefix.tensorfile import printable, read_file
 from apl_guard.registry.entry import MAX_CARD_BYTES, EntryFile, RegistryEntry
 from apl_guard.registry.shelf import Shelf
 from apl_guard.registry.writing import only_writer
+from apl_guard.storage import write_file
 
 __all__ = ["adopt", "register"]
 
@@ -69,7 +70,8 @@ def adopt(shelf: Shelf, entry: RegistryEntry) -> RegistryEntry:
         entry: What was read of it there.
 
     Returns:
-        The new version, or the one that is here already if it is the same prefix.
+        The new version, or the one that is here already if it is the same prefix. If that has no signature yet, it
+        gets the one that came later.
 
     Raises:
         PrefixInvalid: It is damaged.
@@ -84,6 +86,9 @@ def adopt(shelf: Shelf, entry: RegistryEntry) -> RegistryEntry:
         known = shelf.history(entry.name)
         for mine in known:
             if mine.version == entry.version and mine.prefix and mine.prefix.digest == entry.prefix.digest:
+                if mine.signature is None and entry.signature is not None and mine.files == entry.files:
+                    write_file(mine.path / SIGNATURE_NAME, entry.signature)
+                    return shelf.entry(mine.path, mine.version, mine.name)
                 return mine
         if known and known[-1].version >= entry.version:
             raise InvalidInput(

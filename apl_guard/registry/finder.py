@@ -94,9 +94,20 @@ class PrefixFinder:
         """The prefix that the platform or the policy chose, if it may be used."""
         if name is None:
             return None if self._given is None else self._registry.check(self._given, acceptance)
-        for entry in reversed(self._registry.candidates(acceptance)):  # a pinned older version comes first
-            if entry.name == name and entry.prefix is not None:
+        named = [
+            (e.prefix.digest in acceptance.digests, e.version, e)
+            for e in self._registry.candidates(acceptance)
+            if e.name == name and e.prefix is not None
+        ]
+        refused: list[PrefixUntrusted] = []
+        # Those that the policy names by digest come first, and of several the highest version.
+        for _, _, entry in sorted(named, key=lambda each: each[:2], reverse=True):
+            try:
                 return self._registry.check(entry, acceptance)
+            except PrefixUntrusted as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
         raise PrefixNotFound(
             f"the policy asks for prefix '{name}', and the registry has none of this name that is whole; "
             "see: apl-guard prefix list",

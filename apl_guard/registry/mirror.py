@@ -6,6 +6,7 @@ is copied is read by the same code as a registry of this machine.
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import threading
@@ -18,12 +19,12 @@ from apl_guard.errors import AplGuardError, InvalidInput, PrefixInvalid, Registr
 from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, REVOKED_NAME, SIGNATURE_NAME, is_name
 from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, printable
 from apl_guard.registry.entry import MAX_CARD_BYTES, MAX_SIGNATURE_BYTES
-from apl_guard.registry.revoked import MAX_REVOKED_BYTES, RevokedFile, as_file, parse_revoked
+from apl_guard.registry.revoked import MAX_REVOKED_BYTES, parse_revoked
 from apl_guard.storage import alone, write_file, write_folder
 
-__all__ = ["Mirror", "as_url", "push_files"]
+__all__ = ["LIMITS", "Mirror", "as_url", "open_url"]
 
-_LIMITS = {
+LIMITS = {
     ENTRY_NAME: 16 << 10,
     CARD_NAME: MAX_CARD_BYTES,
     SIGNATURE_NAME: MAX_SIGNATURE_BYTES,
@@ -31,6 +32,7 @@ _LIMITS = {
 }
 _MAX_VERSIONS = 2000
 _PATIENCE_SECONDS = 600.0
+_log = logging.getLogger("apl_guard")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -66,7 +68,7 @@ class Mirror:
         self.folder = folder
         self._refresh_after = refresh_after
         self._valid_for = valid_for
-        self._system, self._root = open_url(url)
+        self._system, self._root = open_url(url)  # so that an impossible URL is an error now
         self._lock = threading.Lock()
         self._tried = -float("inf")
 
@@ -87,10 +89,11 @@ class Mirror:
             self._tried = time.monotonic()
             try:
                 self._refresh(_PATIENCE_SECONDS if is_needed else 0)
-            except RegistryUnavailable:
+            except RegistryUnavailable as error:
                 if not self._may_serve():
                     self._tried = -float("inf")  # the next call tries again
                     raise
+                _log.warning("the copy serves on, and what was revoked since is not known: %s", error)
         finally:
             self._lock.release()
 
@@ -121,14 +124,14 @@ class Mirror:
         return 0 <= age <= max(self._valid_for, self._refresh_after)
 
     def _refresh(self, patience: float) -> None:
-        """Look at the registry, unless another process, which has the same copy, looks at it for longer than that."""
+        """Look at the registry. Another process that does so has the same copy: without patience, that is enough."""
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             with alone(self.folder.parent / "lock", patience) as is_alone:
                 if is_alone:
                     self._copy()
                     write_file(self._marker, self.url.encode())
-                else:
+                elif patience:
                     raise RegistryUnavailable(
                         f"another process has been copying {self.url} for {patience:g} s; check the network"
                     )
@@ -142,11 +145,15 @@ class Mirror:
             ) from error
 
     def _copy(self) -> None:
+        # Opened anew, for many file systems do not work in a process that was forked; kept ones are fsspec's business.
+        self._system, self._root = open_url(self.url)
         self._system.invalidate_cache()
-        offered = self._offered()
+        listed = self._listed()
+        offered = self._offered(listed)
         self.folder.mkdir(parents=True, exist_ok=True)
         revoked = f"{self._root}/{REVOKED_NAME}"
-        if self._system.exists(revoked):
+        # Asked whether it exists, a server that is only busy says no.
+        if revoked in listed or self._system.exists(revoked):
             content = self._fetch(revoked, MAX_REVOKED_BYTES)
             parse_revoked(content, Path(revoked))
             write_file(self.folder / REVOKED_NAME, content)
@@ -155,7 +162,7 @@ class Mirror:
             # A version never changes. What may come later is a signature.
             if {file: _size(target / file) for file in sizes} == sizes:
                 continue
-            files = {file: self._fetch(f"{self._root}/{name}/{version}/{file}", _LIMITS[file]) for file in sizes}
+            files = {file: self._fetch(f"{self._root}/{name}/{version}/{file}", LIMITS[file]) for file in sizes}
             for file, size in sizes.items():
                 if size and len(files[file]) != size:  # some file systems know no sizes
                     came = f"{len(files[file])} bytes came, expected {size}"
@@ -163,18 +170,37 @@ class Mirror:
             write_folder(target, files)
         self._forget_others(offered)
 
-    def _offered(self) -> dict[tuple[str, str], dict[str, int]]:
+    def _listed(self) -> dict[str, Any]:
+        """Path → what is known of the file, of everything where a registry has its files."""
+        found: dict[str, Any] = {}
+        folders = [self._root]
+        for _ in range(3):
+            deeper: list[str] = []
+            for folder in folders:
+                # By hand, for `find` and `walk` take a folder that cannot be listed now for one without content.
+                try:
+                    listing = self._system.ls(folder, detail=True)
+                except FileNotFoundError:
+                    continue
+                for info in listing:
+                    path = str(info["name"]).rstrip("/")
+                    if info["type"] != "directory":
+                        found[path] = info
+                    elif path != folder and is_name(path.rpartition("/")[2]):
+                        deeper.append(path)
+            folders = deeper
+        return found
+
+    def _offered(self, listed: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, int]]:
         """(name, version) → file → size, of all that looks like a registry."""
         found: dict[tuple[str, str], dict[str, int]] = {}
-        for path, info in self._system.find(self._root, maxdepth=3, detail=True).items():
+        for path, info in listed.items():
             parts = PurePosixPath(str(path)).parts[-3:]
             if len(parts) == 3 and is_name(parts[0]) and re.fullmatch("[1-9][0-9]{0,8}", parts[1]):
                 name, version, file = parts
-                if file in _LIMITS and info.get("type", "file") == "file":  # no pipe, which would not end
+                if file in LIMITS and info.get("type", "file") == "file":  # no pipe, which would not end
                     found.setdefault((name, version), {})[file] = int(info.get("size") or 0)
-        found = {
-            key: {f: sizes[f] for f in _LIMITS if f in sizes} for key, sizes in found.items() if FILE_NAME in sizes
-        }
+        found = {key: {f: sizes[f] for f in LIMITS if f in sizes} for key, sizes in found.items() if FILE_NAME in sizes}
         if not found:  # many file systems answer so about a place that is not there
             raise RegistryUnavailable(f"{self.url} holds no prefix; check the address and the rights")
         if len(found) > _MAX_VERSIONS:
@@ -193,58 +219,6 @@ class Mirror:
             for version in [p for p in name.iterdir() if p.is_dir()]:
                 if (name.name, version.name) not in offered:
                     shutil.rmtree(version)
-
-
-def push_files(url: str, name: str, version: int, files: Mapping[str, bytes], revoked: RevokedFile) -> None:
-    """Put a version and revocations into a registry behind a URL.
-
-    Args:
-        url: The registry.
-        name: Name of the prefix.
-        version: Its version.
-        files: All of its files.
-        revoked: What is revoked. What the registry lists stays on its list.
-
-    Raises:
-        InvalidInput: The registry has this version, or a later one, or the URL is not supported here.
-        RegistryUnavailable: It cannot be reached or written.
-    """
-    system, root = open_url(url)
-    try:
-        system.invalidate_cache()
-        _push_revoked(system, f"{root}/{REVOKED_NAME}", revoked)
-        there = system.find(root, maxdepth=3) if system.exists(root) else []
-        parts = [PurePosixPath(str(path)).parts[-3:] for path in there]
-        known = [int(p[1]) for p in parts if len(p) == 3 and p[0] == name and p[1].isdecimal() and p[2] == FILE_NAME]
-        if known and max(known) >= version:
-            raise InvalidInput(
-                f"{url} has version {max(known)} of '{name}', found version {version} here; versions only grow, "
-                "so register the prefix again to give it a higher one",
-                where="version",
-            )
-        system.makedirs(f"{root}/{name}/{version}", exist_ok=True)
-        for file in sorted(files, key=lambda file: file == FILE_NAME):
-            system.pipe_file(f"{root}/{name}/{version}/{file}", files[file])
-    except AplGuardError:
-        raise
-    except Exception as error:  # every file system has exceptions of its own
-        raise RegistryUnavailable(
-            f"{url} cannot be written ({type(error).__name__}); check the address, the rights and the network"
-        ) from error
-
-
-def _push_revoked(system: Any, path: str, revoked: RevokedFile) -> None:
-    if not revoked.revoked:
-        return
-    known = RevokedFile()
-    if system.exists(path):
-        with system.open(path, "rb") as stream:
-            known = parse_revoked(stream.read(MAX_REVOKED_BYTES + 1), Path(path))
-    new = [entry for entry in revoked.revoked if entry.digest not in known.reasons]
-    if new:
-        system.makedirs(path.rpartition("/")[0], exist_ok=True)
-        both = RevokedFile(revoked=(*known.revoked, *new))
-        system.pipe_file(path, as_file(both, Path(path)))
 
 
 def open_url(url: str) -> tuple[Any, str]:

@@ -8,11 +8,12 @@ from apl_guard.errors import InvalidInput
 from apl_guard.prefix.layout import ENTRY_NAME
 from apl_guard.registry.adding import adopt
 from apl_guard.registry.entry import RegistryEntry
-from apl_guard.registry.mirror import as_url, push_files
+from apl_guard.registry.mirror import as_url
+from apl_guard.registry.pushing import push_files, push_revoked
 from apl_guard.registry.revoked import RevokedFile, revoke
 from apl_guard.registry.shelf import Shelf
 
-__all__ = ["publish"]
+__all__ = ["publish", "publish_revoked"]
 
 
 def publish(entry: RegistryEntry, revoked: RevokedFile, target: str | Path) -> None:
@@ -28,12 +29,30 @@ def publish(entry: RegistryEntry, revoked: RevokedFile, target: str | Path) -> N
         RegistryUnavailable: The other registry cannot be reached or written.
         StorageFailed: The other registry could not be written.
     """
+    if ENTRY_NAME not in entry.files:
+        raise InvalidInput("has no version; register it first", where=entry.name)
+    publish_revoked(revoked, target)  # first, so that they are there whatever becomes of the version
     url = as_url(target)
     if url is None:
         adopt(Shelf(Path(target)), entry)
-        for revocation in revoked.revoked:
-            revoke(Path(target), revocation.digest, revocation.reason)
+    else:
+        push_files(url, entry.name, entry.version, entry.all_files)
+
+
+def publish_revoked(revoked: RevokedFile, target: str | Path) -> None:
+    """Add a list of revocations to that of a registry.
+
+    Args:
+        revoked: What must not be used any more.
+        target: A folder, a URL, or `owner/name` on the hub.
+
+    Raises:
+        RegistryUnavailable: The other registry cannot be reached or written.
+        StorageFailed: The other registry could not be written.
+    """
+    url = as_url(target)
+    if url is not None:
+        push_revoked(url, revoked)
         return
-    if ENTRY_NAME not in entry.files:
-        raise InvalidInput("has no version; register it first", where=entry.name)
-    push_files(url, entry.name, entry.version, entry.all_files, revoked)
+    for revocation in revoked.revoked:
+        revoke(Path(target), revocation.digest, revocation.reason)

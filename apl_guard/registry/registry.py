@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from apl_guard.encoder.fingerprint import Fingerprint
-from apl_guard.errors import InvalidInput, PrefixInvalid
+from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable
 from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import ENTRY_NAME, is_name
@@ -19,7 +19,7 @@ from apl_guard.registry.entry import RegistryEntry, read_entry
 from apl_guard.registry.fit import nothing_for
 from apl_guard.registry.memory import Memory
 from apl_guard.registry.mirror import Mirror, as_url
-from apl_guard.registry.publishing import publish
+from apl_guard.registry.publishing import publish, publish_revoked
 from apl_guard.registry.revoked import RevokedFile, read_revoked, revoke
 from apl_guard.registry.shelf import Shelf
 from apl_guard.registry.signing import sign_folder
@@ -60,6 +60,8 @@ class PrefixRegistry:
         shipped = shipped_path()
         self._shipped = None if shipped is None else Shelf(shipped)
         self._trusted: dict[Path, tuple[object, tuple[str, ...]]] = {}
+        self._revoked: dict[str, str] = {}
+        """Digest → reason of all that was revoked while this process ran. Nothing takes a revocation back."""
 
     def __repr__(self) -> str:
         return f"PrefixRegistry({self._memory.location!r})"
@@ -114,6 +116,8 @@ class PrefixRegistry:
     def publish(self, entry: RegistryEntry, target: str | Path) -> None:
         """Copy a version, and the revocations known here, to another registry.
 
+        If the version is there already and was not signed when it was copied, its signature is added.
+
         Args:
             entry: A version of this registry.
             target: A folder, a URL, or `owner/name` on the hub.
@@ -124,6 +128,18 @@ class PrefixRegistry:
             StorageFailed: The other registry could not be written.
         """
         publish(entry, read_revoked(self.root), target)
+
+    def publish_revoked(self, target: str | Path) -> None:
+        """Copy the revocations known here to another registry.
+
+        Args:
+            target: A folder, a URL, or `owner/name` on the hub.
+
+        Raises:
+            RegistryUnavailable: The other registry cannot be reached or written.
+            StorageFailed: The other registry could not be written.
+        """
+        publish_revoked(read_revoked(self.root), target)
 
     def list(self) -> tuple[RegistryEntry, ...]:
         """The version in use of each prefix by name, damaged ones with their problem; the shipped one last.
@@ -179,7 +195,7 @@ class PrefixRegistry:
         if entry.prefix is None:
             raise PrefixInvalid(entry.problem or "damaged", where=entry.name)
         careful = self._mirror is not None or bool(acceptance.signers)
-        revoked = read_revoked(self.root).reasons
+        revoked = self._still_revoked(entry)
         check_wanted(entry.prefix, self._memory.revoked(revoked) if careful else revoked, acceptance)
         if acceptance.signers:
             key = (entry.state, acceptance.signers)
@@ -189,6 +205,23 @@ class PrefixRegistry:
         if careful and self._shelf.is_current(entry):
             self._memory.check(entry.name, entry.version, entry.prefix.digest)
         return entry.prefix
+
+    def _still_revoked(self, entry: RegistryEntry) -> dict[str, str]:
+        """Digest → reason of what is revoked now, or was while this process ran.
+
+        Raises:
+            RegistryUnavailable: The list cannot be read, or the folder that the prefix came from is not there now.
+        """
+        revoked = read_revoked(self.root).reasons
+        came_from_here = self._mirror is None and self.root in entry.path.parents
+        if not revoked and came_from_here and not os.path.lexists(self.root / entry.name):
+            raise RegistryUnavailable(
+                f"{self.root}: prefix '{entry.name}' came from there and is not there any more, so nobody knows "
+                "whether it was revoked; is the folder mounted?"
+            )
+        if not revoked.keys() <= self._revoked.keys():
+            self._revoked = self._revoked | revoked
+        return self._revoked
 
     def find(self, fingerprints: Fingerprint | Mapping[str, Fingerprint]) -> Prefix:
         """Find the prefix for a pipe's text encoders. Of several, the one made last.

@@ -11,6 +11,7 @@ from trusted import draw, needs_signing, with_prefix
 from apl_guard import (
     Guard,
     InvalidInput,
+    Policy,
     PrefixNotPinned,
     PrefixRegistry,
     PrefixRevoked,
@@ -185,6 +186,21 @@ class TestPins:
 
         guard = Guard(shared_pipe, with_prefix(digests=[older.prefix.digest]))
 
+        assert guard.generate("a man", num_inference_steps=1).outcome.prefix_digest == older.prefix.digest
+
+    def test_of_several_pinned_the_highest_that_may_be_used(self, shared_pipe, publish):
+        """Also for a rule that names the prefix, and though an older one is revoked."""
+        older, newer = publish(1), publish(2)
+        content = with_prefix(digests=[older.prefix.digest, newer.prefix.digest]).model_dump(
+            mode="json", exclude_unset=True
+        )
+        for rule in content["spec"]["rules"]:
+            if rule["then"]["action"] == "anonymize":
+                rule["then"]["prefix"] = "sd15"
+        guard = Guard(shared_pipe, Policy.model_validate(content))
+
+        assert guard.generate("a man", num_inference_steps=1).outcome.prefix_digest == newer.prefix.digest
+        PrefixRegistry().revoke(newer.prefix.digest, "weak")
         assert guard.generate("a man", num_inference_steps=1).outcome.prefix_digest == older.prefix.digest
 
     def test_pinned_and_revoked_is_revoked(self, shared_pipe, publish):

@@ -44,6 +44,20 @@ class TestSignatures:
             Guard(shared_pipe, policy)
         assert drawn == []
 
+    @pytest.mark.parametrize("scheme", ["", "file://"])
+    def test_signed_after_it_was_pushed(self, shared_pipe, publish, keys, policy, tmp_path, scheme):
+        """The next push brings the signature along, and a pull brings it home."""
+        target = f"{scheme}{tmp_path / 'bucket'}"
+        PrefixRegistry().publish(publish(1), target)
+        PrefixRegistry(tmp_path / "home").adopt(PrefixRegistry(target).verify("sd15"))
+        signed = PrefixRegistry().sign("sd15", keys["publisher"][0])
+
+        PrefixRegistry().publish(signed, target)
+        there = PrefixRegistry(target, refresh_after=0)
+        assert draw(Guard(shared_pipe, policy, registry=there)).images
+        there.refresh()
+        assert PrefixRegistry(tmp_path / "home").adopt(there.verify("sd15")).signature == signed.signature
+
     def test_one_of_several_signers_is_enough(self, shared_pipe, publish, keys):
         """As while a key is replaced by another."""
         publish(1)

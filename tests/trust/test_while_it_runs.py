@@ -5,7 +5,10 @@ import shutil
 import threading
 import time
 
+import fsspec
 import pytest
+from fsspec import AbstractFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from trusted import draw
 
 from apl_guard import Guard, PrefixRegistry, PrefixRevoked, RegistryUnavailable, StorageFailed
@@ -18,6 +21,43 @@ from apl_guard.storage import alone
 def there(tmp_path):
     """A folder that stands for a bucket, and its URL."""
     return tmp_path / "bucket", f"file://{tmp_path / 'bucket'}"
+
+
+class OfAServer(MemoryFileSystem):
+    """Has the habits of fsspec's file systems of HTTP and S3 that a registry must know."""
+
+    protocol = "server"
+    find = AbstractFileSystem.find  # by `ls`, folder by folder
+    busy = ()
+    """Ends of paths for which the server has no time."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._made_in = os.getpid()
+
+    def ls(self, path, **kwargs):
+        if os.getpid() != self._made_in:
+            raise RuntimeError("This class is not fork-safe")
+        if path.endswith(self.busy):
+            raise ConnectionResetError
+        return super().ls(path, **kwargs)
+
+    def exists(self, path, **kwargs):
+        return not path.endswith(self.busy) and super().exists(path, **kwargs)
+
+    def _open(self, path, *args, **kwargs):
+        if path.endswith(self.busy):
+            raise FileNotFoundError(path)
+        return super()._open(path, *args, **kwargs)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The URL of a registry on a server, and how to keep it busy."""
+    fsspec.register_implementation("server", OfAServer, clobber=True)
+    monkeypatch.setattr(OfAServer, "store", {})
+    monkeypatch.setattr(OfAServer, "pseudo_dirs", [""])
+    return "server://prefixes", lambda *busy: monkeypatch.setattr(OfAServer, "busy", busy)
 
 
 def at_once(*work):
@@ -84,6 +124,88 @@ class TestOneThatChanges:
             made = guard.generate("a man", num_inference_steps=1)
         assert made.outcome.prefix_digest == first.prefix.digest
         assert guard.generate("a man", num_inference_steps=1).outcome.prefix_digest == second.prefix.digest
+
+
+class TestAServer:
+    """One that answers in part, in ways that file systems hide."""
+
+    def test_a_list_that_cannot_be_read_now_is_not_taken_for_none(self, publish, server, caplog):
+        """The copy serves on, and a warning says what that means; with the list comes the revocation."""
+        url, keep_busy = server
+        entry = publish(1)
+        PrefixRegistry().publish(entry, url)
+        PrefixRegistry().revoke(entry.prefix.digest, "weak")
+        PrefixRegistry().publish_revoked(url)
+
+        keep_busy("revoked.json")
+        with pytest.raises(RegistryUnavailable):
+            PrefixRegistry(url).refresh()
+        keep_busy("none")
+        registry = PrefixRegistry(url, refresh_after=0)
+        assert entry.prefix.digest in registry.revoked()
+        assert not caplog.text
+        keep_busy("revoked.json")
+        registry.list()
+        assert "what was revoked since is not known" in caplog.text
+
+    def test_a_folder_that_cannot_be_listed_now_is_not_taken_for_empty(self, publish, server):
+        """Else its versions would be gone, and the one before would count as a step back."""
+        url, keep_busy = server
+        PrefixRegistry().publish(publish(1), url)
+        PrefixRegistry().publish(publish(2), url)
+        registry = PrefixRegistry(url, refresh_after=0)
+        assert registry.list()[0].version == 2
+
+        keep_busy("sd15/2")
+        assert registry.list()[0].version == 2
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+    def test_a_worker_that_was_forked_looks_as_well(self, publish, server):
+        """As those of `gunicorn --preload` are, whose guard was made before."""
+        PrefixRegistry().publish(publish(1), server[0])
+        registry = PrefixRegistry(server[0])
+        registry.list()
+
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                registry.refresh()
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+class TestAFolderThatIsNotThere:
+    """A share that is unmounted holds no list, which is not an empty list."""
+
+    @pytest.mark.parametrize("instead", ["nothing", "a mount point"])
+    def test_a_named_prefix_is_not_used_without_its_registry(self, shared_pipe, publish, own_registry, instead):
+        """Nobody knows whether it was revoked meanwhile. When the folder is back, so is the service."""
+        publish(1)
+        guard = Guard(shared_pipe, prefix="sd15")
+        shutil.move(own_registry, own_registry.with_name("away"))
+        if instead == "a mount point":
+            own_registry.mkdir()
+
+        with pytest.raises(RegistryUnavailable, match="is the folder mounted"):
+            draw(guard)
+        shutil.rmtree(own_registry, ignore_errors=True)
+        shutil.move(own_registry.with_name("away"), own_registry)
+        draw(guard)
+
+    def test_what_was_revoked_while_a_guard_runs_stays_so(self, shared_pipe, publish, own_registry):
+        """Though the list is taken away."""
+        entry = publish(1)
+        guard = Guard(shared_pipe, prefix="sd15")
+        PrefixRegistry().revoke(entry.prefix.digest, "weak")
+        with pytest.raises(PrefixRevoked):
+            draw(guard)
+        (own_registry / "revoked.json").unlink()
+
+        with pytest.raises(PrefixRevoked, match="weak"):
+            draw(guard)
 
 
 class TestManyAtOnce:
