@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 import zlib
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,9 @@ anew."""
 _CACHE_KIB = 65_536
 """Of eight trees that grow at eight places, what is being added to should stay in memory."""
 
+_PATIENCE = 30
+"""Seconds for which one waits for another who writes."""
+
 
 class AnotherVersionError(sqlite3.DatabaseError):
     """Another version of this package made it, so nothing is answered from it here: it is made anew."""
@@ -47,9 +51,10 @@ def open_database(path: Path) -> sqlite3.Connection:
     Raises:
         sqlite3.DatabaseError: It cannot be opened, or holds something else than this version makes.
     """
-    database = sqlite3.connect(path, timeout=30)
+    database = sqlite3.connect(path, timeout=_PATIENCE)
     try:
-        database.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-{_CACHE_KIB}")
+        _write_ahead(database)
+        database.executescript(f"PRAGMA synchronous=NORMAL; PRAGMA cache_size=-{_CACHE_KIB}")
         database.execute("BEGIN IMMEDIATE")  # two that find none wait for each other
         with database:
             if not database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
@@ -60,6 +65,20 @@ def open_database(path: Path) -> sqlite3.Connection:
         database.close()
         raise
     return database
+
+
+def _write_ahead(database: sqlite3.Connection) -> None:
+    """Let readers and a writer work at once. Where two begin at the same moment, SQLite itself does not wait here."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def check_as_made(database: sqlite3.Connection) -> None:

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 
 import pytest
 from logs import TORTURE, call, expected, make_log
@@ -15,6 +16,7 @@ from logs import TORTURE, call, expected, make_log
 from apl_guard import InvalidInput
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.index import Index
+from apl_guard.audit.index_file import open_database
 from apl_guard.audit.question import COLUMNS, Question
 from apl_guard.audit.reading import read_log, read_rows
 from apl_guard.audit.record import Record
@@ -185,6 +187,28 @@ def test_several_may_ask_at_once(folders, commands):
         assert all("       120  guard.decision" in text for command, text, _ in answers if command == asked)
         with Index(log) as index:
             assert list(index.differences()) == []
+
+
+def test_those_who_begin_an_index_at_the_same_moment_wait_for_each_other(tmp_path):
+    """None of them is told that the database is locked, which SQLite says at once where two turn it to write-ahead."""
+    told = []
+
+    def begin(path, at_once):
+        at_once.wait()
+        try:
+            open_database(path).close()
+        except sqlite3.Error as error:
+            told.append(str(error))
+
+    for number in range(1000 if TORTURE else 100):
+        at_once = threading.Barrier(6)
+        threads = [threading.Thread(target=begin, args=(tmp_path / f"{number}.sqlite", at_once)) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    assert told == []
 
 
 def test_what_was_added_before_an_interruption_stays(copy, monkeypatch):
