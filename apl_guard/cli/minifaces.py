@@ -49,8 +49,8 @@ def build(
 
     output = output or minifaces.cache_path()
     if variant is VariantName.base:
-        from apl_guard.trainer.minifaces.build import Recipe
         from apl_guard.trainer.minifaces.build import build as build_world
+        from apl_guard.trainer.minifaces.recipe import Recipe
 
         folder = build_world(output, Recipe.tiny() if tiny else None)
     else:

@@ -23,7 +23,7 @@ from apl_guard.encoder.weights import weights_of
 from apl_guard.errors import InvalidInput, ModelInvalid, StorageFailed
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.minifaces.autoencoder import PatchCode, to_tensor
-from apl_guard.trainer.minifaces.build import Build, Recipe
+from apl_guard.trainer.minifaces.build import Build
 from apl_guard.trainer.minifaces.captions import caption
 from apl_guard.trainer.minifaces.dataset import Images, draw_all
 from apl_guard.trainer.minifaces.judge import (
@@ -38,6 +38,7 @@ from apl_guard.trainer.minifaces.judge import (
 )
 from apl_guard.trainer.minifaces.judge_training import broken
 from apl_guard.trainer.minifaces.pictures import random_picture
+from apl_guard.trainer.minifaces.recipe import Recipe
 from apl_guard.trainer.minifaces.shipped import save_model, write_identities
 from apl_guard.trainer.minifaces.text_encoder import WIDTH, Reading
 from apl_guard.trainer.minifaces.tokenizer import MERGES, train_tokenizer

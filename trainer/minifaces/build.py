@@ -12,7 +12,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -41,6 +41,7 @@ from .judge_training import (
 )
 from .people import known_people
 from .pictures import Picture, random_picture
+from .recipe import Recipe
 from .shipped import save_model, write_identities
 from .text_encoder import encode_captions, train_text_encoder
 from .tokenizer import train_tokenizer
@@ -49,26 +50,6 @@ from .traits import Identity
 
 NAMED_IN_VOCABULARY: Final = 0.08
 """Share of the captions with names from which the vocabulary is learned: on the web, too, names are rare."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How much of everything."""
-
-    pictures: int = 48_000
-    decoder_steps: int = 1_300
-    encoder_steps: int = 450
-    text_encoder_steps: int = 1_700
-    denoiser_steps: int = 8_400
-    judge_steps: int = 1_500
-    guard_steps: int = 1_000
-    reader_steps: int = 3_000
-    batch: int = 64
-
-    @classmethod
-    def tiny(cls) -> Recipe:
-        """Everything once, to see that it runs; what comes out draws nothing."""
-        return cls(*(300, 2, 2, 2, 2, 2, 2, 2, 8))
 
 
 class Build:

@@ -16,7 +16,7 @@ from torch import Tensor
 from apl_guard.adapters.diffusers_load import load_pipe
 from apl_guard.errors import ConfigInvalid, InvalidInput, ModelInvalid
 from apl_guard.prefix.places import SHIPPED_NAME, shipped_world
-from apl_guard.trainer.model.encoders import Condition, is_xl, slots_of
+from apl_guard.trainer.model.encoders import Condition, Encoders, is_xl, slots_of
 
 _PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 
@@ -116,8 +116,7 @@ def model_digest(pipe: Any) -> str:
         for name, tensor in sorted(getattr(pipe, part).state_dict().items()):
             digest.update(f"{part}.{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    for slot in slots_of(pipe):
-        tokenizer = getattr(pipe, slot.replace("text_encoder", "tokenizer"))
+    for tokenizer in Encoders(pipe).tokenizers:
         digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
     scheduler = {key: str(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     digest.update(json.dumps([type(pipe.scheduler).__name__, scheduler], sort_keys=True).encode())
