@@ -133,11 +133,11 @@ def _check_weights(pipe: Any, path: Path) -> None:
     for name, part in pipe.components.items():
         if not isinstance(part, torch.nn.Module):
             continue
-        missing = [key for key, weight in part.named_parameters() if weight.is_meta]
+        missing = {key for key, weight in part.named_parameters() if weight.is_meta}
         if isinstance(part, (CLIPTextModel, CLIPTextModelWithProjection)) and (path / name).is_dir():
             kept = {"." + key for key in _keys_in(path / name)}
             # Where it is in a larger model, it has a longer name.
-            missing += [key for key, _ in part.named_parameters() if not any(k.endswith("." + key) for k in kept)]
+            missing |= {key for key, _ in part.named_parameters() if not any(k.endswith("." + key) for k in kept)}
         if missing:
             msg = f"{len(missing)} weights of '{name}' are missing, such as {min(missing)}; get the model again"
             raise ModelInvalid(msg, where=path)
