@@ -25,6 +25,8 @@ class Listed:
         self.faces = faces
 
     def __call__(self, pictures):
+        if self.faces is None:  # answers for the first alone
+            return [np.ones((1, 2), np.float32)]
         return [np.array(self.faces[int(picture[0, 0, 0])], dtype=np.float32).reshape(-1, 2) for picture in pictures]
 
 
@@ -76,6 +78,7 @@ def test_a_pipe_is_no_gallery(tmp_path):
         ([[(1, 0)]], [], "no pictures"),
         ([[(1, 0.1)], [(1, 0)], [(-1, 0.2)]], [filled(0), filled(1), filled(2)], "two people under one name"),
         ([[(0, 0)]], [filled(0)], "length 0"),
+        (None, [filled(0), filled(1)], "gave 1 answers for 2 pictures"),
     ],
 )
 def test_a_gallery_is_made_of_good_pictures_only(faces, pictures, says):

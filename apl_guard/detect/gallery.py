@@ -97,7 +97,11 @@ class Gallery:
                 pictures = read_pictures(given)
             except OutputCheckFailed as error:
                 raise InvalidInput(str(error), where=f"entry '{entry}'") from error
-            faces = recogniser(pictures)
+            faces = list(recogniser(pictures))
+            if len(faces) != len(pictures):
+                raise InvalidInput(
+                    f"the recogniser gave {len(faces)} answers for {len(pictures)} pictures", where=f"entry '{entry}'"
+                )
             for number, found in enumerate(faces, 1):
                 if len(found) != 1:
                     raise InvalidInput(

@@ -172,7 +172,10 @@ def bind(embedding: Embedding, pipe: Any, name: str, keys: Mapping[str, str] | N
             created=datetime.now(UTC),
         )
     except ValueError as error:
-        raise InvalidInput(f"'{printable(name)}' cannot be the name of a prefix", where="name") from error
+        raise InvalidInput(
+            f"'{printable(name)}' cannot be the name of a prefix; choose one of letters, digits, '.', '_' and '-'",
+            where="name",
+        ) from error
     return Prefix(vectors, metadata)
 
 

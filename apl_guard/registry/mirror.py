@@ -45,8 +45,9 @@ def as_url(location: str | Path) -> str | None:
     """
     if isinstance(location, Path) or Path(location).is_dir():
         return None
-    if "://" in location:
-        return location.rstrip("/")
+    protocol, separator, place = location.partition("://")
+    if separator:
+        return f"{protocol}://{place.rstrip('/') or place}"
     return f"hf://{location}" if _HUB_ID.fullmatch(location) else None
 
 
@@ -68,7 +69,7 @@ class Mirror:
         self.folder = folder
         self._refresh_after = refresh_after
         self._valid_for = valid_for
-        self._system, self._root = open_url(url)  # so that an impossible URL is an error now
+        check_protocol(url)  # the place itself may be out of reach now
         self._lock = threading.Lock()
         self._tried = -float("inf")
 
@@ -226,14 +227,33 @@ def open_url(url: str) -> tuple[Any, str]:
 
     Raises:
         InvalidInput: The URL is of a kind that is not supported here.
+        RegistryUnavailable: It cannot be reached, or makes no sense to its file system.
     """
     import fsspec.core
 
+    check_protocol(url)
     try:
         system, root = fsspec.core.url_to_fs(url)
+    except Exception as error:  # some connect at once, and every file system has exceptions of its own
+        raise RegistryUnavailable(
+            f"{printable(url, 400)} cannot be opened ({type(error).__name__}); check the address, the rights and the "
+            "network"
+        ) from error
+    return system, str(root).rstrip("/")
+
+
+def check_protocol(url: str) -> None:
+    """Make sure that there is a file system for a URL.
+
+    Raises:
+        InvalidInput: There is none here.
+    """
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(url.partition("://")[0].partition("::")[0])
     except (ImportError, ValueError) as error:
         raise InvalidInput(f"cannot be opened ({printable(str(error))})", where=printable(url)) from error
-    return system, str(root).rstrip("/")
 
 
 def _size(path: Path) -> int | None:

@@ -2,10 +2,25 @@
 
 import shutil
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from trusted import draw
 
 from apl_guard import Guard, InvalidInput, PrefixRegistry, PrefixRevoked, PrefixRolledBack, RegistryUnavailable
+
+
+class Connecting(MemoryFileSystem):
+    """Connects when it is made, as those of FTP and SFTP do."""
+
+    protocol = "connecting"
+    cachable = False
+    is_down = False
+
+    def __init__(self, *args, **kwargs):
+        if self.is_down:
+            raise ConnectionRefusedError
+        super().__init__(*args, **kwargs)
 
 
 class TestBehindAUrl:
@@ -116,6 +131,31 @@ class TestBehindAUrl:
             stream.truncate(1 << 33)
         with pytest.raises(RegistryUnavailable, match="larger than"):
             PrefixRegistry(there[1]).refresh()
+
+    def test_the_root_of_a_file_system(self, publish, tmp_path, monkeypatch):
+        """Is not taken for a folder of this machine that is called `memory:`."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(MemoryFileSystem, "store", {})
+        entry = publish(1)
+        PrefixRegistry().publish(entry, "memory://")
+
+        assert PrefixRegistry("memory://").get("sd15").digest == entry.prefix.digest
+        assert "/sd15/1/prefix.safetensors" in MemoryFileSystem.store
+        assert not (tmp_path / "memory:").exists()
+
+    def test_a_server_that_is_down_while_the_service_starts(self, shared_pipe, publish, monkeypatch):
+        """Some file systems connect as soon as they are made; the copy serves on."""
+        fsspec.register_implementation("connecting", Connecting, clobber=True)
+        monkeypatch.setattr(Connecting, "store", {})
+        PrefixRegistry().publish(publish(1), "connecting://prefixes")
+        PrefixRegistry("connecting://prefixes").refresh()
+        monkeypatch.setattr(Connecting, "is_down", True)
+
+        assert draw(Guard(shared_pipe, registry=PrefixRegistry("connecting://prefixes", refresh_after=0))).images
+        with pytest.raises(RegistryUnavailable, match="cannot be opened"):
+            PrefixRegistry().publish(publish(2), "connecting://prefixes")
+        with pytest.raises(RegistryUnavailable):
+            PrefixRegistry("connecting://prefixes").refresh()
 
     @pytest.mark.parametrize("url", ["nothing://bucket", "s3://bucket/prefixes"])
     def test_file_systems_that_are_not_there(self, url):
