@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from apl_guard.errors import AplGuardError, InvalidInput, PrefixInvalid, RegistryUnavailable
+from apl_guard.errors import AplGuardError, InvalidInput, PrefixInvalid, RegistryUnavailable, StorageFailed
 from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, REVOKED_NAME, SIGNATURE_NAME, is_name
 from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, printable
 from apl_guard.registry.entry import MAX_CARD_BYTES, MAX_SIGNATURE_BYTES
 from apl_guard.registry.revoked import MAX_REVOKED_BYTES, parse_revoked
-from apl_guard.storage import alone, write_file, write_folder
+from apl_guard.storage import alone, check_place, write_file, write_folder
 
 __all__ = ["LIMITS", "Mirror", "as_url", "open_url"]
 
@@ -127,7 +127,13 @@ class Mirror:
     def _refresh(self, patience: float) -> None:
         """Look at the registry. Another process that does so has the same copy: without patience, that is enough."""
         try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            check_place(self._marker)
+        except StorageFailed as error:
+            raise RegistryUnavailable(
+                f"{self.url} cannot be copied to this machine: {error}; "
+                "let APL_GUARD_CACHE name a folder that can be written"
+            ) from error
+        try:
             with alone(self.folder.parent / "lock", patience) as is_alone:
                 if is_alone:
                     self._copy()
@@ -153,6 +159,8 @@ class Mirror:
         offered = self._offered(listed)
         self.folder.mkdir(parents=True, exist_ok=True)
         revoked = f"{self._root}/{REVOKED_NAME}"
+        if listed.get(revoked, {}).get("type", "file") != "file":  # reading a pipe would not end
+            raise PrefixInvalid("not a regular file; expected the list of revoked prefixes", where=revoked)
         # Asked whether it exists, a server that is only busy says no.
         if revoked in listed or self._system.exists(revoked):
             content = self._fetch(revoked, MAX_REVOKED_BYTES)

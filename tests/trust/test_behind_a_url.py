@@ -1,6 +1,8 @@
 """A registry behind a URL: copied, remembered, and believed only as far as one in a folder."""
 
+import os
 import shutil
+import threading
 
 import fsspec
 import pytest
@@ -156,6 +158,33 @@ class TestBehindAUrl:
             PrefixRegistry().publish(publish(2), "connecting://prefixes")
         with pytest.raises(RegistryUnavailable):
             PrefixRegistry("connecting://prefixes").refresh()
+
+    def test_a_pipe_in_place_of_the_list(self, publish, there):
+        """It is refused, not waited for."""
+        PrefixRegistry().publish(publish(1), there[1])
+        os.mkfifo(there[0] / "revoked.json")
+        raised = []
+
+        def look():
+            try:
+                PrefixRegistry(there[1]).refresh()
+            except RegistryUnavailable as error:
+                raised.append(str(error))
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive()
+        assert "not a regular file" in raised[0]
+
+    def test_a_cache_that_cannot_be_written(self, publish, there, tmp_path, monkeypatch):
+        """The message is about that, and not about the registry."""
+        PrefixRegistry().publish(publish(1), there[1])
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("APL_GUARD_CACHE", str(tmp_path / "file"))
+
+        with pytest.raises(RegistryUnavailable, match="APL_GUARD_CACHE"):
+            PrefixRegistry(there[1]).list()
 
     @pytest.mark.parametrize("url", ["nothing://bucket", "s3://bucket/prefixes"])
     def test_file_systems_that_are_not_there(self, url):
