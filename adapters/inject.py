@@ -260,11 +260,11 @@ def _plain_class(module: nn.Module) -> Any:
 
 def _open(module: nn.Module, gate: Any) -> None:
     with _gates:
-        uses = module.__dict__.get(_USES, 0)
-        if not uses:
+        module.__dict__[_USES] = module.__dict__.get(_USES, 0) + 1
+        # The class itself is asked, not the count: an exception may come between the two, as that of a time limit does.
+        if not isinstance(module, gate):
             plain: Any = type(module)
             module.__class__ = _gated_class(plain, gate, "torch._dynamo" in sys.modules)
-        module.__dict__[_USES] = uses + 1
 
 
 def _close(module: nn.Module) -> None:
@@ -272,5 +272,5 @@ def _close(module: nn.Module) -> None:
         uses = module.__dict__.pop(_USES) - 1
         if uses:
             module.__dict__[_USES] = uses
-        else:
+        elif isinstance(module, _EmbeddingGate | _EncoderGate):
             module.__class__ = _plain_class(module)

@@ -1,6 +1,7 @@
 """The prefix enters the text encoder exactly, for one call only."""
 
 import copy
+import itertools
 import pickle
 import sys
 import threading
@@ -216,3 +217,36 @@ def test_a_compiled_encoder_takes_the_prefix_of_each_call(vectors):
 
         assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
         assert torch.equal(expected_plain, embed(compiled, plain))
+
+
+class _TimeIsUp(BaseException):
+    """As a time limit or Ctrl-C raises it, between any two lines."""
+
+
+def test_an_interruption_anywhere_leaves_a_text_encoder_that_can_be_guarded(pipe):
+    """Also while a layer is opened or closed for the prefix: the next call is exact, and the bare one too."""
+    encoder, tokenizer = pipe.text_encoder, pipe.tokenizer
+    vectors = torch.ones(3, encoder.config.hidden_size)
+    expected, bare = (encode_prompts(encoder, tokenizer, ["a man"], given) for given in (vectors, None))
+
+    for point in itertools.count(1):
+        lines = itertools.count(1)
+
+        def on_line(frame, event, _, point=point, lines=lines):
+            inside = frame.f_lineno > frame.f_code.co_firstlineno + 1  # not while the lock itself is let go
+            if event == "line" and inside and next(lines) == point:
+                raise _TimeIsUp
+            return on_line
+
+        former = sys.gettrace()
+        sys.settrace(lambda frame, *_: on_line if frame.f_code.co_name in ("_open", "_close") else None)
+        try:
+            encode_prompts(encoder, tokenizer, ["a man"], vectors)
+            break
+        except _TimeIsUp:
+            pass
+        finally:
+            sys.settrace(former)
+        assert torch.equal(encode_prompts(encoder, tokenizer, ["a man"], vectors), expected)
+        assert torch.equal(encode_prompts(encoder, tokenizer, ["a man"]), bare)
+    assert point > 5
