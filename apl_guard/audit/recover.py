@@ -50,6 +50,18 @@ class Remains:
 
 def writers_in(folder: Path) -> dict[str, list[int]]:
     """Writer → the numbers of its segments, both in order."""
+    found = _listed(folder)
+    if any(len(numbers) <= numbers[-1] for numbers in found.values()):
+        # A listing made while segments are begun may hold one and lack one that was begun before it. A second has it.
+        again = _listed(folder)
+        found = {
+            writer: [number for number in again.get(writer, numbers) if number <= numbers[-1]]
+            for writer, numbers in found.items()
+        }
+    return found
+
+
+def _listed(folder: Path) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     with os.scandir(folder) as entries:
         # A pipe or a device by such a name is none: one could wait for it, or read it, for ever.

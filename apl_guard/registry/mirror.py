@@ -32,6 +32,8 @@ LIMITS = {
 }
 _MAX_VERSIONS = 2000
 _PATIENCE_SECONDS = 600.0
+_SILENCE_SECONDS = 10.0
+"""How long a server of HTTP may say nothing: a call waits for it, where aiohttp itself would wait for five minutes."""
 _log = logging.getLogger("apl_guard")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -240,8 +242,14 @@ def open_url(url: str) -> tuple[Any, str]:
     import fsspec.core
 
     check_protocol(url)
+    options: dict[str, Any] = {}
+    if url.startswith(("http://", "https://")):
+        import aiohttp  # fsspec has said that it is there
+
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=_SILENCE_SECONDS, sock_read=_SILENCE_SECONDS)
+        options["client_kwargs"] = {"timeout": limit}
     try:
-        system, root = fsspec.core.url_to_fs(url)
+        system, root = fsspec.core.url_to_fs(url, **options)
     except Exception as error:  # some connect at once, and every file system has exceptions of its own
         raise RegistryUnavailable(
             f"{printable(url, 400)} cannot be opened ({type(error).__name__}); check the address, the rights and the "

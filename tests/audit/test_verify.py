@@ -10,6 +10,7 @@ import pytest
 from logs import TORTURE, call, make_log
 
 from apl_guard import AuditUnavailable
+from apl_guard.audit import recover
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.verify import Verdict, verify_log
 
@@ -134,6 +135,32 @@ def test_every_mutant_is_found(whole, tmp_path):
 
     assert missed == []
     assert all(counts.values())
+
+
+def test_a_listing_that_lacks_a_segment_begun_meanwhile_is_made_again(folders, monkeypatch):
+    """A folder is not listed in one moment: a file may be in the listing, and one that was begun before it not."""
+    log, witness = folders
+    with DurableLog(log, [witness], options=LogOptions(segment_bytes=3000)) as durable:
+        for number in range(20):
+            call(durable, number)
+    listed, times = recover._listed, []
+
+    def in_the_meantime(folder):
+        times.append(folder)
+        found = listed(folder)
+        if len(times) == 1:
+            for numbers in found.values():
+                numbers.remove(numbers[-2])
+        else:
+            for numbers in found.values():
+                numbers.append(numbers[-1] + 1)  # begun since, and not to be looked at without those between
+        return found
+
+    monkeypatch.setattr(recover, "_listed", in_the_meantime)
+
+    report = verify_log(log, [witness])
+
+    assert (report.verdict, report.findings, len(times)) == (Verdict.VALID, [], 2)
 
 
 def test_a_log_in_use_is_valid_at_any_moment(folders):

@@ -1,0 +1,58 @@
+"""A registry on a real server of HTTP, and on one that says nothing."""
+
+import functools
+import http.server
+import socket
+import threading
+import time
+
+import pytest
+from trusted import draw
+
+from apl_guard import Guard, PrefixRegistry, PrefixRevoked, RegistryUnavailable
+from apl_guard.registry import mirror
+
+pytest.importorskip("aiohttp", reason="fsspec speaks HTTP with aiohttp")
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A folder, and the URL under which it is served."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_prefix_is_taken_from_a_server_and_so_is_its_revocation(served, tmp_path, monkeypatch, shared_pipe, publish):
+    """What a plain server of files lists and holds is enough."""
+    folder, url = served
+    entry = publish(1, PrefixRegistry(folder))
+    monkeypatch.setenv("APL_GUARD_CACHE", str(tmp_path / "cache"))
+    guard = Guard(shared_pipe, registry=PrefixRegistry(url, refresh_after=0))
+    outcome = guard.generate("a man", num_inference_steps=1).outcome
+    assert outcome.prefix_digest == entry.prefix.digest
+
+    PrefixRegistry(folder).revoke(entry.prefix.digest, "it leaks")
+
+    with pytest.raises(PrefixRevoked):
+        draw(guard)
+
+
+def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
+    """The connection is taken and no answer comes: an error that says so, and not a call that waits for minutes."""
+    monkeypatch.setenv("APL_GUARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(mirror, "_SILENCE_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        began = time.monotonic()
+        with pytest.raises(RegistryUnavailable, match="cannot be copied"):
+            PrefixRegistry(f"http://127.0.0.1:{silent.getsockname()[1]}").list()
+    assert time.monotonic() - began < 30
