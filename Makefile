@@ -60,7 +60,7 @@ wheel-suite: wheel
 # torch of that age comes with 3 GB of CUDA. Left out are the tests of pipelines that diffusers of that age does not have,
 # and one that computes in float64, which version 4 of transformers cannot.
 OLDEST := tests $(addprefix --ignore=tests/,test_gliner.py benchmarks fuzz trust $(addprefix trainer/,attacks bench demo evaluate peers personalise) \
-	$(addprefix adapters/test_,arguments.py bypasses.py changes_during_a_call.py disguises.py exported_prefix.py families.py variants.py ways_of_running.py))
+	$(addprefix adapters/test_,arguments.py bypasses.py changes_during_a_call.py disguises.py exported_prefix.py families.py put_in_afterwards.py variants.py ways_of_running.py))
 oldest:
 	$(PYTHON) -m venv build/oldest
 	build/oldest/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints-oldest.txt \

@@ -1,6 +1,7 @@
 """What many tests need: a small real pipe, prefixes that fit it, and a registry and metrics of their own."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from prometheus_client import CollectorRegistry
 
 import apl_guard
-from apl_guard import Guard
+from apl_guard import Guard, cli
 from apl_guard.testing import random_prefix, tiny_pipe
 
 # Whether a property holds does not depend on how busy the machine is.
@@ -86,3 +87,31 @@ def draw():
         return target(prompt, generator=torch.Generator().manual_seed(seed), **options).images
 
     return call
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run the program in this process; its exit code, output and errors."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["apl-guard", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code or 0, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """The folder of a model; tests leave it as it is."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipe().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def trained(prefix, tmp_path):
+    """The folder of a prefix."""
+    return prefix.save(tmp_path / "trained", card="# Card")
