@@ -101,7 +101,7 @@ def test_where_names_overlap_one_description_stands_for_all():
     found = policy(ALLOW, named("rewrite"), names=[{"id": "stars", "people": people}])
 
     assert ask(found, "Anna Maria Lopez").texts[Channel.PROMPT] == ("her",)
-    assert ask(found, "see Anna Maria Lopezs").texts[Channel.PROMPT] == ("see a person Lopezs",)
+    assert ask(found, "see Anna Maria Lopezky").texts[Channel.PROMPT] == ("see a person Lopezky",)
 
 
 def test_of_namesakes_the_first_on_the_list_says_what_is_written():

@@ -15,7 +15,7 @@ from apl_guard.detect.patterns import PatternIndex
 from apl_guard.detect.person import PersonDetector, PersonMatch
 from apl_guard.policy import DEFAULT_SCORE, Entity, Policy, Role, WithoutPrefix
 from apl_guard.request import TEXT_CHANNELS, GenerationRequest, Reading
-from apl_guard.request.canonical import canonical
+from apl_guard.request.canonical import as_it_looks, canonical
 
 __all__ = ["Detectors"]
 
@@ -77,7 +77,7 @@ class Detectors:
             (channel, number, reading)
             for channel, found in texts.items()
             for number, text in enumerate(found)
-            for reading in (Reading(text, range(len(text))), *request.readings(text))
+            for reading in (*_as_seen(text), *request.readings(text))
         ]
         flat = [reading.text for _, _, reading in at]
         found: list[Finding] = []
@@ -141,6 +141,11 @@ class Detectors:
         found = self._names.find(text) if self._names is not None else []
         names = sorted((m for m in found if m.names.role == Role.CONSENTING), key=lambda match: match.start)
         return [match.start for match in names], list(accumulate((match.end for match in names), max))
+
+
+def _as_seen(text: str) -> list[Reading]:
+    """A canonical text, and as it looks where it is written with letters that look like others."""
+    return [Reading(each, range(len(text))) for each in dict.fromkeys((text, as_it_looks(text)))]
 
 
 def _is_within(person: PersonMatch, starts: list[int], reaches: list[int]) -> bool:

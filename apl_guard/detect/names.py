@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from apl_guard.detect.borders import name_at
+from apl_guard.detect.disguises import undisguised, with_two_letters
 from apl_guard.errors import ExtraMissing, PolicyInvalid
-from apl_guard.policy import Names
-from apl_guard.request.canonical import Break, Spelling, canonical, letters_of, spelling
+from apl_guard.policy import Names, Role
+from apl_guard.request.canonical import Spelling, canonical, letters_of, spelling
 
 if TYPE_CHECKING:
     import ahocorasick
@@ -18,8 +21,8 @@ __all__ = ["Match", "NamesIndex"]
 
 _LEAST_LETTERS = 2
 _MOST_LETTERS = 64
-_LEAST_LETTERS_JOINED = 8
-"""Below, a name written as one word is mostly another word: Li Ke and like."""
+_LEAST_LETTERS_DISGUISED = 5
+"""Below, what a disguise might hide is mostly something else: 3D is not Ed."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,15 @@ class NamesIndex:
             for person in names.listed:
                 for name in (person.name, *person.aliases):
                     self._add(name, number, person.neutral, names)
+                    for written in _ways_to_write(name):
+                        self._add(written, number, person.neutral, names, is_derived=True)
         if self._list_of:
             self._automaton.make_automaton()
 
-    def _add(self, name: str, number: int, neutral: str, names: Names) -> None:
+    def _add(self, name: str, number: int, neutral: str, names: Names, *, is_derived: bool = False) -> None:
         spelt = spelling(canonical(name))
+        if is_derived and len(spelt.letters) > _MOST_LETTERS:
+            return
         if not _LEAST_LETTERS <= len(spelt.letters) <= _MOST_LETTERS:
             raise PolicyInvalid(
                 f"a name of {len(spelt.letters)} letters; expected {_LEAST_LETTERS} to {_MOST_LETTERS}",
@@ -71,7 +78,7 @@ class NamesIndex:
             )
         new = len(self._list_of)
         self._list_of.append(number)
-        self._words.append(sum(1 << place for place, gap in enumerate(spelt.breaks) if gap))
+        self._words.append(_words(spelt))
         self._lengths.append(len(spelt.letters))
         self._neutral.append(neutral)
         known = self._automaton.get(spelt.letters, None)
@@ -81,42 +88,55 @@ class NamesIndex:
             self._same.setdefault(known, []).append(new)
 
     def find(self, text: str) -> list[Match]:
-        """Every name in a canonical text, also where names overlap."""
-        # Most texts hold no name, and where their letters come from is then of no interest.
-        if not self._list_of or next(self._automaton.iter(letters_of(text)), None) is None:
-            return []
-        return list(self._find(spelling(text)))
+        """Every name in a canonical text, also where names overlap.
 
-    def _find(self, spelt: Spelling) -> Iterator[Match]:
+        Names of people who must not be drawn are found in disguise as well, those of people who consent only as they
+        are: nobody is drawn for the name of another.
+        """
+        if not self._list_of:
+            return []
+        found = list(self._find(text))
+        numbers = Counter(number for number, _ in {(number, match.start) for number, match in found})
+        known = {(match.names.id, match.start, match.end) for _, match in found}
+        for reading in undisguised(text):
+            for _, match in self._find(reading.text, besides=numbers):
+                start, end = reading.span(match.start, match.end, len(text))
+                if (match.names.id, start, end) not in known:
+                    found.append((-1, replace(match, start=start, end=end)))
+        return [match for _, match in found]
+
+    def _find(self, text: str, besides: Counter[int] | None = None) -> Iterator[tuple[int, Match]]:
+        """The numbers and places of names in a text; in another form of one, only if it shows names besides."""
+        # Most texts hold no name, and where their letters come from is then of no interest.
+        seen = Counter(number for _, number in self._automaton.iter(letters_of(text)))
+        if seen <= (besides or Counter()):
+            return
+        spelt = spelling(text)
         for last, number in self._automaton.iter(spelt.letters):
             start, end = last + 1 - self._lengths[number], last + 1
             for each in (number, *self._same.get(number, ())):
-                if _is_name(spelt, start, end, self._words[each]):
-                    yield Match(
-                        self._lists[self._list_of[each]],
-                        spelt.places[start],
-                        spelt.places[last] + 1,
-                        self._neutral[each],
-                    )
+                names = self._lists[self._list_of[each]]
+                is_protected = names.role == Role.PROTECTED
+                if besides is not None and not (is_protected and end - start >= _LEAST_LETTERS_DISGUISED):
+                    continue
+                if place := name_at(text, spelt, start, end, self._words[each], loosely=is_protected):
+                    yield number, Match(names, *place, self._neutral[each])
 
 
-def _is_name(spelt: Spelling, start: int, end: int, words: int) -> bool:
-    """Whether letters that spell a name are that name, and not a part of other words."""
-    if not (spelt.starts_word(start) and spelt.starts_word(end)):
-        return False
-    inner = range(start + 1, end)
-    is_long = end - start >= _LEAST_LETTERS_JOINED
-    for place in inner:
-        begins_word = words >> (place - start) & 1
-        if begins_word and not is_long and not spelt.starts_word(place):
-            return False
-        if spelt.breaks[place] == Break.SPACE and not begins_word and not spelt.is_spaced_at_will(place, start):
-            # A space where the name has none counts between letters that stand alone, as in M a r a.
-            before_is_alone = place - 1 == start or spelt.breaks[place - 1]
-            after_is_alone = place + 1 == end or spelt.breaks[place + 1]
-            if not (before_is_alone and after_is_alone):
-                return False
-    return True
+def _ways_to_write(name: str) -> set[str]:
+    """What is the same name: `Voss, Mara` is Mara Voss, and M\u00fcller Mueller."""
+    if name.isascii() and "," not in name:
+        return set()
+    family, comma, given = name.partition(",")
+    ways = {name, f"{given} {family}"} if comma else {name}
+    return {*ways, *map(with_two_letters, ways)} - {name}
+
+
+def _words(spelt: Spelling) -> int:
+    """Bit k is set where a word begins at letter k, and must begin there. J. K. is also written JK."""
+    begin = [place for place, gap in enumerate(spelt.breaks) if gap]
+    ends = [*begin[1:], len(spelt.letters)]
+    return sum(1 << place for place, end in zip(begin, ends, strict=True) if end - place > 1 or place - 1 not in begin)
 
 
 def _new_automaton() -> ahocorasick.Automaton:

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from apl_guard.request.confusables import LOOKS_LIKE
 
-__all__ = ["Break", "Spelling", "canonical", "letters_of", "spelling"]
+__all__ = ["Break", "Spelling", "as_it_looks", "canonical", "letters_of", "spelling"]
 
 # Unicode's Default_Ignorable_Code_Point, of which some are letters or marks. The other control and format
 # characters go by their category.
@@ -33,7 +33,7 @@ def canonical(text: str) -> str:
 
     NFKC; without default-ignorable, bidirectional and control characters; in words that mix Latin letters with
     others, each letter that looks like a Latin one becomes that one; one space for every run of white space.
-    Case, accents and whole words of other scripts stay.
+    Case, accents, the letters of every orthography and whole words of other scripts stay.
 
     Example:
         >>> canonical("a  photo of \uff2d\u0430r\u200ba V\u043ess")
@@ -65,10 +65,24 @@ _UNSEEN = {"Cc", "Cf"}
 def _one_script(match: re.Match[str]) -> str:
     """Of a word that mixes scripts, the word in Latin letters that it looks like."""
     word = match.group()
-    if word.isascii():
+    if word.isascii() or not any(map(_is_latin, word)):
         return word
-    mixes = any(map(_is_latin, word))
-    return "".join(LOOKS_LIKE.get(letter, letter) if mixes else letter for letter in word)
+    mixes = any(letter.isalpha() and not _is_latin(letter) for letter in word)
+    return "".join(letter if letter in _WRITTEN and not mixes else LOOKS_LIKE.get(letter, letter) for letter in word)
+
+
+_WRITTEN = frozenset("\u0131\u0251\u0263\u0269\u028b")
+"""Lookalikes that languages are written with: Turkish, Ewe, Kabiye and others. Elsewhere they are a disguise."""
+
+
+def as_it_looks(text: str) -> str:
+    """A canonical text with every letter that languages are written with and that looks like another as that one.
+
+    Example:
+        >>> as_it_looks("k\u0131rm\u0131z\u0131")
+        'kirmizi'
+    """
+    return text if text.isascii() else "".join(LOOKS_LIKE[x] if x in _WRITTEN else x for x in text)
 
 
 @lru_cache(maxsize=4096)
@@ -97,13 +111,24 @@ class Spelling:
     """For each, the `Break` before it. The first counts as set apart."""
 
     def starts_word(self, position: int) -> bool:
-        """Whether a word can start at this letter. Scripts without spaces let one start at every character."""
+        """Whether a word can start at this letter.
+
+        Scripts without spaces let one start at every character but within a syllable, and one can start where Arabic
+        or Hebrew end and another script begins: small words are written without a space before a name.
+        """
         if position >= len(self.letters) or self.breaks[position] > 0:
             return True
         before, letter = self.letters[position - 1], self.letters[position]
-        # A syllable of Hangul is several letters and one character.
-        is_new = self.places[position] != self.places[position - 1]
-        return is_new and (_is_unspaced(letter) or _is_unspaced(before))
+        if _is_unspaced(letter) or _is_unspaced(before):
+            # A syllable of Hangul is several letters and one character.
+            is_new = self.places[position] != self.places[position - 1]
+            return (
+                is_new
+                and letter not in _AFTER_ITS_CONSONANT
+                and before not in _BEFORE_ITS_CONSONANT
+                and (not unicodedata.category(letter).startswith("M"))
+            )
+        return _is_leftward(before) != _is_leftward(letter)
 
     def is_spaced_at_will(self, position: int, start: int) -> bool:
         """Whether a space before this letter says nothing about words, in a name that starts at `start`.
@@ -166,15 +191,20 @@ def _plain(letter: str) -> str:
     """Without a stroke or hook, which Unicode does not count among the accents that can be taken off."""
     if letter in LOOKS_LIKE:
         return LOOKS_LIKE[letter].casefold()
-    if letter in _TWO_LETTERS:
-        return _TWO_LETTERS[letter]
+    if letter in _SPELT_AS:
+        return _SPELT_AS[letter]
     stroked = None if letter.isascii() else _STROKED.match(unicodedata.name(letter, ""))
     return stroked.group(1).lower() if stroked else letter
 
 
 _STROKED = re.compile(r"LATIN (?:SMALL|CAPITAL) LETTER ([A-Z]) WITH ")
-_TWO_LETTERS = {"\u00e6": "ae", "\u0153": "oe", "\u00fe": "th", "\u00f0": "d"}
-"""How ae, oe, thorn and eth are written where keyboards lack them."""
+_SPELT_AS = {
+    **{"\u00e6": "ae", "\u0153": "oe", "\u00fe": "th", "\u00f0": "d"},
+    **{"\u0649": "\u064a", "\u06cc": "\u064a", "\u06d2": "\u064a", "\u06a9": "\u0643", "\u0629": "\u0647"},
+    **{"\u06c1": "\u0647", "\u06be": "\u0647", "\u06d5": "\u0647", "\u0671": "\u0627", "\u0901": "\u0902"},
+}
+"""How ae, oe, thorn and eth are written where keyboards lack them; letters that keyboards of Arabic, Persian and Urdu
+each have in place of the other; the two signs of Devanagari for a vowel through the nose."""
 
 
 def _is_spelt(letter: str) -> bool:
@@ -201,6 +231,11 @@ def _is_unspaced(letter: str) -> bool:
     return unicodedata.name(letter, "").startswith(_UNSPACED)
 
 
+@lru_cache(maxsize=4096)
+def _is_leftward(letter: str) -> bool:
+    return unicodedata.bidirectional(letter) in ("R", "AL")
+
+
 def _is_hangul(letter: str) -> bool:
     return unicodedata.name(letter, "").startswith("HANGUL ")
 
@@ -209,3 +244,9 @@ _UNSPACED = (
     *("CJK ", "IDEOGRAPHIC ", "BOPOMOFO ", "HIRAGANA ", "KATAKANA ", "KATAKANA-HIRAGANA ", "HANGUL ", "YI "),
     *("THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN "),
 )
+_AFTER_ITS_CONSONANT = frozenset(
+    "\u0e30\u0e32\u0e33\u0e45\u0eb0\u0eb2\u0eb3"
+    "\u30fc\u3083\u3085\u3087\u30a1\u30a3\u30a5\u30a7\u30a9\u30e3\u30e5\u30e7\u30ee"
+)
+_BEFORE_ITS_CONSONANT = frozenset("\u0e40\u0e41\u0e42\u0e43\u0e44\u0ec0\u0ec1\u0ec2\u0ec3\u0ec4")
+"""Vowels of Thai, Lao and Japanese that are letters of their own: no word begins or ends between them and theirs."""

@@ -1,0 +1,143 @@
+"""Whether letters of a text that spell a name are that name, or a part of other words."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+from itertools import takewhile
+
+from apl_guard.request.canonical import Break, Spelling
+
+__all__ = ["LEAST_LETTERS_JOINED", "name_at"]
+
+LEAST_LETTERS_JOINED = 8
+"""Below, a name written as one word is mostly another word: Li Ke and like."""
+_LEAST_LETTERS_ALONE = 4
+"""Below, what is left of a word of Arabic or Hebrew without its first letter is mostly another word."""
+_MOST_SYLLABLES_ALONE = 2
+"""Of Korean. Up to here a name is mostly also the beginning of longer ones."""
+_MOST_KANA_ALONE = 4
+
+
+def name_at(text: str, spelt: Spelling, start: int, end: int, words: int, *, loosely: bool) -> tuple[int, int] | None:
+    """Where in a text the name is that its letters spell from `start` to before `end`; None where they are none.
+
+    Args:
+        text: The canonical text.
+        spelt: How it is spelt.
+        start: The first letter.
+        end: One past the last.
+        words: Bit k is set where a word of the name begins at its letter k.
+        loosely: Whether the name also counts with an ending or a small word attached to it. To hold somebody for a
+            person who may be drawn, it must not.
+    """
+    place, past = spelt.places[start], spelt.places[end - 1] + 1
+    is_long = end - start >= LEAST_LETTERS_JOINED
+    if not _is_in_one(spelt, start, end, words, is_long):
+        return None
+    may_hump = loosely and is_long and words > 1 and Break.SPACE not in spelt.breaks[start + 1 : end]
+    if not (
+        spelt.starts_word(start)
+        or (may_hump and _is_hump(text, spelt, start))
+        or (loosely and _is_behind_small_word(spelt, start, end, words))
+    ):
+        return None
+    if not spelt.starts_word(end) and not (may_hump and _is_hump(text, spelt, end)):
+        plural = _letters_of_plural(spelt, end) if loosely and is_long and words > 1 else 0
+        if not plural:
+            return None
+        past = spelt.places[end + plural - 1] + 1
+    return (place, past) if _is_whole(text, place, past) else None
+
+
+def _is_in_one(spelt: Spelling, start: int, end: int, words: int, is_long: bool) -> bool:
+    """Whether nothing parts the letters that does not part the words of the name."""
+    for place in range(start + 1, end):
+        begins_word = words >> (place - start) & 1
+        if begins_word and not is_long and not spelt.starts_word(place):
+            return False
+        if spelt.breaks[place] == Break.SPACE and not begins_word and not spelt.is_spaced_at_will(place, start):
+            # A space where the name has none counts between letters that stand alone, as in M a r a.
+            before_is_alone = place - 1 == start or spelt.breaks[place - 1]
+            after_is_alone = place + 1 == end or spelt.breaks[place + 1]
+            if not (before_is_alone and after_is_alone):
+                return False
+    return True
+
+
+def _is_hump(text: str, spelt: Spelling, position: int) -> bool:
+    """Whether a capital follows a small letter there, as between the words of `photoOfMaraVoss`."""
+    before, here = spelt.places[position - 1], spelt.places[position]
+    return here == before + 1 and text[before].islower() and text[here].isupper()
+
+
+def _letters_of_plural(spelt: Spelling, end: int) -> int:
+    """How many letters of a plural, or of a genitive without its apostrophe, follow a name; 0 where none do."""
+    if not spelt.letters[end - 1].isascii():
+        return 0
+    for ending in ("s", "es"):
+        after = end + len(ending)
+        is_there = spelt.letters.startswith(ending, end) and not any(spelt.breaks[end:after])
+        if is_there and spelt.starts_word(after):
+            return len(ending)
+    return 0
+
+
+_SMALL_WORDS = frozenset(
+    [
+        *("\u0648", "\u0641", "\u0628", "\u0644", "\u0643", "\u0648\u0628", "\u0648\u0644", "\u0648\u0643"),
+        *("\u0641\u0628", "\u0641\u0644", "\u05d5", "\u05d1", "\u05dc", "\u05db", "\u05d5\u05d1", "\u05d5\u05dc"),
+    ]
+)
+"""And, in, to and like of Arabic and Hebrew, which are written in one with the word behind them."""
+
+
+def _is_behind_small_word(spelt: Spelling, start: int, end: int, words: int) -> bool:
+    if words <= 1 and end - start < _LEAST_LETTERS_ALONE:
+        return False
+    return any(
+        start >= length
+        and spelt.letters[start - length : start] in _SMALL_WORDS
+        and spelt.starts_word(start - length)
+        and not any(spelt.breaks[start - length + 1 : start + 1])
+        for length in (1, 2)
+    )
+
+
+def _is_whole(text: str, start: int, end: int) -> bool:
+    """Whether a short name of Korean or in kana is not the beginning or a part of a longer word.
+
+    Their neighbours could be words of their own; those of a longer name mostly are.
+    """
+    name = text[start:end]
+    if len(name) <= _MOST_SYLLABLES_ALONE and all(map(_is_hangul, name)):
+        behind = "".join(takewhile(_is_hangul, text[end : end + _LONGEST_PARTICLE + 1]))
+        return not (start and _is_hangul(text[start - 1])) and behind in _PARTICLES
+    if len(name) <= _MOST_KANA_ALONE and all(map(_is_katakana, name)):
+        return not (start and _is_katakana(text[start - 1])) and not _is_katakana(text[end : end + 1])
+    return True
+
+
+_BEHIND_NAMES = (
+    "\uc740 \ub294 \uc774 \uac00 \uc744 \ub97c "
+    "\uc758 \uc640 \uacfc \ub3c4 \ub9cc \uc5d0 "
+    "\ub85c \ub791 \uc57c \uc544 \uc528 \ub2d8 "
+    "\uad70 \uc591 \uaed8 \uc774\ub791 \uc73c\ub85c \uc5d0\uac8c "
+    "\uc5d0\uc11c \ud55c\ud14c \uaed8\uc11c \uae4c\uc9c0 \ubd80\ud130 \ucc98\ub7fc "
+    "\ubcf4\ub2e4 \ud558\uace0 \uac19\uc740 \uc774\ub098 \ub77c\ub294 \uc774\ub77c\ub294 "
+    "\uc5d0\uac8c\uc11c \ud55c\ud14c\uc11c \uc528\uc758 \uc528\uac00 \uc528\ub294 \uc528\ub97c "
+    "\ub2d8\uc758 \ub2d8\uc774 "
+)
+_PARTICLES = frozenset(["", *_BEHIND_NAMES.split()])
+"""What is written in one with a name before it: particles, and forms of address."""
+_LONGEST_PARTICLE = max(map(len, _PARTICLES))
+
+
+@lru_cache(maxsize=4096)
+def _is_hangul(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith("HANGUL ")
+
+
+@lru_cache(maxsize=4096)
+def _is_katakana(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith("KATAKANA LETTER ") or letter == "\u30fc"

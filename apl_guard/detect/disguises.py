@@ -1,0 +1,126 @@
+"""Other forms of a text, in which a name may show that is hidden, or written otherwise than on its list."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from urllib.parse import unquote
+
+from apl_guard.request import Reading
+
+__all__ = ["undisguised", "with_two_letters"]
+
+
+def undisguised(text: str) -> Iterator[Reading]:
+    """The forms that a canonical text may stand for, each once, and the text itself never.
+
+    Digits and signs as the letters that they look like, letters that are drawn out said once and twice, without
+    initials and nicknames in the middle of names, escapes of URLs as what they stand for, umlauts as two letters.
+
+    Example:
+        >>> [reading.text for reading in undisguised('M4ra "the Fox" Voss')]
+        ['Mara "the Fox" Voss', 'M4ra Voss', 'Mara Voss']
+    """
+    if not _may_hide(text):
+        return
+    seen = {text}
+    for written in _both(Reading(text, range(len(text))), _spelt_out):
+        for shorter in _both(written, partial(_replaced, _MIDDLE, lambda _: " ")):
+            for reading in _in_letters(shorter):
+                if reading.text not in seen:
+                    seen.add(reading.text)
+                    yield reading
+
+
+def with_two_letters(name: str) -> str:
+    """A name as it is written where keyboards lack umlauts, and in German and Danish always might be.
+
+    Example:
+        >>> with_two_letters("J\\u00fcrgen H\\u00e5land")
+        'Juergen Haaland'
+    """
+    return _UMLAUT.sub(lambda found: _AS_TWO[found.group()], name)
+
+
+_Change = Callable[[Reading], Reading]
+
+_AS_TWO = {
+    small_or_large: letters if small_or_large.islower() else letters.title()
+    for letter, letters in {"\u00e4": "ae", "\u00f6": "oe", "\u00fc": "ue", "\u00e5": "aa", "\u00f8": "oe"}.items()
+    for small_or_large in (letter, letter.upper())
+}
+_UMLAUT = re.compile("[" + "".join(_AS_TWO) + "]")
+_ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})+")
+# One blank stays. The bounds keep the search linear.
+_MIDDLE = re.compile(
+    r"(?<=\w\w) (?:[^\W\d_]\. ?){1,3}(?=\w\w)"
+    r"|(?<=\w) [\"\u201c\u201e\u00ab(\[{][^\"\u201d\u201c\u00bb)\]}]{1,40}[\"\u201d\u201c\u00bb)\]}] (?=\w)"
+)
+_WORD = re.compile(r"[\w@$!|]+")
+_LETTERS_LIKE = str.maketrans("034578@$!|", "oeastbasil")
+_AMONG_LETTERS = re.compile(r"[^\W\d_][0134578@$!|]|[0134578@$!|][^\W\d_]")
+_STRETCHED = re.compile(r"([^\W\d_])\1{2,}", re.IGNORECASE)
+_SIGNS = re.compile('[0134578@$!|%"\u201c\u201e\u00ab(\\[{' + "".join(_AS_TWO) + "]")
+_INITIAL = re.compile(r" [^\W\d_]\.")
+_STRETCHED_PLAIN = re.compile(r"([a-z])\1\1", re.IGNORECASE)
+
+
+def _may_hide(text: str) -> bool:
+    """Whether a text has a form beside itself. Most have none, and this says so in a tenth of the time."""
+    stretched = _STRETCHED_PLAIN if text.isascii() else _STRETCHED
+    return any(sign.search(text) for sign in (_SIGNS, _INITIAL, stretched))
+
+
+def _both(reading: Reading, change: _Change) -> list[Reading]:
+    changed = change(reading)
+    return [reading] if changed.text == reading.text else [reading, changed]
+
+
+def _spelt_out(reading: Reading) -> Reading:
+    unescaped = _replaced(_ESCAPES, lambda found: unquote(found.group()), reading) if "%" in reading.text else reading
+    return (
+        unescaped if unescaped.text.isascii() else _replaced(_UMLAUT, lambda found: _AS_TWO[found.group()], unescaped)
+    )
+
+
+def _in_letters(reading: Reading) -> Iterator[Reading]:
+    """It, and with letters in place of digits and signs: a 1 is an i or an l; what is drawn out said once and twice."""
+    yield reading
+    lettered = [reading]
+    if _AMONG_LETTERS.search(reading.text):
+        ones = "il" if "1" in reading.text else "i"
+        lettered = [Reading(_WORD.sub(partial(_lettered, one), reading.text), reading.places) for one in ones]
+    for each in lettered:
+        yield each
+        if _STRETCHED.search(each.text):
+            yield _replaced(_STRETCHED, lambda run: run.group(1), each)
+            yield _replaced(_STRETCHED, lambda run: run.group(1) * 2, each)
+
+
+def _lettered(one: str, found: re.Match[str]) -> str:
+    word = found.group()
+    if word.isalpha() or not any(map(str.isalpha, word)):
+        return word  # a number is no word in disguise
+    begin, end = len(word) - len(word.lstrip("@$!|")), len(word.rstrip("@!|"))
+    return word[:begin] + word[begin:end].translate(_LETTERS_LIKE).replace("1", one) + word[end:]
+
+
+def _replaced(pattern: re.Pattern[str], new: Callable[[re.Match[str]], str], reading: Reading) -> Reading:
+    """A reading with what matches replaced."""
+    text, places = reading.text, reading.places
+    assert places is not None
+    parts: list[str] = []
+    comes_from: list[int] = []
+    done = 0
+    for found in pattern.finditer(text):
+        start, end = found.span()
+        put = new(found)
+        parts += [text[done:start], put]
+        comes_from += places[done:start]
+        # The last letter stands for all that is left, so that nothing of it stays where a name is replaced.
+        comes_from += [places[start]] * (len(put) - 1) + [places[end - 1]] * bool(put)
+        done = end
+    if not parts:
+        return reading
+    return Reading("".join([*parts, text[done:]]), [*comes_from, *places[done:]])
