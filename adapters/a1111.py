@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from apl_guard.backend import Generation, Receipt
-from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
+from apl_guard.errors import ExtraMissing, GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest
 
@@ -36,14 +36,17 @@ from .a1111_fields import (
 from .forms import canonical_forms, check_decided
 from .http_client import HttpClient, RemoteAnswerInvalid
 from .prompt_readings import edited_readings
-from .prompt_syntax import byte_bound, draws_the_negative_prompt, prefixed, read_a1111
+from .prompt_syntax import draws_the_negative_prompt, prefixed, read_a1111
 from .remote_adapter import RemoteAdapter, as_json
 from .remote_images import decode_base64
+from .token_bounds import byte_bound, token_bound
 
 __all__ = ["A1111", "A1111Adapter", "A1111Images"]
 
 # Without it an answer does not say which embeddings were used.
 _RECEIPT_SETTING = {"textual_inversion_add_hashes_to_infotext": True}
+# What is no `True`, such as 0 or null, leaves the settings of a call to those that follow.
+_RESTORED = "override_settings_restore_afterwards"
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,11 @@ class A1111:
 
     Raises:
         InvalidInput: The URL has another form, or is not encrypted.
-        ExtraMissing: httpx is not installed.
+        ExtraMissing: httpx or ftfy is not installed.
     """
 
     def __init__(self, base_url: str, *, checkpoint: str | None = None, tokenizer: Any = None, **options: Any) -> None:
+        ExtraMissing.check("remote", "ftfy")
         self.http = HttpClient(base_url, **options)
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
@@ -151,7 +155,7 @@ class A1111Adapter(RemoteAdapter):
         if turns_guidance_round(fields):
             used.add(Channel.GUIDANCE)
         settings = _of_type(fields, "override_settings", dict)
-        if settings.keys() - HARMLESS_SETTINGS or fields.get("override_settings_restore_afterwards") is False:
+        if settings.keys() - HARMLESS_SETTINGS or fields.get(_RESTORED, True) is not True:
             used.add(Channel.EXTENSION)
         if reads_early_layer(settings):
             used.add(Channel.ATTENTION)
@@ -210,7 +214,8 @@ class A1111Adapter(RemoteAdapter):
         fields["override_settings"] = {**(fields.get("override_settings") or {}), **_RECEIPT_SETTING}
         for name, channel in TEXT_FIELDS.items():
             if channel == Channel.PROMPT and name in fields:
-                fields[name] = prefixed(fields[name], prefix.embedding_name, prefix.n, self._count)
+                by_region = bool(fields.get("alwayson_scripts"))
+                fields[name] = prefixed(fields[name], prefix.embedding_name, prefix.n, self._count, by_region=by_region)
         output = self._client.send(fields)
         self._check_use(output, prefix)
         rows = (prefix.n,) * len(request.prompts)
@@ -237,9 +242,10 @@ class A1111Adapter(RemoteAdapter):
         return texts
 
     def _count(self, text: str) -> int:
-        if self._client.tokenizer is None or any(c in text for c in "()[]|:\\"):
+        # The server's tokenizer may read entities of HTML, and so find more tokens in them.
+        if self._client.tokenizer is None or any(c in text for c in "()[]|:\\&"):
             return byte_bound(text)
-        return len(self._client.tokenizer(text, add_special_tokens=False).input_ids)
+        return token_bound(text, self._client.tokenizer)
 
     def _check_use(self, output: A1111Images, prefix: Prefix) -> None:
         """Believe that the prefix was used only where the record of each picture says so."""

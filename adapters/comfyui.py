@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from apl_guard.backend import Generation, Receipt
-from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
+from apl_guard.errors import ExtraMissing, GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest
 
@@ -30,9 +30,9 @@ from .comfyui_wait import wait_for
 from .forms import check_decided
 from .http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused
 from .prompt_readings import weighted_readings
-from .prompt_syntax import byte_bound
 from .remote_adapter import RemoteAdapter
 from .remote_images import decode
+from .token_bounds import byte_bound, token_bound
 
 __all__ = ["ComfyUI", "ComfyUIAdapter", "ComfyUIImages", "text_to_image"]
 
@@ -67,7 +67,7 @@ class ComfyUI:
 
     Raises:
         InvalidInput: The URL has another form, or is not encrypted.
-        ExtraMissing: httpx is not installed.
+        ExtraMissing: httpx or ftfy is not installed.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class ComfyUI:
         time_limit: float = 600.0,
         **options: Any,
     ) -> None:
+        ExtraMissing.check("remote", "ftfy")
         self.http = HttpClient(base_url, time_limit=time_limit, **options)
         self.models = frozenset(models)
         self.harmless = frozenset(harmless)
@@ -206,9 +207,10 @@ class ComfyUIAdapter(RemoteAdapter):
         return digest if isinstance(digest, str) else None
 
     def _count(self, text: str) -> int:
-        if self._client.tokenizer is None or any(c in text for c in "()\\"):
+        # The server's tokenizer may read entities of HTML, and so find more tokens in them.
+        if self._client.tokenizer is None or any(c in text for c in "()\\&"):
             return byte_bound(text)
-        return len(self._client.tokenizer(text, add_special_tokens=False).input_ids)
+        return token_bound(text, self._client.tokenizer)
 
 
 def _words(workflow: Mapping[str, Any]) -> dict[tuple[str, str], str]:

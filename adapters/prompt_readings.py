@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
-from html import unescape
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from apl_guard.request import Reading
+from apl_guard.request.canonical import letters_of
 
-__all__ = ["edited_readings", "is_readable", "weighted_readings"]
+from .mended_readings import mended_readings, without_unseen
+
+__all__ = ["edited_readings", "is_readable", "tokenized_forms", "weighted_readings"]
 
 _MOST_FORMS = 64
 _MOST_LEVELS = 20
@@ -25,7 +27,6 @@ _Places = tuple[int, ...]
 _SYNTAX = re.compile(r"\\(?=[()\[\]\\])(.)|\\|[()\[\]]|:\s*[-+]?[\d.]+(?:e[-+]?\d+)?\s*(?=\))", re.I | re.S)
 _BRACKET = re.compile(r"\\.|[()\[\]]", re.S)
 _SEPARATOR = re.compile(r"\\.|[()\[\]|:]", re.S)
-_ENTITY = re.compile(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[^\t\n\f <&#;]{1,32});?")
 _NUMBER = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?\s*", re.I)
 
 
@@ -40,45 +41,35 @@ def weighted_readings(text: str) -> tuple[Reading, ...]:
         >>> [reading.text for reading in weighted_readings("(a:1.2) (cat:1.1)")]
         ['a cat']
     """
-    return _without_syntax(text, [range(len(text))])
+    return _further(text, ())
 
 
 def edited_readings(text: str) -> tuple[Reading, ...]:
     """What a prompt says to AUTOMATIC1111, which reads weights, and exchanges words while it draws.
 
-    Its tokenizer for SD 2 and for the second text encoder of SDXL also resolves entities of HTML.
-
     Example:
         >>> [reading.text for reading in edited_readings("a [(red:1.2):blue:0.5] c&#97;t")]
-        ['a red:blue:0.5 c&#97;t', 'a red c&#97;t', 'a blue c&#97;t', 'a red:blue:0.5 cat', 'a red cat', 'a blue cat']
+        ['a red:blue:0.5 c&#97;t', 'a red:blue:0.5 cat', 'a red c&#97;t', 'a red cat', 'a blue c&#97;t', 'a blue cat']
     """
+    return _further(text, _forms_or_none(text))
+
+
+def tokenized_forms(text: str) -> set[str]:
+    """All that AUTOMATIC1111 may look for embeddings in: the text, and what it says.
+
+    Example:
+        >>> sorted(tokenized_forms("the (king\u2019s:1.2)"))
+        ['the (king\u2019s:1.2)', "the king's", 'the king\u2019s']
+    """
+    plain = _without_syntax(text, _forms_or_none(text))
+    return {text, *(form.text for reading in plain for form in (reading, *mended_readings(reading)))}
+
+
+def _forms_or_none(text: str) -> list[_Places]:
     try:
-        forms = _all_forms(text)
+        return _all_forms(text)
     except _TooManyFormsError:
-        forms = []
-    found = _without_syntax(text, [range(len(text)), *forms])
-    if "&" not in text:
-        return found
-    resolved = [_resolved(reading) for reading in found or (Reading(text, range(len(text))),)]
-    return (*found, *(reading for reading in resolved if "&" not in reading.text or reading not in found))
-
-
-def _resolved(reading: Reading) -> Reading:
-    """The same with entities resolved, twice, as open_clip does."""
-    text, places = reading.text, tuple(reading.places or ())
-    for _ in range(2):
-        letters: list[str] = []
-        kept: list[int] = []
-        done = 0
-        for entity in _ENTITY.finditer(text):
-            said = unescape(entity.group())
-            letters += (text[done : entity.start()], said)
-            # Letters that are said beyond those that are written come from the last of these.
-            origin = places[entity.start() : entity.end()]
-            kept += (*places[done : entity.start()], *(*origin, *origin[-1:] * len(said))[: len(said)])
-            done = entity.end()
-        text, places = "".join([*letters, text[done:]]), (*kept, *places[done:])
-    return Reading(text, places)
+        return []
 
 
 def is_readable(text: str) -> bool:
@@ -95,11 +86,19 @@ def is_readable(text: str) -> bool:
     return True
 
 
-def _without_syntax(text: str, forms: Iterable[Iterable[int]]) -> tuple[Reading, ...]:
-    found = dict.fromkeys(_plain(text, tuple(form)) for form in forms)
-    return tuple(
-        Reading("".join(text[place] for place in places), places) for places in found if len(places) < len(text)
-    )
+def _further(text: str, forms: Iterable[_Places]) -> tuple[Reading, ...]:
+    """What is to be read besides the text. That a tokenizer makes a quote of another one is nothing to read."""
+    found: dict[Reading, None] = {}
+    for plain in _without_syntax(text, forms):
+        letters = letters_of(plain.text)
+        mended = [each for each in mended_readings(plain) if letters_of(each.text) != letters]
+        found |= dict.fromkeys((plain, *mended, *without_unseen(plain)))
+    return tuple(each for each in found if each.text != text)
+
+
+def _without_syntax(text: str, forms: Iterable[_Places]) -> Iterator[Reading]:
+    for places in dict.fromkeys(_plain(text, tuple(form)) for form in (range(len(text)), *forms)):
+        yield Reading("".join(text[place] for place in places), places)
 
 
 def _plain(text: str, form: _Places) -> _Places:

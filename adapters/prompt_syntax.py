@@ -7,7 +7,8 @@ give words weights; AUTOMATIC1111 also splits prompts (`BREAK`, `AND`), edits th
 | syntax | |
 |---|---|
 | `(a)`, `(a:1.2)`, `[a]` | kept; the prefix stands outside. Weights below 0 or above 2 in all are flagged |
-| `BREAK`, `ADDROW`, `ADDCOL`, `ADDBASE`, `ADDCOMM` | the prefix stands behind each; within brackets they are flagged |
+| `BREAK` | the prefix stands behind each; within brackets it is flagged |
+| `ADDROW`, `ADDCOL`, `ADDBASE`, `ADDCOMM` | the same where scripts are called; else words like any |
 | `AND` | the prefix stands behind each; a negative weight behind a part is flagged, as are weights below 1 in all |
 | `[a:b:0.5]`, `[a|b]` | kept; the prefix stands outside. Flagged where it could spell `BREAK` or a weight |
 | `[a|b] [c|d] …` | flagged where a prompt has so many forms that nobody reads them |
@@ -25,7 +26,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
@@ -33,12 +33,11 @@ from functools import lru_cache
 from apl_guard.errors import PrefixNotApplied
 from apl_guard.request import Channel
 
-from .prompt_readings import edited_readings, is_readable
+from .prompt_readings import is_readable, tokenized_forms
 
 __all__ = [
     "CHUNK",
     "Syntax",
-    "byte_bound",
     "draws_the_negative_prompt",
     "pieces",
     "prefixed",
@@ -52,7 +51,9 @@ CHUNK = 75
 MAX_WEIGHT = 2.0
 
 _BREAK = re.compile(r"\b(?:BREAK|ADDROW|ADDCOL|ADDBASE|ADDCOMM)\b")
-_SPLIT = re.compile(r"(\b(?:AND|BREAK|ADDROW|ADDCOL|ADDBASE|ADDCOMM)\b)")
+# Regional Prompter cuts at the other words, too. Where it does not run they are words like any, and begin no chunk.
+_SPLIT = re.compile(r"(\b(?:AND|BREAK)\b)")
+_SPLIT_BY_REGION = re.compile(r"(\b(?:AND|BREAK|ADDROW|ADDCOL|ADDBASE|ADDCOMM)\b)")
 _AND = re.compile(r"\bAND\b")
 _PART_WEIGHT = re.compile(r":\s*-\s*[\d.]+\s*$")
 _SHARE = re.compile(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))\s*$")
@@ -101,7 +102,7 @@ def read_a1111(text: str, embeddings: Collection[str] = ()) -> Syntax:
         or not is_readable(text)
     ):
         channels.add(Channel.PROMPT_SYNTAX)
-    said = [form.lower() for form in (text, *(reading.text for reading in edited_readings(text)))]
+    said = [form.lower() for form in tokenized_forms(text)]
     for name in embeddings:
         if any(_mention_of(name).search(form) for form in said):
             channels.add(Channel.PROMPT_SYNTAX if _PREFIX_NAME.fullmatch(name) else Channel.TEXTUAL_INVERSION)
@@ -146,19 +147,6 @@ def strip_comments(text: str) -> str:
     return re.sub(r"#[^\n]*", "", text)
 
 
-def byte_bound(text: str) -> int:
-    """At most how many tokens a text can have, whatever the vocabulary: a token stands for a byte or more.
-
-    Example:
-        >>> byte_bound("a cat"), byte_bound("é")
-        (4, 2)
-    """
-    dense = "".join(text.split())
-    normal = unicodedata.normalize("NFC", dense)
-    # Tokenizers of CLIP normalise and lower the text, either of which may lengthen it.
-    return max(len(form.encode("utf-8", "surrogatepass")) for form in (dense, normal, normal.lower(), dense.lower()))
-
-
 def pieces(text: str, room: int, count: Callable[[str], int]) -> list[str] | None:
     """Cut a text into pieces that fit into a chunk: at blanks outside of brackets, or within a word that is longer.
 
@@ -171,7 +159,7 @@ def pieces(text: str, room: int, count: Callable[[str], int]) -> list[str] | Non
         The pieces, or None where one cannot be cut small enough.
 
     Example:
-        >>> pieces("a cat (on a mat)", 8, byte_bound)
+        >>> pieces("a cat (on a mat)", 10, len)
         ['a cat', '(on a mat)']
     """
     if count(text) <= room:
@@ -190,10 +178,10 @@ def pieces(text: str, room: int, count: Callable[[str], int]) -> list[str] | Non
             word = word[fits:]
         found.append(word)
     # A word that is cut may end in one that means something to the server.
-    return None if any(_SPLIT.fullmatch(piece) for piece in found) else found
+    return None if any(_SPLIT_BY_REGION.fullmatch(piece) for piece in found) else found
 
 
-def prefixed(text: str, name: str, n: int, count: Callable[[str], int]) -> str:
+def prefixed(text: str, name: str, n: int, count: Callable[[str], int], *, by_region: bool = False) -> str:
     """A prompt with an embedding in front of everything that is encoded by itself.
 
     Args:
@@ -201,6 +189,7 @@ def prefixed(text: str, name: str, n: int, count: Callable[[str], int]) -> str:
         name: Name of the embedding.
         n: Its number of vectors.
         count: At most how many tokens a text has.
+        by_region: Whether a script may cut the prompt into regions.
 
     Raises:
         PrefixNotApplied: A part of it can be cut nowhere, so that it would leave its chunk.
@@ -209,7 +198,7 @@ def prefixed(text: str, name: str, n: int, count: Callable[[str], int]) -> str:
         >>> prefixed("a cat AND a dog", "apl-0", 10, len)
         'apl-0 a cat AND apl-0 a dog'
     """
-    parts = _SPLIT.split(text)
+    parts = (_SPLIT_BY_REGION if by_region else _SPLIT).split(text)
     for position in range(0, len(parts), 2):
         cut = pieces(parts[position].strip(), CHUNK - n, count)
         if cut is None:

@@ -9,6 +9,7 @@ import random
 import re
 from itertools import islice
 
+import ftfy
 from services import Service, b64, png
 
 from apl_guard.testing import tiny_tokenizer
@@ -23,7 +24,8 @@ TOKENIZER = tiny_tokenizer()
 
 
 def ids_of(text):
-    return TOKENIZER(text, add_special_tokens=False).input_ids
+    """As its tokenizers do, which mend broken letters where ftfy is installed; the web UI requires it."""
+    return TOKENIZER(ftfy.fix_text(text), add_special_tokens=False).input_ids
 
 
 def attention(text):

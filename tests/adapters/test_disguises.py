@@ -24,6 +24,7 @@ def naming(neutral, action="rewrite"):
     """A policy that rewrites a name, as it looks at texts: what runs is their canonical form."""
     rules = [
         {"id": "prompts", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}},
+        {"id": "negative", "when": {"channels": ["negative_prompt"]}, "then": {"action": "allow"}},
         {"id": "named", "when": {"channels": ["prompt"], "names": ["listed"]}, "then": {"action": action}},
     ]
     names = [{"id": "listed", "people": [{"name": "Mara Voss", "neutral": neutral}]}]
@@ -185,6 +186,35 @@ def test_a_name_with_weights_in_it_is_found_for_comfyui(prefix, prompt):
     with pytest.raises(PolicyBlocked, match="'named'"):
         Guard(ComfyUI(server.url, models=[MODEL]), naming("a woman", "block"), prefix=prefix)(workflow(prompt))
     server.close()
+
+
+MENDED = (
+    "a photo of Ma\u00ef\u00bb\u00bfra Vo\u00ef\u00bb\u00bfss",
+    "a photo of (Ma\u00ef\u00bb\u00bfra Voss:1.1) \u4e2d",
+    "a photo of M\u00c3\u00a1ra Voss\u2019s hat",
+    "Mara V&OGRAVE;ss",
+)
+
+
+@pytest.mark.parametrize("prompt", MENDED, ids=ascii)
+@pytest.mark.parametrize("kind", ["a1111", "comfyui"])
+def test_a_name_in_broken_letters_is_found(prefix, prompt, kind):
+    """The tokenizers of both mend letters and read entities where ftfy is installed beside them."""
+    if kind == "a1111":
+        server = A1111Server({prefix.embedding_name: (prefix.n, 32)})
+        client, call = A1111(server.url), prompt
+    else:
+        server = ComfyUIServer({prefix.embedding_name: (prefix.n, None)})
+        client, call = ComfyUI(server.url, models=[MODEL]), workflow(prompt)
+
+    with pytest.raises(PolicyBlocked, match="'named'"):
+        Guard(client, naming("a woman", "block"), prefix=prefix)(call)
+    ran = Guard(client, naming("a woman"), prefix=prefix).check(call).would_run["prompt"][0]
+    server.close()
+
+    assert "a woman" in ran
+    assert not {"M", "V"} & set(ran)
+    assert "\u4e2d" not in prompt or "\u4e2d" in ran
 
 
 def test_words_that_are_never_drawn_together_are_no_name(prefix):

@@ -19,7 +19,7 @@ from apl_guard import ComfyUI, Fingerprint, Guard, Prefix, PrefixMetadata, Prefi
 from apl_guard.adapters.comfyui import text_to_image
 from apl_guard.adapters.comfyui_graph import read_graph, with_prefix
 from apl_guard.adapters.http_client import RemoteRefused
-from apl_guard.adapters.prompt_syntax import byte_bound
+from apl_guard.adapters.token_bounds import byte_bound
 
 URL = os.environ.get("APL_GUARD_COMFYUI")
 CHECKPOINT = os.environ.get("APL_GUARD_COMFYUI_CHECKPOINT", "")

@@ -8,7 +8,7 @@ from apl_guard import A1111, Guard
 
 @pytest.fixture
 def server(prefix):
-    server = A1111Server({prefix.embedding_name: (prefix.n, 32), "mara-voss": (4, 32)})
+    server = A1111Server({prefix.embedding_name: (prefix.n, 32), "mara-voss": (4, 32), "king's": (4, 32)})
     yield server
     server.close()
 
@@ -20,6 +20,6 @@ def guard(server, prefix, tmp_path):
 
 @pytest.fixture(scope="module")
 def shared_server(prefix):
-    server = A1111Server({prefix.embedding_name: (prefix.n, 32), "mara-voss": (4, 32)})
+    server = A1111Server({prefix.embedding_name: (prefix.n, 32), "mara-voss": (4, 32), "king's": (4, 32)})
     yield server
     server.close()

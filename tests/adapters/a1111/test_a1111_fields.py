@@ -46,6 +46,8 @@ def test_the_prefix_is_in_the_prompt_and_the_answer_is_the_clients(guard, server
         ({"override_settings": {"sd_model_checkpoint": "other"}}, "extension"),
         ({"override_settings": {"textual_inversion_add_hashes_to_infotext": False}}, "extension"),
         ({"override_settings_restore_afterwards": False}, "extension"),
+        ({"override_settings_restore_afterwards": 0}, "extension"),
+        ({"override_settings_restore_afterwards": None}, "extension"),
         ({"cfg_scale": 0.5}, "guidance"),
         ({"cfg_scale": -7}, "guidance"),
         ({"cfg_scale": "7"}, "guidance"),

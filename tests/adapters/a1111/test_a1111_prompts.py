@@ -6,6 +6,7 @@ import pytest
 from a1111_server import TOKENIZER, all_begin_with
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from permitting import allowing
 
 from apl_guard import (
     A1111,
@@ -13,7 +14,8 @@ from apl_guard import (
     PolicyBlocked,
     PrefixNotApplied,
 )
-from apl_guard.adapters.prompt_syntax import byte_bound, prefixed, read_a1111
+from apl_guard.adapters.prompt_syntax import prefixed, read_a1111
+from apl_guard.adapters.token_bounds import byte_bound
 
 
 @pytest.mark.parametrize(
@@ -22,7 +24,8 @@ from apl_guard.adapters.prompt_syntax import byte_bound, prefixed, read_a1111
         "", "a man", "a man " * 60, "a man, " * 60, "a (man:1.2) in [red]", "a man BREAK a dog", "BREAK", "a AND b",
         "a man :1.2 AND a dog :0.5", "[a man:a dog:0.5] in a park", "[a|b|c] man", r"a \(man\)", "(a man", "a) man] :",
         "((a)) man", "a # comment ( \n man", "a man\nBREAK\na dog", "ANDROID BREAKFAST", "日本語のプロンプト " * 9,
-        "(a man in a park:1.1) " * 20, "a man AND " * 5 + "a dog", "x" * 200,
+        "(a man in a park:1.1) " * 20, "a man AND " * 5 + "a dog", "x" * 200, "\x85 " * 80 + "a man",
+        "\u01c6" * 32 + " a man", "\x1c" * 70 + " a man", "a man " * 5 + "ADDROW " + "a dog " * 9 + "a man",
     ],
 )  # fmt: skip
 def test_every_chunk_begins_with_the_prefix(guard, server, prefix, prompt):
@@ -109,6 +112,9 @@ def test_nothing_of_the_prompt_is_lost(shared_server, words):
         ("ma(ra:1.0)-voss", "textual_inversion"),
         (r"ma\ra-voss", "textual_inversion"),
         ("mara&nbsp;-voss", "textual_inversion"),
+        ("ma\u00ef\u00bb\u00bfra-voss", "textual_inversion"),  # a byte order mark in a wrong encoding
+        ("mara\x1b\\[0m-voss", "textual_inversion"),  # what colours a terminal
+        ("the king\u2019s", "textual_inversion"),
     ],
 )
 @pytest.mark.parametrize("field", ["prompt", "hr_prompt", "negative_prompt"])
@@ -138,6 +144,29 @@ def test_weights_of_parts_that_come_to_one_are_not_blocked(guard):
         assert guard.check(prompt, negative_prompt="blur :0.1").action == "anonymize"
 
 
+@pytest.mark.parametrize("between", ["\u00ef\u00bb\u00bf", "\x1b\\[0m", "\x00", "\ufffc"])
+def test_the_name_of_the_prefix_in_broken_letters(guard, server, prefix, between):
+    """The tokenizer of the server mends them before it looks for embeddings."""
+    spelled = prefix.embedding_name.replace("-", f"{between}-")
+    (chunk,) = server.chunks(spelled)
+    assert chunk[0][0] == prefix.embedding_name
+
+    with pytest.raises(PolicyBlocked, match="prompt_syntax"):
+        guard("a man", negative_prompt=spelled)
+    assert server.posted("/sdapi/v1/txt2img") == []
+
+
+def test_broken_letters_that_name_nothing_are_not_blocked(guard):
+    """Accents in a wrong encoding, typographic quotes, letters of a private area."""
+    for prompt in (
+        "a caf\u00c3\u00a9 in Paris",
+        "a man\u2019s \u201chat\u201d",
+        "a \ue000 sign",
+        "fl\ufb02at \x07 land",
+    ):
+        assert guard.check(prompt, negative_prompt=prompt).action == "anonymize"
+
+
 @pytest.mark.parametrize("between", ["", " ", "["])
 def test_the_name_of_the_prefix_with_syntax_or_blanks_in_it(guard, server, prefix, between):
     """The server finds embeddings by their tokens; in a negative prompt this one would undo what it does in front."""
@@ -161,6 +190,31 @@ def test_weights_below_the_bound_are_not_blocked(guard):
         "a_b__c",
     ):
         assert guard.check(prompt).action == "anonymize"
+
+
+@pytest.mark.parametrize(
+    "prompt", ["&nGg;" * 13 + " a man", "\x85 " * 80 + "a man", "\u01c6" * 32 + " a man", "caf\u00e9 " * 40], ids=ascii
+)
+def test_the_tokenizer_of_the_server_may_find_more_tokens_than_the_one_that_is_given(server, prefix, prompt):
+    """It reads entities of HTML and mends letters first."""
+    Guard(A1111(server.url, tokenizer=TOKENIZER), prefix=prefix)(prompt)
+
+    assert all_begin_with(server.encoded[-1], prefix)
+
+
+@pytest.mark.parametrize("word", ["ADDROW", "ADDCOL", "ADDBASE", "ADDCOMM"])
+def test_words_of_regional_prompter_begin_a_chunk_only_where_a_script_is_called(server, prefix, word):
+    """Without it the server takes them for words, so that the text behind them may run into the next chunk."""
+    prompt = "a man " * 5 + f"{word} " + "a dog " * 9 + "a man"
+    guard = Guard(A1111(server.url), allowing("extension"), prefix=prefix)
+
+    guard(prompt)
+    guard(prompt, alwayson_scripts={"Regional Prompter": {"args": [True]}})
+
+    plain, cut = (fields["prompt"] for fields in server.posted("/sdapi/v1/txt2img"))
+    assert f"{word} {prefix.embedding_name}" not in plain
+    assert f"{word} {prefix.embedding_name} a dog" in cut
+    assert all_begin_with(server.encoded[0], prefix)
 
 
 def test_with_the_tokenizer_a_chunk_is_filled(server, prefix):

@@ -10,7 +10,7 @@ from workflows import MODEL, node, workflow
 
 from apl_guard import ComfyUI, Guard, InvalidInput, PolicyBlocked, PrefixNotApplied
 from apl_guard.adapters.comfyui_graph import read_graph, with_prefix
-from apl_guard.adapters.prompt_syntax import byte_bound
+from apl_guard.adapters.token_bounds import byte_bound
 from apl_guard.request import Channel
 
 
