@@ -157,6 +157,16 @@ def test_nobody_gets_out_of_a_rollout_by_not_saying_who_they_are():
     assert decide(policy(PREFIX, rollout={"percent": 0, "key": "request"}), request()).effective == Action.ALLOW
 
 
+@pytest.mark.parametrize("spec", [{"mode": "shadow"}, {"rollout": {"percent": 0}}])
+def test_what_is_not_carried_out_puts_no_prefix_in_front(spec):
+    """Also of a request that nothing blocks: in shadow and outside of the rollout it runs as it came."""
+    decision = decide(policy(PREFIX, **spec), request())
+
+    assert (decision.action, decision.effective) == (Action.ANONYMIZE, Action.ALLOW)
+    assert not decision.prefixed
+    assert decision.texts == {}
+
+
 @pytest.mark.parametrize("mode", ["shadow", "unsafe_off"])
 def test_only_enforce_is_carried_out(mode):
     """In shadow the action is still said; off says nothing, but that it is off."""
