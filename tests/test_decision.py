@@ -162,9 +162,15 @@ def test_what_is_not_carried_out_puts_no_prefix_in_front(spec):
     """Also of a request that nothing blocks: in shadow and outside of the rollout it runs as it came."""
     decision = decide(policy(PREFIX, **spec), request())
 
-    assert (decision.action, decision.effective) == (Action.ANONYMIZE, Action.ALLOW)
-    assert not decision.prefixed
-    assert decision.texts == {}
+    assert (decision.action, decision.effective, decision.prefixed) == (Action.ANONYMIZE, Action.ALLOW, False)
+    assert decision.in_rollout is ("rollout" not in spec)
+
+
+def test_what_is_blocked_asks_for_no_prefix():
+    """So that nobody looks for one, and a prefix that is missing turns no block into a failure."""
+    decision = decide(policy(PREFIX, rule("b", ["latents"], "block")), request(Channel.PROMPT, Channel.LATENTS))
+
+    assert (decision.effective, decision.prefixed) == (Action.BLOCK, False)
 
 
 @pytest.mark.parametrize("mode", ["shadow", "unsafe_off"])
@@ -196,6 +202,13 @@ def test_strength_k_of_n_means_k_vectors(n, k):
     found = policy(rule(action="anonymize", then={"strength": k / n}))
 
     assert decide(found, request()).rows(n) == k
+
+
+def test_however_little_strength_is_asked_for_one_vector_stands_in_front():
+    """None would be an image without a prefix under a policy that asks for one."""
+    decision = decide(policy(rule(action="anonymize", then={"strength": 1e-12})), request())
+
+    assert (decision.prefixed, decision.rows(10)) == (True, 1)
 
 
 def test_what_no_prefix_can_reach_is_blocked():
