@@ -15,6 +15,8 @@ import apl_guard
 from apl_guard import Guard, cli
 from apl_guard.testing import random_prefix, tiny_pipe
 
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules that the tests here share
+
 # Whether a property holds does not depend on how busy the machine is.
 settings.register_profile(
     "apl_guard",
@@ -76,6 +78,15 @@ def metrics_registry():
 def guard(shared_pipe, prefix, metrics_registry, tmp_path):
     """A guard with the default policy that writes its records to `tmp_path / "audit"`."""
     return Guard(shared_pipe, prefix=prefix, audit=tmp_path / "audit", metrics_registry=metrics_registry)
+
+
+@pytest.fixture
+def calls(shared_pipe, monkeypatch):
+    """How often the UNet ran: zero means that no image can have been made."""
+    seen = []
+    handle = shared_pipe.unet.register_forward_pre_hook(lambda *_: seen.append(1))
+    yield seen
+    handle.remove()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apl_guard import Action, InvalidInput, Policy, RequestTooLarge, decide
+from apl_guard.decision.findings import Findings
 from apl_guard.policy import Mode
 from apl_guard.request import Channel, GenerationRequest
 from apl_guard.request.context import Context, calling_for, current_context
@@ -218,6 +219,45 @@ def test_what_no_prefix_can_reach_is_blocked():
     assert (decision.effective, decision.prefixed) == (Action.BLOCK, False)
     assert decision.reasons[0].rule == "prefix"
     assert decision.reasons[0].why == "no prefix can reach this backend; without_prefix: block"
+
+
+NAMES = [{"id": "stars", "people": [{"name": "Mara Voss"}]}]
+
+
+@pytest.mark.parametrize(
+    ("on_error", "channel", "action", "unsafe"),
+    [
+        ("block", Channel.PROMPT, Action.BLOCK, ()),
+        ("fallback", Channel.PROMPT, Action.ANONYMIZE, ()),
+        ("fallback", Channel.NEGATIVE_PROMPT, Action.BLOCK, ()),
+        ("unsafe_passthrough", Channel.PROMPT, Action.ALLOW, ("on_error: unsafe_passthrough",)),
+    ],
+)
+def test_where_nobody_looked_on_error_says_what_follows(on_error, channel, action, unsafe):
+    """In front of a negative prompt a prefix protects nobody, so there `fallback` is no picture."""
+    texts = [channel.value]
+    found = policy(rule("all", texts, "allow"), rule("stars", texts, names=["stars"]), names=NAMES, on_error=on_error)
+    asked = GenerationRequest("test:Pipe", {channel: ("a cat",)}, frozenset({channel}))
+
+    decision = decide(found, asked, findings=Findings())
+
+    assert (decision.action, decision.prefixed, decision.unsafe) == (action, action == Action.ANONYMIZE, unsafe)
+    assert decision.reasons[0].why.startswith("names.stars did not look; on_error: ")
+    looked = Findings(looked=frozenset({"names.stars"}))
+    assert decide(found, asked, findings=looked).action == Action.ALLOW
+
+
+def test_no_text_is_rewritten_in_place_of_a_prefix_where_nobody_looked():
+    """For names that are there would stay: the backend gets no prompt at all."""
+    found = policy(PREFIX, names=NAMES, without_prefix="rewrite")
+    asked = request(carries_prefix=False)
+
+    decision = decide(found, asked, findings=Findings())
+
+    assert (decision.effective, decision.reasons[0].rule) == (Action.BLOCK, "prefix")
+    assert decision.reasons[0].why.endswith("without_prefix: rewrite, but names.stars did not look")
+    looked = Findings(looked=frozenset({"names.stars"}))
+    assert decide(found, asked, findings=looked).action == Action.REWRITE
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,15 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from detectors import save_gliner
 
 from apl_guard import Action, PolicyInvalid
 from apl_guard.detect.person import PersonDetector
 from apl_guard.policy import Person, Policy
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from detectors import save_gliner
 
 WORDS = "a photo of Mara Voss and cat person by the sea"
 TEXTS = ["a photo of Mara Voss, and a cat by the sea", "a cat", "", "¿ Mara-Voss's  cat?", "猫 и кот"]

@@ -2,71 +2,29 @@
 
 import json
 import logging
-import os
 import urllib.error
 import urllib.request
-from importlib.resources import files
 
 import pytest
 import structlog
 import torch
+from guard_log import counted, records, text_of
 from structlog.testing import LogCapture
 
 from apl_guard import (
-    AuditUnavailable,
     Guard,
-    GuardUnavailable,
     InvalidInput,
     Policy,
     PolicyBlocked,
     PolicyInvalid,
-    PrefixInvalid,
     PrefixNotFound,
     PrefixRegistry,
     RequestTooLarge,
 )
-from apl_guard.audit import AuditLog
 from apl_guard.policy import Mode
 from apl_guard.testing import random_prefix, tiny_pipe
 
 SECRET = "a photo of Mara Voss"
-
-
-def text_of(folder):
-    """Everything in the segments of a log."""
-    return "".join(path.read_text() for path in sorted((folder / "segments").iterdir()))
-
-
-def records(folder):
-    """What the guard recorded; what the log records about itself is left out."""
-    found = [json.loads(line) for line in text_of(folder).splitlines()]
-    return [record for record in found if record["event"].startswith("guard.")]
-
-
-def counted(registry, result):
-    return registry.get_sample_value("apl_guard_outcomes_total", {"result": result})
-
-
-def fails_from(first):
-    """A sync that works until the disk is full."""
-    synced = []
-
-    def sync(handle):
-        synced.append(handle)
-        if len(synced) >= first:
-            raise OSError(28, "No space left on device")
-        os.fsync(handle)
-
-    return sync
-
-
-@pytest.fixture
-def calls(shared_pipe, monkeypatch):
-    """How often the UNet ran: zero means that no image can have been made."""
-    seen = []
-    handle = shared_pipe.unet.register_forward_pre_hook(lambda *_: seen.append(1))
-    yield seen
-    handle.remove()
 
 
 @pytest.mark.smoke
@@ -142,84 +100,6 @@ def test_odd_text_is_refused_on_record(guard, calls, tmp_path, text):
     assert calls == []
 
     assert [r["event"] for r in records(tmp_path / "audit")] == ["guard.decision", "guard.outcome"]
-
-
-class TestFailClosed:
-    """Whatever breaks, no image comes out and the error is one of the guard's own."""
-
-    def test_no_prefix_for_this_encoder(self, shared_pipe):
-        """Shown as soon as the guard is made."""
-        with pytest.raises(PrefixNotFound, match="apl-guard train"):
-            Guard(shared_pipe)
-
-    def test_prefix_removed_while_running(self, shared_pipe, prefix, calls, tmp_path, metrics_registry):
-        """Looked up on each call, and the failure is recorded."""
-        entry = PrefixRegistry().register(prefix.save(tmp_path / "trained"))
-        guard = Guard(shared_pipe, audit=tmp_path / "audit", metrics_registry=metrics_registry)
-        (entry.path / "prefix.safetensors").unlink()
-
-        with pytest.raises(PrefixNotFound):
-            guard(SECRET)
-        assert calls == []
-        assert records(tmp_path / "audit")[1]["result"] == "failed"
-        assert counted(metrics_registry, "failed") == 1
-
-    def test_prefix_given_is_damaged(self, shared_pipe, prefix, tmp_path):
-        """The file is named."""
-        folder = prefix.save(tmp_path / "trained")
-        (folder / "prefix.safetensors").write_bytes(b"x")
-
-        with pytest.raises(PrefixInvalid, match="trained"):
-            Guard(shared_pipe, prefix=folder)
-
-    def test_audit_folder_is_a_file(self, shared_pipe, prefix, tmp_path):
-        """Shown as soon as the guard is made."""
-        (tmp_path / "file").write_text("")
-
-        with pytest.raises(AuditUnavailable, match="file"):
-            Guard(shared_pipe, prefix=prefix, audit=tmp_path / "file")
-
-    @pytest.mark.parametrize("name", ["digest.key", "seal.key"])
-    def test_key_that_others_can_read(self, shared_pipe, prefix, tmp_path, name):
-        """Digests and signatures are worth no more than the secrecy of their keys."""
-        Guard(shared_pipe, prefix=prefix, audit=tmp_path / "audit")
-        (tmp_path / "audit" / "keys" / name).chmod(0o644)
-
-        with pytest.raises(AuditUnavailable, match="chmod 600"):
-            Guard(shared_pipe, prefix=prefix, audit=tmp_path / "audit")
-
-    def test_disk_full_before_generation(self, guard, calls, monkeypatch, metrics_registry):
-        """The decision cannot be written, so nothing is generated."""
-        monkeypatch.setattr("apl_guard.audit.disk.sync", fails_from(1))
-
-        with pytest.raises(AuditUnavailable, match="No space left"):
-            guard(SECRET)
-        assert calls == []
-        assert counted(metrics_registry, "failed") == 1
-
-    def test_disk_full_before_release(self, guard, calls, monkeypatch, metrics_registry):
-        """The decision is written, the image made, the outcome cannot be written: no image."""
-        monkeypatch.setattr("apl_guard.audit.disk.sync", fails_from(2))
-
-        with pytest.raises(AuditUnavailable, match="No space left"):
-            guard(SECRET, num_inference_steps=1)
-        assert calls == [1]
-        assert counted(metrics_registry, "failed") == 1
-        assert counted(metrics_registry, "passed") == 0
-
-    def test_platform_logging_fails(self, shared_pipe, prefix, calls):
-        """A processor of the platform that raises counts as an unwritten record."""
-
-        def broken(*_):
-            raise RuntimeError("sink is down")
-
-        structlog.configure(processors=[broken])
-        try:
-            with pytest.raises(AuditUnavailable):
-                Guard(shared_pipe, prefix=prefix)(SECRET)
-        finally:
-            structlog.reset_defaults()
-        assert calls == []
 
 
 def test_records_go_where_the_platform_sends_them_now(shared_pipe, prefix):
@@ -379,53 +259,3 @@ def test_a_prefix_for_another_encoder_is_refused(shared_pipe):
 
     with pytest.raises(PrefixNotFound, match=other.metadata.fingerprints["text_encoder"].key):
         Guard(shared_pipe, prefix=other)
-
-
-class TestClosing:
-    """What a guard has opened ends with it."""
-
-    def test_everything_it_opened_is_closed(self, shared_pipe, prefix, tmp_path):
-        """The log has its last record and checkpoint at once, the port is free, the policy is watched no more."""
-        path = tmp_path / "policy.yaml"
-        path.write_bytes((files("apl_guard.policies") / "anonymize_faces.yaml").read_bytes())
-        with Guard(shared_pipe, path, prefix=prefix, audit=tmp_path / "log") as guard:
-            server, watch = guard.serve_metrics(0), guard.watch_policy()
-            guard("a man", num_inference_steps=1)
-            url = f"http://127.0.0.1:{server.port}/metrics"
-            assert urllib.request.urlopen(url, timeout=10).status == 200
-
-        assert '"event":"audit.close"' in text_of(tmp_path / "log")
-        with pytest.raises(urllib.error.URLError, match="refused"):
-            urllib.request.urlopen(url, timeout=10)
-        assert not watch._thread.is_alive()
-
-    @pytest.mark.parametrize("audit", ["log", None])
-    def test_a_closed_guard_gives_no_image(self, shared_pipe, prefix, tmp_path, calls, audit):
-        """Not for a call and not for a self-test, whether or not there is a log that could refuse the record."""
-        guard = Guard(shared_pipe, prefix=prefix, audit=audit and tmp_path / audit)
-        guard.close()
-        guard.close()
-
-        with pytest.raises(GuardUnavailable, match="closed"):
-            guard("a man", num_inference_steps=1)
-        with pytest.raises(GuardUnavailable, match="closed"):
-            guard.self_test(num_inference_steps=1)
-        with pytest.raises(GuardUnavailable, match="closed"):
-            guard.serve_metrics(0)  # nobody would close it
-        assert calls == []
-
-    def test_a_log_that_was_handed_in_stays_open(self, shared_pipe, prefix, tmp_path):
-        """Several guards may write to it."""
-        with AuditLog(tmp_path / "log") as log:
-            for _ in range(2):
-                with Guard(shared_pipe, prefix=prefix, audit=log) as guard:
-                    guard("a man", num_inference_steps=1)
-
-        assert [record["event"] for record in records(tmp_path / "log")] == ["guard.decision", "guard.outcome"] * 2
-
-    def test_a_guard_that_cannot_be_made_leaves_no_log_open(self, shared_pipe, prefix, tmp_path):
-        """It is closed before the error arrives, not when the garbage collector comes."""
-        with pytest.raises(PolicyInvalid):
-            Guard(shared_pipe, "no_such_policy", prefix=prefix, audit=tmp_path / "log")
-
-        assert '"event":"audit.close"' in text_of(tmp_path / "log")

@@ -5,9 +5,9 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from detectors import save_detector
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,10 +24,6 @@ from apl_guard.policy import Person
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest
 from apl_guard.request.canonical import canonical
 from apl_guard.request.context import Context
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from detectors import save_detector
 
 BATCH = 16
 """How many windows of a text the model reads at once."""

@@ -6,14 +6,14 @@ The fields are found in the models, so that one that is added without a line her
 
 import copy
 import json
-import sys
 from collections.abc import Iterator
 from enum import StrEnum
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import pytest
+from detectors import save_detector
+from policy_flips import ABSENT, FLIPS, members
 from pydantic import BaseModel
 
 from apl_guard import AplGuardError, Guard, Policy, backend
@@ -21,11 +21,6 @@ from apl_guard.audit import AuditLog
 from apl_guard.backend import Generation, Receipt
 from apl_guard.encoder.traits import Likeness, Tier
 from apl_guard.request import TEXT_CHANNELS, Channel, GenerationRequest, texts
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from detectors import save_detector
-from policy_flips import ABSENT, FLIPS, members
 
 
 class Pipe:

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
@@ -125,6 +126,8 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
     """The fields of an outcome record."""
     fields = {**outcome.__dict__}
     fields["prefix_rows"] = {slot: list(rows) for slot, rows in outcome.prefix_rows.items()}
+    # A text encoder that overflows changes by no number, which is why the call failed; JSON has no word for it.
+    fields["change"] = {slot: [c if isfinite(c) else None for c in found] for slot, found in outcome.change.items()}
     fields["protection"] = None if outcome.protection is None else outcome.protection.value
     fields["tokens_cut"] = {slot: list(cut) for slot, cut in outcome.tokens_cut.items()}
     return {"schema_version": _SCHEMA_VERSION, "decision_id": fields.pop("id"), **fields}

@@ -1,0 +1,61 @@
+"""What a guard has opened ends with it."""
+
+import urllib.error
+import urllib.request
+from importlib.resources import files
+
+import pytest
+from guard_log import records, text_of
+
+from apl_guard import Guard, GuardUnavailable, PolicyInvalid
+from apl_guard.audit import AuditLog
+
+
+def test_everything_it_opened_is_closed(shared_pipe, prefix, tmp_path):
+    """The log has its last record and checkpoint at once, the port is free, the policy is watched no more."""
+    path = tmp_path / "policy.yaml"
+    path.write_bytes((files("apl_guard.policies") / "anonymize_faces.yaml").read_bytes())
+    with Guard(shared_pipe, path, prefix=prefix, audit=tmp_path / "log") as guard:
+        server, watch = guard.serve_metrics(0), guard.watch_policy()
+        guard("a man", num_inference_steps=1)
+        url = f"http://127.0.0.1:{server.port}/metrics"
+        assert urllib.request.urlopen(url, timeout=10).status == 200
+
+    assert '"event":"audit.close"' in text_of(tmp_path / "log")
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        urllib.request.urlopen(url, timeout=10)
+    assert not watch._thread.is_alive()
+
+
+@pytest.mark.parametrize("audit", ["log", None])
+def test_a_closed_guard_gives_no_image(shared_pipe, prefix, tmp_path, calls, audit):
+    """Not for a call and not for a self-test, whether or not there is a log that could refuse the record."""
+    guard = Guard(shared_pipe, prefix=prefix, audit=audit and tmp_path / audit)
+    guard.close()
+    guard.close()
+
+    with pytest.raises(GuardUnavailable, match="closed"):
+        guard("a man", num_inference_steps=1)
+    with pytest.raises(GuardUnavailable, match="closed"):
+        guard.self_test(num_inference_steps=1)
+    with pytest.raises(GuardUnavailable, match="closed"):
+        guard.serve_metrics(0)  # nobody would close it
+    assert calls == []
+
+
+def test_a_log_that_was_handed_in_stays_open(shared_pipe, prefix, tmp_path):
+    """Several guards may write to it."""
+    with AuditLog(tmp_path / "log") as log:
+        for _ in range(2):
+            with Guard(shared_pipe, prefix=prefix, audit=log) as guard:
+                guard("a man", num_inference_steps=1)
+
+    assert [record["event"] for record in records(tmp_path / "log")] == ["guard.decision", "guard.outcome"] * 2
+
+
+def test_a_guard_that_cannot_be_made_leaves_no_log_open(shared_pipe, prefix, tmp_path):
+    """It is closed before the error arrives, not when the garbage collector comes."""
+    with pytest.raises(PolicyInvalid):
+        Guard(shared_pipe, "no_such_policy", prefix=prefix, audit=tmp_path / "log")
+
+    assert '"event":"audit.close"' in text_of(tmp_path / "log")
