@@ -13,6 +13,8 @@ CARD_NAME = "card.md"
 ENTRY_NAME = "entry.json"
 SIGNATURE_NAME = "model.sig"
 REVOKED_NAME = "revoked.json"
+REVOKED_FOLDER = "revoked"
+"""Where each revocation has a file of its own, for places that have no locks."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")

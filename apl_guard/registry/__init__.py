@@ -4,6 +4,7 @@ A registry is a folder, here or behind a URL:
 
     REGISTRY/
       revoked.json               digests that must not be used any more
+      revoked/DIGEST.json        the same, one by one, where nobody can lock the list
       NAME/
         1/  prefix.safetensors   version 1, never changed again
             card.md

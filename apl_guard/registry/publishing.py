@@ -8,10 +8,10 @@ from apl_guard.errors import InvalidInput
 from apl_guard.prefix.layout import ENTRY_NAME
 from apl_guard.registry.adding import adopt
 from apl_guard.registry.entry import RegistryEntry
-from apl_guard.registry.mirror import as_url
 from apl_guard.registry.pushing import push_files, push_revoked
 from apl_guard.registry.revoked import RevokedFile, revoke
 from apl_guard.registry.shelf import Shelf
+from apl_guard.registry.source import as_url
 
 __all__ = ["publish", "publish_revoked"]
 

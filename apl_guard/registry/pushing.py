@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from apl_guard.errors import AplGuardError, InvalidInput, RegistryUnavailable
-from apl_guard.prefix.layout import FILE_NAME, REVOKED_NAME, SIGNATURE_NAME
-from apl_guard.registry.mirror import LIMITS, open_url
-from apl_guard.registry.revoked import MAX_REVOKED_BYTES, RevokedFile, as_file, parse_revoked
+from apl_guard.prefix.layout import FILE_NAME, REVOKED_FOLDER, REVOKED_NAME, SIGNATURE_NAME
+from apl_guard.registry.revoked import MAX_REVOKED_BYTES, RevokedFile, as_file, file_of, joined, parse_revoked
+from apl_guard.registry.source import LIMITS, open_url
 
 __all__ = ["push_files", "push_revoked"]
 
@@ -57,15 +57,23 @@ def push_revoked(url: str, revoked: RevokedFile) -> None:
     if not revoked.revoked:
         return
     with _written(url) as (system, root):
-        path = f"{root}/{REVOKED_NAME}"
+        path, folder = f"{root}/{REVOKED_NAME}", f"{root}/{REVOKED_FOLDER}"
         known = RevokedFile()
         if system.exists(path):
             known = parse_revoked(_read(system, path, MAX_REVOKED_BYTES), Path(path))
-        new = [entry for entry in revoked.revoked if entry.digest not in known.reasons]
-        if new:
-            system.makedirs(root, exist_ok=True)
-            both = RevokedFile(revoked=(*known.revoked, *new))
-            system.pipe_file(path, as_file(both, Path(path)))
+        both = joined(known, revoked.revoked)
+        content = as_file(both, Path(path))
+        system.makedirs(folder, exist_ok=True)
+        there: set[str] = set()
+        with suppress(FileNotFoundError):  # a bucket has no folders without files
+            there = {str(place).rpartition("/")[2] for place in system.ls(folder, detail=False)}
+        # Without locks, one of two who add to the list at once may be lost there, but not in files of their own.
+        for entry in revoked.revoked:
+            if file_of(entry.digest) not in there:
+                own = as_file(RevokedFile(revoked=(entry,)), Path(path))
+                system.pipe_file(f"{folder}/{file_of(entry.digest)}", own)
+        if both != known:
+            system.pipe_file(path, content)
 
 
 @contextmanager

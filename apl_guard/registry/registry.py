@@ -18,11 +18,12 @@ from apl_guard.registry.adding import adopt, register
 from apl_guard.registry.entry import RegistryEntry, read_entry
 from apl_guard.registry.fit import nothing_for
 from apl_guard.registry.memory import Memory
-from apl_guard.registry.mirror import Mirror, as_url
+from apl_guard.registry.mirror import Mirror
 from apl_guard.registry.publishing import publish, publish_revoked
 from apl_guard.registry.revoked import RevokedFile, read_revoked, revoke
 from apl_guard.registry.shelf import Shelf
 from apl_guard.registry.signing import sign_folder
+from apl_guard.registry.source import as_url
 from apl_guard.registry.trust import check_signed, check_wanted
 
 __all__ = ["PrefixRegistry"]
@@ -35,7 +36,7 @@ class PrefixRegistry:
         location: A folder; a URL that fsspec can open, such as `s3://bucket/prefixes`; or `owner/name` of a
             repository on the Hugging Face hub. None stands for `APL_GUARD_REGISTRY`, or a folder among the
             user's data. What is behind a URL is copied to the user's cache folder.
-        refresh_after: Seconds after which a registry behind a URL is looked at again.
+        refresh_after: Seconds after which a registry behind a URL has been looked at again, by a thread of its own.
         valid_for: Seconds for which its copy serves while it cannot be reached.
 
     Raises:

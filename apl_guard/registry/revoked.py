@@ -1,8 +1,14 @@
-"""The list of prefixes that must not be used any more, `revoked.json` at the top of a registry."""
+"""The list of prefixes that must not be used any more.
+
+It is `revoked.json` at the top of a registry and, where no lock keeps two who add to it apart, a file for each
+revocation in `revoked/`. What is in one of them counts.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,12 +16,23 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable, StorageFailed
-from apl_guard.prefix.layout import REVOKED_NAME
+from apl_guard.prefix.layout import REVOKED_FOLDER, REVOKED_NAME
 from apl_guard.prefix.tensorfile import parse_json, printable, read_file
 from apl_guard.registry.writing import only_writer
 from apl_guard.storage import write_file
 
-__all__ = ["Revocation", "RevokedFile", "as_file", "parse_revoked", "read_revoked", "revoke"]
+__all__ = [
+    "Revocation",
+    "RevokedFile",
+    "as_file",
+    "digest_of",
+    "file_of",
+    "joined",
+    "parse_one",
+    "parse_revoked",
+    "read_revoked",
+    "revoke",
+]
 
 MAX_REVOKED_BYTES = 1 << 20
 
@@ -53,19 +70,71 @@ def read_revoked(root: Path) -> RevokedFile:
     Raises:
         RegistryUnavailable: It is damaged or out of reach, so nobody knows what was revoked.
     """
+    listed, one_by_one = _look_for(root)
+    found = _EMPTY
     try:
-        os.lstat(os.path.join(root, REVOKED_NAME))  # on each call of a guard, so no more than one question
-    except FileNotFoundError:
-        return _EMPTY
+        if listed:
+            path = root / REVOKED_NAME
+            found = parse_revoked(read_file(path, limit=MAX_REVOKED_BYTES, follow_links=False), path)
+    except PrefixInvalid as error:
+        raise RegistryUnavailable(f"{error}; without the list nobody knows which prefixes were revoked") from error
+    return joined(found, (_read_one(root, digest) for digest in one_by_one)) if one_by_one else found
+
+
+def _look_for(root: Path) -> tuple[bool, list[str]]:
+    """Whether there is a list, and the digests of what is revoked beside it. On each call, so in two questions."""
+    try:
+        try:
+            os.lstat(os.path.join(root, REVOKED_NAME))
+            listed = True
+        except FileNotFoundError:
+            listed = False
+        try:
+            names = os.listdir(os.path.join(root, REVOKED_FOLDER))
+        except FileNotFoundError:
+            names = []
     except OSError as error:
         raise RegistryUnavailable(
             f"{root}: cannot be looked into ({error.strerror}), so nobody knows which prefixes were revoked"
         ) from error
-    path = root / REVOKED_NAME
+    return listed, [digest for name in names if (digest := digest_of(name)) is not None]
+
+
+def _read_one(root: Path, digest: str) -> Revocation:
     try:
-        return parse_revoked(read_file(path, limit=MAX_REVOKED_BYTES, follow_links=False), path)
-    except PrefixInvalid as error:
-        raise RegistryUnavailable(f"{error}; without the list nobody knows which prefixes were revoked") from error
+        content = read_file(root / REVOKED_FOLDER / file_of(digest), limit=MAX_REVOKED_BYTES, follow_links=False)
+    except PrefixInvalid:
+        content = b""
+    return parse_one(content, digest)
+
+
+def digest_of(file: str) -> str | None:
+    """The digest that the name of a revocation's own file says, or None where it is no such name."""
+    return file[:64] if re.fullmatch(r"[0-9a-f]{64}\.json", file) else None
+
+
+def file_of(digest: str) -> str:
+    """The name of a revocation's own file."""
+    return f"{digest}.json"
+
+
+def parse_one(content: bytes, digest: str) -> Revocation:
+    """Read a revocation's own file. Its name is enough to revoke, so damage costs no more than the reason."""
+    try:
+        found = parse_revoked(content, Path(file_of(digest))).revoked
+    except PrefixInvalid:
+        found = ()
+    same = [entry for entry in found if entry.digest == digest]
+    return same[0] if same else Revocation(digest=digest, reason="", when=datetime.fromtimestamp(0, UTC))
+
+
+def joined(first: RevokedFile, others: Iterable[Revocation]) -> RevokedFile:
+    """A list with others added that it lacks."""
+    both = {entry.digest: entry for entry in others} | {entry.digest: entry for entry in first.revoked}
+    if len(both) == len(first.revoked):
+        return first
+    known = first.reasons
+    return RevokedFile(revoked=(*first.revoked, *(entry for entry in both.values() if entry.digest not in known)))
 
 
 def parse_revoked(content: bytes, where: Path) -> RevokedFile:
@@ -121,6 +190,6 @@ def revoke(root: Path, digest: str, reason: str) -> RevokedFile:
         known = read_revoked(root)
         if digest in known.reasons:
             return known
-        both = RevokedFile(revoked=(*known.revoked, added))
+        both = joined(known, [added])
         write_file(root / REVOKED_NAME, as_file(both, root / REVOKED_NAME))
     return both

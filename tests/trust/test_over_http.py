@@ -10,7 +10,7 @@ import pytest
 from trusted import draw
 
 from apl_guard import Guard, PrefixRegistry, PrefixRevoked, RegistryUnavailable
-from apl_guard.registry import mirror
+from apl_guard.registry import source
 
 pytest.importorskip("aiohttp", reason="fsspec speaks HTTP with aiohttp")
 
@@ -50,7 +50,7 @@ def test_a_prefix_is_taken_from_a_server_and_so_is_its_revocation(served, tmp_pa
 def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
     """The connection is taken and no answer comes: an error that says so, and not a call that waits for minutes."""
     monkeypatch.setenv("APL_GUARD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(mirror, "_SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(source, "_SILENCE_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
         with pytest.raises(RegistryUnavailable, match="cannot be copied"):

@@ -13,7 +13,7 @@ from trusted import draw
 
 from apl_guard import Guard, PrefixRegistry, PrefixRevoked, RegistryUnavailable, StorageFailed
 from apl_guard.registry import writing
-from apl_guard.registry.mirror import Mirror
+from apl_guard.registry.source import Source
 from apl_guard.storage import alone
 
 
@@ -119,8 +119,8 @@ class TestOneThatChanges:
         PrefixRegistry().publish(second, there[1])
 
         with monkeypatch.context() as cut_off:
-            whole = Mirror._fetch
-            cut_off.setattr(Mirror, "_fetch", lambda self, path, limit: whole(self, path, limit)[:100])
+            whole = Source.fetch
+            cut_off.setattr(Source, "fetch", lambda self, path, limit: whole(self, path, limit)[:100])
             made = guard.generate("a man", num_inference_steps=1)
         assert made.outcome.prefix_digest == first.prefix.digest
         assert guard.generate("a man", num_inference_steps=1).outcome.prefix_digest == second.prefix.digest

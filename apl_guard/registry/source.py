@@ -1,0 +1,229 @@
+"""A registry that lies behind a URL: what it holds, and its files.
+
+Only names that prefixes may have are asked for, and only files that a registry has, up to their limits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from time import monotonic
+from typing import Any
+
+from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable
+from apl_guard.prefix.layout import (
+    CARD_NAME,
+    ENTRY_NAME,
+    FILE_NAME,
+    REVOKED_FOLDER,
+    REVOKED_NAME,
+    SIGNATURE_NAME,
+    is_name,
+)
+from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, printable
+from apl_guard.registry.entry import MAX_CARD_BYTES, MAX_SIGNATURE_BYTES
+from apl_guard.registry.revoked import (
+    MAX_REVOKED_BYTES,
+    RevokedFile,
+    digest_of,
+    joined,
+    parse_one,
+    parse_revoked,
+)
+
+__all__ = ["LIMITS", "Source", "as_url", "check_protocol", "open_url"]
+
+LIMITS = {
+    ENTRY_NAME: 16 << 10,
+    CARD_NAME: MAX_CARD_BYTES,
+    SIGNATURE_NAME: MAX_SIGNATURE_BYTES,
+    FILE_NAME: MAX_FILE_BYTES,  # last: a version counts as soon as this is there
+}
+_MAX_VERSIONS = 2000
+_SILENCE_SECONDS = 10.0
+"""How long a server of HTTP may say nothing, where aiohttp itself would wait for five minutes."""
+_ANSWER_SECONDS = 120.0
+"""How long an answer of a server of HTTP may take that goes on saying a little."""
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+def as_url(location: str | Path) -> str | None:
+    """The URL that a location is, or None for a folder. `owner/name` is a repository on the hub.
+
+    Example:
+        >>> as_url("acme/prefixes"), as_url("s3://bucket/prefixes"), as_url("./prefixes"), as_url(Path("a/b"))
+        ('hf://acme/prefixes', 's3://bucket/prefixes', None, None)
+    """
+    if isinstance(location, Path) or Path(location).is_dir():
+        return None
+    protocol, separator, place = location.partition("://")
+    if separator:
+        return f"{protocol}://{place.rstrip('/') or place}"
+    return f"hf://{location}" if _HUB_ID.fullmatch(location) else None
+
+
+class Source:
+    """A registry behind a URL, opened for one look at it.
+
+    Args:
+        url: The registry.
+        seconds: How long the look may take.
+
+    Raises:
+        InvalidInput: The URL is of a kind that is not supported here.
+        RegistryUnavailable: It cannot be reached, or makes no sense to its file system.
+    """
+
+    def __init__(self, url: str, seconds: float) -> None:
+        self._url = url
+        self._seconds = seconds
+        self._until = monotonic() + seconds
+        # Opened anew, for many file systems do not work in a process that was forked; kept ones are fsspec's business.
+        self._system, self._root = open_url(url)
+        self._system.invalidate_cache()
+        self._listed = self._list()
+
+    def offered(self) -> dict[tuple[str, str], dict[str, int]]:
+        """(name, version) → file → size, of all that looks like a registry.
+
+        Raises:
+            RegistryUnavailable: It holds nothing, or more than a registry may.
+        """
+        found: dict[tuple[str, str], dict[str, int]] = {}
+        for path, info in self._listed.items():
+            parts = PurePosixPath(str(path)).parts[-3:]
+            if len(parts) == 3 and is_name(parts[0]) and re.fullmatch("[1-9][0-9]{0,8}", parts[1]):
+                name, version, file = parts
+                if file in LIMITS and info.get("type", "file") == "file":  # no pipe, which would not end
+                    found.setdefault((name, version), {})[file] = int(info.get("size") or 0)
+        found = {key: {f: sizes[f] for f in LIMITS if f in sizes} for key, sizes in found.items() if FILE_NAME in sizes}
+        if not found:  # many file systems answer so about a place that is not there
+            raise RegistryUnavailable(f"{self._url} holds no prefix; check the address and the rights")
+        if len(found) > _MAX_VERSIONS:
+            raise RegistryUnavailable(f"{self._url} holds {len(found)} versions, expected at most {_MAX_VERSIONS}")
+        return found
+
+    def revoked(self, known: RevokedFile) -> RevokedFile:
+        """All that is revoked there: its list, and what lies beside the list in files of their own.
+
+        Args:
+            known: What is known of it from before; not asked for again.
+
+        Raises:
+            PrefixInvalid: The list is damaged.
+        """
+        path = f"{self._root}/{REVOKED_NAME}"
+        if self._listed.get(path, {}).get("type", "file") != "file":  # reading a pipe would not end
+            raise PrefixInvalid("not a regular file; expected the list of revoked prefixes", where=path)
+        found = RevokedFile()
+        # Asked whether it exists, a server that is only busy says no.
+        if path in self._listed or self._system.exists(path):
+            found = parse_revoked(self.fetch(path, MAX_REVOKED_BYTES), Path(path))
+        folder, one_by_one = f"{self._root}/{REVOKED_FOLDER}/", []
+        before = {entry.digest: entry for entry in known.revoked}
+        for path, info in self._listed.items():
+            digest = digest_of(path.removeprefix(folder)) if path.startswith(folder) else None
+            if digest is None or digest in found.reasons:
+                continue
+            if digest in before:
+                one_by_one.append(before[digest])
+            else:
+                is_file = info.get("type", "file") == "file"
+                one_by_one.append(parse_one(self.fetch(path, MAX_REVOKED_BYTES) if is_file else b"", digest))
+        return joined(found, one_by_one)
+
+    def files(self, name: str, version: str, sizes: Mapping[str, int]) -> dict[str, bytes]:
+        """Name → content of the files of a version.
+
+        Raises:
+            PrefixInvalid: One of them came in part, or is too large.
+        """
+        found = {file: self.fetch(f"{self._root}/{name}/{version}/{file}", LIMITS[file]) for file in sizes}
+        for file, size in sizes.items():
+            if size and len(found[file]) != size:  # some file systems know no sizes
+                came = f"{len(found[file])} bytes came, expected {size}"
+                raise PrefixInvalid(came, where=f"{name}/{version}/{file}")
+        return found
+
+    def fetch(self, path: str, limit: int) -> bytes:
+        """The content of a file.
+
+        Raises:
+            PrefixInvalid: It is too large.
+            RegistryUnavailable: The look takes too long.
+        """
+        self._check_time()
+        with self._system.open(path, "rb") as stream:
+            content: bytes = stream.read(limit + 1)
+        if len(content) > limit:
+            raise PrefixInvalid(f"larger than {limit} bytes; not a file of a registry", where=path)
+        return content
+
+    def _list(self) -> dict[str, Any]:
+        """Path → what is known of the file, of everything where a registry has its files."""
+        found: dict[str, Any] = {}
+        folders = [self._root]
+        for _ in range(3):
+            deeper: list[str] = []
+            for folder in folders:
+                self._check_time()
+                # By hand, for `find` and `walk` take a folder that cannot be listed now for one without content.
+                try:
+                    listing = self._system.ls(folder, detail=True)
+                except FileNotFoundError:
+                    continue
+                for info in listing:
+                    path = str(info["name"]).rstrip("/")
+                    if info["type"] != "directory":
+                        found[path] = info
+                    elif path != folder and is_name(path.rpartition("/")[2]):
+                        deeper.append(path)
+            folders = deeper
+        return found
+
+    def _check_time(self) -> None:
+        if monotonic() > self._until:
+            raise RegistryUnavailable(
+                f"looking at {self._url} takes longer than {self._seconds:g} s; check the network"
+            )
+
+
+def open_url(url: str) -> tuple[Any, str]:
+    """The file system behind a URL, and the path in it.
+
+    Raises:
+        InvalidInput: The URL is of a kind that is not supported here.
+        RegistryUnavailable: It cannot be reached, or makes no sense to its file system.
+    """
+    import fsspec.core
+
+    check_protocol(url)
+    options: dict[str, Any] = {}
+    if url.startswith(("http://", "https://")):
+        import aiohttp  # fsspec has said that it is there
+
+        silence = {"sock_connect": _SILENCE_SECONDS, "sock_read": _SILENCE_SECONDS}
+        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=_ANSWER_SECONDS, **silence)}
+    try:
+        system, root = fsspec.core.url_to_fs(url, **options)
+    except Exception as error:  # some connect at once, and every file system has exceptions of its own
+        raise RegistryUnavailable(
+            f"{printable(url, 400)} cannot be opened ({type(error).__name__}); check the address, the rights and the "
+            "network"
+        ) from error
+    return system, str(root).rstrip("/")
+
+
+def check_protocol(url: str) -> None:
+    """Make sure that there is a file system for a URL.
+
+    Raises:
+        InvalidInput: There is none here.
+    """
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(url.partition("://")[0].partition("::")[0])
+    except (ImportError, ValueError) as error:
+        raise InvalidInput(f"cannot be opened ({printable(str(error))})", where=printable(url)) from error
