@@ -226,6 +226,20 @@ class TestCommands:
         assert "did you mean 'rules'?" in out
         assert "ok    anonymize_faces" in out
 
+    def test_show_says_what_holds_beside_the_rules(self, run, path):
+        """All that is not as usual, in letters that no terminal obeys."""
+        said = "spec:\n  rollout: {percent: 10, key: tenant}\n  on_error: unsafe_passthrough\n"
+        told = 'version: 1\n  description: "\\e[31mred\\u202e"\n'
+        path.write_text(STARS.replace("spec:\n", said, 1).replace("version: 1\n", told, 1))
+
+        shown = run("show", path)[1]
+
+        assert 'rollout: {"percent": 10.0, "key": "tenant"' in shown
+        assert "on_error: unsafe_passthrough" in shown
+        assert "names stars: protected, 1 people in stars.csv" in shown
+        assert shown.replace("\n", "").isprintable()
+        assert "on_error" not in run("show", "anonymize_faces")[1]
+
     def test_tests(self, run, path):
         """0 where all hold; 1 where one does not, and where there is none."""
         assert run("test", path)[0] == 0

@@ -57,6 +57,7 @@ def test_a_file_is_read(tmp_path):
         ("when: {channels: [prompt]}", "when: {chanels: [prompt]}", r"'spec.rules.0.when.channels' is missing"),
         ("  version: 2", "  version: 0", "line 5: 'metadata.version'"),
         ("spec:", "spec:\n  mode: shadov", r"line 7: 'spec.mode' is 'shadov'; .*did you mean 'shadow'\?"),
+        ("spec:", "spec:\n  mode: SHADOW", r"'spec.mode' is 'SHADOW'; .*did you mean 'shadow'\?"),
         ("spec:", "spec:\n  mode: off", r"did you mean 'unsafe_off'\?"),
         ("spec:", "spec:\n  on_error: passthrough", r"did you mean 'unsafe_passthrough'\?"),
         ("  name: mine", "  name: mine\n  name: other", "line 5: a key appears twice"),
@@ -72,7 +73,23 @@ def test_a_file_is_read(tmp_path):
         ("{action: anonymize}", "{action: anonymize, strength: nan}", "strength.*finite"),
         ("spec:", "spec:\n  rollout: {percent: 101}", "spec.rollout.percent.*less than or equal to 100"),
         ("[prompt]", "[promt]", r"'spec.rules.0.when.channels.0' is 'promt'; .*did you mean 'prompt'\?"),
-        ("[prompt]", "[]", "spec.rules.0.when.channels"),
+        ("[prompt]", "[]", r"'spec.rules.0.when.channels' is \[\]; expected at least one entry$"),
+        (
+            "[prompt]",
+            "prompt",
+            r"line 9: 'spec.rules.0.when.channels' is 'prompt'; expected a list, such as \[one, ano.*\]$",
+        ),
+        (
+            "{action: anonymize}",
+            "anonymize",
+            r"'spec.rules.0.then' is 'anonymize'; expected a mapping of keys to values$",
+        ),
+        ("  version: 2", "  version: two", "'metadata.version' is 'two'; expected a whole number$"),
+        (
+            "id: negative",
+            "id: Negative",
+            r"line 11: 'spec.rules.1.id': expected a text that should match pattern '.*'$",
+        ),
         ("  rules:", "  rules: []\n  others:", "rules"),
         ("  rules:", "  rules: [", "line 8: not valid YAML"),
         ("name: mine", "name: !!python/object/apply:os.system [ls]", "tags are not allowed"),
@@ -123,6 +140,13 @@ def test_hostile_files_are_refused(content):
     with pytest.raises(PolicyInvalid) as caught:
         Policy.parse(content)
     assert str(caught.value).isprintable()
+
+
+def test_a_file_in_another_encoding_is_told_which_is_expected(tmp_path):
+    """No parser of YAML reads these bytes."""
+    for encoding in ("utf-32", "utf-16-be"):
+        with pytest.raises(PolicyInvalid, match="expected UTF-8"):
+            load(tmp_path, GOOD.encode(encoding))
 
 
 def test_nesting_is_bounded():

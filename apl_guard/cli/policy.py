@@ -13,6 +13,7 @@ from apl_guard.cli.policy_effects import (
     complete_policy,
     diff_policies,
     explain_prompt,
+    printable,
     read_text,
     replay_log,
 )
@@ -76,7 +77,8 @@ def list_policies(as_json: AsJson = False) -> None:
         typer.echo(json.dumps([policy.metadata.model_dump() for policy in policies], indent=2))
         return
     for policy in policies:
-        typer.echo(f"{policy.name}  version {policy.version}  {policy.mode.value}  {policy.metadata.description}")
+        about = printable(policy.metadata.description)
+        typer.echo(f"{policy.name}  version {policy.version}  {policy.mode.value}  {about}")
 
 
 @app.command("show", no_args_is_help=True)
@@ -91,13 +93,29 @@ def show_policy(policy: PolicyName, as_json: AsJson = False) -> None:
         return
     typer.echo(f"{loaded.name}  version {loaded.version}  {loaded.mode.value}  digest {loaded.digest[:12]}")
     if loaded.metadata.description:
-        typer.echo(loaded.metadata.description)
+        typer.echo(printable(loaded.metadata.description))
+    for line in _beside_rules(loaded):
+        typer.echo(printable(f"  {line}"))
     for rule in loaded.rules:
         when = rule.when.model_dump(mode="json", exclude_none=True, exclude={"channels"})
         conditions = f", when {json.dumps(when)}" if when else ""
         channels = ", ".join(channel.value for channel in rule.when.channels)
         typer.echo(f"  {rule.then.action.value:<14}{channels}{conditions}  ({rule.id})")
     typer.echo(f"  {'block':<14}every other channel")
+
+
+def _beside_rules(policy: Policy) -> list[str]:
+    """What else a policy says, one line each. Rules do not tell that they are carried out for a tenth of all calls."""
+    said = policy.spec.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    lists = ("names", "patterns")
+    shown = {key: value for key, value in said.items() if key not in ("mode", "rules", *lists)}
+    lines = [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in shown.items()]
+    for names in policy.spec.names:
+        people = (
+            f"{len(names.listed)} people" if names.listed else "people"
+        )  # a built-in policy is shown without its list
+        lines.append(f"names {names.id}: {names.role.value}, {people} in {names.file or 'the policy'}")
+    return [*lines, *(f"pattern {pattern.id}: {pattern.regex}" for pattern in policy.spec.patterns)]
 
 
 @app.command("validate", no_args_is_help=True)
@@ -143,7 +161,7 @@ def run_tests(policy: PolicyName, as_json: AsJson = False) -> None:
         typer.echo(json.dumps([{"test": name, "ok": fault is None, "fault": fault} for name, fault in results]))
     else:
         for name, fault in results:
-            typer.echo(f"ok    {name}" if fault is None else f"FAIL  {name}: {fault}")
+            typer.echo(printable(f"ok    {name}" if fault is None else f"FAIL  {name}: {fault}"))
         if not results:
             typer.echo(f"{loaded.name} has no tests; begin a block `tests:` as in: apl-guard policy init")
     if failures or not results:

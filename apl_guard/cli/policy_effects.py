@@ -25,6 +25,7 @@ __all__ = [
     "complete_policy",
     "diff_policies",
     "explain_prompt",
+    "printable",
     "read_text",
     "replay_log",
 ]
@@ -144,7 +145,7 @@ def explain_prompt(
             action = rule.then.action.value
             typer.echo(f"rule {rule.id}: {_APPLIES[verdict.applies]} to {verdict.channel.value} ({action})")
             for condition in verdict.conditions:
-                typer.echo(f"    {_MARKS[condition.holds]} {_printable(condition.text)}")
+                typer.echo(f"    {_MARKS[condition.holds]} {printable(condition.text)}")
     for reason in decision.reasons:
         typer.echo(f"{reason.channel}: {reason.action.value}, {_by(reason)}")
     done = "" if decision.effective == decision.action else f", done: {decision.effective.value} (mode or rollout)"
@@ -153,7 +154,7 @@ def explain_prompt(
         typer.echo(f"prefix: {decision.prefix or 'the one that fits'}, strength {decision.strength:g}")
     for name, runs_now in decision.texts.items():
         if runs_now != texts[name]:
-            typer.echo(f"{name.value} that runs: {_printable(runs_now[0])}")
+            typer.echo(f"{name.value} that runs: {printable(runs_now[0])}")
 
 
 def replay_log(
@@ -201,7 +202,7 @@ def replay_log(
     for (old, new), number in ways.most_common():
         typer.echo(f"  {number:>8}  {old} → {new}")
     for timestamp, decision_id, tenant, old, new in listed:
-        typer.echo(_printable(f"{timestamp}  {decision_id}  {tenant or '-'}  {old} → {new}"))
+        typer.echo(printable(f"{timestamp}  {decision_id}  {tenant or '-'}  {old} → {new}"))
 
 
 def _as_json(verdict: Verdict) -> dict[str, Any]:
@@ -243,6 +244,6 @@ def _names_of(entries: list[dict[str, Any]]) -> Iterator[str]:
         yield name if seen[name] == 1 else f"{name} ({seen[name]})"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text of anybody, without letters that a terminal would obey."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

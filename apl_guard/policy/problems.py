@@ -21,7 +21,11 @@ def describe(error: ValidationError, model: type[BaseModel], tree: Tree) -> str:
         model: The model that was to be made.
         tree: What the file holds.
     """
-    faults = sorted((_line(tree, fault["loc"]), _describe(fault, model, tree)) for fault in error.errors())
+    found = error.errors()
+    within = {fault["loc"][:depth] for fault in found for depth in range(len(fault["loc"]))}
+    # Of a list of which an entry is wrong, pydantic also says that it is too short.
+    found = [fault for fault in found if fault["type"] != "too_short" or fault["loc"] not in within]
+    faults = sorted((_line(tree, fault["loc"]), _describe(fault, model, tree)) for fault in found)
     return "; ".join(f"line {line}: {text}" for line, text in faults[:5])
 
 
@@ -39,7 +43,42 @@ def _describe(fault: Any, model: type[BaseModel], tree: Tree) -> str:
         expected = fault["ctx"]["expected"]
         words = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
         return f"'{field}' is {_printable(repr(found))}; expected {expected}{did_you_mean(str(found), words)}"
-    return f"'{field}': {fault['msg'].removeprefix('Value error, ')}"
+    if fault["type"] in _EXPECTED:
+        found = _value_at(tree, fault["loc"])
+        return f"'{field}' is {_printable(_shown(found))}; expected {_EXPECTED[fault['type']]}"
+    return f"'{field}': {_in_plain_words(fault['msg'])}"
+
+
+_EXPECTED = {
+    "tuple_type": "a list, such as [one, another]",
+    "too_short": "at least one entry",
+    "model_type": "a mapping of keys to values",
+    "model_attributes_type": "a mapping of keys to values",
+    "string_type": "a text",
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
+    "int_from_float": "a whole number",
+    "int_type": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+}
+"""Kind of a fault, as pydantic calls it → what was expected, in the words of somebody who writes YAML."""
+
+
+def _shown(found: Any) -> str:
+    if isinstance(found, str):
+        return repr(found)
+    return ("a mapping" if isinstance(found, dict) else "a list") if found else repr(found)
+
+
+def _in_plain_words(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    for said, meant in (("Input should be ", "expected a value "), ("String should ", "expected a text that should ")):
+        message = meant + message.removeprefix(said) if message.startswith(said) else message
+    return message
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:
@@ -47,7 +86,9 @@ def did_you_mean(found: str, known: Iterable[str]) -> str:
     # What switches protection off is spelt longer than one would write it first.
     known = list(known)
     meant = [word for word in known if word == f"unsafe_{found}"]
-    meant = meant or difflib.get_close_matches(found, known, n=1)
+    meant = (
+        meant or difflib.get_close_matches(found, known, n=1) or difflib.get_close_matches(found.lower(), known, n=1)
+    )
     return f"; did you mean '{meant[0]}'?" if meant else ""
 
 

@@ -151,7 +151,7 @@ def read_tree(content: bytes, where: str | Path) -> Tree:
         # ValueError: a reader of PyYAML lets those of chr() and int() through.
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         place = "" if line is None else f"line {line + 1}: "
-        problem = getattr(error, "problem", None) or "not readable as text"
+        problem = getattr(error, "problem", None) or "not readable as text; expected UTF-8"
         raise PolicyInvalid(f"{place}not valid YAML: {problem}", where=where) from None
     if builder.root is None:
         raise PolicyInvalid("empty; expected a policy", where=where)
