@@ -18,12 +18,12 @@ PAGE = Path(__file__).parents[1] / "docs" / "policies.md"
 
 
 def rows(heading):
-    """Name and text of each cell of the table with this heading."""
+    """Names and texts of the table with this heading: of one name all texts, of several each its own."""
     table = PAGE.read_text(encoding="utf-8").split(f"| on the list | {heading} |", 1)[1].split("\n\n", 1)[0]
     for line in table.splitlines()[2:]:
         cells = line.split("|")
-        (name,) = re.findall("`([^`]+)`", cells[1])
-        yield from ((name, text) for text in re.findall("`([^`]+)`", cells[2]))
+        names, texts = (re.findall("`([^`]+)`", cell) for cell in cells[1:3])
+        yield from zip(names * len(texts) if len(names) == 1 else names, texts, strict=True)
 
 
 def found(name, text, **others):

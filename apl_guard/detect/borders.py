@@ -32,7 +32,9 @@ def name_at(text: str, spelt: Spelling, start: int, end: int, words: int, *, loo
             person who may be drawn, it must not.
     """
     place, past = spelt.places[start], spelt.places[end - 1] + 1
-    is_long = end - start >= LEAST_LETTERS_JOINED
+    begin = [start + k for k in range(1, end - start) if words >> k & 1]
+    is_humped = bool(begin) and all(_is_hump(text, spelt, each) for each in begin)
+    is_long = end - start >= LEAST_LETTERS_JOINED or is_humped
     if not _is_in_one(spelt, start, end, words, is_long):
         return None
     may_hump = loosely and is_long and words > 1 and Break.SPACE not in spelt.breaks[start + 1 : end]
