@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import threading
 import time
 
@@ -14,7 +15,8 @@ from transformers import BertConfig, BertForTokenClassification, PreTrainedToken
 from apl_guard import Action, Policy, PolicyInvalid, decide
 from apl_guard.detect import Detectors
 from apl_guard.detect.cache import TextCache
-from apl_guard.detect.person import PersonDetector
+from apl_guard.detect.person import PersonDetector, PersonMatch
+from apl_guard.detect.token_reader import _joined
 from apl_guard.detect.worker import Worker
 from apl_guard.policy import Person
 from apl_guard.policy.schema import Spec
@@ -208,6 +210,22 @@ def test_who_consents_counts_as_not_seen(trained):
     assert ask(found, detectors, "a photo of Rinka Tosem Bodek by the sea").action == Action.BLOCK
     with pytest.raises(ValueError, match="there is no 'person'"):
         Spec.model_validate({"names": [consenting], "rules": found.model_dump()["spec"]["rules"][:1]})
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("Ana Lima, Bo Ray", ["Ana Lima", "Bo Ray"]),
+        ("Ana Lima & Bo Ray / Kai", ["Ana Lima", "Bo Ray", "Kai"]),
+        ("Jean-Luc O'Neill Jr.", ["Jean-Luc O'Neill Jr"]),
+        ("J. K. Ray", ["J. K. Ray"]),
+    ],
+)
+def test_people_who_are_listed_are_several(text, names):
+    """Else two people who consent, with a comma between, would be one person who does not."""
+    words = [PersonMatch(word.start(), word.end(), 0.9) for word in re.finditer(r"\w+", text)]
+
+    assert [text[match.start : match.end] for match in _joined(text, words)] == names
 
 
 class TestFaults:

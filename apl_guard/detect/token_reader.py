@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -84,6 +85,10 @@ class TokenReader:
         return scores
 
 
+_WITHIN_NAMES = re.compile(r"(?:_|[^\w,;:/&|+<>=!?()\[\]{}\u3001\uff0c])*")
+"""What may stand between the words of a name. Behind a comma or an ampersand stands somebody else."""
+
+
 def _joined(text: str, pieces: list[PersonMatch]) -> tuple[PersonMatch, ...]:
     """Pieces of words as whole words, and words that stand side by side as one name."""
     joined: list[PersonMatch] = []
@@ -94,7 +99,7 @@ def _joined(text: str, pieces: list[PersonMatch]) -> tuple[PersonMatch, ...]:
         while end < len(text) and text[end].isalnum():
             end += 1
         before = joined[-1] if joined else None
-        if before is not None and (start <= before.end or not any(map(str.isalnum, text[before.end : start]))):
+        if before is not None and (start <= before.end or _WITHIN_NAMES.fullmatch(text, before.end, start)):
             joined[-1] = PersonMatch(before.start, max(end, before.end), max(piece.score, before.score))
         else:
             joined.append(PersonMatch(start, end, piece.score))
