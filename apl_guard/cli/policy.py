@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,6 +19,7 @@ from apl_guard.cli.policy_effects import (
 )
 from apl_guard.errors import PolicyInvalid, StorageFailed
 from apl_guard.policy import Policy, built_in_policies
+from apl_guard.policy.json_schema import json_schema
 from apl_guard.policy.problems import did_you_mean
 
 __all__ = ["app"]
@@ -174,9 +175,7 @@ def schema() -> None:
 
     Example: apl-guard policy schema > apl-guard-policy.schema.json
     """
-    described = _without_null(Policy.model_json_schema())
-    described = {"$schema": "https://json-schema.org/draft/2020-12/schema", **described}
-    typer.echo(json.dumps(described, indent=2))
+    typer.echo(json.dumps(json_schema(), indent=2))
 
 
 @app.command("init", no_args_is_help=True)
@@ -213,19 +212,6 @@ def init(
     except OSError as error:
         raise StorageFailed(f"cannot be written ({error.strerror}); nothing was changed", path=file) from error
     typer.echo(f"{file}  next: apl-guard policy {'test' if base is None else 'validate'} {file}")
-
-
-def _without_null(schema: Any) -> Any:
-    """The same where a field may be left out, but not be null: to the reader of policies, that is a text."""
-    if isinstance(schema, list):
-        return [_without_null(each) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found = {name: _without_null(part) for name, part in schema.items() if (name, part) != ("default", None)}
-    if {"type": "null"} in found.get("anyOf", ()):
-        (kind,) = (each for each in found.pop("anyOf") if each != {"type": "null"})
-        found |= kind
-    return found
 
 
 app.command("diff", no_args_is_help=True)(diff_policies)
