@@ -1,5 +1,7 @@
 """Decisions: what follows from the rules for a request."""
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,7 +46,7 @@ def test_what_no_rule_applies_to_is_blocked():
     assert decide(found, request(Channel.PROMPT, Channel.LATENTS), Context("lab")).action == Action.ANONYMIZE
     decision = decide(found, request(unknown=("surprise",)))
     assert decision.action == Action.BLOCK
-    assert decision.reasons[-1].rule is None
+    assert (decision.reasons[-1].rule, decision.reasons[-1].why) == (None, "unknown argument")
 
 
 def test_a_rule_for_every_tenant_holds_for_calls_that_name_none():
@@ -133,6 +135,17 @@ def test_a_share_is_as_large_as_it_says_and_grows_without_letting_anybody_out():
             members.append({i for i, decision in enumerate(decisions) if decision.in_rollout})
             assert abs(len(members[-1]) / 40 - percent) < 2.9
         assert members[0] < members[1]
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), st.text(max_size=10))
+def test_who_is_in_a_share_is_the_same_in_every_release(id, salt):
+    """The first bits of SHA-256 over salt and key: a rollout that goes on over an update moves nobody."""
+    digest = hashlib.sha256(f"{salt}\0{id}".encode("utf-8", "surrogatepass")).digest()
+    percent = 100 * int.from_bytes(digest[:8]) / 2**64
+
+    for share, is_in in ((max(percent - 1e-6, 0), False), (min(percent + 1e-6, 100), True)):
+        found = policy(PREFIX, rollout={"percent": share, "salt": salt})
+        assert decide(found, request(id=id)).in_rollout is is_in
 
 
 def test_the_key_of_a_rollout_says_who_goes_the_same_way():

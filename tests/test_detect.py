@@ -22,6 +22,9 @@ def named(action, channels=("prompt",), id="named", **then):
     return {"id": id, "when": {"channels": channels, "names": ["stars"]}, "then": {"action": action, **then}}
 
 
+OTHERS = {"when": {"channels": ["prompt"], "names": ["others"]}}
+
+
 def policy(*rules, **spec):
     return Policy.model_validate(
         {
@@ -52,6 +55,15 @@ def test_a_rule_about_names_applies_where_one_is_found():
     assert [(f.source, f.channel, f.text, f.start, f.end) for f in decision.findings] == [
         ("names.stars", Channel.PROMPT, 1, 0, 9)
     ]
+
+
+def test_a_rule_about_one_list_says_nothing_about_another():
+    """Somebody on a list that another rule asks about is nobody to this one."""
+    others = {"id": "others", "people": [{"name": "Ada Moor"}]}
+    found = policy(ALLOW, named("block"), named("anonymize", id="o") | OTHERS, names=[STARS, others])
+
+    assert ask(found, "Ada Moor").action == Action.ANONYMIZE
+    assert ask(found, "Mara Voss").action == Action.BLOCK
 
 
 def test_what_was_looked_at_is_what_runs():
@@ -160,6 +172,16 @@ class TestWithoutPrefix:
         assert decision.texts[Channel.PROMPT] == ("a tall woman and a cat",)
         assert "no prefix can reach" in decision.reasons[0].why
         assert ask(found, "Mara Voss").action == Action.ANONYMIZE
+
+    def test_rewritten_in_the_channels_that_the_prefix_was_for(self):
+        """A negative prompt that a rule lets pass says whom the picture shall not show, and goes on saying it."""
+        always = {"id": "always", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}}
+        negative = {"id": "negative", "when": {"channels": ["negative_prompt"]}, "then": {"action": "allow"}}
+        found = policy(always, negative, names=[STARS], without_prefix="rewrite")
+
+        decision = ask(found, "Mara Voss", negative=("Kai Lund",), carries_prefix=False)
+
+        assert decision.texts == {Channel.PROMPT: ("a tall woman",), Channel.NEGATIVE_PROMPT: ("Kai Lund",)}
 
     def test_rewriting_needs_something_to_look_for(self):
         """Else every prompt would pass unprotected."""

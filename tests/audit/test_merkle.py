@@ -94,6 +94,33 @@ def test_every_wrong_consistency_proof_of_small_trees_is_refused():
         assert not merkle.verify_consistency(0, second, [], merkle.EMPTY_ROOT, root)
 
 
+def test_a_proof_for_a_larger_tree_proves_nothing_about_a_smaller_one():
+    """Its end fits the path of the smaller one; what is left over leads on to a root that is not of this size."""
+    hashes = leaves(8)
+    root, early = merkle.root_of(hashes), merkle.root_of(hashes[:7])
+
+    assert not merkle.verify_inclusion(hashes[7], 0, 1, merkle.inclusion_proof(hashes, 7), root)
+    assert not merkle.verify_consistency(3, 4, merkle.consistency_proof(hashes, 7), early, root)
+
+
+def test_a_proof_for_a_smaller_tree_proves_nothing_about_a_larger_one():
+    """Its steps all fit, and there are too few."""
+    hashes = leaves(4)
+    root, early = merkle.root_of(hashes), merkle.root_of(hashes[:2])
+
+    assert not merkle.verify_inclusion(hashes[0], 0, 8, merkle.inclusion_proof(hashes, 0), root)
+    assert not merkle.verify_consistency(2, 8, merkle.consistency_proof(hashes, 2), early, root)
+
+
+def test_no_tree_continues_an_empty_or_a_larger_one():
+    """Whatever comes as the proof; and the answer comes at once."""
+    hashes = leaves(4)
+    root = merkle.root_of(hashes)
+
+    for first in (-1, 0, 5, 8):
+        assert merkle.verify_consistency(first, 4, [root, root], root, root) is False
+
+
 def test_a_tree_restored_from_its_peaks_goes_on():
     """As a writer does when it goes on in a new segment."""
     hashes = leaves(40)
