@@ -10,6 +10,6 @@ digests of prompts, never their text. `docs/audit.md` describes the files and wh
 """
 
 from apl_guard.audit.log import AuditLog
-from apl_guard.audit.records import Outcome
+from apl_guard.audit.record_fields import Outcome
 
 __all__ = ["AuditLog", "Outcome"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from apl_guard.audit.checkpoint import Checkpoint, Identity, is_set_back, key_file, log_file, seconds_of
 from apl_guard.audit.merkle import Tree, leaf_hash
-from apl_guard.audit.seal import KEY_BYTES, key_root
+from apl_guard.audit.seal_key import KEY_BYTES, key_root
 from apl_guard.storage import read_regular
 
 __all__ = ["Chain", "read_chain", "read_identity", "read_keys"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import nan
 
-from apl_guard.audit.seal import KeyState, signature_fits
+from apl_guard.audit.seal_key import KeyState, signature_fits
 
 __all__ = ["MAX_LINE", "Checkpoint", "Identity", "is_set_back", "key_file", "log_file", "seconds_of", "timestamp_of"]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import log_file
 from apl_guard.audit.folder import DIGEST_KEY, KEYS
-from apl_guard.audit.records import digest, key_id, normal_digest
-from apl_guard.audit.seal import KEY_BYTES
+from apl_guard.audit.record_fields import digest, key_id, normal_digest
+from apl_guard.audit.seal_key import KEY_BYTES
 from apl_guard.errors import AuditUnavailable, InvalidInput
 from apl_guard.storage import sync_folder
 

@@ -13,7 +13,7 @@ from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import Identity, log_file
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.folder import KEYS, LOCK, SEGMENTS, open_or_create
-from apl_guard.audit.sealing import LogOptions, SealedWriter, leave_all
+from apl_guard.audit.sealed_writer import LogOptions, SealedWriter, leave_all
 from apl_guard.errors import AplGuardError, AuditUnavailable
 
 __all__ = ["SEGMENTS", "DurableLog", "LogOptions"]

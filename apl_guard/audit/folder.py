@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 from time import time
 
-from apl_guard.audit import disk, seal
+from apl_guard.audit import disk, seal_key
 from apl_guard.audit.checkpoint import Identity, key_file, log_file
 from apl_guard.audit.witness import CHECKPOINTS
 from apl_guard.errors import AuditUnavailable, InvalidInput
@@ -55,11 +55,11 @@ def open_or_create(folder: Path, keys: Path, epochs: int) -> Identity:
         raise AuditUnavailable(f"{path} is missing, but there are records; put it back from a witness")
     segments.mkdir(exist_ok=True)
     keys.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (keys / seal.FILE_NAME).unlink(missing_ok=True)  # of a start that did not come this far
-    disk.create_private(keys / DIGEST_KEY, secrets.token_bytes(seal.KEY_BYTES))
-    public = seal.SealKey.create(keys / seal.FILE_NAME, int(time()), epochs)
+    (keys / seal_key.FILE_NAME).unlink(missing_ok=True)  # of a start that did not come this far
+    disk.create_private(keys / DIGEST_KEY, secrets.token_bytes(seal_key.KEY_BYTES))
+    public = seal_key.SealKey.create(keys / seal_key.FILE_NAME, int(time()), epochs)
     write_file(folder / key_file(0), b"".join(public))
-    identity = Identity(secrets.token_hex(16), seal.key_root(public).hex(), epochs)
+    identity = Identity(secrets.token_hex(16), seal_key.key_root(public).hex(), epochs)
     write_file(path, identity.to_json())
     sync_folder(folder)
     return identity

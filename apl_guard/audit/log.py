@@ -14,7 +14,7 @@ from structlog.typing import Processor
 from apl_guard.audit.checkpoint import Identity
 from apl_guard.audit.disk import unavailable
 from apl_guard.audit.durable import DurableLog, LogOptions
-from apl_guard.audit.records import Outcome, decision_record, outcome_record, refusal_record
+from apl_guard.audit.record_fields import Outcome, decision_record, outcome_record, refusal_record
 from apl_guard.audit.subjects import SubjectKeys
 from apl_guard.decision import Decision
 from apl_guard.errors import InvalidInput

@@ -13,7 +13,7 @@ import weakref
 from pathlib import Path
 
 from apl_guard.audit import AuditLog
-from apl_guard.audit.records import brief, policy_record
+from apl_guard.audit.record_fields import brief, policy_record
 from apl_guard.backend import Backend
 from apl_guard.errors import AuditUnavailable, InvalidInput, PolicyInvalid
 from apl_guard.in_force import PolicyInForce

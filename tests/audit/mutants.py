@@ -7,7 +7,7 @@ from apl_guard.audit.checkpoint import Checkpoint
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.record import Record
-from apl_guard.audit.seal import SealKey
+from apl_guard.audit.seal_key import SealKey
 from apl_guard.audit.witness import CHECKPOINTS
 
 KINDS = [

@@ -15,7 +15,7 @@ from apl_guard.audit.checkpoint import Checkpoint, Identity
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.record import Record, encode_body, encode_line
-from apl_guard.audit.seal import SealKey
+from apl_guard.audit.seal_key import SealKey
 from apl_guard.audit.verify import Verdict, verify_log
 from apl_guard.audit.witness import CHECKPOINTS
 

@@ -9,7 +9,7 @@ from apl_guard.audit.checkpoint import Checkpoint
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.receipt import prove, prove_consistency
-from apl_guard.audit.seal import SealKey
+from apl_guard.audit.seal_key import SealKey
 from apl_guard.audit.verify import Verdict, verify_log
 from apl_guard.audit.witness import CHECKPOINTS
 

@@ -17,7 +17,7 @@ from apl_guard.audit.checkpoint import Checkpoint
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.receipt import check_receipt, prove, prove_consistency
-from apl_guard.audit.seal import KeyState
+from apl_guard.audit.seal_key import KeyState
 from apl_guard.audit.witness import CHECKPOINTS
 
 

@@ -8,7 +8,7 @@ from logs import records
 from apl_guard.audit.checkpoint import Checkpoint
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.record import Record, encode_line
-from apl_guard.audit.seal import SealKey
+from apl_guard.audit.seal_key import SealKey
 from apl_guard.audit.verify import Verdict, verify_log
 from apl_guard.audit.witness import CHECKPOINTS
 

@@ -19,7 +19,7 @@ import time
 import traceback
 from pathlib import Path
 
-from apl_guard.audit import seal
+from apl_guard.audit import seal_key
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.errors import AuditUnavailable
 
@@ -227,8 +227,8 @@ def traced(folder, tracer):
 
 def faults(folder, trace):
     """Each line of the input is one fault. Without any, the calls of a run without faults are listed."""
-    seal.public_keys(bytes(32), 1)  # so that the libraries are loaded before the tracer looks
-    seal.signature_fits(bytes(32), b"", bytes(64))
+    seal_key.public_keys(bytes(32), 1)  # so that the libraries are loaded before the tracer looks
+    seal_key.signature_fits(bytes(32), b"", bytes(64))
     if trace:
         print(traced(folder / "none", ["-o", str(folder / "trace"), "-e", f"trace={trace}"]))
         return

@@ -20,7 +20,7 @@ import atheris
 with atheris.instrument_imports(include=["apl_guard", "json"]):
     from apl_guard.audit.checkpoint import Checkpoint, Identity
     from apl_guard.audit.record import NO_PREVIOUS, Record, encode_body, encode_line
-    from apl_guard.audit.seal import KeyState
+    from apl_guard.audit.seal_key import KeyState
 
 KEY = KeyState(0, 0, 0, bytes(32))
 CHECKPOINT = Checkpoint(3, "ab" * 16, "cd" * 12, 7, "ef" * 32, False, 0, 0, "01" * 32, "2026-01-01T00:00:00.000000Z")

@@ -14,9 +14,9 @@ from pathlib import Path
 from time import monotonic
 
 from apl_guard._version import __version__
-from apl_guard.audit import disk, seal
+from apl_guard.audit import disk, seal_key
 from apl_guard.audit.checkpoint import Identity
-from apl_guard.audit.checkpoints import EPOCH_SECONDS, CheckpointLog
+from apl_guard.audit.checkpoint_log import EPOCH_SECONDS, CheckpointLog
 from apl_guard.audit.folder import LOCK, SEGMENTS
 from apl_guard.audit.recover import is_alive, read_remains, writers_in
 from apl_guard.audit.segments import SEGMENT_BYTES
@@ -41,7 +41,7 @@ class LogOptions:
     """Where checkpoints cannot be made or exported for longer than this, nothing more is written."""
     epoch_seconds: float = EPOCH_SECONDS
     """How long a signing key is in use before it is destroyed."""
-    epochs: int = seal.EPOCHS
+    epochs: int = seal_key.EPOCHS
     """Keys of one generation, chosen when the log is made."""
     segment_bytes: int = SEGMENT_BYTES
 
@@ -81,7 +81,7 @@ class SealedWriter:
         self._problem = "no checkpoint was made"
         copies = [Witness(witness, folder, identity) for witness in witnesses]
         self._checkpoints = CheckpointLog(
-            folder, keys / seal.FILE_NAME, identity, copies, epoch_seconds=options.epoch_seconds
+            folder, keys / seal_key.FILE_NAME, identity, copies, epoch_seconds=options.epoch_seconds
         )
         self._checkpoints.refresh()
         self._checkpoints.export()

@@ -11,7 +11,7 @@ from pathlib import Path
 from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import Checkpoint, Identity, key_file, timestamp_of
 from apl_guard.audit.merkle import Tree, leaf_hash
-from apl_guard.audit.seal import KEY_BYTES, KeyState, SealKey, key_root, public_keys
+from apl_guard.audit.seal_key import KEY_BYTES, KeyState, SealKey, key_root, public_keys
 from apl_guard.audit.witness import CHECKPOINTS, Witness
 from apl_guard.errors import AuditUnavailable
 from apl_guard.storage import write_file
