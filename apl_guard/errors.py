@@ -7,6 +7,7 @@
     │   ├── PrefixNotFound    no prefix belongs to the text encoder of this pipe
     │   ├── SelfTestFailed    canary prompts did not come through as they should
     │   ├── PrefixNotApplied  the text encoder did not receive the prefix
+    │   ├── DetectorFailed    what a rule asks about the texts could not look at them
     │   ├── OutputCheckFailed the finished pictures could not be looked at
     │   ├── PrefixUntrusted   a prefix is there and must not be used
     │   │   ├── PrefixUnsigned          it has no signature, and the policy asks for one
@@ -49,6 +50,7 @@ __all__ = [
     "AplGuardError",
     "AuditUnavailable",
     "ConfigInvalid",
+    "DetectorFailed",
     "ExtraMissing",
     "GuardUnavailable",
     "IdentitiesInvalid",
@@ -117,6 +119,10 @@ class PrefixNotFound(GuardUnavailable):
 
 class PrefixNotApplied(GuardUnavailable):
     """The text encoder did not receive the prefix that it should have received."""
+
+
+class DetectorFailed(GuardUnavailable):
+    """What a rule asks about the texts could not look at them, and the policy lets nothing pass then."""
 
 
 class OutputCheckFailed(GuardUnavailable):

@@ -174,3 +174,34 @@ def test_the_command_counts_and_lists(log, tmp_path, capsys, monkeypatch):
     assert shown["calls"] == sum(shown["counts"].values()) == 60
     assert len(shown["listed"]) == 3
     assert run(files["new"], tmp_path)[0] == 2
+
+
+def test_the_command_takes_the_calls_of_one_policy_and_of_a_time(tmp_path, capsys, monkeypatch):
+    """A log may hold the calls of several guards: those of others would count as undecided, or as changed."""
+    prompt = frozenset({Channel.PROMPT})
+    times = {}
+    with AuditLog(tmp_path / "log") as audit:
+        for name in ("mine", "others", "mine"):
+            metadata = {"name": name, "version": 1}
+            found = POLICIES["always"].model_copy(update={"metadata": type(OLD.metadata).model_validate(metadata)})
+            request = GenerationRequest("test:Pipe", {Channel.PROMPT: ("a cat",)}, prompt)
+            audit.decision(PolicyInForce(found).decide(request, Context()), request)
+    for found in read_log(tmp_path / "log"):
+        if found.record.fields["event"] == "guard.decision":
+            times.setdefault(found.record.fields["policy"]["name"], []).append(found.record.fields["timestamp"])
+    file = tmp_path / "new.yaml"
+    file.write_text(POLICIES["always"].model_dump_json(exclude_none=True))
+
+    def count(*options):
+        monkeypatch.setattr(
+            sys, "argv", ["apl-guard", "policy", "replay", str(file), str(tmp_path / "log"), "--json", *options]
+        )
+        with pytest.raises(SystemExit):
+            cli.main()
+        return json.loads(capsys.readouterr().out)["calls"]
+
+    assert count() == 3
+    assert count("--under", "mine") == 2
+    assert count("--under", "min") == 0
+    assert count("--since", times["others"][0]) == 2
+    assert count("--until", times["others"][0], "--under", "mine") == 1

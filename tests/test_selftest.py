@@ -1,5 +1,6 @@
 """Canary prompts show whether a guard acts, before the first user comes."""
 
+import json
 import time
 
 import pytest
@@ -84,3 +85,22 @@ def test_the_command_line(tmp_path):
     assert result.exit_code == 0, result.output
     assert "prefix minifaces in front of 2 canaries" in result.output
     assert "text_encoder" in result.output
+
+
+def test_calls_that_a_failed_self_test_refuses_are_counted_and_on_record(pipe, prefix, metrics_registry, tmp_path):
+    """A service that gives no image any more must not look like one that nobody calls."""
+    with Guard(pipe, prefix=prefix, audit=tmp_path / "log", metrics_registry=metrics_registry) as guard:
+        pipe.text_encoder.forward = None
+        with pytest.raises(SelfTestFailed, match="canary 0 failed"):
+            guard.self_test(num_inference_steps=1)
+        for _ in range(3):
+            with guard.context(tenant="acme"), pytest.raises(SelfTestFailed, match="the last self-test failed"):
+                guard("a man", num_inference_steps=1)
+
+    value = metrics_registry.get_sample_value
+    assert value("apl_guard_outcomes_total", {"result": "failed"}) == 3
+    labels = {"stage": "other", "error_type": "SelfTestFailed", "disposition": "blocked"}
+    assert value("apl_guard_errors_total", labels) == 3
+    lines = [line for path in (tmp_path / "log" / "segments").iterdir() for line in path.read_text().splitlines()]
+    found = [r for r in map(json.loads, lines) if r["event"] == "guard.refusal"]
+    assert [(r["result"], r["error"], r["tenant"]) for r in found] == [("failed", "SelfTestFailed", "acme")] * 3

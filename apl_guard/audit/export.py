@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from apl_guard.audit.reading import read_log
+from apl_guard.audit.reading import read_log, unwritten
 from apl_guard.decision import Protection
-from apl_guard.errors import InvalidInput
+from apl_guard.errors import AuditUnavailable, InvalidInput
 
 __all__ = ["CSV_COLUMNS", "Platform", "calls", "statements", "write_csv"]
 
@@ -52,13 +52,14 @@ class Platform:
 def calls(folder: Path) -> Iterator[dict[str, Any]]:
     """One row for each call: its decision and its outcome together, or its refusal.
 
-    A call whose outcome is nowhere has the result `unknown`.
+    A call whose outcome is nowhere has the result `unknown`. One of which a record could not be written has failed; it
+    ended before the time that stands there, that of the record which says so.
 
     Raises:
         InvalidInput: The folder holds no log.
     """
     open_rows: dict[str, dict[str, Any]] = {}
-    for found in read_log(folder, containing=b'"event":"guard.'):
+    for found in read_log(folder, containing=b'"guard.'):
         fields = found.record.fields
         decision, event = str(fields.get("decision_id")), fields["event"]
         if event == "guard.decision":
@@ -71,6 +72,11 @@ def calls(folder: Path) -> Iterator[dict[str, Any]]:
             yield row | ({"effective_action": fields["effective"]} if "effective" in fields else {})
         elif event == "guard.refusal":
             yield _decided(fields) | {"ended": fields["timestamp"]}
+        elif event == "audit.gap":
+            for missing, decision in unwritten(fields)[0]:
+                if missing.startswith("guard."):
+                    row = open_rows.pop(decision, {"decision_id": decision})
+                    yield row | {"ended": fields["timestamp"], "result": "failed", "error": AuditUnavailable.__name__}
     for row in open_rows.values():
         yield row | {"result": "unknown"}
 
@@ -153,6 +159,8 @@ def _measure(row: Mapping[str, Any]) -> _Measure | None:
     """What was done about a call; None where nothing was, or nothing that its records show."""
     action, result, protection = row.get("effective_action"), row.get("result"), row.get("protection")
     if "decided" not in row:
+        return None
+    if action == "block" and result == "failed":  # nobody could look, or say that it was blocked
         return None
     if action == "block":
         return _Measure("block", "the request was not carried out", "A request was blocked before generation")

@@ -13,7 +13,7 @@ from apl_guard.audit import index_file
 from apl_guard.audit.folder import SEGMENTS, find_segments
 from apl_guard.audit.index_file import says_nothing_about_the_index
 from apl_guard.audit.question import Question
-from apl_guard.audit.reading import say_where_reading_stops
+from apl_guard.audit.reading import say_where_reading_stops, unwritten
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
@@ -26,6 +26,7 @@ INDEX_FILE = "index.sqlite"
 _Entry = tuple[str, int, int, int, str]
 """Writer, number, segment and byte of a record, and its line."""
 _INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?)"
+_ALL = 10**9
 _BATCH = 20_000
 """Records that are added at once. What was added stays if it is stopped after that."""
 
@@ -147,7 +148,7 @@ class Index:
         return found
 
     def open_decisions(self, since: str | None = None, until: str | None = None) -> int:
-        """How many decisions of a time have no outcome, at whatever time that would be.
+        """How many decisions of a time have no outcome, at whatever time that would be, and no word of its failure.
 
         Raises:
             StorageFailed: The index cannot be read.
@@ -158,7 +159,22 @@ class Index:
             "event = 'guard.outcome')",
             [since or "", until or "~"],
         )
-        return int(count)
+        ended = {decision for event, decision in self.unwritten()[0] if event == "guard.outcome"}
+        return int(count) - sum(self._was_decided(decision, since, until) for decision in ended)
+
+    def unwritten(self, since: str | None = None, until: str | None = None) -> tuple[list[tuple[str, str]], int]:
+        """Event and decision of the records that could not be written, and how many more there are.
+
+        Raises:
+            StorageFailed: The index cannot be read.
+        """
+        gaps = self.ask(Question({"event": "audit.gap"}, since, until, limit=_ALL))
+        found = [unwritten(gap) for gap in gaps]
+        return [each for named, _ in found for each in named], sum(more for _, more in found)
+
+    def _was_decided(self, decision: str, since: str | None, until: str | None) -> bool:
+        asked = "decision_id = ? AND event = 'guard.decision' AND timestamp >= ? AND timestamp < ?"
+        return bool(self._rows(f"SELECT 1 FROM records WHERE {asked}", [decision, since or "", until or "~"]))
 
     def places(self) -> dict[str, int]:
         """Writer → its last record.

@@ -92,9 +92,14 @@ class AuditLog:
         Raises:
             AuditUnavailable: The record is not durable.
         """
-        key = self._digest_key  # taken once, for another may be put in use at any moment
-        fields = decision_record(decision, request, key)
-        fields |= self._about_subject(decision, request, key)
+        try:
+            key = self._digest_key  # taken once, for another may be put in use at any moment
+            fields = decision_record(decision, request, key)
+            fields |= self._about_subject(decision, request, key)
+        except Exception:
+            if self._durable is not None:
+                self._durable.refuse("guard.decision", decision.id)
+            raise
         self._write("guard.decision", fields, decision=decision.id, opens=True)
 
     def outcome(self, outcome: Outcome) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Line, Row
 from apl_guard.errors import InvalidInput
 
-__all__ = ["Found", "find_decision", "is_about", "read_log", "read_rows", "say_where_reading_stops"]
+__all__ = ["Found", "find_decision", "is_about", "read_log", "read_rows", "say_where_reading_stops", "unwritten"]
 
 _log = logging.getLogger("apl_guard")
 
@@ -73,6 +73,15 @@ def read_log(folder: Path, containing: bytes = b"") -> Iterator[Found]:
                     row.problem = f"record {line.seq}: {error}"
                     break
                 yield Found(record, line)
+
+
+def unwritten(gap: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int]:
+    """What a gap says is missing: event and decision, "" where it was about none, and how many it does not name."""
+    records = gap.get("records")
+    pairs = [each for each in records if isinstance(each, list) and len(each) == 2] if isinstance(records, list) else []
+    named = [(str(event), str(decision or "")) for event, decision in pairs]
+    count = gap.get("refused")
+    return named, max(0, count - len(named)) if type(count) is int else 0
 
 
 def is_about(record: Record, decision_id: str) -> bool:

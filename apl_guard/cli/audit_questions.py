@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -126,9 +127,9 @@ def tail(
 def stats(
     folder: Folder, since: Since = None, until: Until = None, index: IndexFile = None, as_json: Json = False
 ) -> None:
-    """Count decisions, outcomes, what can be said of released images, and what is missing.
+    """Count decisions, how calls ended, what can be said of released images, and what is missing.
 
-    All of it counts calls: one that released four images is one.
+    Under `images` stand images, everywhere else calls: one that released four images is one.
 
     Example: apl-guard audit stats /var/log/apl-guard --since 30d
     """
@@ -144,13 +145,29 @@ def stats(
             rows = opened.ask(Question(conditions, first, last, (name,), 1000))
             return {"not on record" if row[name] is None else str(row[name]): row["count"] for row in rows}
 
+        def images() -> dict[str, int]:
+            released = Question({"result": "passed"}, first, last, ("protection", "images"), 10_000)
+            found: Counter[str] = Counter()
+            for row in opened.ask(released):
+                found["not on record" if row["protection"] is None else row["protection"]] += (
+                    row["images"] * row["count"]
+                )
+            return dict(found)
+
+        missing, more = opened.unwritten(first, last)
+        unwritten = Counter(event for event, _ in missing)
+        # Where nothing was decided, the call ended with its refusal, and where a record could not be written, without.
+        ended = Counter(count("result", event="guard.outcome")) + Counter(count("result", event="guard.refusal"))
+        ended["failed"] += sum(number for event, number in unwritten.items() if event.startswith("guard."))
         found = {
             "events": count("event"),
             "actions": count("action", event="guard.decision"),
             "policies": count("policy", event="guard.decision"),
-            "results": count("result", event="guard.outcome"),
+            "results": dict((+ended).most_common()),
             "protection": count("protection", event="guard.outcome", result="passed"),
+            "images": images(),
             "open": {"decisions without outcome": opened.open_decisions(first, last)},
+            "unwritten": dict(unwritten.most_common()) | ({"not named": more} if more else {}),
         }
     if as_json:
         typer.echo(json.dumps(found, indent=2))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apl_guard.cli.moment import Since, Until, moments_of
 from apl_guard.errors import InvalidInput
 from apl_guard.policy import Policy, built_in_policies
 from apl_guard.request import Channel
@@ -164,13 +165,19 @@ def replay_log(
         str | None,
         typer.Option(help="The policy in force then, so that its findings count.", autocompletion=complete_policy),
     ] = None,
+    since: Since = None,
+    until: Until = None,
+    under: Annotated[
+        str | None, typer.Option(help="Only calls that a policy of this name decided.", show_default="all")
+    ] = None,
     show: Annotated[int, typer.Option(min=0, help="How many changed calls to list.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what a policy would have decided about the calls on record.
 
     Records hold no text. Rules about names, patterns and persons can be answered with --was, where lists and
-    detectors are the same; else such calls are undecided, unless both answers lead to the same action.
+    detectors are the same; else such calls are undecided, unless both answers lead to the same action. In a log of
+    several guards, --under takes the calls of one policy.
 
     Example: apl-guard policy replay mine.yaml /var/log/apl-guard --was anonymize_faces
     """
@@ -182,7 +189,14 @@ def replay_log(
     counts: Counter[str] = Counter()
     ways: Counter[tuple[str, str]] = Counter()
     listed: list[tuple[str, str, str | None, str, str]] = []
-    for call in replay(tried, (found.fields for found in read_log(log)), before):
+    first, last = moments_of(since, until)
+    records = (
+        fields
+        for fields in (found.fields for found in read_log(log))
+        if (first or "") <= str(fields.get("timestamp", "")) < (last or "~")
+        and (under is None or _name_of_policy(fields) == under)
+    )
+    for call in replay(tried, records, before):
         after = " or ".join(sorted(action.value for action in call.after))
         counts[call.change] += 1
         if call.change != "same":
@@ -203,6 +217,11 @@ def replay_log(
         typer.echo(f"  {number:>8}  {old} → {new}")
     for timestamp, decision_id, tenant, old, new in listed:
         typer.echo(printable(f"{timestamp}  {decision_id}  {tenant or '-'}  {old} → {new}"))
+
+
+def _name_of_policy(fields: Mapping[str, Any]) -> object:
+    policy = fields.get("policy")
+    return policy.get("name") if isinstance(policy, Mapping) else None
 
 
 def _as_json(verdict: Verdict) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class Reason(BaseModel):
     """What decided where no rule did, or not the rule alone."""
     category: str | None = None
     """What the rule calls what it blocks."""
+    failed: bool = False
+    """Whether it is blocked only because something could not look."""
 
     def __str__(self) -> str:
         by = [f"rule '{self.rule}'"] if self.rule is not None else []
@@ -79,6 +81,12 @@ class Decision(BaseModel):
         """Text channel → the texts that run in place of the request's. Those of other channels run as they are."""
         is_done = self.mode == Mode.ENFORCE and self.in_rollout
         return self.would_run if is_done else {}
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether there is no image only because something could not look: no judgement, but a failure."""
+        blocking = [reason for reason in self.reasons if reason.action == Action.BLOCK]
+        return self.effective == Action.BLOCK and all(reason.failed for reason in blocking)
 
     def rows(self, n: int) -> int:
         """How many of N prefix vectors go in front of each prompt."""
@@ -157,6 +165,7 @@ def _strictest(channel: str, found: list[Demand]) -> Reason:
         action=demand.action,
         why=demand.why,
         category=None if rule is None else rule.then.category,
+        failed=demand.failed,
     )
 
 

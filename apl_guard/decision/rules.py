@@ -63,6 +63,8 @@ class Demand:
     """What `rewrite` replaces."""
     unsafe: str = ""
     """What of the policy switches protection off here, as it is spelt there."""
+    failed: bool = False
+    """Whether it is asked for only because something could not look."""
 
     @property
     def order(self) -> tuple[int, str, str]:
@@ -169,7 +171,7 @@ def _on_error(policy: Policy, verdict: Verdict) -> Demand:
     if policy.spec.on_error == OnError.FALLBACK and verdict.channel in PROMPT_CHANNELS:
         return Demand(Action.ANONYMIZE, why=f"{why}: {OnError.FALLBACK.value}")
     only = f"{OnError.FALLBACK.value} is for prompts alone" if policy.spec.on_error == OnError.FALLBACK else "block"
-    return Demand(Action.BLOCK, why=f"{why}: {only}")
+    return Demand(Action.BLOCK, why=f"{why}: {only}", failed=True)
 
 
 def _without_prefix(policy: Policy, channel: str, demand: Demand, findings: Findings) -> Demand:
@@ -181,7 +183,8 @@ def _without_prefix(policy: Policy, channel: str, demand: Demand, findings: Find
         return Demand(Action.BLOCK, demand.rule, f"{why}: {WithoutPrefix.BLOCK.value}")
     why = f"{why}: {WithoutPrefix.REWRITE.value}"
     if missing := policy.spec.sources - findings.looked:
-        return Demand(Action.BLOCK, demand.rule, f"{why}, but {', '.join(sorted(missing))} did not look")
+        why = f"{why}, but {', '.join(sorted(missing))} did not look"
+        return Demand(Action.BLOCK, demand.rule, why, failed=True)
     found = tuple(finding for finding in findings.found if finding.channel == channel)
     return Demand(Action.REWRITE, demand.rule, why, found)
 

@@ -12,8 +12,15 @@ from apl_guard.audit import AuditLog, Outcome
 from apl_guard.backend import Backend, BackendFailed, Generation, Receipt
 from apl_guard.decision import Decision, Protection, protection_of
 from apl_guard.detect.output import Looked, OutputCheck
-from apl_guard.errors import AplGuardError, GuardUnavailable, OutputWithheld, PolicyBlocked, PrefixNotApplied
-from apl_guard.guard.explain import explain
+from apl_guard.errors import (
+    AplGuardError,
+    DetectorFailed,
+    GuardUnavailable,
+    OutputWithheld,
+    PolicyBlocked,
+    PrefixNotApplied,
+)
+from apl_guard.guard.explain import explain, explain_failure
 from apl_guard.in_force import PolicyInForce
 from apl_guard.metrics import Stage, Watch
 from apl_guard.policy import Action, Mode, OnError, Policy
@@ -112,6 +119,10 @@ class Call:
             if not isinstance(error, Exception):  # such as Ctrl-C
                 raise
             raise _unavailable(error) from error
+        if self._decision.is_blind:
+            blind = DetectorFailed(explain_failure(self._decision))
+            self._end("failed", blind)
+            raise blind
         if self._decision.effective == Action.BLOCK:
             self._end("blocked")
             raise PolicyBlocked(explain(self._decision), decision=self._decision)
@@ -150,7 +161,7 @@ class Call:
             if self._policy.spec.on_error != OnError.PASSTHROUGH:
                 raise
             self._unprotected = error
-            self._watch.passed_through(Stage.FIND_PREFIX, error)
+            self._watch.went_on(Stage.FIND_PREFIX, error)
             what = f"on_error: {OnError.PASSTHROUGH.value} ({type(error).__name__})"
             _log.warning("policy '%s' switches protection off: %s (decision %s)", decision.policy, what, decision.id)
 
@@ -188,7 +199,7 @@ class Call:
             if is_enforced and self._policy.spec.on_error != OnError.PASSTHROUGH:
                 self._end("failed", error)
                 raise _unavailable(error) from error
-            self._watch.passed_through(Stage.CHECK_OUTPUT, error)
+            self._watch.went_on(Stage.CHECK_OUTPUT, error, "passed_through" if is_enforced else "audit")
             _log.warning("pictures pass unchecked: %s (decision %s)", type(error).__name__, self._decision.id)
             return
         except BaseException as error:  # such as Ctrl-C
@@ -240,10 +251,10 @@ class Call:
 
 
 def refuse(error: Exception, backend: Backend, policy: Policy, audit: AuditLog, watch: Watch) -> None:
-    """Record and count a call whose arguments the adapter could not read.
+    """Record and count a call about which nothing is decided, such as one whose arguments the adapter could not read.
 
     Args:
-        error: What the adapter raised.
+        error: Why.
         backend: The adapter.
         policy: The policy in force.
         audit: Where it is recorded.

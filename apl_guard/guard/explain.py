@@ -1,4 +1,4 @@
-"""What the error says of a request that the policy blocks."""
+"""What the error says of a request that the policy blocks, or that could not be judged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from apl_guard.decision import Decision, Reason
 from apl_guard.policy import Action
 from apl_guard.request import TEXT_CHANNELS, Channel
 
-__all__ = ["explain"]
+__all__ = ["explain", "explain_failure"]
 
 _MOST_EXPLAINED = 20
 _MOST_EXPLAINED_NAME = 64
@@ -18,6 +18,16 @@ def explain(decision: Decision) -> str:
     parts = [_explain_reason(reason) for reason in blocking[:_MOST_EXPLAINED]]
     parts += [f"and {len(blocking) - _MOST_EXPLAINED} more"] if len(blocking) > _MOST_EXPLAINED else []
     return f"policy '{decision.policy}' blocks this request: {'; '.join(parts)}"
+
+
+def explain_failure(decision: Decision) -> str:
+    """Say what could not look at the texts of a request, so that nobody knows what the policy says of it."""
+    failed = ", ".join(f"{source} ({kind})" for source, kind in sorted(decision.failed.items()))
+    whys = sorted({reason.why for reason in decision.reasons if reason.failed})
+    return (
+        f"{failed or 'a detector'} could not look, so there is no image and policy '{decision.policy}' has not judged "
+        f"the request: {'; '.join(whys)}"
+    )
 
 
 def _explain_reason(reason: Reason) -> str:

@@ -171,7 +171,11 @@ class Guard:
             Exception: Whatever the pipe raises, unchanged.
         """
         if self._self_test_error is not None:
-            raise SelfTestFailed(f"the last self-test failed, so there is no image: {self._self_test_error}")
+            self._check_open()
+            error = SelfTestFailed(f"the last self-test failed, so there is no image: {self._self_test_error}")
+            with self._metrics.watch(self._backend.name, self._tracing) as watch:
+                refuse(error, self._backend, self.policy, self._audit, watch)
+            raise error
         return self._generate(*args, **kwargs)
 
     def self_test(self, prompts: Sequence[str] = CANARIES, **arguments: Any) -> SelfTest:

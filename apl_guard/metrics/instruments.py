@@ -203,7 +203,7 @@ class Metrics:
                 category = finding.source.partition(".")[0]
                 self._one(self._families.findings, name, self._rules(rules.get(channel)), category, channel).inc()
         for kind in decision.failed.values():
-            disposition = labels.disposition_of(policy.spec.on_error, decision.mode)
+            disposition = labels.disposition_of(decision, policy.spec.on_error)
             self._one(self._families.errors, Stage.DETECT.value, labels.error_type(kind), disposition).inc()
 
     @_beside

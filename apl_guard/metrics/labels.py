@@ -45,8 +45,8 @@ VERDICTS = ("allow", "modify", "deny")
 """What the rules say, in the words of OpenTelemetry's conventions for guardrails."""
 ACTIONS = ("allow", "modify", "block", "audit")
 """What is done, in the same words; `audit` is a verdict that was recorded and not carried out."""
-DISPOSITIONS = ("blocked", "passed_through", "fallback")
-"""What followed from an error."""
+DISPOSITIONS = ("blocked", "passed_through", "fallback", "audit")
+"""What followed from an error; `audit` is nothing, as in shadow, or where no rule that applies asked."""
 AUDIT_OUTCOMES = ("written", "failed")
 SEEN = ("nobody", "stranger", "match")
 """What the output check sees in a picture: no face, faces of nobody in the gallery, somebody of the gallery."""
@@ -90,11 +90,15 @@ def action_of(decision: Decision) -> str:
     return _ACTION[decision.action] if decision.effective == decision.action else "audit"
 
 
-def disposition_of(on_error: OnError, mode: Mode) -> str:
-    """What follows where a detector fails, one of `DISPOSITIONS`."""
-    if mode != Mode.ENFORCE or on_error == OnError.PASSTHROUGH:
+def disposition_of(decision: Decision, on_error: OnError) -> str:
+    """What followed where a detector failed, one of `DISPOSITIONS`."""
+    if decision.mode != Mode.ENFORCE or not decision.in_rollout:
+        return "audit"
+    if decision.effective == Action.BLOCK:
+        return "blocked"
+    if f"on_error: {OnError.PASSTHROUGH.value}" in decision.unsafe:
         return "passed_through"
-    return "fallback" if on_error == OnError.FALLBACK else "blocked"
+    return "fallback" if on_error == OnError.FALLBACK and decision.prefixed else "audit"
 
 
 def _named_errors() -> frozenset[str]:

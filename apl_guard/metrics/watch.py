@@ -5,7 +5,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from apl_guard.errors import PrefixNotApplied
+from apl_guard.errors import DetectorFailed, PrefixNotApplied
 from apl_guard.metrics.labels import BACKEND_STAGE, OTHER, Stage, action_of, verdict_of
 from apl_guard.request.context import current_context
 
@@ -93,9 +93,9 @@ class Watch:
         """Note what the output check saw."""
         self._metrics.looked(looked)
 
-    def passed_through(self, stage: Stage, error: BaseException) -> None:
-        """Count an error after which the call went on unprotected, as the policy says."""
-        self._metrics.failed(stage.value, error, "passed_through")
+    def went_on(self, stage: Stage, error: BaseException, disposition: str = "passed_through") -> None:
+        """Count an error after which the call went on: unprotected, as the policy says, or where it only looks."""
+        self._metrics.failed(stage.value, error, disposition)
 
     def released(self, decision: Decision, images: int, protection: Protection) -> None:
         """Count images that are handed out.
@@ -120,7 +120,8 @@ class Watch:
         metrics, mode = self._metrics, policy.mode.value
         metrics.ended(result, current_context().tenant)
         metrics.took(self._backend, mode, result, overhead=self.overhead_seconds, generation=self.generation_seconds)
-        if error is not None and result in ("failed", "backend_error"):
+        if error is not None and result in ("failed", "backend_error") and not isinstance(error, DetectorFailed):
+            # Those of detectors were counted with the decision.
             # Only after the call can be seen that an encoder did not receive the prefix.
             stage = Stage.INJECT.value if isinstance(error, PrefixNotApplied) else self._failed_in
             metrics.failed(stage or OTHER, error)

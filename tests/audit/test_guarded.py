@@ -1,6 +1,8 @@
 """The guard and its log together: no image without its records, and no record too many or too few."""
 
 import contextlib
+import csv
+import io
 import json
 import random
 import threading
@@ -10,11 +12,14 @@ import instant
 import pytest
 from logs import TORTURE, counted, records, wait_for
 from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner
 
 from apl_guard import AuditUnavailable, Guard, InvalidInput, PolicyBlocked
 from apl_guard.audit import AuditLog, disk
 from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.subjects import SubjectKeys
 from apl_guard.audit.verify import Verdict, verify_log
+from apl_guard.cli import app
 
 
 def test_calls_records_and_metrics_agree_exactly_after_a_soak_with_faults(prefix, folders, monkeypatch):
@@ -84,6 +89,46 @@ def test_calls_records_and_metrics_agree_exactly_after_a_soak_with_faults(prefix
     assert pipe.calls == len(of["outcome"]) - results["blocked"] + len(without) - blocked_without(found, without)
     report = verify_log(log, [witness])
     assert (report.verdict, report.findings) == (Verdict.VALID, [])
+
+
+@pytest.mark.parametrize("capture", ["digests", "encrypted"])
+def test_statistics_and_tables_count_calls_whose_records_could_not_be_written(capture, prefix, folders, monkeypatch):
+    """As the metrics do, whichever of the records of a call the full disk refuses, and with texts kept or not."""
+    log, witness = folders
+    chance = random.Random(1)
+
+    def full(do):
+        def call(*arguments):
+            if chance.random() < 0.5:
+                raise OSError(28, "No space left on device")
+            return do(*arguments)
+
+        return call
+
+    registry = CollectorRegistry()
+    with AuditLog(log, witness=witness, capture=capture) as audit:
+        guard = Guard(instant.Pipe(), prefix=prefix, audit=audit, metrics_registry=registry)
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "sync", full(disk.sync))
+            if capture == "encrypted":
+                patch.setattr(SubjectKeys, "encrypt", full(SubjectKeys.encrypt))
+            for number in range(60):
+                with contextlib.suppress(AuditUnavailable, PolicyBlocked, InvalidInput, RuntimeError):
+                    guard(*[("a cat",), ("break",), (7,)][number % 3], **({"no_such": 1} if number % 4 == 3 else {}))
+        guard("a cat")  # so that a last gap is recorded
+
+    metrics = counted(registry)
+    assert metrics["failed"] > 10
+    gaps = [entry for r in records(log) if r["event"] == "audit.gap" for entry in r["records"]]
+    assert len({event for event, _ in gaps}) == 3  # decisions, outcomes and refusals
+    found = json.loads(CliRunner().invoke(app, ["audit", "stats", str(log), "--json"]).stdout)
+    assert found["results"] == metrics
+    assert found["unwritten"] == Counter(event for event, _ in gaps)
+    assert found["open"] == {"decisions without outcome": 0}
+    table = csv.DictReader(io.StringIO(CliRunner().invoke(app, ["audit", "export", str(log), "--csv"]).stdout))
+    assert Counter(row["result"] for row in table) == metrics
+    statements = CliRunner().invoke(app, ["audit", "export", str(log), "--dsa"]).stdout.splitlines()
+    assert len(statements) == metrics["blocked"]
 
 
 def blocked_without(found, without):
