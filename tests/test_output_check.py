@@ -205,8 +205,8 @@ def test_where_nothing_is_carried_out_a_match_is_recorded_and_released(make, tmp
     assert outcome["protection"] == "missing"
     assert call(make(Breaking("raises"), **spec), 1).images
     assert records(tmp_path / "audit")[-1]["output_check"]["failed"] == "OutputCheckFailed"
-    passed = {"stage": "check_output", "error_type": "OutputCheckFailed", "disposition": "passed_through"}
-    assert counted(metrics_registry, "errors", **passed) == 1
+    recorded = {"stage": "check_output", "error_type": "OutputCheckFailed", "disposition": "audit"}
+    assert counted(metrics_registry, "errors", **recorded) == 1
 
 
 def test_unsafe_passthrough_lets_unchecked_pictures_pass_visibly(make, tmp_path, metrics_registry, caplog):
