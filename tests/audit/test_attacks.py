@@ -193,6 +193,22 @@ class TestCutOffAndResumed:
         assert any("after the writer was closed" in finding for finding in report.findings)
 
 
+def test_keys_that_the_live_key_announces_before_the_last_epoch_are_found(folders):
+    """Whoever has taken it could else go on with keys of their own, for as long as they like."""
+    log, _ = folders
+    with DurableLog(log) as durable:
+        call(durable, 1)
+    lines = (log / CHECKPOINTS).read_bytes().splitlines()
+    row = Checkpoint.parse(lines[-1]).__dict__ | {"next": "ab" * 32}
+    lines[-1] = Checkpoint(**row).signed(live_key(log))
+    (log / CHECKPOINTS).write_bytes(b"".join(line + b"\n" for line in lines))
+
+    report = verify_log(log, public_key=public_key(log))
+
+    assert report.verdict == Verdict.TAMPERED
+    assert any("is of epoch 0.0, which cannot follow" in finding for finding in report.findings)
+
+
 def test_a_signing_key_put_back_from_a_copy_is_refused(folders):
     """It could sign other checkpoints for epochs that are over."""
     log, witness = folders

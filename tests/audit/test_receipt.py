@@ -15,9 +15,9 @@ from logs import TORTURE
 from apl_guard import InvalidInput
 from apl_guard.audit.checkpoint import Checkpoint
 from apl_guard.audit.durable import DurableLog
-from apl_guard.audit.merkle import Tree, leaf_hash
-from apl_guard.audit.receipt import check_receipt, prove, prove_consistency
-from apl_guard.audit.seal_key import KeyState
+from apl_guard.audit.merkle import Tree, inclusion_proof, leaf_hash
+from apl_guard.audit.receipt import MAX_BYTES, check_receipt, prove, prove_consistency
+from apl_guard.audit.seal_key import KeyState, SealKey, key_root, public_keys
 from apl_guard.audit.witness import CHECKPOINTS
 
 
@@ -125,6 +125,67 @@ def test_anything_else_is_no_receipt(content):
         check_receipt(content.encode() if isinstance(content, str) else content, "00" * 32)
 
 
+@pytest.mark.parametrize(
+    ("change", "why"), [({"records": []}, "no records"), ({"records": [], "kind": "another"}, "is not 'apl-guard")]
+)
+def test_a_receipt_of_nothing_proves_nothing(whole, receipts, change, why):
+    """However well its checkpoints are signed."""
+    with pytest.raises(InvalidInput, match=why):
+        check_receipt(receipts[0] | change, public_key(whole))
+
+
+def test_a_receipt_of_many_megabytes_is_not_read():
+    """It comes from anybody."""
+    with pytest.raises(InvalidInput, match="larger than"):
+        check_receipt(b" " * (MAX_BYTES + 1), "00" * 32)
+
+
+@pytest.fixture
+def live(folders):
+    """A log under the first key of its generation, with two checkpoints; and that key, which somebody took."""
+    log = folders[0]
+    with DurableLog(log) as durable:
+        for decision in ("d1", "d2"):
+            durable.append("guard.decision", {"decision_id": decision}, decision=decision)
+            durable.seal()
+    (state,) = SealKey(log / "keys" / "seal.key").read()
+    assert (state.generation, state.epoch) == (0, 0)
+    return log, state
+
+
+def test_a_receipt_under_keys_that_somebody_announced_with_the_live_key_proves_nothing(live):
+    """A generation of keys is announced by the last key of the one before, and by no other."""
+    log, state = live
+    receipt = prove(log, "d1")
+    (signed,) = receipt["checkpoints"]
+    fields = Checkpoint.parse(signed["line"].encode()).__dict__
+    mine = KeyState(1, 0, 0, bytes(32))
+    keys = public_keys(mine.seed, receipt["epochs"])
+    announcing = Checkpoint(**fields | {"next": key_root(keys).hex()}).signed(state)
+    under = Checkpoint(**fields | {"generation": 1}).signed(mine)
+    path = inclusion_proof([leaf_hash(key) for key in keys], 0)
+
+    forged = receipt | {
+        "generations": [signed | {"line": announcing.decode()}],
+        "checkpoints": [{"line": under.decode(), "key": keys[0].hex(), "path": [step.hex() for step in path]}],
+    }
+    with pytest.raises(InvalidInput, match="not announced by the last"):
+        check_receipt(forged, receipt["public_key"])
+    assert check_receipt(receipt, receipt["public_key"])
+
+
+def test_a_checkpoint_that_was_signed_over_another_past_continues_none(live):
+    """With the live key, whoever has it."""
+    log, state = live
+    lines = (log / CHECKPOINTS).read_bytes().splitlines()
+    fields = Checkpoint.parse(lines[-1]).__dict__
+    lines[-1] = Checkpoint(**fields | {"history": "00" * 32}).signed(state)
+    (log / CHECKPOINTS).write_bytes(b"".join(line + b"\n" for line in lines))
+
+    with pytest.raises(InvalidInput, match="does not continue"):
+        prove_consistency(log, 0, len(lines) - 1)
+
+
 def test_a_log_that_was_changed_gives_no_receipt(copy):
     """Rather than one that nobody could check."""
     log, _ = copy
@@ -154,8 +215,12 @@ def test_what_is_not_sealed_yet_has_no_receipt(folders):
 def test_any_later_checkpoint_continues_any_earlier_one(whole, copy):
     """Of the same writer and of others; in a log with an exchanged record it does not."""
     last = (whole / "log" / CHECKPOINTS).read_bytes().count(b"\n") - 1
+    lines = (whole / "log" / CHECKPOINTS).read_text().splitlines()
     for first, second in [(0, 1), (0, last), (3, 4), (5, last - 1)]:
-        assert prove_consistency(whole / "log", first, second)["history"] is not None
+        proof = prove_consistency(whole / "log", first, second)
+        assert (proof["first"], proof["second"]) == (lines[first], lines[second])
+        is_one_writer = len({Checkpoint.parse(line.encode()).writer for line in (lines[first], lines[second])}) == 1
+        assert (proof["records"] is not None) is is_one_writer
     for first, second in [(1, 1), (2, 1), (0, last + 1), (-1, 2)]:
         with pytest.raises(InvalidInput, match="expected two of"):
             prove_consistency(whole / "log", first, second)
