@@ -1,8 +1,9 @@
-"""The wheel holds every file of the package and nothing else."""
+"""The wheel holds every file of the package and nothing else, also when it is built from the source distribution."""
 
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -30,19 +31,34 @@ def sources():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel built from a copy of the sources, so that the build leaves nothing behind in the checkout."""
+def built(tmp_path_factory):
+    """A source distribution and the wheel that is built from it, from a copy of the sources, so that nothing is left
+    behind in the checkout."""
     copied = tmp_path_factory.mktemp("sources")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CHANGELOG.md"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, copied)
-    for folder in FOLDERS:
+    for folder in (*FOLDERS, "docs", "tests"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, copied / folder, symlinks=True, ignore=ignored)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist", "."]
-    built = subprocess.run(command, cwd=copied, capture_output=True, text=True)
-    assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-2000:]
-    return zipfile.ZipFile(next((copied / "dist").glob("*.whl")))
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", "."]
+    done = subprocess.run(command, cwd=copied, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return copied / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    return zipfile.ZipFile(next(built.glob("*.whl")))
+
+
+def test_a_source_distribution_holds_the_documents_and_no_tests(built):
+    """Those that setuptools takes along by itself lack their helpers, and the links that they need."""
+    with tarfile.open(next(built.glob("*.tar.gz"))) as distribution:
+        inside = {name.partition("/")[2] for name in distribution.getnames()}
+
+    assert {"docs/policies.md", "docs/images/bench.png", "CHANGELOG.md", "LICENSE", "adapters/inject.py"} <= inside
+    assert not [name for name in inside if name.startswith("tests")]
 
 
 def test_the_wheel_holds_exactly_the_sources(wheel):
