@@ -60,6 +60,8 @@ def test_the_page_has_both_tables():
         ("two Mara Vosses dance", "Mara Vosses"),
         ("Mara Vosss dog", "Mara Vosss"),
         ("see M4ra V0ss!", "M4ra V0ss"),
+        ("@m4ra_v0ss1 here", "m4ra_v0ss"),
+        ("2m4ra V0ss99", "m4ra V0ss"),
         ("see Mara E. Voss.", "Mara E. Voss"),
         ('see Mara "the Fox" Voss.', 'Mara "the Fox" Voss'),
         ("at /Mara%20Voss/x", "Mara%20Voss"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from urllib.parse import unquote
 
 from apl_guard.request import Reading
@@ -25,12 +26,11 @@ def undisguised(text: str) -> Iterator[Reading]:
     if not _may_hide(text):
         return
     seen = {text}
-    for written in _both(Reading(text, range(len(text))), _spelt_out):
-        for shorter in _both(written, partial(_replaced, _MIDDLE, lambda _: " ")):
-            for reading in _in_letters(shorter):
-                if reading.text not in seen:
-                    seen.add(reading.text)
-                    yield reading
+    for base in _both(_replaced(_ESCAPES, _unescaped, Reading(text, range(len(text)))), _without_middle):
+        for reading in _in_letters(base):
+            if reading.text not in seen:
+                seen.add(reading.text)
+                yield reading
 
 
 def with_two_letters(name: str) -> str:
@@ -42,8 +42,6 @@ def with_two_letters(name: str) -> str:
     """
     return _UMLAUT.sub(lambda found: _AS_TWO[found.group()], name)
 
-
-_Change = Callable[[Reading], Reading]
 
 _AS_TWO = {
     small_or_large: letters if small_or_large.islower() else letters.title()
@@ -72,37 +70,44 @@ def _may_hide(text: str) -> bool:
     return any(sign.search(text) for sign in (_SIGNS, _INITIAL, stretched))
 
 
-def _both(reading: Reading, change: _Change) -> list[Reading]:
-    changed = change(reading)
-    return [reading] if changed.text == reading.text else [reading, changed]
+def _both(reading: Reading, change: Callable[[Reading], Reading]) -> tuple[Reading, ...]:
+    return reading, change(reading)
 
 
-def _spelt_out(reading: Reading) -> Reading:
-    unescaped = _replaced(_ESCAPES, lambda found: unquote(found.group()), reading) if "%" in reading.text else reading
-    return (
-        unescaped if unescaped.text.isascii() else _replaced(_UMLAUT, lambda found: _AS_TWO[found.group()], unescaped)
-    )
+def _without_middle(reading: Reading) -> Reading:
+    return _replaced(_MIDDLE, lambda _: " ", reading)
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return unquote(found.group())
 
 
 def _in_letters(reading: Reading) -> Iterator[Reading]:
-    """It, and with letters in place of digits and signs: a 1 is an i or an l; what is drawn out said once and twice."""
+    """It, and what it is with letters in place of digits and signs, of umlauts, and of letters that are drawn out."""
     yield reading
     lettered = [reading]
     if _AMONG_LETTERS.search(reading.text):
-        ones = "il" if "1" in reading.text else "i"
-        lettered = [Reading(_WORD.sub(partial(_lettered, one), reading.text), reading.places) for one in ones]
-    for each in lettered:
-        yield each
-        if _STRETCHED.search(each.text):
-            yield _replaced(_STRETCHED, lambda run: run.group(1), each)
-            yield _replaced(_STRETCHED, lambda run: run.group(1) * 2, each)
+        ways = product("il" if "1" in reading.text else "i", (False, True))  # a 1 is an i or an l
+        lettered += [Reading(_WORD.sub(partial(_lettered, *way), reading.text), reading.places) for way in ways]
+        yield from lettered[1:]
+    if not reading.text.isascii():
+        yield _replaced(_UMLAUT, lambda found: _AS_TWO[found.group()], reading)
+    if _STRETCHED.search(lettered[-1].text):
+        for each, times in product(lettered[:2], (1, 2)):
+            yield _replaced(_STRETCHED, partial(_said, times), each)
 
 
-def _lettered(one: str, found: re.Match[str]) -> str:
+def _said(times: int, found: re.Match[str]) -> str:
+    return found.group(1) * times
+
+
+def _lettered(one: str, inside: bool, found: re.Match[str]) -> str:
+    """A word with letters for digits and signs: for all of them, or for those between its letters."""
     word = found.group()
     if word.isalpha() or not any(map(str.isalpha, word)):
         return word  # a number is no word in disguise
-    begin, end = len(word) - len(word.lstrip("@$!|")), len(word.rstrip("@!|"))
+    around = "@$!|0123456789_" if inside else ""
+    begin, end = len(word) - len(word.lstrip(around or "@$!|")), len(word.rstrip(around or "@!|"))
     return word[:begin] + word[begin:end].translate(_LETTERS_LIKE).replace("1", one) + word[end:]
 
 
