@@ -133,6 +133,41 @@ def test_a_change_that_the_clock_of_the_files_does_not_tell(guard, path, monkeyp
         wait(lambda: guard.policy.version == 2)
 
 
+def test_a_list_that_is_still_being_written_is_waited_for(guard, path):
+    """The beginning of a list is a list, too, of fewer people; those who are missing would be drawn for a while."""
+    people = ["Mara Voss", *(f"Somebody Number{letter}" for letter in "abcdefgh"), "Kai Lund"]
+    with guard.watch_policy(seconds=0.01):
+        wait(lambda: reloads(guard, "unchanged") >= 1)
+        with (path.parent / "stars.csv").open("w") as stream:
+            for line in ["name", *people]:
+                stream.write(f"{line}\n")
+                stream.flush()
+                time.sleep(0.05)
+        wait(lambda: reloads(guard, "accepted") >= 1)
+        assert guard.check("Kai Lund").action == "block"
+    assert reloads(guard, "accepted") == 1
+
+
+def test_a_file_that_never_rests_is_read_all_the_same(guard, path, monkeypatch):
+    """Something that touches it all the time does not keep a policy out."""
+    monkeypatch.setattr("apl_guard.in_force.watch._MOST_LOOKS", 5)
+    ended = threading.Event()
+
+    def touch():
+        while not ended.wait(0.005):
+            os.utime(path)
+
+    path.write_text(version(2))
+    toucher = threading.Thread(target=touch)
+    toucher.start()
+    try:
+        with guard.watch_policy(seconds=0.01):
+            wait(lambda: guard.policy.version == 2)
+    finally:
+        ended.set()
+        toucher.join()
+
+
 def test_what_is_missing_besides_the_files_is_asked_for_again(guard, path, monkeypatch):
     """A prefix or a registry that is away for a while does not keep a policy out for good."""
     from apl_guard.in_force.reloadable import ReloadablePolicy

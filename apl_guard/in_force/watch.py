@@ -22,6 +22,10 @@ _log = logging.getLogger("apl_guard")
 _COARSE_SECONDS = 2.0
 """Some file systems tell times apart no better than this."""
 _LONGEST_PAUSE_SECONDS = 60.0
+_REST_SECONDS = 0.2
+"""For how long a file must not change before it is read. The beginning of a list is a list, too."""
+_MOST_LOOKS = 50
+"""At a file that does not come to rest; then it is read as it is."""
 
 _State: TypeAlias = "dict[Path, tuple[int, ...] | None]"
 
@@ -89,7 +93,7 @@ class PolicyWatch:
     def _run(self, ended: threading.Event) -> None:
         while not ended.wait(self._seconds):
             try:
-                self._look_and_reload()
+                self._look_and_reload(ended)
             except Exception as error:
                 _log.error("the changed policy is not put in force, the one before stays: %s", error)
                 self._seen |= {path: _look(path) for path in self._files() if path not in self._seen}
@@ -99,11 +103,18 @@ class PolicyWatch:
                     self._again_at = monotonic() + self._pause
                     self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
 
-    def _look_and_reload(self) -> None:
+    def _look_and_reload(self, ended: threading.Event) -> None:
         # Taken before reading: what is written while we read shows as a change the next time.
         state = self._state()
         if state == self._seen and monotonic() < self._again_at:
             return
+        for _ in range(_MOST_LOOKS):
+            before = state
+            if ended.wait(_REST_SECONDS):
+                return
+            state = self._state()
+            if state == before:
+                break
         is_first, is_change = not self._seen, state != self._seen
         self._seen, self._again_at = state, math.inf
         changed = self._reload()
