@@ -295,6 +295,12 @@ class TestCommands:
         assert explained["decision"]["action"] == "rewrite"
         assert explained["runs"] == {"prompt": ["a woman"]}
 
+    def test_explain_needs_a_request(self, run, path):
+        """That nothing is allowed says nothing about a policy."""
+        code, out, err = run("explain", path)
+        assert (code, out) == (2, "")
+        assert "no prompt" in err
+
     def test_explain_decides_as_the_guard_does(self, run, shared_pipe, path):
         """The same decision but for its id."""
         explained = json.loads(run("explain", path, "Mara Voss", "--json")[1])["decision"]

@@ -208,6 +208,13 @@ def test_a_name_has_letters(name):
         index("Mara Voss", name)
 
 
+def test_a_name_that_is_none_is_told_by_its_place():
+    """In a list of thousands nobody would find it."""
+    people = [{"name": "Mara Voss"}, {"name": "Kai Lund", "aliases": ["Kai", "K."]}]
+    with pytest.raises(PolicyInvalid, match=r"alias of 1 letters in entry 2 of the list; expected 2 to 64"):
+        NamesIndex([Names(id="stars", people=people)])
+
+
 def read(tmp_path, content, **others):
     (tmp_path / "list.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     return read_names(Names(id="stars", file="list.csv", **others), tmp_path)

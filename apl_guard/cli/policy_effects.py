@@ -124,6 +124,8 @@ def explain_prompt(
         raise InvalidInput(
             'found a prompt and no policy; expected both: apl-guard policy explain anonymize_faces "…"', where="explain"
         )
+    if prompt is None and negative is None and not channel:
+        raise InvalidInput("found a policy and no prompt; expected one, or --negative or --channel", where="explain")
     loaded = Policy.load(policy)
     text = {Channel.PROMPT: prompt, Channel.NEGATIVE_PROMPT: negative}
     texts = {name: (found,) for name, found in text.items() if found is not None}

@@ -59,23 +59,25 @@ class NamesIndex:
         """Number of a spelling → those of other names that are spelt in the same way."""
         self._automaton = _new_automaton()
         for number, names in enumerate(self._lists):
-            for person in names.listed:
+            for place, person in enumerate(names.listed, 1):
                 for name in (person.name, *person.aliases):
-                    self._add(name, number, person.neutral, names)
+                    if (letters := self._add(name, number, person.neutral)) is not None:
+                        what = "name" if name == person.name else "alias"
+                        raise PolicyInvalid(
+                            f"{what} of {letters} letters in entry {place} of the list; "
+                            f"expected {_LEAST_LETTERS} to {_MOST_LETTERS}",
+                            where=names.file or f"names '{names.id}'",
+                        )
                     for written in _ways_to_write(name):
-                        self._add(written, number, person.neutral, names, is_derived=True)
+                        self._add(written, number, person.neutral)
         if self._list_of:
             self._automaton.make_automaton()
 
-    def _add(self, name: str, number: int, neutral: str, names: Names, *, is_derived: bool = False) -> None:
+    def _add(self, name: str, number: int, neutral: str) -> int | None:
+        """Take up a name. Too few or too many letters are not taken, and their number is the answer."""
         spelt = spelling(canonical(name))
-        if is_derived and len(spelt.letters) > _MOST_LETTERS:
-            return
         if not _LEAST_LETTERS <= len(spelt.letters) <= _MOST_LETTERS:
-            raise PolicyInvalid(
-                f"a name of {len(spelt.letters)} letters; expected {_LEAST_LETTERS} to {_MOST_LETTERS}",
-                where=names.file or f"names '{names.id}'",
-            )
+            return len(spelt.letters)
         new = len(self._list_of)
         self._list_of.append(number)
         self._words.append(_words(spelt))
@@ -86,6 +88,7 @@ class NamesIndex:
             self._automaton.add_word(spelt.letters, new)
         else:
             self._same.setdefault(known, []).append(new)
+        return None
 
     def find(self, text: str) -> list[Match]:
         """Every name in a canonical text, also where names overlap.
