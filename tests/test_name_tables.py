@@ -88,6 +88,10 @@ def test_who_consents_is_known_only_as_written(text):
     assert found("Mara Voss", text) != []
     assert found("Mara Voss", text, role="consenting") == []
     assert found("Mara Voss", "see Mara Voss's dog", role="consenting") == ["Mara Voss"]
+    assert found("Voss, Mara", "see Mara Voss's dog", role="consenting") == ["Mara Voss"]
+    for name, other in (("Dr. Mara Voss", "Mara Voss"), ("J\u00fcrgen M\u00fcller", "Juergen Mueller")):
+        assert found(name, other) != []
+        assert found(name, other, role="consenting") == []
 
 
 def test_a_disguised_name_is_found_beside_the_same_name_in_plain_letters():

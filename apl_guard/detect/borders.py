@@ -111,7 +111,7 @@ def _is_whole(text: str, start: int, end: int) -> bool:
 
     Their neighbours could be words of their own; those of a longer name mostly are.
     """
-    name = text[start:end]
+    name = text[start:end].replace(" ", "")
     if len(name) <= _MOST_SYLLABLES_ALONE and all(map(_is_hangul, name)):
         behind = "".join(takewhile(_is_hangul, text[end : end + _LONGEST_PARTICLE + 1]))
         return not (start and _is_hangul(text[start - 1])) and behind in _PARTICLES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -68,7 +69,7 @@ class NamesIndex:
                             f"expected {_LEAST_LETTERS} to {_MOST_LETTERS}",
                             where=names.file or f"names '{names.id}'",
                         )
-                    for written in _ways_to_write(name):
+                    for written in _ways_to_write(name, loosely=names.role == Role.PROTECTED):
                         self._add(written, number, person.neutral)
         if self._list_of:
             self._automaton.make_automaton()
@@ -126,13 +127,17 @@ class NamesIndex:
                     yield number, Match(names, *place, self._neutral[each])
 
 
-def _ways_to_write(name: str) -> set[str]:
-    """What is the same name: `Voss, Mara` is Mara Voss, and M\u00fcller Mueller."""
-    if name.isascii() and "," not in name:
-        return set()
-    family, comma, given = name.partition(",")
-    ways = {name, f"{given} {family}"} if comma else {name}
-    return {*ways, *map(with_two_letters, ways)} - {name}
+_TITLES = re.compile(r"(?:(?:dr|prof|mr|mrs|ms|sir|dame)\b\.? *)+(?=\w+ +\w)", re.IGNORECASE)
+
+
+def _ways_to_write(name: str, *, loosely: bool) -> set[str]:
+    """What is the same name: `Voss, Mara` is Mara Voss. Loosely, Dr. Mara Voss is, too, and M\u00fcller Mueller."""
+    ways = {name, _TITLES.sub("", name, count=1)} if loosely and _TITLES.match(name) else {name}
+    if "," in name:
+        ways |= {" ".join(reversed(each.split(",", 1))) for each in ways}
+    if loosely and not name.isascii():
+        ways |= set(map(with_two_letters, ways))
+    return ways - {name}
 
 
 def _words(spelt: Spelling) -> int:
