@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apl_guard.request.canonical import canonical, letters_of, spelling
+from apl_guard.request.canonical import Break, canonical, letters_of, spelling
 from apl_guard.request.confusables import LOOKS_LIKE
 
 
@@ -46,6 +46,8 @@ def test_plain_english_stays_as_it_is(text):
         ("\u043a\u043e\u0442", "\u043a\u043e\u0442"),  # a Russian word stays Russian
         ("\u03b1\u03b2\u03b3", "\u03b1\u03b2\u03b3"),
         ("Beyonc\u0065\u0301", "Beyonc\u00e9"),
+        ("Beyonc\u0065\u200d\u0301", "Beyonc\u00e9"),  # what stood between a letter and its accent is gone
+        ("M\u0131r\u0430", "Mira"),  # a Turkish letter in a word that mixes scripts
         ("\ud800", "\ufffd"),
     ],
 )
@@ -73,6 +75,19 @@ def test_the_spelling_of_simple_text_is_its_letters(text):
     plain = unicodedata.normalize("NFD", text.replace("\u00df", "ss").lower())
 
     assert spelling(canonical(text)).letters == re.sub(r"[^a-z0-9]", "", plain)
+
+
+@pytest.mark.parametrize("mark", ["\u0301", "\u0640", "\u07fa"])
+def test_accents_and_strokes_that_stretch_a_word_set_no_letter_apart(mark):
+    """A sign and a space do, each in its way."""
+    assert spelling(f"q{mark}m").breaks == spelling("qm").breaks == (Break.SPACE, Break.NONE)
+    assert spelling(f"q{mark}-m").breaks == (Break.SPACE, Break.SIGN)
+    assert spelling(f"q- {mark}m").breaks == (Break.SPACE, Break.SPACE)
+
+
+def test_an_accent_on_a_lookalike_hides_nothing():
+    """The table of lookalikes has letters without accents; a Greek alpha with one is spelt as the Latin letter."""
+    assert letters_of("M\u03acra V\u03ccss") == "maravoss"
 
 
 def test_lookalikes_are_no_ascii_letters_and_look_like_one():

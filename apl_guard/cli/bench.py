@@ -26,7 +26,9 @@ def bench(
     ),
     only: Annotated[
         list[str] | None,
-        typer.Option("--peer", help="Only this peer, by its name in the table, beside the plain model; repeatable."),
+        typer.Option(
+            "--peer", help="Only this peer, by its name in the table, beside the plain model; may be repeated."
+        ),
     ] = None,
     images_per_person: Annotated[int, typer.Option(min=1, help="Pictures of each person with each peer.")] = 2,
     people: Annotated[int, typer.Option(min=1, help="At most so many listed and so many other people.")] = 60,
