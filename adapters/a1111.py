@@ -24,7 +24,7 @@ from apl_guard.errors import ExtraMissing, GuardUnavailable, InvalidInput, Prefi
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest
 
-from .a1111_answers import embeddings_in, is_checkpoint, stem
+from .a1111_answers import answer_of, embeddings_in, is_checkpoint, reads_break, stem
 from .a1111_fields import (
     CHANNELS,
     HARMLESS,
@@ -127,6 +127,7 @@ class A1111Adapter(RemoteAdapter):
         self._client = client
         self._checkpoint = client.checkpoint
         self._embeddings: dict[str, Any] | None = None
+        self._reads_break = True
 
     def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> GenerationRequest:
         """Sort the fields of a call into channels and take a snapshot of them.
@@ -175,6 +176,7 @@ class A1111Adapter(RemoteAdapter):
             self._embeddings = dict(self._client.http.get("/sdapi/v1/embeddings")["loaded"])
             options = self._client.http.get("/sdapi/v1/options")
             found = (str(options.get("sd_checkpoint_hash") or ""), stem(str(options["sd_model_checkpoint"])))
+            self._reads_break = reads_break(options)
         except Exception as error:
             what = type(error).__name__
             raise GuardUnavailable(f"{self._client} does not say what it has loaded ({what})") from error
@@ -212,10 +214,15 @@ class A1111Adapter(RemoteAdapter):
             raise GuardUnavailable("the server has got new embeddings since the request was read; send it again")
         fields = _fields(request)
         fields["override_settings"] = {**(fields.get("override_settings") or {}), **_RECEIPT_SETTING}
+        by_region = bool(fields.get("alwayson_scripts"))
         for name, channel in TEXT_FIELDS.items():
             if channel == Channel.PROMPT and name in fields:
-                by_region = bool(fields.get("alwayson_scripts"))
                 fields[name] = prefixed(fields[name], prefix.embedding_name, prefix.n, self._count, by_region=by_region)
+        if not self._reads_break and any("BREAK" in fields.get(name, "") for name in TEXT_FIELDS):
+            raise PrefixNotApplied(
+                f"{self._client} reads no BREAK, as its option `emphasis` is off, so the prefix would stand before "
+                "75 tokens only; make the prompt shorter, or set the option to Original"
+            )
         output = self._client.send(fields)
         self._check_use(output, prefix)
         rows = (prefix.n,) * len(request.prompts)
@@ -223,7 +230,7 @@ class A1111Adapter(RemoteAdapter):
 
     def _known_embeddings(self) -> Mapping[str, Any]:
         if self._embeddings is None:
-            self._embeddings = _checked(self._client.http.get("/sdapi/v1/embeddings"), "loaded")
+            self._embeddings = answer_of(self._client.http.get("/sdapi/v1/embeddings"), "loaded")
         return self._embeddings
 
     def _with_styles(self, fields: Mapping[str, Any]) -> dict[str, str]:
@@ -292,9 +299,3 @@ def _merged(style: str, text: str) -> str:
     if "{prompt}" in style:
         return style.replace("{prompt}", text)
     return ", ".join(part for part in (text.strip(), style.strip()) if part)
-
-
-def _checked(answer: Any, key: str) -> dict[str, Any]:
-    if not isinstance(answer, dict) or not isinstance(answer.get(key), dict):
-        raise RemoteAnswerInvalid(f"the answer lacks '{key}'; is this AUTOMATIC1111's API?")
-    return dict(answer[key])

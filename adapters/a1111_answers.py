@@ -1,11 +1,14 @@
-"""What AUTOMATIC1111's answers say about checkpoints and embeddings."""
+"""What AUTOMATIC1111's answers say about checkpoints, embeddings and how it reads prompts."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["embeddings_in", "is_checkpoint", "stem"]
+from .http_client import RemoteAnswerInvalid
+
+__all__ = ["answer_of", "embeddings_in", "is_checkpoint", "reads_break", "stem"]
 
 # A value that holds commas or colons, such as a prompt, stands in quotes.
 _PAIRS = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
@@ -29,3 +32,24 @@ def embeddings_in(record: Any) -> list[str]:
     pairs = _PAIRS.findall(str(record).rpartition("\n")[2])
     names = ", ".join(value.strip('"') for key, value in pairs if key in ("TI", "TI hashes"))
     return [part.partition(":")[0].strip() for part in names.split(",")]
+
+
+def reads_break(options: Mapping[str, Any]) -> bool:
+    """Whether the server cuts prompts at `BREAK`: not where its user switched the syntax of weights off.
+
+    Example:
+        >>> reads_break({"emphasis": "Original"}), reads_break({"emphasis": "None"})
+        (True, False)
+    """
+    return options.get("emphasis") != "None" and options.get("enable_emphasis") is not False
+
+
+def answer_of(answer: Any, key: str) -> dict[str, Any]:
+    """What stands under a key of an answer.
+
+    Raises:
+        RemoteAnswerInvalid: The answer is of another shape.
+    """
+    if not isinstance(answer, dict) or not isinstance(answer.get(key), dict):
+        raise RemoteAnswerInvalid(f"the answer lacks '{key}'; is this AUTOMATIC1111's API?")
+    return dict(answer[key])

@@ -95,7 +95,7 @@ def read_a1111(text: str, embeddings: Collection[str] = ()) -> Syntax:
     if (
         not _weights_are_moderate(text)
         or any(_PART_WEIGHT.search(part) for part in _AND.split(text))
-        or any(map(_depth, _BREAK.split(text)[:-1]))
+        or any(any(_open_brackets(part)) for part in _BREAK.split(text)[:-1])
         or (is_edited and _SPELLED_BREAK.search(text))
         or _WILDCARD.search(text)
         or _PREFIX_NAME.search(text.lower())
@@ -213,25 +213,28 @@ def prefixed(text: str, name: str, n: int, count: Callable[[str], int], *, by_re
 def _units(text: str) -> list[str]:
     """Words, and what stands in brackets with the words that touch it."""
     units: list[str] = []
-    depth = 0
+    opened = (0, 0)
     for word in re.split(r"\s+", text.strip()):
-        if depth:
+        if any(opened):
             units[-1] += f" {word}"
         else:
             units.append(word)
-        depth = _depth(word, depth)
+        opened = _open_brackets(word, opened)
     return units
 
 
-def _depth(text: str, start: int = 0) -> int:
-    """How many brackets are open at the end of a text. One that is never opened closes nothing."""
-    depth = start
+def _open_brackets(text: str, before: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+    """How many brackets, round and square, are open at the end of a text. Each kind is counted apart: a round one does
+    not close a square one. One that is never opened closes nothing."""
+    opened = dict(zip("([", before, strict=True))
     for found in re.finditer(r"\\.|[()\[\]]", text):
-        if found.group() in ("(", "["):
-            depth += 1
-        elif found.group() in (")", "]"):
-            depth = max(0, depth - 1)
-    return depth
+        sign = found.group()
+        if sign in opened:
+            opened[sign] += 1
+        elif sign in ")]":
+            kind = "(" if sign == ")" else "["
+            opened[kind] = max(0, opened[kind] - 1)
+    return opened["("], opened["["]
 
 
 _BRACKET = re.compile(r"\\.|[()]", re.DOTALL)

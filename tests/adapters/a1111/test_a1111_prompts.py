@@ -38,7 +38,7 @@ def test_every_chunk_begins_with_the_prefix(guard, server, prefix, prompt):
 WORDS = st.sampled_from(
     ["a", "man", "Mara", "Voss", ",", "BREAK", "AND", "AND :", ":2", "(", ")", "[", "]", "|", ":", ":0.5]", ":1.5)",
      "\\", "BRE", "AK", "#", "\n", "é", "__x__", "apl-0123456789abcdef", "mara-voss", "mara", "-", "-1",
-     "<lora:x:1>", "E", "long" * 9]
+     "<lora:x:1>", "E", "long" * 9, "ADDROW", "\x85" * 9, "[)"]
 )  # fmt: skip
 
 
@@ -96,6 +96,8 @@ def test_nothing_of_the_prompt_is_lost(shared_server, words):
         ("((Mara Voss:1.9):1.9)", "prompt_syntax"),
         ("(Mara Voss:1[0|5]0)", "prompt_syntax"),
         ("(a BREAK b:0.1)", "prompt_syntax"),
+        ("[) a BREAK " + "a man " * 9, "prompt_syntax"),
+        ("(] a BREAK " + "a man " * 9, "prompt_syntax"),
         ("BR[E|x]AK Mara Voss", "prompt_syntax"),
         ("Mara Voss AND :-1", "prompt_syntax"),
         ("__celebrity__", "prompt_syntax"),
@@ -229,6 +231,19 @@ def test_with_the_tokenizer_a_chunk_is_filled(server, prefix):
 
 def test_brackets_longer_than_a_chunk_are_refused(guard, server):
     """They cannot be cut, so their end would stand in a chunk without the prefix."""
-    with pytest.raises(PrefixNotApplied, match="65 tokens"):
-        guard("(" + "a man " * 20 + ":1.2)")
+    for prompt in ("(" + "a man " * 20 + ":1.2)", "[) a dog " + "a man " * 20, "(] a dog " + "a man " * 20):
+        with pytest.raises(PrefixNotApplied, match="65 tokens"):
+            guard(prompt)
     assert server.posted("/sdapi/v1/txt2img") == []
+
+
+@pytest.mark.parametrize("option", [{"emphasis": "None"}, {"enable_emphasis": False}])
+def test_a_server_that_reads_no_break_draws_short_prompts_only(guard, server, option):
+    """Where weights are switched off in its settings, a long prompt cannot have the prefix in each chunk."""
+    server.model |= option
+
+    guard("a man")
+    for prompt in ("a man, " * 60, "a man BREAK a dog"):
+        with pytest.raises(PrefixNotApplied, match="emphasis"):
+            guard(prompt)
+    assert len(server.posted("/sdapi/v1/txt2img")) == 1
