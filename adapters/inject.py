@@ -62,16 +62,18 @@ def encode_prompts(
     return embed(text_encoder, input_ids, vectors)
 
 
-def tokenize_with_prefix(tokenizer: Any, prompts: Sequence[str], n: int) -> Tensor:
+def tokenize_with_prefix(tokenizer: Any, prompts: Sequence[str], n: int, length: int | None = None) -> Tensor:
     """Turn prompts into token ids with room for the prefix.
 
     Args:
         tokenizer: The tokenizer of the text encoder.
         prompts: B texts.
         n: Number of prefix vectors, N; 0 gives the ids that the pipeline itself would use.
+        length: L; default: the tokenizer's own.
 
     Returns:
-        Shape (B, L), int64: start, −1 … −N, the user's tokens cut at their end, end, padding.
+        Shape (B, L), int64: start, −1 … −N, the user's tokens cut at their end, end, padding. Of T5, which has no
+        start, −1 … −N come first.
 
     Raises:
         PrefixInvalid: The prefix leaves no room for a prompt.
@@ -82,7 +84,8 @@ def tokenize_with_prefix(tokenizer: Any, prompts: Sequence[str], n: int) -> Tens
     mark = new_mark()
     with_room = prefix_tokenizer(tokenizer, mark, n)
     texts = [f"{mark} {text}" for text in prompts]
-    input_ids: Tensor = with_room(texts, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
+    rows = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
+    input_ids: Tensor = with_room(texts, **rows)["input_ids"]
     return input_ids
 
 

@@ -104,8 +104,13 @@ class TrainConfig(BaseModel):
     """Generic examples, self-generated or from a folder; never more than there are prompts or images."""
     sampling_steps: int = Field(default=20, ge=1)
     """Denoising steps of self-generation."""
-    guidance_scale: float = Field(default=5.0, ge=0)
-    """Classifier-free guidance of self-generation."""
+    guidance_scale: float | None = Field(default=None, ge=0)
+    """Classifier-free guidance of self-generation.  Empty: 5."""
+    picture_size: int | None = Field(default=None, ge=8, le=8192)
+    """Side of the pictures that are made and learned on, in pixels.  Empty: the model's own."""
+    max_sequence_length: int | None = Field(default=None, ge=8, le=512)
+    """Of SD3: how many places T5 has for a prompt, as in the argument of the pipeline of this name; train with what is
+    drawn with.  Empty: what the pipeline takes by itself."""
     sampling_batch: int = Field(default=16, ge=1)
     """Images generated at a time."""
 
@@ -127,9 +132,9 @@ class TrainConfig(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the UNet; all else is in float32.  auto: bfloat16 where the processor computes in it."""
+    """Of the denoiser, and of T5; all else is in float32.  auto: bfloat16 where the processor computes in it."""
     gradient_checkpointing: bool = False
-    """Recompute the UNet's activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations of the denoiser, and of T5, in the backward pass: less memory, about a third more time."""
 
     @field_validator("*", mode="before")
     @classmethod

@@ -63,7 +63,8 @@ def attack(
     from apl_guard.trainer.attacks.reference import reference_check
     from apl_guard.trainer.evaluate.asking import require_reference_world
     from apl_guard.trainer.evaluate.setting import Setting
-    from apl_guard.trainer.model.pipeline import open_pipe, unet_precision
+    from apl_guard.trainer.model.family import precision_of
+    from apl_guard.trainer.model.pipeline import open_pipe
 
     ExtraMissing.check("eval", "scipy", "matplotlib")
     if len(set(prefix)) < len(prefix):
@@ -77,7 +78,7 @@ def attack(
         minifaces.judges(),
         seed=seed,
         steps=draw_steps,
-        precision=unet_precision(pipe.unet.device, "auto") if fast else torch.float32,
+        precision=precision_of(pipe.unet.device, "auto") if fast else torch.float32,
         folder=None,
         progress=not quiet,
     )

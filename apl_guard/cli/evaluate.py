@@ -125,7 +125,7 @@ def evaluate(
     listed people), attacks (what black-box attacks bring back), personalised (people added after the prefix was
     trained), transfer (models made of this one). The last two train models first, and keep them.
 
-    On any model of Stable Diffusion or SDXL, and on the reference world too, by the protocol of the paper's authors.
+    On any model that can be trained on, the reference world too, by the protocol of the paper's authors.
 
     Pictures are kept: a stopped run goes on when the same command is given again.
 
@@ -240,7 +240,7 @@ def _by_protocol(
     looks = None if clip is None else Clip(clip)
     texts = read_prompts(captions) if captions is not None else generic_captions(500, seed=0)
     return evaluate_apl_2026(
-        open_pipe(model),
+        open_pipe(model, precision="auto"),
         prefix,
         faces=faces,
         identities=identities,

@@ -28,7 +28,8 @@ class TrainCommand(typer.core.TyperCommand):
 
 def train(
     model: Annotated[
-        str, typer.Option(help="Folder of Stable Diffusion or SDXL, hub id, or 'minifaces' for the shipped model.")
+        str,
+        typer.Option(help="Model folder (Stable Diffusion, SDXL, SD3), hub id, or 'minifaces', which is shipped."),
     ],
     output: Annotated[Path, typer.Option(help="The prefix folder to write.")],
     identities: Annotated[

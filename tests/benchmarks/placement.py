@@ -31,7 +31,9 @@ from apl_guard.trainer.data.identities import load_identities
 from apl_guard.trainer.evaluate.asking import ask_for_people, people_of
 from apl_guard.trainer.evaluate.scores import identity_figures
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.model.pipeline import frozen, open_pipe, predict, unet_precision
+from apl_guard.trainer.model.family import precision_of
+from apl_guard.trainer.model.pipeline import frozen, open_pipe
+from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.train.loss import apl_loss
 from apl_guard.trainer.train.run import start_vectors
 from apl_guard.trainer.train.schedule import half_weights, lr_factor
@@ -90,9 +92,9 @@ def states(setting: Setting) -> None:
 def learn(pipe: Any, n: int, k: int, steps: int) -> Tensor:
     """Learn n vectors, the last k of them behind the text, by the shipped recipe, shape (N, D)."""
     config = TrainConfig.load(RECIPE).model_copy(update={"n_vectors": n, "steps": steps})
-    dtype, end = unet_precision(pipe.unet.device, config.precision), pipe.tokenizer.eos_token_id
+    dtype, end = precision_of(pipe.unet.device, config.precision), pipe.tokenizer.eos_token_id
     data = prepare(pipe, config, load_identities(minifaces.identities_file()), minifaces.captions(448, seed=0))
-    targets = Targets(pipe, data, dtype, keep=False)
+    targets = Targets(pipe, data, config, keep=False)
     identity, generic = (
         behind(tokenize_with_prefix(pipe.tokenizer, half.prompts, n), n, k, end)
         for half in (data.identity, data.generic)

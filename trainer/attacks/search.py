@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from apl_guard.adapters.inject import embed, encode_prompts, tokenize_with_prefix
-from apl_guard.trainer.model.diffusion import add_noise, truth
-from apl_guard.trainer.model.pipeline import predict
+from apl_guard.trainer.model.diffusion import process_of
+from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.train.loss import distance
 from apl_guard.trainer.train.rows import insert_vectors, length_of, sentinels
 
@@ -156,10 +156,10 @@ class Search:
 
     def _losses(self, c: Tensor, noised: _Noised) -> Tensor:
         """Each person's loss, shape (M,), so that none depends on how many others there are; c of shape (M, L, D)."""
-        scheduler, (z, noise, t) = self._pipe.scheduler, noised
-        z_t = add_noise(scheduler.alphas_cumprod, z, noise, t)
+        process, (z, noise, t) = process_of(self._pipe.scheduler), noised
+        z_t = process.noised(z, noise, t)
         eps = predict(self._pipe.unet, z_t, t, c.repeat_interleave(_BATCH, dim=0), self._dtype)  # (M·batch, C, H, W)
-        return distance(eps, truth(scheduler, z, noise, t)).view(-1, _BATCH).mean(1)
+        return distance(eps, process.truth(z, noise, t)).view(-1, _BATCH).mean(1)
 
 
 class EmbeddingSearch(Search):

@@ -33,7 +33,7 @@ class Examples:
     neutrals: tuple[str, ...]
     """The prompts whose answer is the target; the same as `prompts` in generic data."""
     latents: Tensor
-    """Clean latents in the UNet's scale, shape (M, C, H, W), float32."""
+    """Clean latents in the scale of the denoiser, shape (M, C, H, W), float32."""
     people: Tensor
     """Index of the person shown, shape (M,); −1 for nobody."""
 
@@ -127,7 +127,7 @@ def _identity_examples(pipe: Any, config: TrainConfig, people: Identities, progr
             if any(identity.name not in text for text in texts):
                 msg = f"a caption does not hold the name of entry {person + 1}; each must, to be made neutral"
                 raise IdentitiesInvalid(msg, where=identity.images)
-            latents = encode_images(pipe, [path for path, _ in pictures], config.sampling_batch)
+            latents = encode_images(pipe, [path for path, _ in pictures], config)
             neutral_texts = tuple(text.replace(identity.name, stand_in) for text in texts)
             given.append(Examples(texts, neutral_texts, latents, torch.full((len(texts),), person)))
             continue
@@ -155,7 +155,7 @@ def _generic_examples(pipe: Any, config: TrainConfig, generic: Path | Sequence[s
         pictures = captions_in(generic)
         pictures = random.Random(config.seed).sample(pictures, min(config.generic_count, len(pictures)))
         texts = tuple(text for _, text in pictures)
-        latents = encode_images(pipe, [path for path, _ in pictures], config.sampling_batch)
+        latents = encode_images(pipe, [path for path, _ in pictures], config)
         return Examples(texts, texts, latents, torch.full((len(texts),), -1))
     texts = tuple(read_prompts(generic) if isinstance(generic, Path) else generic)
     if not texts:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from apl_guard.errors import InvalidInput
 from apl_guard.storage import read_regular
+from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.model.families import family_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -133,11 +135,12 @@ def _as_bytes(image: Image) -> Image:
 
 
 @torch.no_grad()
-def encode_images(pipe: Any, paths: Sequence[Path], batch: int) -> Tensor:
-    """Latents of pictures, cut square from the middle and scaled to the model's own size: (M, C, H, W)."""
+def encode_images(pipe: Any, paths: Sequence[Path], config: TrainConfig) -> Tensor:
+    """Latents of pictures, cut square from the middle and scaled to the size of a run: (M, C, H, W)."""
     from PIL import Image
 
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    family = family_of(pipe, config)
+    size, batch = family.side, config.sampling_batch
     latents: list[Tensor] = []
     for start in range(0, len(paths), batch):
         pixels: list[Tensor] = []
@@ -147,6 +150,5 @@ def encode_images(pipe: Any, paths: Sequence[Path], batch: int) -> Tensor:
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
             pixels.append(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1)
-        x = torch.stack(pixels).to(pipe.vae.device)
-        latents.append((pipe.vae.encode(x).latent_dist.mean * pipe.vae.config.scaling_factor).float().cpu())
+        latents.append(family.latents_of(torch.stack(pixels)))
     return torch.cat(latents)

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.seeds import seed_of
-from apl_guard.trainer.model.pipeline import frozen, model_digest, unet_precision
+from apl_guard.trainer.model.families import family_of
+from apl_guard.trainer.model.pipeline import frozen, model_digest
 
 
 def cache_folder() -> Path:
@@ -53,15 +54,16 @@ def self_generate(
     from safetensors.torch import load, save
 
     folder = cache_folder()
-    dtype = unet_precision(pipe.unet.device, config.precision)
+    family = family_of(pipe, config)
     settings = [
         config.sampling_steps,
-        config.guidance_scale,
+        family.guidance,
         config.seed,
         series,
-        str(dtype),
-        str(pipe.unet.device),
-        pipe.unet.config.sample_size,
+        str(family.dtype),
+        str(family.device),
+        family.shape[-1],
+        *([] if family.t5_length is None else [family.t5_length]),
     ]
     model = model_digest(pipe)
     latents: list[Tensor] = []
@@ -78,7 +80,6 @@ def self_generate(
                     texts,
                     config,
                     [seed_of(config.seed, series, start + k) for k in range(len(texts))],
-                    dtype,
                 )
                 make_folder(folder)
                 write_file(path, save({"latents": batch}))
@@ -88,16 +89,16 @@ def self_generate(
 
 
 @torch.no_grad()
-def _draw(pipe: Any, texts: list[str], config: TrainConfig, seeds: list[int], dtype: torch.dtype) -> Tensor:
+def _draw(pipe: Any, texts: list[str], config: TrainConfig, seeds: list[int]) -> Tensor:
     # Frozen, because other attention code gives other bits.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    with frozen(pipe), torch.autocast(pipe.unet.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+    family = family_of(pipe, config)
+    with frozen(pipe), family.cast():
         output = pipe(
             texts,
             num_inference_steps=config.sampling_steps,
-            guidance_scale=config.guidance_scale,
             generator=generators,
             output_type="latent",
+            **family.call,
         )
-    latents: Tensor = output.images
-    return latents.float().cpu().contiguous()
+    return family.drawn(output.images).float().cpu().contiguous()

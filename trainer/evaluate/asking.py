@@ -14,6 +14,7 @@ from apl_guard.trainer.evaluate.scores import spoken
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.minifaces.faces import SIZE
 from apl_guard.trainer.minifaces.people import Person, Split
+from apl_guard.trainer.model.families import family_of
 
 GENERIC_PER_IMAGE = 80
 """Generic prompts for each image per person."""
@@ -68,7 +69,7 @@ def require_reference_world(pipe: Any) -> None:
     Raises:
         ModelInvalid: It draws pictures of another size.
     """
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    size = family_of(pipe).side
     if size != SIZE:
         raise ModelInvalid(
             f"this model draws pictures of {size} pixels; the judges of the reference world look at {SIZE}. Other "

@@ -11,6 +11,7 @@ from typing import Any
 from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.model.encoders import Encoders
+from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import model_digest
 
 _PACKAGES = ("apl-guard", "torch", "diffusers", "transformers", "numpy", "scipy", "torchmetrics", "onnxruntime")
@@ -41,7 +42,7 @@ def provenance(setting: Setting) -> dict[str, Any]:
         "policy": f"{setting.guard.policy.name} {setting.guard.policy.digest}",
         "judges": setting.judges.digest,
         "versions": versions(),
-        "machine": f"{platform.system()} {platform.machine()}, {setting.pipe.unet.device.type}",
+        "machine": f"{platform.system()} {platform.machine()}, {family_of(setting.pipe).device.type}",
     }
 
 

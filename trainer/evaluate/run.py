@@ -18,7 +18,7 @@ from apl_guard.trainer.evaluate.result import Album, EvalResult, Figures
 from apl_guard.trainer.evaluate.setting import Setting, pictures_folder
 from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES, Suite
 from apl_guard.trainer.minifaces.judge import Judges
-from apl_guard.trainer.model.pipeline import unet_precision
+from apl_guard.trainer.model.family import precision_of
 
 
 def evaluate(
@@ -85,7 +85,7 @@ def evaluate(
         people_limit=people_limit,
         neutral=neutral,
         templates=None if templates is None else tuple(check_templates(list(templates), "templates")),
-        precision=unet_precision(pipe.unet.device, "auto") if fast else torch.float32,
+        precision=precision_of(pipe.unet.device, "auto") if fast else torch.float32,
         folder=folder or pictures_folder(),
         progress=progress,
         album=album,

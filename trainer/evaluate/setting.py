@@ -22,7 +22,7 @@ from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.config import NeutralKind
 from apl_guard.trainer.data.generation import cache_folder
 from apl_guard.trainer.evaluate.result import Album, Asked, Pictures
-from apl_guard.trainer.model.encoders import slots_of
+from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import check_steps, model_digest
 from apl_guard.trainer.report.pictures import png
 
@@ -170,7 +170,8 @@ class Setting:
     def _draw(self, call: Callable[..., Any], texts: list[str], seeds: list[int]) -> Pictures:
         self.pipe.set_progress_bar_config(**{**getattr(self.pipe, "_progress_bar_config", {}), "disable": True})
         cast = self.precision != torch.float32
-        with torch.autocast(self.pipe.unet.device.type, dtype=self.precision if cast else None, enabled=cast):
+        device = family_of(self.pipe).device
+        with torch.autocast(device.type, dtype=self.precision if cast else None, enabled=cast):
             output = call(
                 texts,
                 num_inference_steps=self.steps,
@@ -191,19 +192,25 @@ class Setting:
             arm = f"other {decides} {_vectors_digest(self.prefix)}"
         else:
             return None
-        unet = self.pipe.unet
-        parts = {name: _config(getattr(self.pipe, name)) for name in ("unet", "vae", *slots_of(self.pipe))}
+        family = family_of(self.pipe)
+        parts = {name: _config(getattr(self.pipe, name)) for name in (family.network_name, "vae", *family.slots)}
         checker = type(getattr(self.pipe, "safety_checker", None)).__name__
         drawn_by = [type(self.pipe).__name__, checker, diffusers.__version__, torch.__version__.split("+")[0]]
-        computed = [unet.device.type, str(unet.dtype), str(self.precision), self.steps, self.guidance]
+        computed = [family.device.type, str(family.network.dtype), str(self.precision), self.steps, self.guidance]
         return _digest(model_digest(self.pipe), arm, parts, drawn_by, computed)
 
 
 @contextmanager
 def drawn_by(pipe: Any, scheduler: Any) -> Iterator[None]:
-    """Let a pipe draw with a scheduler of another class and its own settings, and put its own back."""
+    """Let a pipe draw with a scheduler of another class and its own settings, and put its own back.
+
+    Args:
+        pipe: The pipe.
+        scheduler: The class; None leaves it its own.
+    """
     own = pipe.scheduler
-    pipe.scheduler = scheduler.from_config(own.config)
+    if scheduler is not None:
+        pipe.scheduler = scheduler.from_config(own.config)
     try:
         yield
     finally:

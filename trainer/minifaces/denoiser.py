@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
-from apl_guard.trainer.model.pipeline import quick_attention
+from apl_guard.trainer.model.unets import quick_attention
 
 from .autoencoder import LATENT_CHANNELS
 from .text_encoder import WIDTH

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from apl_guard.errors import StorageFailed
 from apl_guard.storage import write_file
-from apl_guard.trainer.model.pipeline import unet_precision
+from apl_guard.trainer.model.family import precision_of
 
 SAVE_EVERY_SECONDS = 60.0
 
@@ -29,7 +29,7 @@ def device() -> torch.device:
 def autocast(where: torch.device | None = None) -> torch.autocast:
     """bfloat16 where the processor computes in it; elsewhere, where it would take ten times as long, float32."""
     where = where or device()
-    return torch.autocast(where.type, torch.bfloat16, enabled=unet_precision(where, "auto") == torch.bfloat16)
+    return torch.autocast(where.type, torch.bfloat16, enabled=precision_of(where, "auto") == torch.bfloat16)
 
 
 def warmup_cosine(step: int, steps: int, warmup: int = 100) -> float:

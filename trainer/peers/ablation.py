@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from apl_guard.trainer.model.diffusion import add_noise, truth
-from apl_guard.trainer.model.encoders import Condition
-from apl_guard.trainer.model.pipeline import predict
+from apl_guard.trainer.model.condition import Condition
+from apl_guard.trainer.model.diffusion import process_of
+from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.peers.learning import Learner
 from apl_guard.trainer.peers.peer import Applied, Files, Task
 from apl_guard.trainer.peers.samples import draw_latents
@@ -96,22 +96,22 @@ class Ablation:
             for template, who in zip(templates, neutrals, strict=True)
         ]
 
-        scheduler = pipe.scheduler
+        process = process_of(pipe.scheduler)
         embeds = PromptEmbeds(pipe, [*anchors, *(text for texts in named for text in texts)])
         generator = torch.Generator().manual_seed(task.seed)
         with Learner(pipe, partial(cross_attention, keys_and_values=True), self.lr) as learner:
             for _ in tqdm(range(self.steps), desc=self.key, unit="step", disable=not progress):
                 m = torch.randint(len(x), (self.batch,), generator=generator)
-                t = torch.randint(len(scheduler.alphas_cumprod), (self.batch,), generator=generator)
+                t = torch.randint(process.levels, (self.batch,), generator=generator)
                 noise = torch.randn((self.batch, *x.shape[1:]), generator=generator)
                 z, t, noise = (part.to(pipe.unet.device) for part in (x[m], t, noise))
-                x_t = add_noise(scheduler.alphas_cumprod, z, noise, t)
+                x_t = process.noised(z, noise, t)
                 c = embeds([anchors[k] for k in m])
                 c_star = embeds([rng.choice(named[k]) for k in m])
                 both = Condition.cat([c_star, c])
                 phi = predict(learner.unet, torch.cat([x_t, x_t]), torch.cat([t, t]), both, torch.float32)
                 phi_name, phi_anchor = phi.chunk(2)
-                learner.step(ablation_loss(phi_name, phi_anchor, truth(scheduler, z, noise, t), self.lambda_))
+                learner.step(ablation_loss(phi_name, phi_anchor, process.truth(z, noise, t), self.lambda_))
             return changes_of(pipe.unet, learner.unet)
 
     def apply(self, pipe: Any, files: Files) -> Applied:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from apl_guard.trainer.model.pipeline import predict
+from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.peers.learning import Learner
 from apl_guard.trainer.peers.peer import Applied, Files, Task
 from apl_guard.trainer.peers.samples import draw_stages

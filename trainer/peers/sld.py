@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from apl_guard.trainer.model.diffusion import as_noise, from_noise
+from apl_guard.trainer.model.diffusion import process_of
 from apl_guard.trainer.peers.concept import Scope, concept_file, concept_of
 from apl_guard.trainer.peers.peer import Applied, Files, Task
 
@@ -111,6 +111,7 @@ def _sampling(pipe: Any, concept: Callable[[str], str], how: Strength) -> Callab
         prompt: list[str], *, num_inference_steps: int, guidance_scale: float, generator: Any, output_type: str = "np"
     ) -> Any:
         unet, scheduler, device = pipe.unet, pipe.scheduler, pipe.unet.device
+        process = process_of(scheduler)
         c_p, c = pipe.encode_prompt(prompt, device, 1, do_classifier_free_guidance=True)  # (B, L, D) twice
         c_S, _ = pipe.encode_prompt([concept(text) for text in prompt], device, 1, do_classifier_free_guidance=False)
         side = unet.config.sample_size * pipe.vae_scale_factor
@@ -122,12 +123,12 @@ def _sampling(pipe: Any, concept: Callable[[str], str], how: Strength) -> Callab
         for k, t in enumerate(scheduler.timesteps):
             x = scheduler.scale_model_input(z_t, t)
             output = unet(torch.cat([x, x, x]), t, encoder_hidden_states=torch.cat([c, c_p, c_S])).sample
-            eps, eps_p, eps_S = (as_noise(scheduler, part, z_t, t) for part in output.chunk(3))
+            eps, eps_p, eps_S = (process.as_noise(part, z_t, t) for part in output.chunk(3))
             gamma, nu = safety_guidance(eps, eps_p, eps_S, nu, how)
             if k < how.delta * num_inference_steps:
                 gamma = torch.zeros_like(gamma)
             guided = eps + guidance_scale * (eps_p - eps - gamma)
-            z_t = scheduler.step(from_noise(scheduler, guided, z_t, t), t, z_t).prev_sample
+            z_t = scheduler.step(process.from_noise(guided, z_t, t), t, z_t).prev_sample
         image = pipe.vae.decode(z_t / pipe.vae.config.scaling_factor).sample
         return SimpleNamespace(images=pipe.image_processor.postprocess(image, output_type=output_type))
 

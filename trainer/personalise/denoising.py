@@ -15,7 +15,7 @@ from torch import Tensor
 
 from apl_guard.trainer.minifaces.autoencoder import encode
 from apl_guard.trainer.minifaces.denoiser import random_timesteps
-from apl_guard.trainer.model.diffusion import truth
+from apl_guard.trainer.model.diffusion import process_of
 from apl_guard.trainer.personalise.drawings import Drawings, Prior, draw_prior, embeds_of
 from apl_guard.trainer.personalise.recipe import Recipe
 
@@ -38,7 +38,7 @@ def denoising_loss(pipe: Any, unet: Any, z: Tensor, c: Tensor, generator: torch.
     t = random_timesteps(len(z), generator).to(z.device)
     z_t = scheduler.add_noise(z, noise, t)
     predicted = unet(z_t, t, encoder_hidden_states=c).sample
-    return F.mse_loss(predicted, truth(scheduler, z, noise, t), reduction="none").mean(dim=(1, 2, 3))
+    return F.mse_loss(predicted, process_of(scheduler).truth(z, noise, t), reduction="none").mean(dim=(1, 2, 3))
 
 
 @dataclass(frozen=True)

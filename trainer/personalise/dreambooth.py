@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.trainer.minifaces.training import fit
-from apl_guard.trainer.model.pipeline import quick_attention
+from apl_guard.trainer.model.unets import quick_attention
 from apl_guard.trainer.personalise.added import Added, decided_by, names_of
 from apl_guard.trainer.personalise.denoising import Lessons
 from apl_guard.trainer.personalise.drawings import Drawings

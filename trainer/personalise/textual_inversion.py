@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from apl_guard.storage import write_file
 from apl_guard.trainer.minifaces.autoencoder import encode
 from apl_guard.trainer.minifaces.training import fit
-from apl_guard.trainer.model.pipeline import quick_attention
+from apl_guard.trainer.model.unets import quick_attention
 from apl_guard.trainer.personalise.added import Added, decided_by
 from apl_guard.trainer.personalise.denoising import denoising_loss
 from apl_guard.trainer.personalise.drawings import Drawings

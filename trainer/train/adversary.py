@@ -21,7 +21,7 @@ from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Batch, Data
 from apl_guard.trainer.data.seeds import ATTACKS, seed_of
 from apl_guard.trainer.model.encoders import Encoders
-from apl_guard.trainer.model.pipeline import predict
+from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.train.loss import distance
 from apl_guard.trainer.train.rows import insert_vectors, sentinels
 from apl_guard.trainer.train.targets import PromptEmbeds
@@ -45,14 +45,13 @@ class Adversary:
     Args:
         pipe: The model, frozen.
         data: The examples.
-        config: Number of vectors, steps of the attack, seed.
-        dtype: What the UNet computes in.
+        config: Number of vectors, steps of the attack, seed, and how the model is asked.
     """
 
-    def __init__(self, pipe: Any, data: Data, config: TrainConfig, dtype: torch.dtype) -> None:
-        self._pipe, self._data, self._config, self._dtype = pipe, data, config, dtype
-        self._embeds = PromptEmbeds(pipe, data.identity.prompts)
-        self._encoders = Encoders(pipe)
+    def __init__(self, pipe: Any, data: Data, config: TrainConfig) -> None:
+        self._family, self._data, self._config = family_of(pipe, config), data, config
+        self._embeds = PromptEmbeds(pipe, data.identity.prompts, config)
+        self._encoders = Encoders(pipe, config)
         tables = self._encoders.tables()
         V = min(len(table) for table in tables)  # the same, where the tokenizers are
         self._table = torch.cat([table[:V] for table in tables], dim=1)  # (V, D)
@@ -77,19 +76,24 @@ class Adversary:
         """
         B = attacked(self._config)
         inserted = sentinels(B, len(P), VECTORS)
-        ends = [tokenizer.eos_token_id for tokenizer in self._encoders.tokenizers]
-        rows = torch.stack([insert_vectors(ids[:B, s], 1 + len(P), inserted, end) for s, end in enumerate(ends)], dim=1)
+        rows = ids[:B].clone()
+        for s, (tokenizer, length) in enumerate(
+            zip(self._encoders.tokenizers, self._encoders.lengths.values(), strict=True)
+        ):
+            row = rows[:, s, :length]
+            place = int((row[0] == -len(P)).nonzero()) + 1  # behind the prefix; T5 has no start token before it
+            rows[:, s, :length] = insert_vectors(row, place, inserted, tokenizer.eos_token_id)
         z_t, t = z_t[:B], t[:B]
         names = [self._data.identity.prompts[k] for k in batch.identity[:B].tolist()]
         with torch.no_grad():
-            eps_named = predict(self._pipe.unet, z_t, t, self._embeds(names), self._dtype)
+            eps_named = self._family.predict(z_t, t, self._embeds(names))
         rng = torch.Generator().manual_seed(seed_of(self._config.seed, ATTACKS, index))
         start = torch.randint(len(self._table), (B * VECTORS,), generator=rng)
         A = self._table[start.to(self._table.device)].clone()
         for _ in range(self._config.adversarial):
             A.requires_grad_(True)
             c = self._encoders.embed(rows, torch.cat([P.detach(), A]))
-            loss = distance(predict(self._pipe.unet, z_t, t, c, self._dtype), eps_named).sum()
+            loss = distance(self._family.predict(z_t, t, c), eps_named).sum()
             (gradient,) = torch.autograd.grad(loss, A)
             A = (A - self._rate * gradient.sign()).detach()
         return torch.cat([rows, ids[B:]]), torch.cat([P, A.detach()])

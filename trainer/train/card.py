@@ -53,7 +53,7 @@ guard = Guard(pipe, policy="anonymize_faces", prefix="PATH/TO/THIS/FOLDER")
 
 ## Figures
 
-Measured at step {result.step} of {result.steps} on {on}; d is the mean squared difference of UNet outputs.
+Measured at step {result.step} of {result.steps} on {on}; d is the mean squared difference of what the model says.
 
 | | |
 |---|---|

@@ -4,14 +4,14 @@
     z_t      the noised latents at noise level t, (B, C, H, W)
     c₁       the prompt with the prefix in front
     c₂       the neutral prompt: the name replaced (identity data), or the prompt itself (generic data)
-    ε(…)     the output of the UNet, (B, C, H, W): noise or velocity, whichever the model predicts
+    ε(…)     what the model says, (B, C, H, W): noise or velocity, see `model.diffusion`
     η        the strength of the negative guidance
 
 The method's loss is
 
     L = ‖ ε(z_t, t, c₁) − sg[ ε(z_t, t, c₂) − η (ε(z_t, t, c₁) − ε(z_t, t, c₂)) ] ‖²
 
-where sg stops the gradient. As published it takes three passes through the UNet. But the ε(c₁) inside sg has
+where sg stops the gradient. As published it takes three passes through the model. But the ε(c₁) inside sg has
 the value of the one outside, so with Δ = ε(c₁) − ε(c₂) the residual is (1 + η) Δ and the gradient is
 
     ∇L = 2 (1 + η) Δ · ∂ε(c₁)/∂P   =   ∇ [ (1 + η) ‖Δ‖² ]    with ε(c₂) held fixed.
@@ -24,16 +24,11 @@ Source:
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
 from torch import Tensor
-
-MIN_SNR_GAMMA = 5.0
 
 
 def distance(eps: Tensor, eps_target: Tensor) -> Tensor:
-    """The mean squared difference of UNet outputs, d, for each example.
+    """The mean squared difference of what the model says, d, for each example.
 
     Args:
         eps: Shape (B, C, H, W).
@@ -43,6 +38,7 @@ def distance(eps: Tensor, eps_target: Tensor) -> Tensor:
         Shape (B,), float32.
 
     Example:
+        >>> import torch
         >>> distance(torch.ones(2, 1, 2, 2), torch.zeros(2, 1, 2, 2))
         tensor([1., 1.])
     """
@@ -62,40 +58,10 @@ def apl_loss(eps: Tensor, eps_neutral: Tensor, eta: float, weight: Tensor) -> Te
         A scalar.
 
     Example:
+        >>> import torch
         >>> eps = torch.full((1, 1, 1, 1), 3.0, requires_grad=True)
         >>> apl_loss(eps, torch.ones(1, 1, 1, 1), eta=1.0, weight=torch.ones(1)).backward()
         >>> eps.grad.item()    # 2 (1 + η) Δ
         8.0
     """
     return (1 + eta) * (weight * distance(eps, eps_neutral.detach())).sum()
-
-
-def noise_weight(
-    alphas_cumprod: Tensor,
-    t: Tensor,
-    kind: Literal["uniform", "min_snr"],
-    prediction_type: str,
-) -> Tensor:
-    """How much each drawn noise level counts.
-
-    `min_snr` is the weight of Hang et al. (arXiv:2303.09556) for the model's own kind of prediction.
-
-    Args:
-        alphas_cumprod: ᾱ of the schedule, shape (T,).
-        t: Noise levels, shape (B,).
-        kind: Which weighting.
-        prediction_type: "epsilon" or "v_prediction".
-
-    Returns:
-        Shape (B,).
-
-    Example:
-        >>> noise_weight(torch.tensor([0.99, 0.5]), torch.tensor([0, 1]), "min_snr", "epsilon")
-        tensor([0.0505, 1.0000])
-    """
-    if kind == "uniform":
-        return torch.ones(t.shape, device=t.device)
-    alpha = alphas_cumprod.to(t.device)[t].float()
-    snr = alpha / (1 - alpha)
-    clipped = snr.clamp(max=MIN_SNR_GAMMA)
-    return clipped / snr.clamp(min=1e-8) if prediction_type == "epsilon" else clipped / (snr + 1)

@@ -3,7 +3,7 @@
     gap closed     1 − d(name with prefix, neutral) / d(name, neutral)       1 is best
     generic drift  d(generic with prefix, generic) / d(generic, empty)       0 is best
 
-d is the mean squared difference of UNet outputs on the same noised latents. Latents, noise and noise levels
+d is the mean squared difference of what the model says on the same noised latents. Latents, noise and noise levels
 are fixed for a run, so that two evaluations differ by the prefix alone.
 """
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Data, Examples
-from apl_guard.trainer.model.diffusion import add_noise
-from apl_guard.trainer.model.encoders import Condition, Encoders
-from apl_guard.trainer.model.pipeline import predict
+from apl_guard.trainer.model.condition import Condition
+from apl_guard.trainer.model.encoders import Encoders
+from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.train.loss import distance
 from apl_guard.trainer.train.targets import PromptEmbeds
 
@@ -60,13 +60,11 @@ class Gauge:
     Args:
         pipe: The model, frozen.
         data: The examples.
-        config: Noise levels, number of vectors and seed.
-        dtype: What the UNet computes in.
+        config: Noise levels, number of vectors, seed, and how the model is asked.
     """
 
-    def __init__(self, pipe: Any, data: Data, config: TrainConfig, dtype: torch.dtype) -> None:
-        self._pipe, self._dtype = pipe, dtype
-        self._encoders = Encoders(pipe)
+    def __init__(self, pipe: Any, data: Data, config: TrainConfig) -> None:
+        self._family, self._encoders = family_of(pipe, config), Encoders(pipe, config)
         self._batch = config.identity_batch + config.generic_batch
         self._identity = self._prepare(data.held_identity, None, config, seed=config.seed * 2)
         self._generic = self._prepare(data.held_generic, "", config, seed=config.seed * 2 + 1)
@@ -74,17 +72,16 @@ class Gauge:
     @torch.no_grad()
     def _prepare(self, half: Examples, reference: str | None, config: TrainConfig, seed: int) -> _Half:
         """Draw noise and noise levels; `reference` is the prompt whose distance is the whole, None each one's own."""
-        pipe, device = self._pipe, self._pipe.unet.device
-        alphas = pipe.scheduler.alphas_cumprod
+        process, device = self._family.process, self._family.device
         rng = torch.Generator().manual_seed(seed)
         # Evenly spread over the noise levels, in an order of chance.
-        low, high = config.timestep_low * len(alphas), config.timestep_high * len(alphas)
+        low, high = config.timestep_low * process.levels, config.timestep_high * process.levels
         spread = low + (torch.arange(len(half)) + 0.5) / len(half) * (high - low)
         t = spread.long()[torch.randperm(len(half), generator=rng)].to(device)
         noise = torch.randn(half.latents.shape, generator=rng).to(device)
-        z_t = add_noise(alphas, half.latents.to(device), noise, t)
+        z_t = process.noised(half.latents.to(device), noise, t)
         others = half.prompts if reference is None else (reference,) * len(half)
-        embeds = PromptEmbeds(pipe, [*half.neutrals, *others])
+        embeds = PromptEmbeds(self._family.pipe, [*half.neutrals, *others], config)
         eps_neutral = self._predict(z_t, t, embeds(half.neutrals))
         whole = distance(self._predict(z_t, t, embeds(others)), eps_neutral).mean().item()
         ids = self._encoders.tokenize(half.prompts, config.n_vectors)
@@ -92,7 +89,7 @@ class Gauge:
 
     def _predict(self, z_t: Tensor, t: Tensor, c: Condition) -> Tensor:
         parts = [slice(k, k + self._batch) for k in range(0, len(z_t), self._batch)]
-        return torch.cat([predict(self._pipe.unet, z_t[s], t[s], c[s], self._dtype) for s in parts])
+        return torch.cat([self._family.predict(z_t[s], t[s], c[s]) for s in parts])
 
     @torch.no_grad()
     def __call__(self, prefix: Tensor) -> Measurement:

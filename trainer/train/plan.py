@@ -16,10 +16,11 @@ from apl_guard.trainer.data.examples import is_described
 from apl_guard.trainer.data.folders import captioned_images, captions_in, read_prompts
 from apl_guard.trainer.data.identities import Identities, load_identities
 from apl_guard.trainer.model.encoders import Encoders
-from apl_guard.trainer.model.pipeline import check_steps, find_device, frozen, open_pipe, predict, unet_precision
+from apl_guard.trainer.model.families import family_of
+from apl_guard.trainer.model.pipeline import frozen
 from apl_guard.trainer.train.adversary import attacked
 from apl_guard.trainer.train.loss import apl_loss
-from apl_guard.trainer.train.start import generic_prompts, start_vectors
+from apl_guard.trainer.train.start import generic_prompts, open_to_learn, start_vectors
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ def make_plan(
     for person in range(len(people.identities)):
         people.neutral(person, "attributes" if is_described(person, config) else config.neutral)
     prompts = generic_prompts(generic, model, config)
-    pipe = open_pipe(model, find_device(config.device))
-    check_steps(pipe, config.sampling_steps, where="sampling_steps")
-    device, dtype = pipe.unet.device, unet_precision(pipe.unet.device, config.precision)
+    pipe = open_to_learn(model, config)
+    family = family_of(pipe, config)
+    device = family.device
 
     for identity in people.identities:
         if identity.images is not None and not captioned_images(identity.images, default="-"):
@@ -95,25 +96,24 @@ def make_plan(
         generated += n_generic
     held = min(config.held_aside_identities, len(people.identities) // 4)
 
-    side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
     with frozen(pipe, config.gradient_checkpointing):
         P = start_vectors(pipe, config).to(device).requires_grad_(True)
         size = config.identity_batch + config.generic_batch
         names = [people.identities[k % len(people.identities)].name for k in range(size)]
-        encoders = Encoders(pipe)
+        encoders = Encoders(pipe, config)
         ids = encoders.tokenize(names, config.n_vectors)
         z_t, t = (
-            torch.randn(size, channels, side, side, device=device),
-            torch.full((size,), 500, device=device),
+            torch.randn(size, *family.shape, device=device),
+            torch.full((size,), family.process.levels // 2, device=device),
         )
         weight = torch.full((size,), 1 / size, device=device)
 
         def target_pass() -> torch.Tensor:
             with torch.no_grad():
-                return predict(pipe.unet, z_t, t, encoders.embed(ids, P), dtype)
+                return family.predict(z_t, t, encoders.embed(ids, P))
 
         def step() -> None:
-            eps = predict(pipe.unet, z_t, t, encoders.embed(ids, P), dtype)
+            eps = family.predict(z_t, t, encoders.embed(ids, P))
             torch.autograd.backward(apl_loss(eps, target_pass(), config.eta, weight))
 
         seconds_target = _time(target_pass, measured_steps)
@@ -121,7 +121,7 @@ def make_plan(
     seconds_full = seconds_step
     if config.reuse_batches:
         seconds_step -= seconds_target * max(0.0, 1 - config.reuse_batches / config.steps)
-    passes = config.sampling_steps * (2 if config.guidance_scale > 1 else 1)
+    passes = config.sampling_steps * family.passes
     # A step of the attack costs what a step costs, on a part of the batch, and needs a target of its own.
     share = attacked(config) / size
     seconds_step += share * (config.adversarial * seconds_full + (seconds_target if config.adversarial else 0))
@@ -136,7 +136,7 @@ def make_plan(
         steps=config.steps,
         batch=size,
         device=str(device),
-        precision=str(dtype).removeprefix("torch."),
+        precision=str(family.dtype).removeprefix("torch."),
         seconds_images=generated * passes * seconds_target / size,
         seconds_steps=seconds_steps,
         seconds_evaluation=(config.steps // config.eval_every + 2) * held_examples * seconds_target / size,

@@ -27,23 +27,16 @@ from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import draw_batch, prepare
 from apl_guard.trainer.data.identities import Identities, load_identities
 from apl_guard.trainer.model.encoders import Encoders
-from apl_guard.trainer.model.pipeline import (
-    check_steps,
-    find_device,
-    frozen,
-    model_digest,
-    open_pipe,
-    predict,
-    unet_precision,
-)
+from apl_guard.trainer.model.families import family_of
+from apl_guard.trainer.model.pipeline import frozen, model_digest
 from apl_guard.trainer.train.adversary import Adversary
 from apl_guard.trainer.train.checkpoint import State, load_state, only_run, save_state
 from apl_guard.trainer.train.history import History
-from apl_guard.trainer.train.loss import apl_loss, distance, noise_weight
+from apl_guard.trainer.train.loss import apl_loss, distance
 from apl_guard.trainer.train.measure import Gauge, Measurement
 from apl_guard.trainer.train.result import TrainResult
 from apl_guard.trainer.train.schedule import half_weights, lr_factor, share_done
-from apl_guard.trainer.train.start import generic_prompts, start_vectors
+from apl_guard.trainer.train.start import generic_prompts, open_to_learn, start_vectors
 from apl_guard.trainer.train.stopping import stop_politely
 from apl_guard.trainer.train.targets import Targets
 from apl_guard.trainer.train.write import write_prefix
@@ -63,7 +56,7 @@ def train(
 
     Args:
         config: All options.
-        model: A folder of Stable Diffusion or SDXL, a hub id, `minifaces`, or an open pipe.
+        model: A folder of a model in the format of diffusers, a hub id, `minifaces`, or an open pipe.
         identities: The identities file, or its content.
         generic: Prompts, a text file of them, a folder of images with captions, or None for built-in ones.
         output: The prefix folder to write. The state of an unfinished run is in its sub-folder `unfinished`.
@@ -81,12 +74,9 @@ def train(
     prompts = generic_prompts(generic, model, config)
     output = Path(output)
     unfinished = output / "unfinished"
-    pipe = open_pipe(model, find_device(config.device))
-    check_steps(pipe, config.sampling_steps, where="sampling_steps")
-    device, dtype = pipe.unet.device, unet_precision(pipe.unet.device, config.precision)
-    N = config.n_vectors
-    schedule = pipe.scheduler.alphas_cumprod
-    prediction_type = pipe.scheduler.config.get("prediction_type", "epsilon")
+    pipe = open_to_learn(model, config)
+    family = family_of(pipe, config)
+    process, device, N = family.process, family.device, config.n_vectors
 
     with only_run(output), frozen(pipe, config.gradient_checkpointing):
         if restart:
@@ -100,19 +90,20 @@ def train(
         if state is None:
             state = State.start(start_vectors(pipe, config), people=len(data.names))
         history = History(unfinished / "history.jsonl", keep_until=state.step)
-        P = state.vectors.to(device).requires_grad_(True)  # (N, D)
-        adam = torch.optim.Adam([P], lr=config.lr)
-        adam.state[P] = {
+        encoders = Encoders(pipe, config)
+        scales = encoders.scales().to(device)  # (D,)
+        Q = (state.vectors.to(device) / scales).requires_grad_(True)  # (N, D): P in units of each text encoder
+        adam = torch.optim.Adam([Q], lr=config.lr)
+        adam.state[Q] = {
             "step": torch.tensor(float(state.step)),
             "exp_avg": state.exp_avg.to(device),
             "exp_avg_sq": state.exp_avg_sq.to(device),
         }
         mean = state.mean.to(device)  # (N, D)
 
-        targets = Targets(pipe, data, dtype, keep=config.reuse_batches > 0)
-        gauge = Gauge(pipe, data, config, dtype)
-        adversary = Adversary(pipe, data, config, dtype) if config.adversarial else None
-        encoders = Encoders(pipe)
+        targets = Targets(pipe, data, config, keep=config.reuse_batches > 0)
+        gauge = Gauge(pipe, data, config)
+        adversary = Adversary(pipe, data, config) if config.adversarial else None
         identity_ids = encoders.tokenize(data.identity.prompts, N)  # (M₁, S, L)
         generic_ids = encoders.tokenize(data.generic.prompts, N)  # (M₂, S, L)
         measured: Measurement | None = None
@@ -133,8 +124,8 @@ def train(
 
                 # Once in a while, and before we leave: save the state.
                 if state.step % config.checkpoint_every == 0 or done >= 1 or stop.is_set():
-                    state.vectors, state.mean = P.detach(), mean
-                    state.exp_avg, state.exp_avg_sq = adam.state[P]["exp_avg"], adam.state[P]["exp_avg_sq"]
+                    state.vectors, state.mean = Q.detach() * scales, mean
+                    state.exp_avg, state.exp_avg_sq = adam.state[Q]["exp_avg"], adam.state[Q]["exp_avg_sq"]
                     history.flush()
                     save_state(unfinished, state, binding)
                 if done >= 1:
@@ -149,16 +140,16 @@ def train(
                 pick = None
                 if config.hard_identities:
                     pick = state.recent_loss[data.identity.people] ** config.hard_identities
-                batch = draw_batch(data, config, index, len(schedule), pick)
+                batch = draw_batch(data, config, index, process.levels, pick)
                 z_t, eps_neutral = targets(batch, index)  # (B, C, H, W) twice
                 t = batch.t.to(device)  # (B,)
                 ids = torch.cat([identity_ids[batch.identity], generic_ids[batch.generic]])  # (B, S, L)
-                vectors: Tensor = P
+                vectors: Tensor = Q * scales
                 if adversary is not None:
-                    ids, vectors = adversary(ids, P, batch, z_t, t, state.step)
-                eps = predict(pipe.unet, z_t, t, encoders.embed(ids, vectors), dtype)  # (B, C, H, W)
+                    ids, vectors = adversary(ids, vectors, batch, z_t, t, state.step)
+                eps = family.predict(z_t, t, encoders.embed(ids, vectors))  # (B, C, H, W)
                 weight = half_weights(config, done).to(device)  # (B,)
-                weight = weight * noise_weight(schedule, t, config.noise_weighting, prediction_type)
+                weight = weight * process.weight(t, config.noise_weighting)
                 loss = apl_loss(eps, eps_neutral, config.eta, weight)
                 if not torch.isfinite(loss):
                     raise TrainingFailed(
@@ -169,6 +160,7 @@ def train(
                 torch.autograd.backward(loss)
                 adam.step()
                 with torch.no_grad():
+                    P = Q * scales
                     mean = P.clone() if not config.ema_decay else mean.lerp(P, 1 - config.ema_decay)
 
                 # What we saw.

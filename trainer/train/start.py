@@ -1,4 +1,4 @@
-"""What a run starts from: its generic prompts, and the vectors before the first step."""
+"""What a run starts from: the model, its generic prompts, and the vectors before the first step."""
 
 from __future__ import annotations
 
@@ -9,11 +9,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apl_guard.errors import ConfigInvalid, InvalidInput
+from apl_guard.errors import ConfigInvalid, InvalidInput, ModelInvalid
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.captions import generic_captions
 from apl_guard.trainer.model.encoders import Encoders
+from apl_guard.trainer.model.families import family_of
+from apl_guard.trainer.model.pipeline import check_steps, find_device, open_pipe
+
+
+def open_to_learn(model: str | Path | Any, config: TrainConfig) -> Any:
+    """Open the model of a run.
+
+    Args:
+        model: As for `train`.
+        config: Device, number format, denoising steps.
+
+    Raises:
+        ModelInvalid: It cannot be opened, or is in float16.
+        InvalidInput: It was trained with fewer noise levels than denoising steps are asked for.
+    """
+    pipe = open_pipe(model, find_device(config.device), config.precision)
+    check_steps(pipe, config.sampling_steps, where="sampling_steps")
+    family = family_of(pipe, config)
+    for name in (family.network_name, *family.slots):
+        if getattr(pipe, name).dtype == torch.float16:
+            msg = f"its {name} is in float16, in which gradients vanish; expected bfloat16 or float32"
+            raise ModelInvalid(msg, where=type(pipe).__name__)
+    return pipe
 
 
 def generic_prompts(
@@ -52,7 +75,7 @@ def start_vectors(pipe: Any, config: TrainConfig) -> Tensor:
     Raises:
         ConfigInvalid: The prefix would leave no room for a prompt, or the words to start from hold no token.
     """
-    encoders, N = Encoders(pipe), config.n_vectors
+    encoders, N = Encoders(pipe, config), config.n_vectors
     if encoders.room - N < 3:
         raise ConfigInvalid(f"{N} vectors leave no room for a prompt in {encoders.room} positions", where="n_vectors")
     rng = torch.Generator().manual_seed(config.seed)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Batch, Data
-from apl_guard.trainer.model.diffusion import add_noise
-from apl_guard.trainer.model.encoders import Condition, Encoders
-from apl_guard.trainer.model.pipeline import predict
+from apl_guard.trainer.model.condition import Condition
+from apl_guard.trainer.model.encoders import Encoders
+from apl_guard.trainer.model.families import family_of
 
 
 class PromptEmbeds:
@@ -23,15 +24,16 @@ class PromptEmbeds:
     Args:
         pipe: The model.
         texts: May repeat.
+        config: How the model is asked; default: the defaults.
         batch: How many to encode at a time.
     """
 
     @torch.no_grad()
-    def __init__(self, pipe: Any, texts: Sequence[str], batch: int = 64) -> None:
+    def __init__(self, pipe: Any, texts: Sequence[str], config: TrainConfig | None = None, batch: int = 64) -> None:
         unique = list(dict.fromkeys(texts))
         self._row = {text: k for k, text in enumerate(unique)}
         parts = [unique[k : k + batch] for k in range(0, len(unique), batch)]
-        encoders = Encoders(pipe)
+        encoders = Encoders(pipe, config)
         self._table = Condition.cat([encoders.embed(encoders.tokenize(part, 0)) for part in parts])
 
     def __call__(self, texts: Sequence[str]) -> Condition:
@@ -45,13 +47,13 @@ class Targets:
     Args:
         pipe: The model, frozen.
         data: The examples.
-        dtype: What the UNet computes in.
+        config: How the model is asked.
         keep: Whether to remember the target of a batch, because it comes again.
     """
 
-    def __init__(self, pipe: Any, data: Data, dtype: torch.dtype, keep: bool) -> None:
-        self._pipe, self._data, self._dtype, self._keep = pipe, data, dtype, keep
-        self._embeds = PromptEmbeds(pipe, [*data.identity.neutrals, *data.generic.neutrals])
+    def __init__(self, pipe: Any, data: Data, config: TrainConfig, keep: bool) -> None:
+        self._family, self._data, self._keep = family_of(pipe, config), data, keep
+        self._embeds = PromptEmbeds(pipe, [*data.identity.neutrals, *data.generic.neutrals], config)
         self._known: dict[int, Tensor] = {}
 
     def __call__(self, batch: Batch, index: int) -> tuple[Tensor, Tensor]:
@@ -64,16 +66,16 @@ class Targets:
         Returns:
             Two tensors of shape (B, C, H, W), on the model's device.
         """
-        device = self._pipe.unet.device
+        device = self._family.device
         identity, generic = self._data.identity, self._data.generic
         z = torch.cat([identity.latents[batch.identity], generic.latents[batch.generic]]).to(device)
         t = batch.t.to(device)
-        z_t = add_noise(self._pipe.scheduler.alphas_cumprod, z, batch.noise.to(device), t)
+        z_t = self._family.process.noised(z, batch.noise.to(device), t)
         if index in self._known:
             return z_t, self._known[index].to(device)
         neutrals = [identity.neutrals[k] for k in batch.identity] + [generic.neutrals[k] for k in batch.generic]
         with torch.no_grad():
-            eps_neutral = predict(self._pipe.unet, z_t, t, self._embeds(neutrals), self._dtype)
+            eps_neutral = self._family.predict(z_t, t, self._embeds(neutrals))
         if self._keep:
             self._known[index] = eps_neutral.cpu()
         return z_t, eps_neutral

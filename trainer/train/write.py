@@ -18,6 +18,7 @@ from apl_guard.storage import write_folder
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Data
 from apl_guard.trainer.model.encoders import Encoders
+from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.report.pictures import png
 from apl_guard.trainer.train.card import Card, write_card
 from apl_guard.trainer.train.history import History
@@ -50,8 +51,8 @@ def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult
     people, generic = data.held_identity, data.held_generic
     per_person = max(1, len(people) // max(1, len(set(people.people.tolist()))))
     prompts = [*people.prompts[::per_person][:_SHOWN_PEOPLE], *generic.prompts[:_SHOWN_GENERIC]]
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    picture = before_and_after(pipe, config, prompts, result.vectors, side=max(96, min(size, 192)))
+    side = max(96, min(family_of(pipe, config).side, 192))
+    picture = before_and_after(pipe, config, prompts, result.vectors, side)
     lines = "".join(json.dumps(entry) + "\n" for entry in history.entries)
     card = Card(config=config, result=result, metadata=prefix.metadata, prompts=tuple(prompts), people=len(data.names))
     write_folder(
@@ -91,7 +92,8 @@ def before_and_after(pipe: Any, config: TrainConfig, prompts: Sequence[str], vec
     """Draw prompts without the prefix (above) and with it (below), from the same seeds."""
     from PIL import Image as Images
 
-    encoders, vectors = Encoders(pipe), vectors.to(pipe.unet.device)
+    family, encoders = family_of(pipe, config), Encoders(pipe, config)
+    vectors = vectors.to(family.device)
     sheet = Images.new("RGB", (len(prompts) * side, 2 * side), "white")
     for row, prefix in enumerate((None, vectors)):
         condition = encoders.embed(encoders.tokenize(prompts, 0 if prefix is None else len(prefix)), prefix)
@@ -99,12 +101,13 @@ def before_and_after(pipe: Any, config: TrainConfig, prompts: Sequence[str], vec
         for start in range(0, len(prompts), config.sampling_batch):
             part = condition[start : start + config.sampling_batch]
             seeds = range(start, start + len(part))
-            images += pipe(
-                **part.arguments,
-                num_inference_steps=config.sampling_steps,
-                guidance_scale=config.guidance_scale,
-                generator=[torch.Generator("cpu").manual_seed(config.seed + seed) for seed in seeds],
-            ).images
+            with family.mixed():
+                images += pipe(
+                    **part.arguments,
+                    **family.call,
+                    num_inference_steps=config.sampling_steps,
+                    generator=[torch.Generator("cpu").manual_seed(config.seed + seed) for seed in seeds],
+                ).images
         for column, image in enumerate(images):
             sheet.paste(image.resize((side, side), Images.Resampling.LANCZOS), (column * side, row * side))
     return sheet

@@ -219,7 +219,7 @@ def test_a_batch_depends_on_its_number_alone(pipe: Any, people: Identities, conf
 def test_a_target_that_is_kept_is_the_one_that_was_computed(pipe: Any, people: Identities, config: TrainConfig) -> None:
     """The second call for a batch runs no UNet and gives the same bits."""
     data = prepare(pipe, config, people, GENERIC, progress=False)
-    targets = Targets(pipe, data, torch.float32, keep=True)
+    targets = Targets(pipe, data, config, keep=True)
     batch = draw_batch(data, config, 0, 1000)
     first = targets(batch, 0)
     calls: list[int] = []

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from apl_guard.trainer.model.diffusion import add_noise, as_noise, from_noise, truth
+from apl_guard.trainer.model.diffusion import process_of
 
 
 def test_noise_and_velocity_are_those_of_diffusers(pipe: Any) -> None:
@@ -16,10 +16,12 @@ def test_noise_and_velocity_are_those_of_diffusers(pipe: Any) -> None:
     z, eps = (torch.randn(5, 4, 2, 2, generator=rng) for _ in range(2))
     t = torch.tensor([0, 1, 300, 998, 999])
 
-    assert torch.equal(add_noise(scheduler.alphas_cumprod, z, eps, t), scheduler.add_noise(z, eps, t))
-    assert torch.equal(truth(scheduler, z, eps, t), scheduler.get_velocity(z, eps, t))
+    process = process_of(scheduler)
+    assert torch.equal(process.noised(z, eps, t), scheduler.add_noise(z, eps, t))
+    assert torch.equal(process.truth(z, eps, t), scheduler.get_velocity(z, eps, t))
+    assert torch.equal(process.times(t), t)
     scheduler.register_to_config(prediction_type="epsilon")
-    assert torch.equal(truth(scheduler, z, eps, t), eps)
+    assert torch.equal(process_of(scheduler).truth(z, eps, t), eps)
 
 
 def test_noise_and_velocity_are_turned_into_each_other(pipe: Any) -> None:
@@ -29,5 +31,6 @@ def test_noise_and_velocity_are_turned_into_each_other(pipe: Any) -> None:
     z_t = scheduler.add_noise(z, eps, t[None])
     velocity = scheduler.get_velocity(z, eps, t[None])
 
-    torch.testing.assert_close(as_noise(scheduler, velocity, z_t, t), eps, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(from_noise(scheduler, eps, z_t, t), velocity, rtol=1e-4, atol=1e-5)
+    process = process_of(scheduler)
+    torch.testing.assert_close(process.as_noise(velocity, z_t, t), eps, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(process.from_noise(eps, z_t, t), velocity, rtol=1e-4, atol=1e-5)

@@ -14,8 +14,8 @@ from apl_guard.adapters.inject import encode_prompts
 from apl_guard.errors import ModelInvalid
 from apl_guard.testing import tiny_pipe
 from apl_guard.trainer.data.identities import Identities
-from apl_guard.trainer.model.diffusion import add_noise
-from apl_guard.trainer.model.pipeline import predict
+from apl_guard.trainer.model.diffusion import process_of
+from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.peers.ablation import Ablation, ablation_loss
 from apl_guard.trainer.peers.esd import ESD, esd_target
 from apl_guard.trainer.peers.peer import Task
@@ -156,7 +156,7 @@ def test_ablation_brings_a_name_to_its_neutral_text(pipe: Any, people: Identitie
     edited = peer.apply(pipe, peer.learn(pipe, Task(one, GENERIC), progress=False)).call
     z = draw_latents(pipe, ["a man"] * 4, 2, 3.0, seed=1, progress=False)
     t, noise = torch.full((4,), 500), torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
-    x_t = add_noise(pipe.scheduler.alphas_cumprod, z, noise, t)
+    x_t = process_of(pipe.scheduler).noised(z, noise, t)
     texts = ["Ada Lum"] * 4, ["a man"] * 4
     c_star, c = (encode_prompts(pipe.text_encoder, pipe.tokenizer, part) for part in texts)
     with torch.no_grad():

@@ -10,7 +10,8 @@ from apl_guard.testing import tiny_pipe
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import draw_batch, prepare
 from apl_guard.trainer.model.encoders import Encoders
-from apl_guard.trainer.model.pipeline import frozen, predict
+from apl_guard.trainer.model.pipeline import frozen
+from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.train.adversary import VECTORS, Adversary, attacked
 from apl_guard.trainer.train.loss import distance
 from apl_guard.trainer.train.plan import make_plan
@@ -34,14 +35,14 @@ def _attack(request, people):
     with frozen(pipe):
         data = prepare(pipe, CONFIG, people, GENERIC, progress=False)
         batch = draw_batch(data, CONFIG, 0, len(pipe.scheduler.alphas_cumprod))
-        z_t, _ = Targets(pipe, data, torch.float32, keep=False)(batch, 0)
+        z_t, _ = Targets(pipe, data, CONFIG, keep=False)(batch, 0)
         P = start_vectors(pipe, CONFIG).requires_grad_(True)
         identity = encoders.tokenize(data.identity.prompts, len(P))[batch.identity]
         generic = encoders.tokenize(data.generic.prompts, len(P))[batch.generic]
         ids = torch.cat([identity, generic])
 
         def make(steps: int, index: int = 0):
-            adversary = Adversary(pipe, data, CONFIG.model_copy(update={"adversarial": steps}), torch.float32)
+            adversary = Adversary(pipe, data, CONFIG.model_copy(update={"adversarial": steps}))
             return adversary(ids, P, batch, z_t, batch.t, index)
 
         names = [data.identity.prompts[k] for k in batch.identity.tolist()]

@@ -9,8 +9,9 @@ import torch
 from small_model import small_pipe
 
 from apl_guard.adapters.inject import encode_prompts
+from apl_guard.trainer.model.diffusion import NoisePrediction, VelocityPrediction
 from apl_guard.trainer.model.pipeline import frozen
-from apl_guard.trainer.train.loss import apl_loss, noise_weight
+from apl_guard.trainer.train.loss import apl_loss
 
 
 def three_passes(pipe: Any, P: torch.Tensor, eta: float, prompts: list[str], neutrals: list[str]) -> torch.Tensor:
@@ -81,8 +82,9 @@ def test_min_snr_takes_weight_from_clean_levels(prediction_type: str) -> None:
     alphas = torch.linspace(0.999, 0.01, 100)
     t = torch.arange(100)
 
-    weight = noise_weight(alphas, t, "min_snr", prediction_type)
+    process = (NoisePrediction if prediction_type == "epsilon" else VelocityPrediction)(alphas)
+    weight = process.weight(t, "min_snr")
 
     assert weight[0] == weight[: (alphas > 0.85).sum()].min()
     assert weight.max() <= 1
-    assert torch.equal(noise_weight(alphas, t, "uniform", prediction_type), torch.ones(100))
+    assert torch.equal(process.weight(t, "uniform"), torch.ones(100))

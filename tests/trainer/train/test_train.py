@@ -121,6 +121,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "generic_count": {"generic_count": 2},
     "sampling_steps": {"sampling_steps": 3},
     "guidance_scale": {"guidance_scale": 1.0},
+    "picture_size": {"picture_size": 16},
     "sampling_batch": {"sampling_batch": 5},
     "held_aside_identities": {"held_aside_identities": 0},
     "held_aside_generic": {"held_aside_generic": 2},
@@ -133,6 +134,7 @@ ELSEWHERE = {
     "keep",
     "time_limit_minutes",
     "gradient_checkpointing",
+    "max_sequence_length",  # of other models: test_train_flow.py
 }
 
 

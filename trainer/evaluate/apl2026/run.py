@@ -20,6 +20,7 @@ from apl_guard.trainer.evaluate.asking import people_of, require_reference_world
 from apl_guard.trainer.evaluate.provenance import provenance
 from apl_guard.trainer.evaluate.result import Album, EvalResult
 from apl_guard.trainer.evaluate.setting import Setting, pictures_folder
+from apl_guard.trainer.model.families import family_of
 
 
 def evaluate_apl_2026(
@@ -41,7 +42,7 @@ def evaluate_apl_2026(
     """Measure a prefix as the paper's authors do.
 
     Args:
-        pipe: A model of Stable Diffusion or SDXL.
+        pipe: A model of a family that can be trained on.
         prefix: The prefix.
         faces: Who says how alike faces are; default, with the people of the reference world, its judges.
         identities: Files of people; each is a group of its own under the file's name. None: the seen and the unseen
@@ -71,10 +72,11 @@ def evaluate_apl_2026(
         require_reference_world(pipe)
     judge: FaceJudge = faces or minifaces.judges()
     album = Album() if keep_images else None
+    family = family_of(pipe)
     setting = Setting.of(
         pipe, prefix, judge, seed=protocol.SEED, steps=protocol.STEPS, guidance=protocol.GUIDANCE,
         images_per_person=protocol.IMAGES_PER_PERSON, people_limit=people_limit, neutral=neutral,
-        folder=folder or pictures_folder(),
+        folder=folder or pictures_folder(), precision=family.network.dtype,
         progress=progress, album=album,
     )  # fmt: skip
     if identities:
@@ -96,7 +98,9 @@ def evaluate_apl_2026(
             "clip": None if clip is None else clip.name,
             "seed": protocol.SEED,
             "steps": protocol.STEPS,
-            "guidance": protocol.GUIDANCE,
+            "guidance": family.guidance_of_protocol(protocol.GUIDANCE),
+            "scheduler": (family.protocol_sampler or type(pipe.scheduler)).__name__,
+            "precision": str(family.network.dtype).removeprefix("torch."),
             "people": {name: len(group.people) for name, group in groups.items()},
             "reference_pictures": {name: group.references.pictures for name, group in groups.items()},
             "thresholds": {name: group.references.thresholds for name, group in groups.items()},

@@ -86,9 +86,17 @@ def _files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("make", [small_pipe, partial(tiny_pipe, family="stable_diffusion_xl")], ids=["SD", "SDXL"])
+@pytest.mark.parametrize(
+    ("make", "scheduler"),
+    [
+        (small_pipe, "DDIMScheduler"),
+        (partial(tiny_pipe, family="stable_diffusion_xl"), "DDIMScheduler"),
+        (partial(tiny_pipe, family="stable_diffusion_3"), "FlowMatchEulerDiscreteScheduler"),
+    ],
+    ids=["SD", "SDXL", "SD3"],
+)
 def test_one_command_measures_a_model_of_true_layout(
-    make: Callable[[], Any], files: Path, clip: Path, tmp_path: Path
+    make: Callable[[], Any], scheduler: str, files: Path, clip: Path, tmp_path: Path
 ) -> None:
     """A pipeline of the layout of Stable Diffusion, recogniser and CLIP from files: every figure with its interval."""
     pipe = make()
@@ -117,6 +125,7 @@ def test_one_command_measures_a_model_of_true_layout(
     assert result["suites"]["quality"]["plain"]["frechet_space"].startswith("CLIP small-clip")
     assert {slot for slot in result["settings"] if slot.startswith("text_encoder")} == set(Encoders(pipe).slots)
     assert result["settings"]["faces"] == "YuNet and SFace (OpenCV)"
+    assert (result["settings"]["scheduler"], result["settings"]["guidance"]) == (scheduler, 7.0)
     assert "A close-up portrait of Ada Lum" in (tmp_path / "report.html").read_text()
     assert len(list((tmp_path / "pictures").rglob("*.png"))) == 3 * 8 + 3 * 3
 
@@ -267,9 +276,10 @@ def test_a_group_is_not_called_like_what_the_result_keeps_for_itself(name: str) 
         apl_2026(setting, {name: group}, minifaces.judges())
 
 
-def test_a_model_of_another_size_needs_people_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["stable_diffusion", "stable_diffusion_3"])
+def test_a_model_of_another_size_needs_people_of_its_own(family: str, tmp_path: Path) -> None:
     """The judges of the reference world cannot look at its pictures; the message says what to do."""
-    pipe = tiny_pipe()  # draws 32 pixels
+    pipe = tiny_pipe(family=family)  # draws 32 pixels
 
     with pytest.raises(ModelInvalid, match=r"32 pixels.*--protocol apl-2026"):
         evaluate(pipe, random_prefix(pipe, n=2), progress=False)

@@ -1,0 +1,56 @@
+"""What the denoiser of a model is told of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Condition"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """c: what the denoiser is told of B prompts."""
+
+    hidden: Tensor
+    """Shape (B, L, D′): the states of the text encoders."""
+    pooled: Tensor | None = None
+    """Shape (B, D″), for all but Stable Diffusion 1.x and 2.x."""
+    sizes: Tensor | None = None
+    """Shape (B, 6), for SDXL: height and width in pixels, where the picture is cut, height and width again."""
+
+    def __getitem__(self, rows: Any) -> Condition:
+        """Some of the prompts."""
+        pooled, sizes = (None if part is None else part[rows] for part in (self.pooled, self.sizes))
+        return Condition(self.hidden[rows], pooled, sizes)
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    @classmethod
+    def cat(cls, conditions: Sequence[Condition]) -> Condition:
+        """Several, one behind the other.
+
+        Example:
+            >>> one = Condition(torch.zeros(1, 77, 8))
+            >>> len(Condition.cat([one, one]))
+            2
+        """
+
+        def joined(parts: list[Tensor | None]) -> Tensor | None:
+            found = [part for part in parts if part is not None]
+            return torch.cat(found) if found else None
+
+        hidden = torch.cat([condition.hidden for condition in conditions])
+        pooled = joined([condition.pooled for condition in conditions])
+        return Condition(hidden, pooled, joined([condition.sizes for condition in conditions]))
+
+    @property
+    def arguments(self) -> dict[str, Tensor]:
+        """The arguments of a call of the pipe that draws these prompts."""
+        given = {"prompt_embeds": self.hidden}
+        return given if self.pooled is None else {**given, "pooled_prompt_embeds": self.pooled}

@@ -1,0 +1,255 @@
+"""What training and evaluation have to know of a family of models. `families` says which there are.
+
+Letters: B prompts or pictures; latents (C, H, W).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from apl_guard.adapters.inject import injected
+from apl_guard.encoder.token_embedding import token_embedding
+from apl_guard.errors import ConfigInvalid, ModelInvalid
+from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.model.condition import Condition
+from apl_guard.trainer.model.diffusion import Process
+
+__all__ = ["Family", "precision_of"]
+
+_GUIDANCE = 5.0
+
+
+class Family(ABC):
+    """A model of one family, as the options of a run ask it.
+
+    Args:
+        pipe: The model.
+        config: Size of pictures, length of rows, guidance and number format.
+
+    Raises:
+        ConfigInvalid: The options do not fit the model.
+    """
+
+    network_name: ClassVar[str]
+    """Which component denoises."""
+    all_slots: ClassVar[tuple[str, ...]]
+    """The slots of the text encoders that a pipe of this family may have."""
+    grain: ClassVar[int] = 1
+    """The side of a picture is a multiple of so many latents."""
+    protocol_sampler: ClassVar[Any] = None
+    """The scheduler with which the protocol of the paper's authors draws; None: the model's own."""
+
+    def __init__(self, pipe: Any, config: TrainConfig) -> None:
+        self.pipe = pipe
+        self.config = config
+        unit = pipe.vae_scale_factor * self.grain
+        if self.side % unit:
+            raise ConfigInvalid(f"found {self.side}; expected a multiple of {unit} pixels", where="picture_size")
+
+    @classmethod
+    @abstractmethod
+    def check(cls, pipe: Any, where: str, expected: str) -> None:
+        """Make sure that a pipe is of this family.
+
+        Raises:
+            ModelInvalid: It is not.
+        """
+
+    @cached_property
+    @abstractmethod
+    def process(self) -> Process:
+        """How noise enters its latents, and what it says of them."""
+
+    @property
+    @abstractmethod
+    def own_side(self) -> int:
+        """The side of the pictures that it draws unless told otherwise, in pixels."""
+
+    @property
+    def t5_length(self) -> int | None:
+        """How many places T5 has for a prompt; None where there can be no T5."""
+        return None
+
+    @abstractmethod
+    def lengths(self) -> dict[str, int]:
+        """Slot → how many places a row of its text encoder has."""
+
+    @abstractmethod
+    def encode(self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> Condition:
+        """Run the text encoders as the pipeline does.
+
+        Args:
+            rows: Slot → token ids, shape (B, L of this slot); −k stands for row k of the vectors.
+            vectors: Slot → the prefix, shape (N, D of this slot); empty where the ids hold none.
+        """
+
+    @abstractmethod
+    def ask(self, z_t: Tensor, t: Tensor, c: Condition) -> Tensor:
+        """One pass of the denoiser, called as the pipeline calls it; arguments as for `predict`."""
+
+    def predict(self, z_t: Tensor, t: Tensor, c: Condition) -> Tensor:
+        """ε(z_t, t, c): what the model says.
+
+        Args:
+            z_t: Noised latents, shape (B, C, H, W).
+            t: Noise levels, shape (B,).
+            c: What the denoiser is told of the prompts.
+
+        Returns:
+            Shape (B, C, H, W), float32.
+        """
+        with self.cast():
+            return self.ask(z_t, t, c).float()
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The slots of the text encoders that the pipe has."""
+        return tuple(slot for slot in self.all_slots if getattr(self.pipe, slot, None) is not None)
+
+    @property
+    def network(self) -> Any:
+        """Who denoises."""
+        return getattr(self.pipe, self.network_name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        device: torch.device = self.network.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What a pass computes in: the weights' own format if that is of 16 bits, else what is wished for."""
+        own: torch.dtype = self.network.dtype
+        return own if own != torch.float32 else precision_of(self.device, self.config.precision)
+
+    def cast(self) -> AbstractContextManager[Any]:
+        """While this is in force, networks compute in `dtype`."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def mixed(self) -> AbstractContextManager[Any]:
+        """While this is in force, the pipe draws though its denoiser is of 16 bits and what it is told of 32."""
+        return nullcontext() if self.network.dtype == torch.float32 else self.cast()
+
+    @property
+    def side(self) -> int:
+        """The side of the pictures of a run, in pixels."""
+        return self.config.picture_size or self.own_side
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of the latents of one picture: (C, H, W)."""
+        side = self.side // int(self.pipe.vae_scale_factor)
+        return int(self.pipe.vae.config.latent_channels), side, side
+
+    @property
+    def guidance(self) -> float:
+        """How strongly the prompt guides the pictures of a run."""
+        return _GUIDANCE if self.config.guidance_scale is None else self.config.guidance_scale
+
+    @property
+    def passes(self) -> int:
+        """How many answers of the denoiser a denoising step takes."""
+        return 2 if self.guidance > 1 else 1
+
+    def guidance_of_protocol(self, guidance: float) -> float:
+        """The guidance with which a protocol draws that was made for classifier-free guidance of this strength."""
+        return guidance
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """The arguments with which the pipe draws as the options of the run say."""
+        return {"guidance_scale": self.guidance, "height": self.side, "width": self.side}
+
+    def drawn(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, H, W) of what the pipe gives with `output_type="latent"`."""
+        return latents
+
+    @torch.no_grad()
+    def latents_of(self, pixels: Tensor) -> Tensor:
+        """Clean latents of pictures.
+
+        Args:
+            pixels: Shape (B, 3, side, side), from −1 to 1.
+
+        Returns:
+            z, shape (B, C, H, W), float32, on the CPU.
+        """
+        vae = self.pipe.vae
+        mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean
+        shift = getattr(vae.config, "shift_factor", None)
+        z: Tensor = (mean if shift is None else mean - shift) * vae.config.scaling_factor
+        return z.float().cpu()
+
+    @property
+    def beside_weights(self) -> list[Any]:
+        """What decides its pictures besides weights, schedule and adapters."""
+        return []
+
+    @contextmanager
+    def quick(self) -> Iterator[None]:
+        """While this is in force, gradients through the denoiser are computed in the quickest way."""
+        yield
+
+    @contextmanager
+    def checkpointing(self) -> Iterator[None]:
+        """While this is in force, activations are computed again in the backward pass."""
+        network = self.network
+        if network.is_gradient_checkpointing:  # the user's own
+            yield
+            return
+        network.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            network.disable_gradient_checkpointing()
+
+
+def run_encoder(text_encoder: Any, row: Tensor, vectors: Tensor | None, **options: Any) -> Any:
+    """What a text encoder gives for token ids, with a prefix or without.
+
+    Args:
+        text_encoder: The text encoder.
+        row: Token ids, shape (B, L).
+        vectors: The prefix, shape (N, D); None where the ids hold none.
+        options: Of its call.
+    """
+    row = row.to(token_embedding(text_encoder).weight.device)
+    if vectors is None:
+        return text_encoder(row, **options)
+    with injected(text_encoder, vectors):
+        return text_encoder(row, **options)
+
+
+def precision_of(device: torch.device, wish: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:
+    """The number format of the denoiser's passes: the wish, or bfloat16 where the processor computes in it.
+
+    A step then takes two thirds of the time, and the gradient keeps its direction (cosine 0.9998, measured).
+    """
+    if wish != "auto":
+        return torch.float32 if wish == "float32" else torch.bfloat16
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        fast = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def require(pipe: Any, parts: tuple[str, ...], where: str, expected: str) -> None:
+    """Make sure that a pipe has all of some components.
+
+    Raises:
+        ModelInvalid: One is missing.
+    """
+    for part in parts:
+        if getattr(pipe, part, None) is None:
+            raise ModelInvalid(f"this {type(pipe).__name__} has no {part}; {expected}", where=where)
