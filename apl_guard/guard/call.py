@@ -9,29 +9,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from apl_guard.audit import AuditLog, Outcome
-from apl_guard.backend import Backend, BackendFailed, Generation, Receipt
+from apl_guard.backend import Backend, Generation, Receipt
 from apl_guard.decision import Decision, Protection, protection_of
 from apl_guard.detect.output import Looked, OutputCheck
 from apl_guard.errors import (
     AplGuardError,
     DetectorFailed,
-    GuardUnavailable,
     OutputWithheld,
     PolicyBlocked,
     PrefixNotApplied,
 )
 from apl_guard.guard.explain import explain, explain_failure
+from apl_guard.guard.refusal import refuse, unavailable
 from apl_guard.in_force import PolicyInForce
 from apl_guard.metrics import Stage, Watch
-from apl_guard.policy import Action, Mode, OnError, Policy
+from apl_guard.policy import Action, Mode, OnError
 from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
 from apl_guard.registry.fit import Fit
 from apl_guard.request import GenerationRequest
 from apl_guard.request.context import current_context
-from apl_guard.request.ids import new_id
 
-__all__ = ["Call", "Guarded", "refuse"]
+__all__ = ["Call", "Guarded"]
 
 _log = logging.getLogger("apl_guard")
 
@@ -103,10 +102,14 @@ class Call:
                 findings = self._in_force.look(self._request, context)
             with self._watch.stage(Stage.DECIDE):
                 self._decision = self._in_force.decide(self._request, context, findings)
+        except Exception as error:
+            refuse(error, self._backend, self._policy, self._audit, self._watch, result="failed")
+            raise unavailable(error) from error
+        try:
             self._record(Stage.RECORD_DECISION, lambda: self._audit.decision(self._decision, self._request))
         except Exception as error:
             self._watch.ended("failed", self._policy, error)
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         # From here on there is a decision on record, and whatever happens, an outcome.
         try:
             self._watch.decided(self._decision, self._policy, self._request)
@@ -118,7 +121,7 @@ class Call:
             self._end("failed", error)
             if not isinstance(error, Exception):  # such as Ctrl-C
                 raise
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         if self._decision.is_blind:
             blind = DetectorFailed(explain_failure(self._decision))
             self._end("failed", blind)
@@ -198,7 +201,7 @@ class Call:
             self._unlooked = error
             if is_enforced and self._policy.spec.on_error != OnError.PASSTHROUGH:
                 self._end("failed", error)
-                raise _unavailable(error) from error
+                raise unavailable(error) from error
             self._watch.went_on(Stage.CHECK_OUTPUT, error, "passed_through" if is_enforced else "audit")
             _log.warning("pictures pass unchecked: %s (decision %s)", type(error).__name__, self._decision.id)
             return
@@ -241,40 +244,13 @@ class Call:
             self._record(Stage.RECORD_OUTCOME, lambda: self._audit.outcome(outcome))
         except Exception as unwritten:
             self._watch.ended("failed", self._policy, unwritten)
-            raise _unavailable(unwritten) from (error or unwritten)
+            raise unavailable(unwritten) from (error or unwritten)
         self._watch.ended(result, self._policy, error)
         return outcome
 
     def _record(self, stage: Stage, write: Callable[[], None]) -> None:
         with self._watch.stage(stage), self._watch.recording(self._audit.sink):
             write()
-
-
-def refuse(error: Exception, backend: Backend, policy: Policy, audit: AuditLog, watch: Watch) -> None:
-    """Record and count a call about which nothing is decided, such as one whose arguments the adapter could not read.
-
-    Args:
-        error: Why.
-        backend: The adapter.
-        policy: The policy in force.
-        audit: Where it is recorded.
-        watch: What times and counts the call.
-
-    Raises:
-        AuditUnavailable: The record is not durable.
-    """
-    result = "invalid"
-    if isinstance(error, GuardUnavailable):
-        result = "failed"
-    elif isinstance(error, BackendFailed):  # it was asked something to read the arguments
-        result = "backend_error"
-    try:
-        with watch.recording(audit.sink):
-            audit.refusal(new_id(), backend.name, policy, result, type(error).__name__)
-    except Exception as unwritten:
-        watch.ended("failed", policy, unwritten)
-        raise _unavailable(unwritten) from error
-    watch.ended(result, policy, error)
 
 
 def _find_problem(receipt: Receipt, slots: Iterable[str], n: int, batch: int) -> str | None:
@@ -294,13 +270,6 @@ def _find_problem(receipt: Receipt, slots: Iterable[str], n: int, batch: int) ->
         if change is not None and (len(change) != len(rows) or not all(0 < c < math.inf for c in change)):
             return f"the prefix changed what {slot} gave by {list(change)}, expected a change for each prompt"
     return None
-
-
-def _unavailable(error: Exception) -> AplGuardError:
-    """An error of the guard's own work, as one that says there is no image."""
-    if isinstance(error, AplGuardError):
-        return error
-    return GuardUnavailable(f"the guard failed ({type(error).__name__}), so there is no image")
 
 
 def _milliseconds(seconds: float | None) -> float | None:

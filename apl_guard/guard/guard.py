@@ -22,8 +22,9 @@ from apl_guard.backend import adapter_for
 from apl_guard.decision import Decision
 from apl_guard.detect.output import OutputCheck
 from apl_guard.errors import GuardUnavailable, InvalidInput, SelfTestFailed
-from apl_guard.guard.call import Call, Guarded, refuse
+from apl_guard.guard.call import Call, Guarded
 from apl_guard.guard.given import check_given
+from apl_guard.guard.refusal import refuse
 from apl_guard.guard.selftest import CANARIES, SelfTest, run_canaries
 from apl_guard.in_force import PolicyInForce
 from apl_guard.in_force.reloadable import ReloadablePolicy

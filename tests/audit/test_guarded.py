@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import random
@@ -14,7 +15,7 @@ from logs import TORTURE, counted, records, wait_for
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
-from apl_guard import AuditUnavailable, Guard, InvalidInput, PolicyBlocked
+from apl_guard import AuditUnavailable, Guard, GuardUnavailable, InvalidInput, Policy, PolicyBlocked
 from apl_guard.audit import AuditLog, disk
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.subjects import SubjectKeys
@@ -129,6 +130,31 @@ def test_statistics_and_tables_count_calls_whose_records_could_not_be_written(ca
     assert Counter(row["result"] for row in table) == metrics
     statements = CliRunner().invoke(app, ["audit", "export", str(log), "--dsa"]).stdout.splitlines()
     assert len(statements) == metrics["blocked"]
+
+
+def test_a_call_that_fails_before_a_decision_is_on_record(prefix, folders, monkeypatch):
+    """Such as in what an adapter makes of a text: the metrics count it, and the log has a record of it."""
+
+    def broken(text):
+        raise KeyError("Mara Voss")
+
+    read = instant.Adapter.read
+    monkeypatch.setattr(instant.Adapter, "read", lambda *a: dataclasses.replace(read(*a), readings=broken))
+    names = [{"id": "stars", "people": [{"name": "Mara Voss", "neutral": "a woman"}]}]
+    rule = {"id": "r", "when": {"channels": ["prompt"], "names": ["stars"]}, "then": {"action": "anonymize"}}
+    head = {"apiVersion": "apl-guard/v1", "kind": "Policy", "metadata": {"name": "p", "version": 1}}
+    policy = Policy.model_validate({**head, "spec": {"names": names, "rules": [rule]}})
+    registry = CollectorRegistry()
+    with AuditLog(folders[0]) as audit:
+        guard = Guard(instant.Pipe(), policy, prefix=prefix, audit=audit, metrics_registry=registry)
+        with guard.context(tenant="acme"), pytest.raises(GuardUnavailable, match=r"the guard failed \(KeyError\)"):
+            guard("a cat")
+
+    assert counted(registry) == {"failed": 1}
+    (refusal,) = [r for r in records(folders[0]) if r["event"].startswith("guard.")]
+    assert (refusal["event"], refusal["result"], refusal["error"]) == ("guard.refusal", "failed", "KeyError")
+    assert refusal["tenant"] == "acme"
+    assert registry.get_sample_value("apl_guard_audit_events_total", {"sink": "log", "outcome": "written"}) == 1
 
 
 def blocked_without(found, without):
