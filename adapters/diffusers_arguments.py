@@ -5,8 +5,6 @@ diffusers with a new channel fails loudly instead of leaking.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +17,6 @@ __all__ = [
     "channel_of",
     "is_known",
     "reads_early_layers",
-    "turns_guidance_round",
 ]
 
 TEXT: dict[str, Channel] = {
@@ -192,18 +189,6 @@ IMPOSSIBLE: Mapping[str, str] = {
 }
 """Argument → why it cannot be used with a guard, whatever the policy says. None and False are fine."""
 
-# Classifier-free guidance: uncond + g · (cond − uncond). Below 1 a part of the negative prompt is drawn,
-# below 0 the picture moves away from the protected prompt. With a second scale i for pictures, these count for
-# uncond + g · (cond − picture) + i · (picture − uncond), where `picture` reads the negative prompt as well.
-_GUIDANCE = ("guidance_scale", "true_cfg_scale", "prior_guidance_scale", "decoder_guidance_scale")
-_OF_PICTURE = "image_guidance_scale"
-# Multiples of a difference between two predictions for the prompt; below 0 the difference is taken the other way.
-_OF_PROMPT = ("distilled_guidance_scale", "pag_scale", "skip_layer_guidance_scale")
-# A share: beyond 1 the sign of the whole prediction may turn.
-_SHARE = "guidance_rescale"
-# Steps on which noise grows lead away from the prompt and towards the negative one.
-_STEPS = ("sigmas", "timesteps")
-
 
 def channel_of(name: str, pipeline: str) -> Channel | None:
     """The channel through which an argument carries content, or None.
@@ -224,46 +209,6 @@ def channel_of(name: str, pipeline: str) -> Channel | None:
 def is_known(name: str) -> bool:
     """Whether an argument stands in one of the tables."""
     return name in _CHANNEL_OF or name in HARMLESS or name in IMPOSSIBLE
-
-
-def turns_guidance_round(arguments: Mapping[str, Any], *, with_negative: bool) -> bool:
-    """Whether a guidance scale, or steps, among the arguments could draw what the negative prompt says.
-
-    Args:
-        arguments: Argument → value, defaults included.
-        with_negative: Whether there is a negative prompt.
-
-    Example:
-        >>> turns_guidance_round({"guidance_scale": 0.5}, with_negative=True)
-        True
-        >>> turns_guidance_round({"guidance_scale": 0.5}, with_negative=False)
-        False
-    """
-    least = 1.0 if with_negative else 0.0
-    names = [name for name in (*_GUIDANCE, _OF_PICTURE) if arguments.get(name) is not None]
-    scales = [arguments[name] for name in names]
-    if any(not isinstance(scale, int | float) or not math.isfinite(scale) or scale < least for scale in scales):
-        return True
-    if any(not _is_within(arguments.get(name), 0, math.inf) for name in _OF_PROMPT):
-        return True
-    if not _is_within(arguments.get(_SHARE), 0, 1) or not all(_fall(arguments.get(name)) for name in _STEPS):
-        return True
-    return with_negative and _OF_PICTURE in names and arguments[_OF_PICTURE] > arguments.get("guidance_scale", 0)
-
-
-def _is_within(value: Any, least: float, most: float) -> bool:
-    return value is None or (isinstance(value, int | float) and least <= value <= most)
-
-
-def _fall(steps: Any) -> bool:
-    """Whether the noise levels of the steps never rise, and are none below 0."""
-    if steps is None:
-        return True
-    try:
-        levels = [float(level) for level in steps]
-    except (TypeError, ValueError):
-        return False
-    return all(former >= latter for former, latter in itertools.pairwise([*levels, 0.0]))
 
 
 MOST_SKIPPED = 2

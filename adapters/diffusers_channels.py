@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
 from apl_guard.encoder.anatomy import has_parameter_named
 from apl_guard.request import PROMPT_CHANNELS, Channel
 
-from .diffusers_arguments import reads_early_layers, turns_guidance_round
+from .diffusers_arguments import reads_early_layers
 from .diffusers_cleaning import MOST_CHARACTERS, cleaner_of
+from .diffusers_guidance import bends_steps, turns_guidance_round
 from .diffusers_view import encoders_of
 from .forms import cleaned_forms
 from .mark import new_mark
@@ -52,7 +54,9 @@ def implied(
     """
     found: set[Channel] = set()
     negative = [channel for channel in used & _NEGATIVE if channel not in text or any(text[channel])]
-    if turns_guidance_round({**defaults, **arguments}, with_negative=bool(negative)):
+    configs = [part.config for part in pipe.components.values() if isinstance(part, SchedulerMixin)]
+    is_bent = any(bends_steps(arguments, config) for config in configs)
+    if is_bent or turns_guidance_round({**defaults, **arguments}, with_negative=bool(negative)):
         found.add(Channel.GUIDANCE)
     if reads_early_layers(arguments, defaults):
         found.add(Channel.ATTENTION)

@@ -33,6 +33,7 @@ from .diffusers_view import Encoder, encoders_of, unreadable_in, view_of
 from .forms import check_decided
 from .inject import injected
 from .mark import marked, new_mark, part_of_prompts
+from .origin import Source
 from .prefix_tokenizer import prefix_tokenizer
 from .received import Received
 
@@ -166,12 +167,12 @@ class DiffusersAdapter:
 
         before = self._still_fits(prefix)
         guarded = {id(e.text_encoder): e for e in encoders_of(self._pipe) if e.slot in prefix.vectors}
-        mark, is_prompt = new_mark(), part_of_prompts(request)
+        mark, source = new_mark(), Source(new_mark(), part_of_prompts(request))
         tokenizers: list[tuple[Encoder | None, Any]] = []
 
         def exchange(text_encoder: nn.Module | None, tokenizer: Any) -> Any:
             encoder = guarded.get(id(text_encoder))
-            made = prefix_tokenizer(tokenizer, mark, 0 if encoder is None else prefix.n, is_prompt)
+            made = prefix_tokenizer(tokenizer, mark, 0 if encoder is None else prefix.n, source)
             tokenizers.append((encoder, made))
             return made
 
@@ -182,7 +183,7 @@ class DiffusersAdapter:
                 block = injected(e.text_encoder, prefix.vectors[e.slot], compare=True, padding=e.tokenizer.pad_token_id)
                 received[e.slot] = stack.enter_context(block)
             began = perf_counter()
-            output = self._call(view, **(arguments | marked(request, mark)))
+            output = self._call(view, **(arguments | marked(request, mark, source)))
             seconds = perf_counter() - began
         _check_plain_rows(received, tokenizers)
         has_new_weights = Channel.ADAPTER_WEIGHTS not in request.used and has_adapter_weights(self._pipe)
@@ -257,4 +258,13 @@ def _copied(value: Any) -> Any:
 
 
 def _count_images(output: Any) -> int:
-    return len(output[0])
+    """How many there are in what a pipeline returns: they come first in it or, from some, are all of it."""
+    is_bare = isinstance(output, list) or hasattr(output, "ndim")
+    return sum(_count_in(each) for each in (output if is_bare else output[0]))
+
+
+def _count_in(found: Any) -> int:
+    """One picture, or the layers of one: in a list, or one array in front of the other."""
+    if isinstance(found, list | tuple):
+        return sum(map(_count_in, found))
+    return len(found) if getattr(found, "ndim", 0) == 4 else 1

@@ -33,6 +33,7 @@ from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.errors import InvalidInput, PrefixInvalid
 
 from .mark import new_mark
+from .origin import decoded
 from .prefix_tokenizer import prefix_tokenizer
 from .received import Received
 from .without_prefix import without_prefix
@@ -193,8 +194,9 @@ class _EmbeddingGate:
         received = (_active.get() or {}).get(id(self))
         if received is None:
             return super().__call__(input, *args, **kwargs)  # type: ignore[misc,no-any-return]
-        is_prefix = input < 0  # (B, L)
         received.take(input)
+        input = decoded(input)
+        is_prefix = input < 0  # (B, L)
         embeddings: Tensor = super().__call__(input.clamp(min=0), *args, **kwargs)  # type: ignore[misc]
         vectors = received.vectors.to(embeddings)  # (N, D)
         rows = vectors[torch.where(is_prefix, -input - 1, 0)]  # (B, L, D)
@@ -215,17 +217,25 @@ class _EncoderGate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         compiled: Callable[..., Any] = super().__call__  # type: ignore[misc]
         original: Callable[..., Any] = getattr(self, "_orig_mod", compiled)
-        output = (original if _is_whole_graph(self) else compiled)(*args, **kwargs)
+        called = original if _is_whole_graph(self) else compiled
         received = (_active.get() or {}).get(id(self))
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
-        if received is not None and isinstance(input_ids, Tensor):
-            has_prefix = (input_ids < 0).any(-1)
-            if has_prefix.any():
-                plain_args, plain_kwargs = without_prefix(args, kwargs, received.padding or 0)
-                with received.comparing():
-                    # Never compiled: with CUDA graphs a second answer is written over the first.
-                    plain = original(*plain_args, **plain_kwargs)
-                received.compare(output, plain, has_prefix, tokens_first=type(self).__name__ in _TOKENS_FIRST)
+        coded = kwargs.get("input_ids", args[0] if args else None)
+        if received is None or not isinstance(coded, Tensor):
+            return called(*args, **kwargs)
+        input_ids = decoded(coded)
+        if "input_ids" in kwargs:
+            kwargs["input_ids"] = input_ids
+        else:
+            args = (input_ids, *args[1:])
+        with received.reading(coded):
+            output = called(*args, **kwargs)
+        has_prefix = (input_ids < 0).any(-1)
+        if has_prefix.any():
+            plain_args, plain_kwargs = without_prefix(args, kwargs, received.padding or 0)
+            with received.comparing():
+                # Never compiled: with CUDA graphs a second answer is written over the first.
+                plain = original(*plain_args, **plain_kwargs)
+            received.compare(output, plain, has_prefix, tokens_first=type(self).__name__ in _TOKENS_FIRST)
         return output
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import secrets
 from collections.abc import Callable
 
 from apl_guard.request import PROMPT_CHANNELS, Channel, GenerationRequest
 
 from .diffusers_arguments import TEXT
+from .forms import cleaned_forms
+from .origin import Source
 
 __all__ = ["marked", "new_mark", "part_of_prompts"]
+
+_WORD = re.compile(r"\w+")
 
 
 def new_mark() -> str:
@@ -23,21 +29,35 @@ def new_mark() -> str:
 
 
 def part_of_prompts(request: GenerationRequest) -> Callable[[str], bool]:
-    """Whether a text is a part of a prompt, and not one of a negative prompt too."""
-    prompts: list[str] = []
-    others: list[str] = []
-    for channel, found in request.text.items():
-        (prompts if channel in PROMPT_CHANNELS else others).extend(text.lower() for text in found)
+    """Whether a text is a part of a prompt, or says nothing but words of prompts, in any form that these may take."""
+
+    @functools.cache
+    def said() -> tuple[tuple[str, ...], set[str]]:
+        prompts = (text for channel in PROMPT_CHANNELS for text in request.text.get(channel, ()))
+        forms = tuple({form.lower() for text in prompts for form in cleaned_forms(text)})
+        return forms, {word for form in forms for word in _WORD.findall(form)}
 
     def is_part(text: str) -> bool:
         text = text.strip().lower()
-        return bool(text) and any(text in p for p in prompts) and not any(text in o for o in others)
+        if not text:
+            return False
+        forms, words = said()
+        own = set(_WORD.findall(text))
+        return any(text in form for form in forms) or bool(own and own <= words)
 
     return is_part
 
 
-def marked(request: GenerationRequest, mark: str) -> dict[str, str | list[str]]:
-    """The text arguments of the call, the prompts with the mark in front."""
+def marked(request: GenerationRequest, mark: str, source: Source) -> dict[str, str | list[str]]:
+    """The text arguments of the call, the prompts with the mark in front, and those others that say what a prompt says
+    with a mark of their own."""
+
+    def plain(text: str) -> str:
+        if not source.is_prompt(text):
+            return text
+        start = len(text) - len(text.lstrip())  # pipelines that strip a text shall go on doing so
+        return f"{text[:start]}{source.plain_mark} {text[start:]}"
+
     arguments: dict[str, str | list[str]] = {}
     for name, channel in TEXT.items():
         found = request.text.get(channel)
@@ -46,6 +66,6 @@ def marked(request: GenerationRequest, mark: str) -> dict[str, str | list[str]]:
         is_list = isinstance(request.arguments.get(name), list)
         # An empty second prompt means "the same as the first", and must go on meaning that; a list of them does not.
         is_marked = channel in PROMPT_CHANNELS and (channel == Channel.PROMPT or is_list or any(found))
-        new = [f"{mark} {text}" for text in found] if is_marked else list(found)
+        new = [f"{mark} {text}" if is_marked else plain(text) for text in found]
         arguments[name] = new if is_list else new[0]
     return arguments

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from apl_guard.errors import PrefixInvalid, PrefixNotApplied
 
+from .origin import Origins, Source, is_sentinel, token_of
 from .private_tokenizer import private_copy
 
 __all__ = ["prefix_tokenizer"]
@@ -32,13 +33,14 @@ class _Prefix:
     mark: str
     n: int
     lock: threading.RLock
-    is_prompt: Callable[[str], bool]
+    plain_mark: str | None
+    """In front of texts that are no prompts and say what one says."""
+    origins: Origins | None
+    """Where what was tokenized comes from; None where nobody asks."""
     cuts: list[int] = field(default_factory=list)
-    plain: list[str] = field(default_factory=list)
-    """The ids of the texts that may run without the prefix."""
 
 
-def prefix_tokenizer(tokenizer: Any, mark: str, n: int, is_prompt: Callable[[str], bool] = lambda text: False) -> Any:
+def prefix_tokenizer(tokenizer: Any, mark: str, n: int, source: Source | None = None) -> Any:
     """Make a tokenizer of the same class that puts sentinel ids −1 … −n where a text holds the mark.
 
     Args:
@@ -46,16 +48,18 @@ def prefix_tokenizer(tokenizer: Any, mark: str, n: int, is_prompt: Callable[[str
             tokenizer is shared between threads.
         mark: The mark of this call.
         n: Number of prefix vectors; 0 takes the mark away and changes nothing else.
-        is_prompt: Says of a text without the mark whether it is a part of a prompt all the same.
+        source: What the call says of texts without the mark. None where nobody asks which rows may run without the
+            prefix.
 
     Returns:
         The tokenizer. Its `tokens_cut` says for each marked text how many tokens did not fit, and `may_be_plain`
-        whether a row of ids may run without the prefix.
+        whether a row of ids may run without the prefix. With a source, the ids of prompts are coded as `origin` says.
     """
     private, lock = private_copy(tokenizer)
     made: Any = object.__new__(_prefix_class(_class_of(private)))
     made.__dict__.update(private.__dict__)
-    made.__dict__["_prefix"] = _Prefix(mark, n, lock, is_prompt)
+    origins = Origins(source, private) if n and source is not None else None
+    made.__dict__["_prefix"] = _Prefix(mark, n, lock, None if source is None else source.plain_mark, origins)
     return made
 
 
@@ -86,28 +90,12 @@ class _PrefixTokenizer:
         return tuple(self._prefix.cuts)
 
     def may_be_plain(self, row: Sequence[int]) -> bool:
-        """Whether a row of ids without the prefix comes from a text that is no prompt: from such a text, a part of
-        one, or two of them joined, as a template may be tokenized."""
-        content, plain = self._content(row), ["", *self._prefix.plain]
-        return any(content in one or (content.startswith(one) and content[len(one) :] in plain) for one in plain)
+        """Whether a row of ids without the prefix comes from no prompt."""
+        return self._prefix.origins is None or self._prefix.origins.may_be_plain(row)
 
-    def _note_plain(self, texts: Any, ids: Any) -> None:
-        if not isinstance(texts, list | tuple):
-            return
-        rows = ids.tolist() if hasattr(ids, "tolist") else ids
-        rows = [rows] if not rows or isinstance(rows[0], int) else rows
-        for text, row in zip(texts, rows, strict=False):
-            if isinstance(text, str) and not self._prefix.is_prompt(text):
-                self._prefix.plain.append(self._content(row))
-
-    def _content(self, row: Sequence[int]) -> str:
-        """The ids that stand for text, one behind the other."""
-        return "".join(f" {i}," for i in row if i not in self._framing)
-
-    @functools.cached_property
-    def _framing(self) -> set[int]:
-        me: Any = self
-        return {*me.all_special_ids, *(i for i, token in me.added_tokens_decoder.items() if token.special)}
+    def _note(self, texts: Any, ids: Any, *, plain: bool = False) -> None:
+        if self._prefix.origins is not None:
+            self._prefix.origins.note(texts, ids, plain=plain)
 
     def __call__(self, text: Any = None, *args: Any, **options: Any) -> Any:
         """Tokenize as the pipe's own tokenizer would, with room for the prefix where the mark is."""
@@ -115,7 +103,7 @@ class _PrefixTokenizer:
             texts = [text] if isinstance(text, str) else text
             if not self._any_marked(texts):
                 encoded = self._super("__call__", text, *args, **options)
-                self._note_plain(texts, encoded["input_ids"])
+                self._note(texts, encoded["input_ids"])
                 return encoded
             unknown = sorted(name for name, value in options.items() if value and name not in _OPTIONS)
             if args or unknown:
@@ -126,29 +114,32 @@ class _PrefixTokenizer:
 
     def encode(self, text: Any, *args: Any, **options: Any) -> Any:
         """Ids of a text."""
-        if isinstance(text, str) and self._prefix.mark in text:
+        if isinstance(text, str) and self._is_marked(text):
             return self(text, *args, **options)["input_ids"]
         with self._prefix.lock:
             ids = self._super("encode", text, *args, **options)
-            self._note_plain([text], ids)
+            self._note([text], ids)
             return ids
 
     def tokenize(self, text: str, *args: Any, **options: Any) -> Any:
         """Split a text into tokens; the mark counts as none."""
         with self._prefix.lock:
-            return self._super("tokenize", "".join(self._around_mark(text)), *args, **options)
+            return self._super("tokenize", "".join(self._around_mark(self._unmarked(text))), *args, **options)
 
     def _decode(self, token_ids: Any, *args: Any, **options: Any) -> Any:
         """Turn ids back into text. The prefix becomes the mark, so that the text may be tokenized again."""
         ids = [token_ids] if isinstance(token_ids, int) else [int(i) for i in token_ids]
         with self._prefix.lock:
-            text = self._super("_decode", [i for i in ids if i >= 0], *args, **options)
+            text = self._super("_decode", [token_of(i) for i in ids if not is_sentinel(i)], *args, **options)
         return f"{self._prefix.mark} {text}" if self._prefix.n and -1 in ids else text
 
     def convert_ids_to_tokens(self, ids: Any, *args: Any, **options: Any) -> Any:
         """The token of an id, or of each of several; those of the prefix have none of their own."""
         many = [ids] if isinstance(ids, int) else [int(i) for i in ids]
-        tokens = ["<prefix>" if i < 0 else self._super("convert_ids_to_tokens", i, *args, **options) for i in many]
+        tokens = [
+            "<prefix>" if is_sentinel(i) else self._super("convert_ids_to_tokens", token_of(i), *args, **options)
+            for i in many
+        ]
         return tokens[0] if isinstance(ids, int) else tokens
 
     def _super(self, method: str, *args: Any, **options: Any) -> Any:
@@ -157,12 +148,22 @@ class _PrefixTokenizer:
     def _any_marked(self, texts: Any) -> bool:
         if not isinstance(texts, list | tuple) or not texts:
             return False
-        mark = self._prefix.mark
         if all(isinstance(t, str) for t in texts):
-            return any(mark in t for t in texts)
-        if mark in str(texts):
+            return any(map(self._is_marked, texts))
+        if self._is_marked(str(texts)):
             raise PrefixNotApplied("the pipeline hands its tokenizer prompts in a form that the guard does not know")
         return False
+
+    def _is_marked(self, text: str) -> bool:
+        return self._prefix.mark in text or self._unmarked(text) is not text
+
+    def _unmarked(self, text: str) -> str:
+        """A text without the mark of texts that are no prompts."""
+        mark = self._prefix.plain_mark
+        if mark is None or mark not in text:
+            return text
+        before, _, after = text.partition(mark)
+        return before + after.removeprefix(" ")
 
     def _around_mark(self, text: str) -> tuple[str, str]:
         before, _, after = text.partition(self._prefix.mark)
@@ -182,13 +183,15 @@ class _PrefixTokenizer:
         for text in texts:
             if self._prefix.mark in text:
                 row, cut = self._row(text, limit, special)
+                row = row if self._prefix.origins is None else self._prefix.origins.own(row)
                 cuts.append(cut)
             else:
+                plain = self._unmarked(text)
                 shorten = {} if limit is None else {"truncation": True, "max_length": limit}
                 row = list(
-                    self._super("__call__", text, add_special_tokens=special, verbose=False, **shorten)["input_ids"]
+                    self._super("__call__", plain, add_special_tokens=special, verbose=False, **shorten)["input_ids"]
                 )
-                self._note_plain([text], row)
+                self._note([plain], row, plain=plain is not text)
             rows.append(row)
         if limit is not None:
             self._prefix.cuts.extend(cuts)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .origin import is_sentinel
+
 __all__ = ["Received"]
 
 
@@ -25,12 +27,23 @@ class Received:
         self._ids: list[Tensor] = []
         self._changes: list[Tensor] = []
         self._is_comparing = False
+        self._coded: Tensor | None = None
+
+    @contextmanager
+    def reading(self, coded: Tensor) -> Iterator[None]:
+        """While the text encoder reads these rows, of which its embedding layer is given the tokens without codes."""
+        self._coded = coded
+        try:
+            yield
+        finally:
+            self._coded = None
 
     def take(self, input_ids: Tensor) -> None:
         """Take note of one batch of rows, shape (B, L)."""
         # Kept as tensors: reading them now would make a GPU wait in the middle of a call.
         if not self._is_comparing:
-            self._ids.append(input_ids)
+            coded = self._coded
+            self._ids.append(coded if coded is not None and coded.shape == input_ids.shape else input_ids)
 
     @contextmanager
     def comparing(self) -> Iterator[None]:
@@ -63,12 +76,12 @@ class Received:
     def rows(self) -> tuple[int, ...]:
         """The number of prefix vectors in each row that had any, in the order of the calls; 0 where they were not
         in order, one behind the other."""
-        return tuple(_in_order(row) for row in self._rows() if min(row, default=0) < 0)
+        return tuple(_in_order(row) for row in self._rows() if any(map(is_sentinel, row)))
 
     @property
     def plain_rows(self) -> list[list[int]]:
-        """The rows that had no prefix."""
-        return [row for row in self._rows() if min(row, default=0) >= 0]
+        """The rows that had no prefix, their ids coded as the tokenizer gave them."""
+        return [row for row in self._rows() if not any(map(is_sentinel, row))]
 
     @property
     def changes(self) -> tuple[float, ...]:
@@ -81,7 +94,7 @@ class Received:
 
 def _in_order(row: list[int]) -> int:
     """N where a row holds −1 … −N once, one behind the other; else 0."""
-    found = [i for i in row if i < 0]
+    found = [i for i in row if is_sentinel(i)]
     first = row.index(found[0])
     unbroken = row[first : first + len(found)] == list(range(-1, -len(found) - 1, -1))
     return len(found) if unbroken else 0

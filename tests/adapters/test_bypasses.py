@@ -1,12 +1,14 @@
 """Each known way round the prefix fails, and each that a platform may want can be permitted, on record."""
 
 import copy
+import itertools
 import pickle
 from importlib.resources import files
 
+import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from prometheus_client import CollectorRegistry
 
 from apl_guard import Guard, InvalidInput, PolicyBlocked, PrefixNotApplied, PrefixNotFound
@@ -62,6 +64,8 @@ def _noise():
         ("guidance", {"negative_prompt": "a", "negative_prompt_2": "Mara Voss", "guidance_scale": 0.0}),
         ("guidance", {"guidance_scale": -7.5}),
         ("guidance", {"guidance_scale": float("nan")}),
+        ("guidance", {"guidance_scale": 10**400}),
+        ("guidance", {"guidance_scale": np.float32(-1)}),
         ("guidance", {"guidance_rescale": 9.0}),
         ("guidance", {"guidance_rescale": -1}),
         ("guidance", {"sigmas": [1.0, 14.6]}),
@@ -91,11 +95,41 @@ def test_a_channel_round_the_prefix_is_blocked_and_can_be_permitted(xl, two_enco
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"guidance_rescale": 0.7}, {"sigmas": [14.6, 1.0, 0.0]}, {"timesteps": [900, 10]}]
+    "arguments",
+    [
+        {"guidance_rescale": 0.7},
+        {"sigmas": [14.6, 1.0, 0.0]},
+        {"timesteps": [900, 10]},
+        {"guidance_scale": np.float32(7.5)},
+    ],
 )
 def test_steps_that_fall_and_a_share_are_harmless(two_encoders, arguments):
     """As the schedulers make them, and as papers advise."""
     assert two_encoders.check("a man", negative_prompt="blur", **arguments).effective == "anonymize"
+
+
+@pytest.mark.parametrize(
+    ("settings", "arguments"),
+    [
+        ({"use_dynamic_shifting": True, "shift_terminal": 0.02}, {"sigmas": [1.5, 1.2]}),
+        ({"shift": 3.0, "shift_terminal": 0.02}, {"sigmas": [1.5, 1.2]}),
+        ({"use_dynamic_shifting": True}, {"sigmas": [2.0, 1.5], "mu": -3.0}),
+        ({"use_dynamic_shifting": True, "time_shift_type": "linear"}, {"mu": -0.5}),
+    ],
+)
+def test_levels_of_noise_that_a_scheduler_shifts_until_they_rise_are_blocked(settings, arguments):
+    """They fall as they are given. Schedulers that shift them, such as that of Qwen-Image, take them for 0 … 1."""
+    pipe = tiny_pipe(family="stable_diffusion_3")
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, **settings)
+    guard = Guard(pipe, prefix=random_prefix(pipe, n=N))
+    made = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    given = {"num_inference_steps": 2} if "sigmas" not in arguments else {}
+    made.set_timesteps(**{"mu": 0.5} | given | arguments)
+
+    assert any(latter > former for former, latter in itertools.pairwise(made.sigmas.tolist()))
+    with pytest.raises(PolicyBlocked, match="'guidance'"):
+        guard("a man", **arguments)
+    assert guard.check("a man", sigmas=[1.0, 0.5], mu=0.5).effective == "anonymize"
 
 
 def test_a_rescaling_beyond_a_share_would_turn_the_prediction_round(xl):

@@ -6,12 +6,16 @@ import diffusers
 import pytest
 import torch
 from by_hand import clip_by_hand
+from diffusers.pipelines.qwenimage import QwenImagePipelineOutput
 from drawn_by_hand import draw_by_hand
 from embeds import CALL, EMBEDS, WITHIN
 from guarded import SLOTS, Guarded, Hand, permissive
+from PIL import Image
 
 from apl_guard import Guard
 from apl_guard.adapters.diffusers_families import reason_against
+from apl_guard.adapters.diffusers_pipe import _count_images
+from apl_guard.detect.pictures import read_pictures
 from apl_guard.testing import FAMILIES, VARIANTS, pictures_for, random_prefix, tiny_variant
 
 PROMPTS = ["a photo of Mara Voss in a red shirt"]
@@ -113,6 +117,23 @@ def test_a_prior_is_given_the_embeds_made_by_hand(made, name):
         assert torch.equal(options["encoder_hidden_states"][-1:], expected["last"])
         assert torch.equal(options["proj_embedding"][-1:], expected["projected"])
         assert torch.equal(options["attention_mask"][-1:].bool(), expected["mask"])
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_pictures_that_a_pipeline_returns_without_a_tuple_are_counted(made, output_type):
+    """The decoder of Stable Cascade, where no dict is asked for."""
+    drawn = Drawn(made("stable_cascade_prior"), "StableCascadeDecoderPipeline")
+    options = drawn.options | {"output_type": output_type, "return_dict": False, "num_images_per_prompt": 2}
+
+    assert drawn.guard.generate(prompt=PROMPTS[0], **options).outcome.images == 2
+
+
+def test_the_layers_of_a_picture_are_counted_and_looked_at():
+    """Each is a picture to the output check, so they are to the record."""
+    layer = Image.new("RGBA", (8, 8))
+
+    for output in (QwenImagePipelineOutput([[layer, layer]]), ([torch.zeros(2, 3, 8, 8)],)):
+        assert _count_images(output) == len(read_pictures(output)) == 2
 
 
 def test_every_covered_pipeline_is_drawn_in_a_test():

@@ -239,6 +239,23 @@ class _InPieces(_Chunked):
         return [i for piece in text.split(",") for i in super(_InPieces, self).ids_of(piece)]
 
 
+class _RowForEach(_Helped):
+    """Encodes two parts of a prompt, each in a row of its own."""
+
+    def encode(self, text):
+        return self.text_encoder(self.rows_of((text + ",").split(",")[:2]))[0].reshape(1, -1, 32)
+
+    def rows_of(self, parts):
+        return torch.cat([self.tokenizer(p, padding="max_length", return_tensors="pt").input_ids for p in parts])
+
+
+class _RowsAtOnce(_RowForEach):
+    """The same, tokenized together."""
+
+    def rows_of(self, parts):
+        return self.tokenizer(parts, padding="max_length", return_tensors="pt").input_ids
+
+
 LONG = ", ".join(f"a red shirt number {i}" for i in range(20))
 
 
@@ -270,6 +287,48 @@ def test_a_long_negative_prompt_in_chunks_stays_plain():
     prompt, negative = LONG[: 9 * len(LONG) // 10], LONG.replace("red", "sky")
 
     assert _draw(guard, prompt, negative_prompt=negative, guidance_scale=5.0).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("cls", "prompt", "negative"),
+    [
+        (_RowForEach, "a photo, Mara Voss", "Mara Voss"),
+        (_RowForEach, "a photo, Mara Voss", "blur Mara Voss blur"),
+        (_RowsAtOnce, "a photo, Mara Voss", "Mara Voss"),
+        (_RowsAtOnce, "a photo, Mara Voss", "Mara Voss, Mara Voss"),
+        (_OddlyChunked, LONG, f"blur, {LONG}"),
+    ],
+)
+def test_a_negative_prompt_that_says_what_a_prompt_says_excuses_no_part_of_it(cls, prompt, negative):
+    """The same words may stand in a row without the prefix where they are the negative prompt, and not elsewhere."""
+    _, _, guard = _guarded(cls)
+
+    with pytest.raises(PrefixNotApplied, match="part of a prompt"):
+        _draw(guard, prompt, negative_prompt=negative, guidance_scale=5.0)
+
+
+@pytest.mark.parametrize("negative", ["a photo of Mara in red", " Mara ", "in red", "blur", "photo, Mara", "", " "])
+def test_a_negative_prompt_may_say_what_the_prompt_says(negative):
+    """It is encoded as ever, bit for bit, whatever stands in the prompt."""
+    pipe, _, guard = _guarded(StableDiffusionPipeline)
+    seen = []
+    hook = guard._backend._pipe.text_encoder.register_forward_hook(lambda _, args, output: seen.append(output[0]))
+
+    _draw(guard, "a photo of Mara in red", negative_prompt=negative, guidance_scale=5.0)
+    hook.remove()
+    with torch.no_grad():
+        expected = pipe.encode_prompt(negative, "cpu", 1, do_classifier_free_guidance=False)[0]
+
+    assert torch.equal(seen[-1], expected)
+
+
+@pytest.mark.parametrize("negative", ["very (ugly)1.3 blurry (bad)1.2 hands", "(ugly)1.3, a man"])
+def test_a_negative_prompt_of_several_weighted_words_by_compel(negative):
+    """It is tokenized in pieces, some of which may stand in the prompt as well."""
+    pytest.importorskip("compel", reason="compel is not installed")
+    _, _, guard = _guarded(_Compel)
+
+    assert _draw(guard, "a man in red", negative_prompt=negative, guidance_scale=5.0).isfinite().all()
 
 
 @pytest.mark.parametrize("cls", [_OddlyChunked, _InPieces])
