@@ -56,7 +56,7 @@ def implied(
     negative = [channel for channel in used & _NEGATIVE if channel not in text or any(text[channel])]
     configs = [part.config for part in pipe.components.values() if isinstance(part, SchedulerMixin)]
     is_bent = any(bends_steps(arguments, config) for config in configs)
-    if is_bent or turns_guidance_round({**defaults, **arguments}, with_negative=bool(negative)):
+    if is_bent or turns_guidance_round(arguments, defaults, with_negative=bool(negative)):
         found.add(Channel.GUIDANCE)
     if reads_early_layers(arguments, defaults):
         found.add(Channel.ATTENTION)

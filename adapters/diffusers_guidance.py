@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Mapping
 from numbers import Real
+from types import MappingProxyType
 from typing import Any
 
 __all__ = ["bends_steps", "turns_guidance_round"]
@@ -24,11 +25,14 @@ _SHARE = "guidance_rescale"
 _STEPS = ("sigmas", "timesteps")
 
 
-def turns_guidance_round(arguments: Mapping[str, Any], *, with_negative: bool) -> bool:
+def turns_guidance_round(
+    arguments: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({}), *, with_negative: bool
+) -> bool:
     """Whether a guidance scale, or steps, among the arguments could draw what the negative prompt says.
 
     Args:
-        arguments: Argument → value, defaults included.
+        arguments: Argument → value, where the caller gives one.
+        defaults: Argument → default. A pipeline whose default is below 1, as that of some without guidance, means it.
         with_negative: Whether there is a negative prompt.
 
     Example:
@@ -38,14 +42,18 @@ def turns_guidance_round(arguments: Mapping[str, Any], *, with_negative: bool) -
         False
     """
     least = 1.0 if with_negative else 0.0
-    names = [name for name in (*_GUIDANCE, _OF_PICTURE) if arguments.get(name) is not None]
-    if not all(_is_within(arguments[name], least, sys.float_info.max) for name in names):
+    whole = {**defaults, **arguments}
+    for name in (*_GUIDANCE, _OF_PICTURE):
+        scale = whole.get(name)
+        is_default = type(scale) in (int, float) and scale == defaults.get(name)
+        if not is_default and not _is_within(scale, least, sys.float_info.max):
+            return True
+    if any(not _is_within(whole.get(name), 0, math.inf) for name in _OF_PROMPT):
         return True
-    if any(not _is_within(arguments.get(name), 0, math.inf) for name in _OF_PROMPT):
+    if not _is_within(whole.get(_SHARE), 0, 1) or not all(_fall(whole.get(name)) for name in _STEPS):
         return True
-    if not _is_within(arguments.get(_SHARE), 0, 1) or not all(_fall(arguments.get(name)) for name in _STEPS):
-        return True
-    return with_negative and _OF_PICTURE in names and arguments[_OF_PICTURE] > arguments.get("guidance_scale", 0)
+    by_picture = whole.get(_OF_PICTURE)
+    return with_negative and by_picture is not None and by_picture > whole.get("guidance_scale", 0)
 
 
 def _is_within(value: Any, least: float, most: float) -> bool:

@@ -128,6 +128,16 @@ def test_pictures_that_a_pipeline_returns_without_a_tuple_are_counted(made, outp
     assert drawn.guard.generate(prompt=PROMPTS[0], **options).outcome.images == 2
 
 
+def test_a_negative_prompt_beside_a_default_without_guidance_is_no_guidance(made):
+    """The decoder of Stable Cascade uses none unless it is asked to."""
+    drawn = Drawn(made("stable_cascade_prior"), "StableCascadeDecoderPipeline")
+    asked = drawn.options | {"prompt": PROMPTS[0], "negative_prompt": "blur"}
+    asked.pop("guidance_scale", None)
+
+    assert drawn.guard.check(**asked).effective == "anonymize"
+    assert drawn.guard.check(**asked, guidance_scale=0.5).effective == "block"
+
+
 def test_the_layers_of_a_picture_are_counted_and_looked_at():
     """Each is a picture to the output check, so they are to the record."""
     layer = Image.new("RGBA", (8, 8))
