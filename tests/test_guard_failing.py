@@ -3,21 +3,27 @@
 import math
 import os
 
+import numpy as np
 import pytest
 import structlog
 from guard_log import counted, records
 
 from apl_guard import (
     AuditUnavailable,
+    Gallery,
     Guard,
     GuardUnavailable,
     InvalidInput,
+    OutputCheck,
     PrefixInvalid,
     PrefixNotApplied,
     PrefixNotFound,
     PrefixRegistry,
 )
+from apl_guard.adapters.diffusers_pipe import DiffusersAdapter
 from apl_guard.backend import BackendFailed, Generation, Receipt
+from apl_guard.in_force import PolicyInForce
+from apl_guard.registry.finder import PrefixFinder
 
 SECRET = "a photo of Mara Voss"
 
@@ -195,3 +201,72 @@ def test_a_call_that_cannot_be_read_is_on_record_as_what_was_at_fault(
     assert (refusal["event"], refusal["result"], refusal["error"]) == ("guard.refusal", result, type(error).__name__)
     assert counted(metrics_registry, result) == 1
     assert calls == []
+
+
+def raising(error):
+    def call(*_):
+        raise error
+
+    return call
+
+
+PARTS = [(PolicyInForce, "look"), (PolicyInForce, "decide"), (PrefixFinder, "find")]
+
+
+@pytest.mark.parametrize(("cls", "name"), PARTS, ids=[name for _, name in PARTS])
+def test_a_fault_in_any_part_of_the_guard_is_one_of_its_own_errors_and_means_no_image(
+    guard, monkeypatch, calls, tmp_path, metrics_registry, cls, name
+):
+    """Whatever it raises. Its message may quote the prompt, so it is neither in the error nor on record."""
+    monkeypatch.setattr(cls, name, raising(RuntimeError(SECRET)))
+
+    with pytest.raises(GuardUnavailable, match=r"the guard failed \(RuntimeError\), so there is no image") as caught:
+        guard(SECRET)
+
+    assert SECRET not in str(caught.value)
+    assert calls == []
+    assert counted(metrics_registry, "failed") == 1
+    outcomes = [r for r in records(tmp_path / "audit") if r["event"] == "guard.outcome"]
+    # Before the decision is on record nothing is, and after it an outcome always is.
+    assert [(r["result"], r["error"]) for r in outcomes] == [("failed", "RuntimeError")] * (name == "find")
+
+
+class Pixels:
+    """A recogniser for which each picture is one face."""
+
+    name = "pixels"
+
+    def __call__(self, pictures):
+        return [picture.reshape(1, -1)[:, :8].astype("float32") + 1 for picture in pictures]
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "result"),
+    [
+        (PrefixFinder, "find", "failed"),
+        (DiffusersAdapter, "generate", "backend_error"),
+        (OutputCheck, "look_at", "failed"),
+    ],
+    ids=["while the prefix is found", "while the backend draws", "while pictures are looked at"],
+)
+def test_an_interruption_passes_through_and_leaves_an_outcome_without_images(
+    shared_pipe, prefix, monkeypatch, tmp_path, metrics_registry, cls, name, result
+):
+    """Ctrl-C is no fault of the guard; wherever it comes behind the decision, the log says that nothing came out."""
+    gallery = Gallery.enroll(Pixels(), {"somebody": [np.zeros((8, 8, 3), np.uint8)]})
+    guard = Guard(
+        shared_pipe,
+        prefix=prefix,
+        audit=tmp_path / "audit",
+        metrics_registry=metrics_registry,
+        output_check=OutputCheck(Pixels(), gallery, threshold=0.5),
+    )
+    monkeypatch.setattr(cls, name, raising(KeyboardInterrupt()))
+
+    with pytest.raises(KeyboardInterrupt):
+        guard(SECRET, num_inference_steps=1)
+
+    decision, outcome = records(tmp_path / "audit")
+    assert (outcome["decision_id"], outcome["result"]) == (decision["decision_id"], result)
+    assert (outcome["images"], outcome["protection"], outcome["error"]) == (0, None, "KeyboardInterrupt")
+    assert counted(metrics_registry, result) == 1
