@@ -13,6 +13,7 @@ from apl_guard import AuditUnavailable
 from apl_guard.audit import recover
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.verify import Verdict, verify_log
+from apl_guard.audit.witness import CHECKPOINTS
 
 MUTANTS = 10_000 if TORTURE else 220
 
@@ -117,6 +118,54 @@ class TestExitCodes:
         assert run("verify", copy[0], "--public-key", "nothing")[0] == 4
         os.mkfifo(copy[0].parent / "pipe")  # is not waited for
         assert run("verify", copy[0], "--public-key", copy[0].parent / "pipe")[0] == 4
+
+
+class TestWhatStandsBehindTheLastRecord:
+    """A half record is what a crash leaves, what is being written, or what somebody put there."""
+
+    @staticmethod
+    def add_half_a_record(log):
+        with sorted((log / "segments").iterdir())[-1].open("ab") as stream:
+            stream.write(b'{"writer":"')
+
+    def test_of_a_writer_that_lives_it_is_being_written(self, folders):
+        """And of one that has died, torn."""
+        log, witness = folders
+        with DurableLog(log, [witness]) as durable:
+            call(durable, 0)
+            durable.seal()
+            self.add_half_a_record(log)
+            report = verify_log(log, [witness])
+            assert (report.verdict, report.torn) == (Verdict.VALID, [])
+            assert any("being written just now" in note for note in report.notes)
+
+            durable.leave()  # as if its process had died
+            report = verify_log(log, [witness])
+            assert report.verdict == Verdict.TORN
+            assert any("record 3 is cut off" in torn for torn in report.torn)
+
+    def test_of_a_writer_that_was_closed_it_was_added(self, folders):
+        """For nothing comes behind a last record."""
+        log, witness = folders
+        make_log(log, witness, calls=1, writers=1)
+        self.add_half_a_record(log)
+
+        report = verify_log(log, [witness])
+
+        assert report.verdict == Verdict.TAMPERED
+        assert any("bytes were added after the writer was closed" in finding for finding in report.findings)
+
+    def test_records_of_a_dead_writer_under_no_checkpoint_are_torn(self, folders):
+        """It ended between its first record and the first checkpoint; one that lives will still make it."""
+        log, _ = folders
+        with DurableLog(log) as durable:
+            (log / CHECKPOINTS).write_bytes(b"")
+            assert verify_log(log).verdict == Verdict.UNVERIFIABLE
+
+            durable.leave()
+            report = verify_log(log)
+            assert report.verdict == Verdict.TORN
+            assert any("ended before its first checkpoint" in torn for torn in report.torn)
 
 
 def test_every_mutant_is_found(whole, tmp_path):
