@@ -89,7 +89,7 @@ class Question:
         is_of_both = bool(asked & _DONE) and bool(asked & _DECIDED or self.containing)
         # What was done is on record without what was decided, which stands in another record of the same call.
         place = {name: _of_the_call(name) if is_of_both and name in _DECIDED else f'"{name}"' for name in asked}
-        conditions = ["event != 'guard.decision'"] if is_of_both else []
+        conditions = ["event IN ('guard.outcome', 'guard.refusal')"] if is_of_both else []
         values: list[Any] = []
         for name, value in self.where.items():
             if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
