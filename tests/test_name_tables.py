@@ -60,6 +60,7 @@ def test_the_page_has_both_tables():
         ("two Mara Vosses dance", "Mara Vosses"),
         ("Mara Vosss dog", "Mara Vosss"),
         ("see M4ra V0ss!", "M4ra V0ss"),
+        ("see Mara 'Fox' Voss", "Mara 'Fox' Voss"),
         ("@m4ra_v0ss1 here", "m4ra_v0ss"),
         ("2m4ra V0ss99", "m4ra V0ss"),
         ("see Mara E. Voss.", "Mara E. Voss"),
@@ -92,6 +93,26 @@ def test_who_consents_is_known_only_as_written(text):
     for name, other in (("Dr. Mara Voss", "Mara Voss"), ("J\u00fcrgen M\u00fcller", "Juergen Mueller")):
         assert found(name, other) != []
         assert found(name, other, role="consenting") == []
+
+
+CASED = {
+    "latin": "abcdefghijklmnopqrstuvwxyz\u00e9\u00f1\u0142\u00f8",
+    "greek": "".join(map(chr, [0x3AC, 0x3AE, *range(0x3B1, 0x3C2), *range(0x3C3, 0x3CA)])),
+    "cyrillic": "".join(map(chr, range(0x430, 0x460))),
+    "armenian": "".join(map(chr, range(0x561, 0x587))),
+}
+
+
+@given(st.data(), st.sampled_from(sorted(CASED)))
+def test_capitals_and_small_letters_are_the_same(data, script):
+    """Also where they look like different letters of other scripts."""
+    words = st.text(st.sampled_from(CASED[script]), min_size=4, max_size=6)
+    name = f"{data.draw(words)} {data.draw(words)}"
+    cases = [name.upper(), name.lower(), name.title(), name.upper().lower()]
+
+    for listed in cases:
+        for written in cases:
+            assert found(listed, f"1 {written} 2"), (listed, written)
 
 
 def test_a_disguised_name_is_found_beside_the_same_name_in_plain_letters():

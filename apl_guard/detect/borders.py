@@ -8,10 +8,14 @@ from itertools import takewhile
 
 from apl_guard.request.canonical import Break, Spelling
 
-__all__ = ["LEAST_LETTERS_JOINED", "name_at"]
+__all__ = ["name_at"]
 
-LEAST_LETTERS_JOINED = 8
+_LEAST_LETTERS_JOINED = 8
 """Below, a name written as one word is mostly another word: Li Ke and like."""
+_LEAST_LETTERS_JOINED_WITHOUT_VOWELS = 6
+"""The same for Arabic and Hebrew, which leave most vowels out."""
+_LEAST_LETTERS_OF_PLURAL = 6
+"""Below, a name with an s behind it is mostly another word: Ye and yes."""
 _LEAST_LETTERS_ALONE = 4
 """Below, what is left of a word of Arabic or Hebrew without its first letter is mostly another word."""
 _MOST_SYLLABLES_ALONE = 2
@@ -34,7 +38,9 @@ def name_at(text: str, spelt: Spelling, start: int, end: int, words: int, *, loo
     place, past = spelt.places[start], spelt.places[end - 1] + 1
     begin = [start + k for k in range(1, end - start) if words >> k & 1]
     is_humped = bool(begin) and all(_is_hump(text, spelt, each) for each in begin)
-    is_long = end - start >= LEAST_LETTERS_JOINED or is_humped
+    is_leftward = unicodedata.bidirectional(spelt.letters[start]) in ("R", "AL")
+    least = _LEAST_LETTERS_JOINED_WITHOUT_VOWELS if is_leftward else _LEAST_LETTERS_JOINED
+    is_long = end - start >= least or is_humped
     if not _is_in_one(spelt, start, end, words, is_long):
         return None
     may_hump = loosely and is_long and words > 1 and Break.SPACE not in spelt.breaks[start + 1 : end]
@@ -45,7 +51,8 @@ def name_at(text: str, spelt: Spelling, start: int, end: int, words: int, *, loo
     ):
         return None
     if not spelt.starts_word(end) and not (may_hump and _is_hump(text, spelt, end)):
-        plural = _letters_of_plural(spelt, end) if loosely and is_long and words > 1 else 0
+        may_be_plural = loosely and end - start >= _LEAST_LETTERS_OF_PLURAL
+        plural = _letters_of_plural(spelt, end) if may_be_plural else 0
         if not plural:
             return None
         past = spelt.places[end + plural - 1] + 1

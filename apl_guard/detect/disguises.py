@@ -50,24 +50,25 @@ _AS_TWO = {
 }
 _UMLAUT = re.compile("[" + "".join(_AS_TWO) + "]")
 _ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})+")
+_OPENING, _CLOSING = "\"'\u2018\u201c\u201e\u00ab([{", "\"'\u2018\u2019\u201d\u201c\u00bb)]}"
 # One blank stays. The bounds keep the search linear.
 _MIDDLE = re.compile(
     r"(?<=\w\w) (?:[^\W\d_]\. ?){1,3}(?=\w\w)"
-    r"|(?<=\w) [\"\u201c\u201e\u00ab(\[{][^\"\u201d\u201c\u00bb)\]}]{1,40}[\"\u201d\u201c\u00bb)\]}] (?=\w)"
+    rf"|(?<=\w) [{re.escape(_OPENING)}][^{re.escape(_CLOSING)}]{{1,40}}[{re.escape(_CLOSING)}] (?=\w)"
 )
 _WORD = re.compile(r"[\w@$!|]+")
 _LETTERS_LIKE = str.maketrans("034578@$!|", "oeastbasil")
 _AMONG_LETTERS = re.compile(r"[^\W\d_][0134578@$!|]|[0134578@$!|][^\W\d_]")
 _STRETCHED = re.compile(r"([^\W\d_])\1{2,}", re.IGNORECASE)
-_SIGNS = re.compile('[0134578@$!|%"\u201c\u201e\u00ab(\\[{' + "".join(_AS_TWO) + "]")
-_INITIAL = re.compile(r" [^\W\d_]\.")
+_SIGNS = re.compile("[0134578@$!|%" + "".join(_AS_TWO) + "]")
+_BETWEEN = re.compile(rf" (?:[^\W\d_]\.|[{re.escape(_OPENING)}])")
 _STRETCHED_PLAIN = re.compile(r"([a-z])\1\1", re.IGNORECASE)
 
 
 def _may_hide(text: str) -> bool:
     """Whether a text has a form beside itself. Most have none, and this says so in a tenth of the time."""
     stretched = _STRETCHED_PLAIN if text.isascii() else _STRETCHED
-    return any(sign.search(text) for sign in (_SIGNS, _INITIAL, stretched))
+    return any(sign.search(text) for sign in (_SIGNS, _BETWEEN, stretched))
 
 
 def _both(reading: Reading, change: Callable[[Reading], Reading]) -> tuple[Reading, ...]:

@@ -6,14 +6,14 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 from apl_guard.detect.borders import name_at
 from apl_guard.detect.disguises import undisguised, with_two_letters
 from apl_guard.errors import ExtraMissing, PolicyInvalid
 from apl_guard.policy import Names, Role
-from apl_guard.request.canonical import Spelling, canonical, letters_of, spelling
+from apl_guard.request.canonical import Spelling, canonical, in_small_letters, letters_of, spelling
 
 if TYPE_CHECKING:
     import ahocorasick
@@ -35,6 +35,16 @@ class Match:
     start: int
     end: int
     neutral: str
+
+
+class _Found(NamedTuple):
+    """A name in a text, by its numbers."""
+
+    number: int
+    """That of the first name of this spelling."""
+    name: int
+    start: int
+    end: int
 
 
 class NamesIndex:
@@ -100,16 +110,20 @@ class NamesIndex:
         if not self._list_of:
             return []
         found = list(self._find(text))
-        numbers = Counter(number for number, _ in {(number, match.start) for number, match in found})
-        known = {(match.names.id, match.start, match.end) for _, match in found}
+        if (small := in_small_letters(text)) != text:
+            found = list(dict.fromkeys([*found, *self._find(small)]))
+        numbers = Counter(each.number for each in {(each.number, each.start): each for each in found}.values())
         for reading in undisguised(text):
-            for _, match in self._find(reading.text, besides=numbers):
-                start, end = reading.span(match.start, match.end, len(text))
-                if (match.names.id, start, end) not in known:
-                    found.append((-1, replace(match, start=start, end=end)))
-        return [match for _, match in found]
+            for each in self._find(reading.text, besides=numbers):
+                start, end = reading.span(each.start, each.end, len(text))
+                found.append(each._replace(start=start, end=end))
+        found = list(dict.fromkeys(found))
+        return [
+            Match(self._lists[self._list_of[each.name]], each.start, each.end, self._neutral[each.name])
+            for each in found
+        ]
 
-    def _find(self, text: str, besides: Counter[int] | None = None) -> Iterator[tuple[int, Match]]:
+    def _find(self, text: str, besides: Counter[int] | None = None) -> Iterator[_Found]:
         """The numbers and places of names in a text; in another form of one, only if it shows names besides."""
         # Most texts hold no name, and where their letters come from is then of no interest.
         seen = Counter(number for _, number in self._automaton.iter(letters_of(text)))
@@ -124,7 +138,7 @@ class NamesIndex:
                 if besides is not None and not (is_protected and end - start >= _LEAST_LETTERS_DISGUISED):
                     continue
                 if place := name_at(text, spelt, start, end, self._words[each], loosely=is_protected):
-                    yield number, Match(names, *place, self._neutral[each])
+                    yield _Found(number, each, *place)
 
 
 _TITLES = re.compile(r"(?:(?:dr|prof|mr|mrs|ms|sir|dame)\b\.? *)+(?=\w+ +\w)", re.IGNORECASE)
@@ -137,7 +151,7 @@ def _ways_to_write(name: str, *, loosely: bool) -> set[str]:
         ways |= {" ".join(reversed(each.split(",", 1))) for each in ways}
     if loosely and not name.isascii():
         ways |= set(map(with_two_letters, ways))
-    return ways - {name}
+    return (ways | set(map(in_small_letters, ways))) - {name}
 
 
 def _words(spelt: Spelling) -> int:

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from apl_guard.request.confusables import LOOKS_LIKE
 
-__all__ = ["Break", "Spelling", "as_it_looks", "canonical", "letters_of", "spelling"]
+__all__ = ["Break", "Spelling", "as_it_looks", "canonical", "in_small_letters", "letters_of", "spelling"]
 
 # Unicode's Default_Ignorable_Code_Point, of which some are letters or marks. The other control and format
 # characters go by their category.
@@ -24,6 +24,8 @@ _IGNORABLE = re.compile(
 )
 # What a terminal would obey, whole: of "\x1b[31mMara", the letters after the bracket are no part of the name.
 _ESCAPE = re.compile("(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]")
+# NFKC makes letters of them, which would be of the word before.
+_TRADE_MARK = re.compile("[\u2120\u2122\U0001f16a-\U0001f16c]")
 _WORD = re.compile(r"\w+")
 _MOST_PASSES = 16
 
@@ -51,6 +53,7 @@ def canonical(text: str) -> str:
 
 
 def _pass(text: str) -> str:
+    text = _TRADE_MARK.sub(r" \g<0>", text)
     text = unicodedata.normalize("NFKC", text)
     text = _IGNORABLE.sub("", _ESCAPE.sub("", text))
     text = "".join(letter for letter in text if letter.isspace() or unicodedata.category(letter) not in _UNSEEN)
@@ -140,6 +143,26 @@ class Spelling:
         if not (_is_unspaced(before) and _is_unspaced(letter)):
             return False
         return self.breaks[start] > 0 or not _is_hangul(letter)
+
+
+def in_small_letters(text: str) -> str:
+    """The same text with small letters where they look like others than their capitals do.
+
+    A Greek \u039d looks like an N, and \u03bd like a v: without case they are spelt as one only if both are small.
+
+    Example:
+        >>> in_small_letters("\u0395\u039b\u0395\u039d\u0397 May") == "\u0395\u039b\u0395\u03bd\u03b7 May"
+        True
+    """
+    return text if text.isascii() else "".join(x.lower() if x in _capitals_apart() else x for x in text)
+
+
+@lru_cache(maxsize=1)
+def _capitals_apart() -> frozenset[str]:
+    capitals = {letter.upper() for letter in LOOKS_LIKE} | set(LOOKS_LIKE)
+    return frozenset(
+        x for x in capitals if len(x) == len(x.lower()) == 1 and x != x.lower() and _spell(x) != _spell(x.lower())
+    )
 
 
 def letters_of(text: str) -> str:
