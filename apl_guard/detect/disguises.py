@@ -56,7 +56,8 @@ _MIDDLE = re.compile(
     r"(?<=\w\w) (?:[^\W\d_]\. ?){1,3}(?=\w\w)"
     rf"|(?<=\w) [{re.escape(_OPENING)}][^{re.escape(_CLOSING)}]{{1,40}}[{re.escape(_CLOSING)}] (?=\w)"
 )
-_WORD = re.compile(r"[\w@$!|]+")
+# From its beginning only, so that no word is read more than once.
+_WORD = re.compile(r"(?<![\w@$!|])[^\W\d_]*+[\d_@$!|][\w@$!|]*")
 _LETTERS_LIKE = str.maketrans("034578@$!|", "oeastbasil")
 _AMONG_LETTERS = re.compile(r"[^\W\d_][0134578@$!|]|[0134578@$!|][^\W\d_]")
 _STRETCHED = re.compile(r"([^\W\d_])\1{2,}", re.IGNORECASE)
@@ -105,7 +106,7 @@ def _said(times: int, found: re.Match[str]) -> str:
 def _lettered(one: str, inside: bool, found: re.Match[str]) -> str:
     """A word with letters for digits and signs: for all of them, or for those between its letters."""
     word = found.group()
-    if word.isalpha() or not any(map(str.isalpha, word)):
+    if not any(map(str.isalpha, word)):
         return word  # a number is no word in disguise
     around = "@$!|0123456789_" if inside else ""
     begin, end = len(word) - len(word.lstrip(around or "@$!|")), len(word.rstrip(around or "@!|"))
