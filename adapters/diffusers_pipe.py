@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import inspect
 import re
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from time import perf_counter
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -200,6 +202,18 @@ class DiffusersAdapter:
             change={slot: r.changes for slot, r in received.items()},
         )
         return Generation(output, _count_images(output), receipt, seconds)
+
+    def draw_plain(self, request: GenerationRequest) -> Generation:
+        """Draw without the prefix, from random numbers of its own.
+
+        Raises:
+            Exception: Whatever the pipe raises, unchanged.
+        """
+        arguments = {name: _copied(value) for name, value in request.arguments.items()}
+        if "generator" in self._signature.parameters:
+            arguments["generator"] = torch.Generator().manual_seed(secrets.randbits(63))
+        output = self._call(view_of(self._pipe, lambda _, tokenizer: tokenizer), **arguments)
+        return Generation(output, _count_images(output))
 
     def _still_fits(self, prefix: Prefix) -> Mapping[str, Fingerprint]:
         """The fingerprints of the text encoders, which must be those for which the prefix was found a moment ago."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from apl_guard.adapters.openai_images import OpenAIImages
     from apl_guard.decision import Decision, decide
     from apl_guard.detect.gallery import Gallery
+    from apl_guard.detect.leaks import LeakWatch
     from apl_guard.detect.output import OutputCheck
     from apl_guard.encoder.fingerprint import Fingerprint
     from apl_guard.errors import (
@@ -77,6 +78,7 @@ __all__ = [
     "Guarded",
     "IdentitiesInvalid",
     "InvalidInput",
+    "LeakWatch",
     "MetricsUnavailable",
     "ModelInvalid",
     "OpenAIImages",
@@ -116,6 +118,7 @@ _HOME = {
     "decide": "decision",
     "Fingerprint": "encoder.fingerprint",
     "Gallery": "detect.gallery",
+    "LeakWatch": "detect.leaks",
     "OutputCheck": "detect.output",
     "Guard": "guard",
     "Guarded": "guard",

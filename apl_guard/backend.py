@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from apl_guard.encoder.fingerprint import Fingerprint
 from apl_guard.errors import InvalidInput
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from apl_guard.encoder.traits import Likeness
     from apl_guard.prefix import Prefix
 
-__all__ = ["Backend", "BackendFailed", "Generation", "Receipt", "adapter_for"]
+__all__ = ["Backend", "BackendFailed", "DrawsPlain", "Generation", "Receipt", "adapter_for"]
 
 ENTRY_POINT_GROUP = "apl_guard.adapters"
 _BUILT_IN = {
@@ -127,6 +127,21 @@ class Backend(Protocol):
 
         Raises:
             AttributeError: It may not be changed through the guard.
+        """
+
+
+@runtime_checkable
+class DrawsPlain(Protocol):
+    """What an adapter may offer besides: to draw a request once more, to compare with."""
+
+    def draw_plain(self, request: GenerationRequest) -> Generation:
+        """Draw without the prefix, from random numbers of its own. What the caller gave is not used up.
+
+        Args:
+            request: What `read` returned, or the same saying something else.
+
+        Raises:
+            Exception: Whatever the pipe raises, unchanged.
         """
 
 

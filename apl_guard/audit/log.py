@@ -14,7 +14,7 @@ from structlog.typing import Processor
 from apl_guard.audit.checkpoint import Identity
 from apl_guard.audit.disk import unavailable
 from apl_guard.audit.durable import DurableLog, LogOptions
-from apl_guard.audit.record_fields import Outcome, decision_record, outcome_record, refusal_record
+from apl_guard.audit.record_fields import Outcome, decision_record, leak_record, outcome_record, refusal_record
 from apl_guard.audit.subjects import SubjectKeys
 from apl_guard.decision import Decision
 from apl_guard.errors import InvalidInput
@@ -125,6 +125,24 @@ class AuditLog:
         """
         fields = refusal_record(decision_id, backend, policy, result, error, current_context())
         self._write("guard.refusal", fields, decision=decision_id)
+
+    def leak_sample(
+        self, decision_id: str, seen: Iterable[str], highest: float | None, recogniser: str, threshold: float
+    ) -> None:
+        """Write what was seen when a call's prompt was drawn again without protection.
+
+        Args:
+            decision_id: The call.
+            seen: For each of its pictures, one of `apl_guard.detect.leaks.Seen`.
+            highest: The greatest similarity of a guarded face to that of somebody whom the model knows.
+            recogniser: Name of what told the faces.
+            threshold: The similarity from which two were one person's.
+
+        Raises:
+            AuditUnavailable: The record is not durable.
+        """
+        fields = leak_record(decision_id, seen, highest, recogniser, threshold)
+        self._write("guard.leak_sample", fields, decision=decision_id)
 
     def in_force(self, event: Literal["in_force", "reloaded", "rejected"], fields: Mapping[str, Any]) -> None:
         """Write which policy is in force from now on, or that another was not put in force.

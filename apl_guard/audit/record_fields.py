@@ -28,6 +28,7 @@ __all__ = [
     "decision_record",
     "digest",
     "key_id",
+    "leak_record",
     "normal_digest",
     "outcome_record",
     "policy_record",
@@ -147,6 +148,20 @@ def refusal_record(
         "route": context.route,
         "result": result,
         "error": error,
+    }
+
+
+def leak_record(
+    decision_id: str, seen: Iterable[str], highest: float | None, recogniser: str, threshold: float
+) -> dict[str, Any]:
+    """The fields of the record of a call whose prompt was drawn again without protection, and compared."""
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "decision_id": decision_id,
+        "seen": [str(each) for each in seen],
+        "highest": None if highest is None else round(highest, 6),
+        "recogniser": recogniser,
+        "threshold": threshold,
     }
 
 

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from apl_guard.detect.gallery import Gallery, Recogniser, unit
+from apl_guard.detect.faces import FaceReader, check_threshold
+from apl_guard.detect.gallery import Gallery, Recogniser
 from apl_guard.detect.pictures import Picture, read_pictures
-from apl_guard.detect.worker import Worker
 from apl_guard.errors import InvalidInput, OutputCheckFailed
 
 __all__ = ["Looked", "OutputCheck", "Sighting"]
@@ -55,6 +53,7 @@ class OutputCheck:
         InvalidInput: The gallery comes from another recogniser, or the threshold is out of range.
 
     Example:
+        >>> import numpy as np
         >>> class Brightness:
         ...     name = "brightness 1"
         ...     def __call__(self, pictures):
@@ -71,17 +70,9 @@ class OutputCheck:
                 f"made with recogniser '{gallery.recogniser}', found '{recogniser.name}'; enroll its people anew",
                 where="gallery",
             )
-        if not -1 < threshold <= 1:
-            raise InvalidInput(
-                f"found {threshold}; expected a cosine similarity above -1, at most 1", where="threshold"
-            )
-        if not seconds > 0:
-            raise InvalidInput(f"found {seconds}; expected a time above 0", where="seconds")
         self.gallery = gallery
-        self.threshold = threshold
-        self._recogniser = recogniser
-        self._seconds = seconds
-        self._worker = Worker("apl-guard output")
+        self.threshold = check_threshold(threshold)
+        self._faces = FaceReader(recogniser, seconds)
 
     def __repr__(self) -> str:
         return f"OutputCheck({self.gallery!r}, threshold={self.threshold})"
@@ -126,29 +117,14 @@ class OutputCheck:
         Raises:
             OutputCheckFailed: The recogniser failed, took too long, or gave an answer that is none.
         """
-        try:
-            found = self._worker.run(lambda: list(self._recogniser(pictures)), self._seconds)
-        except TimeoutError as error:
-            raise OutputCheckFailed(f"the recogniser took more than {self._seconds:g} s") from error
-        except Exception as error:
-            raise OutputCheckFailed(f"the recogniser failed ({type(error).__name__})") from error
-        if len(found) != len(pictures):
-            raise OutputCheckFailed(f"the recogniser gave {len(found)} answers for {len(pictures)} pictures")
-        width = self.gallery.embeddings.shape[1]
         faces: list[int] = []
         sightings: list[Sighting] = []
         highest: list[float] = []
-        for number, each in enumerate(found):
-            embeddings = np.asarray(each, dtype=np.float32)
-            faces.append(len(embeddings) if embeddings.ndim else 0)
-            if embeddings.ndim == 2 and not len(embeddings):
+        for number, found in enumerate(self._faces.read(pictures, width=self.gallery.embeddings.shape[1])):
+            faces.append(len(found))
+            if not len(found):
                 continue
-            if embeddings.ndim != 2 or embeddings.shape[1] != width:
-                raise OutputCheckFailed(f"an answer has shape {embeddings.shape}; expected (faces, {width})")
-            try:
-                similarity = unit(embeddings, where=f"picture {number}") @ self.gallery.embeddings.T
-            except InvalidInput as error:
-                raise OutputCheckFailed(f"the recogniser gave embeddings that are none: {error}") from error
+            similarity = found @ self.gallery.embeddings.T
             entry = int(similarity.max(0).argmax())
             highest.append(float(similarity.max()))
             if highest[-1] >= self.threshold:

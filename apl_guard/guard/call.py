@@ -20,6 +20,7 @@ from apl_guard.errors import (
     PrefixNotApplied,
 )
 from apl_guard.guard.explain import explain, explain_failure
+from apl_guard.guard.leak_samples import LeakSamples
 from apl_guard.guard.refusal import refuse, unavailable
 from apl_guard.in_force import PolicyInForce
 from apl_guard.metrics import Stage, Watch
@@ -57,6 +58,7 @@ class Call:
             what the policy accepts.
         watch: What times and counts the call.
         output_check: What looks at the finished pictures, or None.
+        leak_samples: What keeps some of the calls, to measure leaks, or None.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Call:
         find_prefix: Callable[[str | None, Acceptance], Fit],
         watch: Watch,
         output_check: OutputCheck | None = None,
+        leak_samples: LeakSamples | None = None,
     ) -> None:
         self._request = request
         self._backend = backend
@@ -77,6 +80,7 @@ class Call:
         self._find_prefix = find_prefix
         self._watch = watch
         self._output_check = output_check
+        self._leak_samples = leak_samples
         self._fit: Fit | None = None
         self._prefix: Prefix | None = None
         self._in_front: Prefix | None = None
@@ -137,6 +141,8 @@ class Call:
             self._look_at(generation, self._output_check)
         outcome = self._end("passed")
         self._watch.released(self._decision, generation.images, self._protection)
+        if self._leak_samples is not None:
+            self._leak_samples.offer(self._decision, self._request, generation.output, self._protection)
         return Guarded(generation.output, self._decision, outcome)
 
     @property

@@ -20,10 +20,12 @@ from prometheus_client import CollectorRegistry
 from apl_guard.audit import AuditLog
 from apl_guard.backend import adapter_for
 from apl_guard.decision import Decision
+from apl_guard.detect.leaks import LeakWatch
 from apl_guard.detect.output import OutputCheck
 from apl_guard.errors import GuardUnavailable, InvalidInput, SelfTestFailed
 from apl_guard.guard.call import Call, Guarded
 from apl_guard.guard.given import check_given
+from apl_guard.guard.leak_samples import LeakSample, LeakSamples
 from apl_guard.guard.refusal import refuse
 from apl_guard.guard.selftest import CANARIES, SelfTest, run_canaries
 from apl_guard.in_force import PolicyInForce
@@ -59,6 +61,7 @@ class Guard:
         metrics_tenants: Tenants whose outcomes are counted by name; all others count as `other`. None are, if empty.
         tracing: Where OpenTelemetry spans go. None makes none.
         output_check: What looks for people of a gallery in finished pictures. None looks at none.
+        leak_watch: On which share of calls leaks are measured, when `measure_leaks` is called. None measures none.
 
     Raises:
         PolicyInvalid: The policy is missing or damaged.
@@ -89,6 +92,7 @@ class Guard:
         metrics_tenants: Iterable[str] = (),
         tracing: Tracing | None = None,
         output_check: OutputCheck | None = None,
+        leak_watch: LeakWatch | None = None,
     ) -> None:
         if isinstance(audit, AuditLog) and audit_witness:
             raise InvalidInput("this log has its own witnesses; name them where it is made", where="audit_witness")
@@ -113,6 +117,11 @@ class Guard:
                 *(own[part] for part in ("_backend", "_finder", "_audit", "_metrics")),
                 has_output_check=output_check is not None,
             )
+            own["_leak_samples"] = None
+            if leak_watch is not None:
+                own["_leak_samples"] = LeakSamples(
+                    leak_watch, *(own[part] for part in ("_backend", "_audit", "_metrics"))
+                )
             own["_opened"] = opened.pop_all()  # nothing went wrong: it stays open
         own["_tracing"] = tracing
         own["_output_check"] = output_check
@@ -232,7 +241,29 @@ class Guard:
             except Exception as error:
                 refuse(error, self._backend, in_force.policy, self._audit, watch)
                 raise
-            return Call(request, self._backend, in_force, self._audit, self._finder.find, watch, check).run()
+            parts = (self._backend, in_force, self._audit, self._finder.find, watch, check, self._leak_samples)
+            return Call(request, *parts).run()
+
+    def measure_leaks(self, most: int | None = None) -> tuple[LeakSample, ...]:
+        """Draw the prompts of sampled calls again **without protection**, twice each, and see who is in the pictures.
+
+        Call it when the accelerator is idle: each sample costs two drawings. The plain pictures are seen by the
+        recogniser alone. What was seen is on record and counted before it is returned.
+
+        Args:
+            most: How many samples to measure; None measures all that wait.
+
+        Raises:
+            InvalidInput: The guard was made without a leak watch.
+            OutputCheckFailed: The recogniser failed. That sample is dropped.
+            GuardUnavailable: The guard is closed, or the record cannot be written.
+            Exception: Whatever the pipe raises, unchanged.
+        """
+        self._check_open()
+        samples: LeakSamples | None = self._leak_samples
+        if samples is None:
+            raise InvalidInput("found none; expected Guard(…, leak_watch=LeakWatch(…))", where="leak_watch")
+        return samples.measure(most)
 
     def _check_open(self) -> None:
         if self._is_closed:

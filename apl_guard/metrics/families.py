@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from apl_guard.errors import PrefixNotApplied
-from apl_guard.metrics.labels import ERROR_TYPES, OTHER, RELOADS, RESULTS, SEEN, Stage
+from apl_guard.metrics.labels import ERROR_TYPES, LEAKS, OTHER, RELOADS, RESULTS, SEEN, Stage
 
 __all__ = ["Families"]
 
@@ -78,6 +78,7 @@ class Families:
             "errors", "Errors by where they happened and what followed.", "stage", "error_type", "disposition"
         )
         self.looked = counter("checked_pictures", "What the output check saw in finished pictures.", "seen")
+        self.leaks = counter("leak_samples", "Guarded pictures beside plain ones of their prompt.", "seen")
         self.tenant_outcomes = counter(
             "tenant_outcomes", "How calls ended, for the tenants that are to be counted.", "tenant", "result"
         )
@@ -131,6 +132,8 @@ class Families:
             self.outcomes.labels(result)
         for seen in SEEN:
             self.looked.labels(seen)
+        for seen in LEAKS:
+            self.leaks.labels(seen)
         for kind in (*sorted(ERROR_TYPES), OTHER):
             self.errors.labels(Stage.DETECT.value, kind, "fallback")
             for stage in (Stage.DETECT, Stage.FIND_PREFIX, Stage.CHECK_OUTPUT):

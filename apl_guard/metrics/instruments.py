@@ -225,6 +225,12 @@ class Metrics:
             self._one(self._families.looked, "match" if number in matches else "stranger" if faces else "nobody").inc()
 
     @_beside
+    def leak_sampled(self, seen: Iterable[str]) -> None:
+        """Count guarded pictures that were compared with plain ones of their prompt, each by one of `LEAKS`."""
+        for each in seen:
+            self._one(self._families.leaks, str(each)).inc()
+
+    @_beside
     def released(self, decision: Decision, backend: str, images: int, protection: Protection) -> None:
         """Count images that are handed out.
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from apl_guard import errors
 from apl_guard.decision import Decision
+from apl_guard.detect.leaks import Seen
 from apl_guard.policy import Action, Mode, OnError
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "AUDIT_OUTCOMES",
     "DISPOSITIONS",
     "ERROR_TYPES",
+    "LEAKS",
     "NONE",
     "OTHER",
     "RELOADS",
@@ -48,6 +50,8 @@ ACTIONS = ("allow", "modify", "block", "audit")
 DISPOSITIONS = ("blocked", "passed_through", "fallback", "audit")
 """What followed from an error; `audit` is nothing, as in shadow, or where no rule that applies asked."""
 AUDIT_OUTCOMES = ("written", "failed")
+LEAKS = tuple(seen.value for seen in Seen)
+"""What a guarded picture and two plain ones of its prompt show; see `apl_guard.detect.leaks`."""
 SEEN = ("nobody", "stranger", "match")
 """What the output check sees in a picture: no face, faces of nobody in the gallery, somebody of the gallery."""
 
