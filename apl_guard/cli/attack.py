@@ -65,6 +65,7 @@ def attack(
     from apl_guard.trainer.evaluate.setting import Setting
     from apl_guard.trainer.model.family import precision_of
     from apl_guard.trainer.model.pipeline import open_pipe
+    from apl_guard.trainer.train.checkpoint import only_run
 
     ExtraMissing.check("eval", "scipy", "matplotlib")
     if len(set(prefix)) < len(prefix):
@@ -85,9 +86,10 @@ def attack(
     check_place(output / "attack.json")  # here, for the first search may take hours
     kinds = [kind for kind in ("tokens", "embedding") if search.value in (kind, "all")]
     check = reference_check(seed, withheld)
-    found = measure_curves(setting, prefixes, kinds, people, steps, output, check)  # type: ignore[arg-type]
-    found["settings"]["withheld"] = withheld
-    write_file(output / "attack.json", json.dumps(found, indent=2).encode())
-    draw_curves(found, output / "attack.png")
-    typer.echo(to_table(found))
+    with only_run(output):
+        found = measure_curves(setting, prefixes, kinds, people, steps, output, check)  # type: ignore[arg-type]
+        found["settings"]["withheld"] = withheld
+        typer.echo(to_table(found))  # first: whatever may become of the files, the figures are not lost
+        write_file(output / "attack.json", json.dumps(found, indent=2).encode())
+        draw_curves(found, output / "attack.png")
     typer.echo(f"written to {output}: attack.json, attack.png")

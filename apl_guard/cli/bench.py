@@ -63,6 +63,7 @@ def bench(
     from apl_guard.trainer.model.pipeline import open_pipe
     from apl_guard.trainer.peers.peer import Task
     from apl_guard.trainer.train.card import training_seconds
+    from apl_guard.trainer.train.checkpoint import only_run
 
     ExtraMissing.check("eval", "scipy", "matplotlib")
     check_place(output / "bench.json")
@@ -80,14 +81,15 @@ def bench(
         seed=seed, steps=steps, guidance=guidance, progress=not quiet,
     )  # fmt: skip
     task = Task(load_identities(minifaces.identities_file()), tuple(minifaces.captions(512, seed=seed)), "coarse", seed)
-    elsewhere = {} if no_afterwards else {"restyled": restyled(setting), "personalised": personalised(setting)}
-    result = run_bench(setting, peers, task, output / "learned", elsewhere)
-    # First: whatever may become of the files, the figures are not lost.
-    typer.echo(to_text(result))
-    plot = draw_plot(result)
-    facts = {"command": command(), **{k: str(v) for k, v in result.settings.items() if k != "peers"}}
-    write_file(output / "bench.json", result.to_json().encode())
-    write_file(output / "bench.md", to_markdown(result, command()).encode())
-    write_file(output / "bench.png", plot)
-    write_file(output / "bench.html", write_page(result, plot, facts).encode())
-    typer.echo(f"page: {output / 'bench.html'}")
+    with only_run(output):
+        elsewhere = {} if no_afterwards else {"restyled": restyled(setting), "personalised": personalised(setting)}
+        result = run_bench(setting, peers, task, output / "learned", elsewhere)
+        # First: whatever may become of the files, the figures are not lost.
+        typer.echo(to_text(result))
+        plot = draw_plot(result)
+        facts = {"command": command(), **{k: str(v) for k, v in result.settings.items() if k != "peers"}}
+        write_file(output / "bench.json", result.to_json().encode())
+        write_file(output / "bench.md", to_markdown(result, command()).encode())
+        write_file(output / "bench.png", plot)
+        write_file(output / "bench.html", write_page(result, plot, facts).encode())
+        typer.echo(f"page: {output / 'bench.html'}")

@@ -20,9 +20,11 @@ def demo(
 ) -> None:
     """Train a prefix on the shipped model, guard the model with it, measure, and write a report."""
     from apl_guard.trainer.demo import run_demo
+    from apl_guard.trainer.train.checkpoint import only_run
 
-    result = run_demo(
-        output, quick=quick, minutes=minutes, people=people, seed=seed, progress=not quiet, say=typer.echo
-    )
+    with only_run(output):
+        result = run_demo(
+            output, quick=quick, minutes=minutes, people=people, seed=seed, progress=not quiet, say=typer.echo
+        )
     typer.echo(result.evaluation.to_table())
     typer.echo(f"report: {result.report}\ngrid:   {result.grid}\ntook {result.seconds / 60:.1f} minutes")

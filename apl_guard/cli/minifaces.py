@@ -46,13 +46,15 @@ def build(
     Example: apl-guard minifaces build --variant base --output world
     """
     from apl_guard.trainer import minifaces
+    from apl_guard.trainer.train.checkpoint import only_run
 
     output = output or minifaces.cache_path()
     if variant is VariantName.base:
         from apl_guard.trainer.minifaces.build import build as build_world
         from apl_guard.trainer.minifaces.recipe import Recipe
 
-        folder = build_world(output, Recipe.tiny() if tiny else None)
+        with only_run(output):
+            folder = build_world(output, Recipe.tiny() if tiny else None)
     else:
         from apl_guard.trainer.minifaces.variants import Variant, VariantRecipe, build_variant
         from apl_guard.trainer.model.pipeline import open_pipe
@@ -60,7 +62,8 @@ def build(
         base = output / "base" if (output / "base").is_dir() else minifaces.model_path()
         recipe = VariantRecipe.tiny() if tiny else None
         kind: Variant = "restyled" if variant is VariantName.restyled else "continued"
-        folder = build_variant(open_pipe(base), kind, output / kind, recipe)
+        with only_run(output / kind):
+            folder = build_variant(open_pipe(base), kind, output / kind, recipe)
     typer.echo(f"model: {folder}")
 
 
@@ -164,6 +167,7 @@ def scale(
     from apl_guard.trainer.evaluate.curves import Curve, draw_curves, write_curves
     from apl_guard.trainer.evaluate.scale import AXES, measure_scale
     from apl_guard.trainer.model.pipeline import open_pipe
+    from apl_guard.trainer.train.checkpoint import only_run
 
     ExtraMissing.check("eval", "scipy", "matplotlib")
     names = [one.value for one in axis or ()] or list(AXES)
@@ -176,21 +180,22 @@ def scale(
         write_curves(output / "curves.json", curves)
         write_file(output / "curves.png", draw_curves(curves))
 
-    curves = measure_scale(
-        open_pipe(minifaces.model_path()),
-        recipe,
-        load_identities(minifaces.identities_file()),
-        output,
-        {name: tuple(value) if value else AXES[name] for name in names},
-        measured=keep,
-        progress=not quiet,
-        judges=minifaces.judges(),
-        images_per_person=images_per_person,
-        people_limit=people,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
-    )
+    with only_run(output):
+        curves = measure_scale(
+            open_pipe(minifaces.model_path()),
+            recipe,
+            load_identities(minifaces.identities_file()),
+            output,
+            {name: tuple(value) if value else AXES[name] for name in names},
+            measured=keep,
+            progress=not quiet,
+            judges=minifaces.judges(),
+            images_per_person=images_per_person,
+            people_limit=people,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+        )
     for curve in curves:
         for point in curve.points:
             shares = "   ".join(f"{name} {point[name]:.1%}" for name in curve.series)

@@ -42,7 +42,7 @@ from apl_guard.trainer.minifaces.recipe import Recipe
 from apl_guard.trainer.minifaces.shipped import save_model, write_identities
 from apl_guard.trainer.minifaces.text_encoder import WIDTH, Reading
 from apl_guard.trainer.minifaces.tokenizer import MERGES, train_tokenizer
-from apl_guard.trainer.minifaces.training import write_torch, writing
+from apl_guard.trainer.minifaces.training import fit, write_torch, writing
 from apl_guard.trainer.minifaces.traits import GEOMETRY
 from apl_guard.trainer.minifaces.variants import VariantRecipe, build_variant
 from apl_guard.trainer.model.pipeline import model_digest, open_pipe
@@ -227,6 +227,27 @@ def test_a_variant_made_otherwise_is_not_taken_for_this_one(tmp_path: Path) -> N
         build_variant(pipe, "restyled", alone, more)
     with pytest.raises(InvalidInput, match="of another model"):
         build_variant(open_pipe(alone), "restyled", alone, tiny)
+
+
+@pytest.mark.parametrize("content", ["nothing", "junk", "another run"])
+def test_the_damaged_state_of_an_unfinished_run_is_named(tmp_path: Path, content: str) -> None:
+    """With what to do about it, where torch and pickle have errors of many types."""
+    path, module = tmp_path / "state.pt", torch.nn.Linear(2, 2)
+    path.write_bytes(b"" if content == "nothing" else b"junk")
+    if content == "another run":
+        write_torch(path, {"module": torch.nn.Linear(3, 3).state_dict(), "step": 1})
+
+    with pytest.raises(InvalidInput, match=r"state\.pt: the state of an unfinished run is damaged.*delete it"):
+        fit("demo", module, lambda rng: (module.weight.sum(), {}), steps=2, learning_rate=1e-3, checkpoint=path)
+
+
+def test_a_damaged_note_of_a_build_is_named(tmp_path: Path) -> None:
+    """As a disk may leave it that lost its power."""
+    Build(tmp_path, Recipe.tiny())
+    (tmp_path / "work" / "recipe.json").write_text("{")
+
+    with pytest.raises(InvalidInput, match=r"recipe\.json: is damaged; delete it"):
+        Build(tmp_path, Recipe.tiny())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit of file sizes")

@@ -98,9 +98,8 @@ def measure_curves(
     jobs = [(kind, side) for kind in kinds for side in sides if kind in side.searches]
     for kind, side in tqdm(jobs, desc="curves", unit="curve", disable=not setting.progress):
         path = output / f"{_digest(setting, kind, side, steps, check)[:32]}.json"
-        try:
-            points: list[Point] = json.loads(path.read_bytes())
-        except (OSError, ValueError):
+        points = _kept(path, steps)
+        if points is None:
             points = measure_curve(setting, kind, side, steps, check)
             write_file(path, json.dumps(points).encode())
         curve = {
@@ -114,6 +113,19 @@ def measure_curves(
         _compare(sides_found, list(prefixes), steps)
     settings = {"people": people, "steps": steps, "seed": setting.seed, "drawn_in": setting.steps, "success": SUCCESS}
     return {"searches": found, "settings": settings | {"prefixes": {n: p.digest for n, p in prefixes.items()}}}
+
+
+def _kept(path: Path, steps: int) -> list[Point] | None:
+    """A curve that was written before; None where there is none, or none that is whole."""
+    figures = {"loss", "loss_of_names", "leak", "people", "people_ci", "leak_checked", "people_checked"}
+    try:
+        points: list[Point] = json.loads(path.read_bytes())
+        is_whole = [point["steps"] for point in points] == checkpoints(steps) and all(
+            figures <= point.keys() for point in points
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return points if is_whole else None
 
 
 def _compare(curves: dict[str, Any], prefixes: Sequence[str], steps: int) -> None:

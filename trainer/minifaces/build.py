@@ -90,7 +90,7 @@ class Build:
         self._stage(
             f"drawing ({style})",
             path,
-            lambda to: _save_npy(to, draw_all(self.pictures()[share], seed, style)),
+            lambda to: _save_npy(to, draw_all(self.pictures()[share], seed, style, progress=True)),
         )
         images: np.ndarray[Any, np.dtype[np.uint8]] = np.load(path)
         return images
@@ -212,7 +212,7 @@ class Build:
         """Drawings, a third of them as the autoencoder gives them back; kept while the judges are built."""
 
         def make(to: Path) -> None:
-            images = draw_all(pictures, seed)
+            images = draw_all(pictures, seed, progress=True)
             blurred = torch.randperm(len(images), generator=torch.Generator().manual_seed(5))[
                 : len(images) // 3
             ].numpy()
@@ -275,7 +275,10 @@ class Build:
 
     def _json(self, name: str, default: Callable[[], Any]) -> Any:
         path = self.work / name
-        return json.loads(path.read_text()) if path.exists() else default()
+        try:
+            return json.loads(path.read_text()) if path.exists() else default()
+        except ValueError as error:
+            raise InvalidInput("is damaged; delete it, or choose another folder", where=path) from error
 
 
 def _save_npy(path: Path, images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apl_guard.errors import StorageFailed
+from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.storage import write_file
 from apl_guard.trainer.model.family import precision_of
 
@@ -109,6 +109,7 @@ def fit(
     stream.  With ``average`` the module ends with the moving average of its parameters.
 
     Raises:
+        InvalidInput: The state of the run that was killed is damaged.
         StorageFailed: The state cannot be written; the last one stays.
     """
     optimizer = torch.optim.AdamW(module.parameters(), learning_rate, weight_decay=weight_decay, betas=(0.9, 0.99))
@@ -117,15 +118,20 @@ def fit(
     ema = Average(module) if average else None
     start, seconds = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True, map_location=next(module.parameters()).device)
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        generator.set_state(state["generator"].cpu())
-        torch.set_rng_state(state["torch_rng"].cpu())
-        start, seconds = state["step"], state["seconds"]
-        if ema:
-            ema.values, ema.updates = state["average"], state["step"]
+        try:
+            state = torch.load(checkpoint, weights_only=True, map_location=next(module.parameters()).device)
+            module.load_state_dict(state["module"])
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            generator.set_state(state["generator"].cpu())
+            torch.set_rng_state(state["torch_rng"].cpu())
+            start, seconds = state["step"], state["seconds"]
+            if ema:
+                ema.values, ema.updates = state["average"], state["step"]
+        except Exception as error:  # torch has no type of its own for a file that is damaged or of another program
+            reason = type(error).__name__
+            msg = f"the state of an unfinished run is damaged, or of another one ({reason}); delete it to start again"
+            raise InvalidInput(msg, where=checkpoint) from error
 
     def save(step: int) -> None:
         state = {

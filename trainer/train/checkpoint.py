@@ -26,19 +26,19 @@ FILE_NAME = "checkpoint.safetensors"
 
 @contextmanager
 def only_run(output: Path) -> Iterator[None]:
-    """Keep a second run out of a prefix folder, whose checkpoints and files would be those of both.
+    """Keep a second run out of a folder, whose checkpoints and files would be those of both.
 
     The lock is in the user's cache, so that nothing of it is left in the folder; the system lets go of it when the
     process dies.
 
     Raises:
-        InvalidInput: Another run trains into it.
+        InvalidInput: Another run writes into it.
         StorageFailed: The cache cannot be written.
     """
     name = hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:32]
     with alone(make_folder(cache_folder().with_name("locks")) / name, patience=0) as is_alone:
         if not is_alone:
-            raise InvalidInput("another run trains into it now; wait for it, or choose another output", where=output)
+            raise InvalidInput("another run writes into it now; wait for it, or choose another output", where=output)
         yield
 
 

@@ -210,6 +210,13 @@ def test_a_run_goes_on_at_the_curve_it_had_reached(world, tmp_path: Path, monkey
 
     monkeypatch.setattr(curve, "measure_curve", again)
     assert measure_curves(*arguments) == found
+    kept = next(tmp_path.glob("*.json"))
+    whole = kept.read_bytes()
+    for other in (b"{}", whole[: len(whole) // 2], json.dumps(json.loads(whole)[:1]).encode()):
+        kept.write_bytes(other)  # what is there and no whole curve is searched for anew
+        with pytest.raises(AssertionError, match="drawn again"):
+            measure_curves(*arguments)
+    kept.write_bytes(whole)
     with pytest.raises(AssertionError, match="drawn again"):
         measure_curves(dataclasses.replace(world, seed=1), *arguments[1:])
     assert json.loads(json.dumps(found)) == found

@@ -104,7 +104,7 @@ def test_a_dry_run_refuses_what_a_run_would(arguments: list[str], tmp_path: Path
 
 def test_a_second_run_into_a_folder_is_refused(arguments: list[str], tmp_path: Path) -> None:
     """Even with --restart it takes nothing away from the first; when that is done, it may."""
-    with only_run(tmp_path / "prefix"), pytest.raises(InvalidInput, match="prefix: another run trains into it"):
+    with only_run(tmp_path / "prefix"), pytest.raises(InvalidInput, match="prefix: another run writes into it"):
         CliRunner().invoke(app, [*arguments, "--restart"], catch_exceptions=False)
 
     assert not (tmp_path / "prefix").exists()
