@@ -105,12 +105,13 @@ class TrainConfig(BaseModel):
     sampling_steps: int = Field(default=20, ge=1)
     """Denoising steps of self-generation."""
     guidance_scale: float | None = Field(default=None, ge=0)
-    """Classifier-free guidance of self-generation.  Empty: 5."""
+    """Guidance of self-generation.  Empty: 5, or for Flux.1 [dev], which has learned to guide itself and is told it in
+    training, too, what its pipeline takes."""
     picture_size: int | None = Field(default=None, ge=8, le=8192)
     """Side of the pictures that are made and learned on, in pixels.  Empty: the model's own."""
     max_sequence_length: int | None = Field(default=None, ge=8, le=512)
-    """Of SD3: how many places T5 has for a prompt, as in the argument of the pipeline of this name; train with what is
-    drawn with.  Empty: what the pipeline takes by itself."""
+    """Of SD3 and Flux: how many places T5 has for a prompt, as in the argument of their pipelines of this name; train
+    with what is drawn with.  Empty: what the pipeline takes by itself."""
     sampling_batch: int = Field(default=16, ge=1)
     """Images generated at a time."""
 

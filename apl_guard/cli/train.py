@@ -29,7 +29,7 @@ class TrainCommand(typer.core.TyperCommand):
 def train(
     model: Annotated[
         str,
-        typer.Option(help="Model folder (Stable Diffusion, SDXL, SD3), hub id, or 'minifaces', which is shipped."),
+        typer.Option(help="Model folder (Stable Diffusion, SDXL, SD3, Flux.1), hub id, or 'minifaces', shipped."),
     ],
     output: Annotated[Path, typer.Option(help="The prefix folder to write.")],
     identities: Annotated[

@@ -169,9 +169,9 @@ class Setting:
 
     def _draw(self, call: Callable[..., Any], texts: list[str], seeds: list[int]) -> Pictures:
         self.pipe.set_progress_bar_config(**{**getattr(self.pipe, "_progress_bar_config", {}), "disable": True})
+        family = family_of(self.pipe)
         cast = self.precision != torch.float32
-        device = family_of(self.pipe).device
-        with torch.autocast(device.type, dtype=self.precision if cast else None, enabled=cast):
+        with torch.autocast(family.device.type, dtype=self.precision) if cast else family.mixed():
             output = call(
                 texts,
                 num_inference_steps=self.steps,

@@ -31,6 +31,11 @@ class Condition:
     def __len__(self) -> int:
         return len(self.hidden)
 
+    def to(self, device: torch.device) -> Condition:
+        """The same on a device."""
+        pooled, sizes = (None if part is None else part.to(device) for part in (self.pooled, self.sizes))
+        return Condition(self.hidden.to(device), pooled, sizes)
+
     @classmethod
     def cat(cls, conditions: Sequence[Condition]) -> Condition:
         """Several, one behind the other.

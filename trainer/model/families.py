@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusers import StableDiffusion3Pipeline
+from diffusers import FluxPipeline, StableDiffusion3Pipeline
 
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.family import Family
+from apl_guard.trainer.model.flux import Flux
 from apl_guard.trainer.model.stable_diffusion_3 import StableDiffusion3
 from apl_guard.trainer.model.unets import StableDiffusion, StableDiffusionXL
 
 __all__ = ["check_family", "family_of"]
 
-_EXPECTED = "expected a StableDiffusionPipeline, StableDiffusionXLPipeline or StableDiffusion3Pipeline"
+_EXPECTED = (
+    "expected a StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline or FluxPipeline (Flux.1)"
+)
 
 
 def family_of(pipe: Any, config: TrainConfig | None = None) -> Family:
@@ -46,5 +49,7 @@ def check_family(pipe: Any, where: str) -> None:
 def _class_of(pipe: Any) -> type[Family]:
     if isinstance(pipe, StableDiffusion3Pipeline):
         return StableDiffusion3
+    if isinstance(pipe, FluxPipeline):
+        return Flux
     additions = getattr(getattr(getattr(pipe, "unet", None), "config", None), "addition_embed_type", None)
     return StableDiffusionXL if additions == "text_time" else StableDiffusion

@@ -137,8 +137,9 @@ class Family(ABC):
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def mixed(self) -> AbstractContextManager[Any]:
-        """While this is in force, the pipe draws though its denoiser is of 16 bits and what it is told of 32."""
-        return nullcontext() if self.network.dtype == torch.float32 else self.cast()
+        """While this is in force, the pipe draws though its denoiser and its text encoders are of two formats."""
+        is_one = self.network.dtype == getattr(self.pipe, self.slots[0]).dtype
+        return nullcontext() if is_one else self.cast()
 
     @property
     def side(self) -> int:

@@ -44,6 +44,10 @@ class Flow(Family):
             raise ModelInvalid(f"{msg} published with the model", where=where)
 
     @property
+    def own_side(self) -> int:
+        return int(self.pipe.default_sample_size * self.pipe.vae_scale_factor)
+
+    @property
     def tokens(self) -> int:
         """How many places a picture has in the transformer."""
         return (self.shape[-1] // self.grain) ** 2

@@ -49,10 +49,6 @@ class StableDiffusion3(Flow):
             raise ModelInvalid(msg, where=where)
         cls.check_scheduler(pipe, where)
 
-    @property
-    def own_side(self) -> int:
-        return int(self.pipe.default_sample_size * self.pipe.vae_scale_factor)
-
     def encode(self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> Condition:
         hidden, pooled = [], []
         for slot in self.clip_slots:

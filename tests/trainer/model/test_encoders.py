@@ -104,7 +104,7 @@ def test_every_text_encoder_is_part_of_what_a_model_is() -> None:
     assert model_digest(pipe) != before
 
 
-@pytest.mark.parametrize("family", ["kolors", "flux", "aura_flow", "pixart"])
+@pytest.mark.parametrize("family", ["kolors", "chroma", "aura_flow", "pixart"])
 def test_other_families_are_refused_by_name_of_what_is_expected(family: str, tmp_path: Path) -> None:
     """Training does not begin on a model whose UNet is told something else, or that has none."""
     tiny_pipe(family=family).save_pretrained(tmp_path)

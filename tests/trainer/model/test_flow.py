@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FluxControlPipeline,
+    FluxImg2ImgPipeline,
+    FluxTransformer2DModel,
+    StableDiffusion3Img2ImgPipeline,
+)
 
 from apl_guard import Guard
 from apl_guard.errors import ConfigInvalid, ModelInvalid
@@ -45,10 +52,22 @@ def without_t5() -> Any:
     return pipe
 
 
+def dev() -> Any:
+    """Flux.1 [dev]: it is told how strongly it guides itself."""
+    pipe = dynamic(tiny_pipe(family="flux"))
+    torch.manual_seed(0)
+    pipe.register_modules(
+        transformer=FluxTransformer2DModel.from_config(pipe.transformer.config, guidance_embeds=True).eval()
+    )
+    return pipe
+
+
 MAKE = {
     "sd3": lambda: static(tiny_pipe(family="stable_diffusion_3")),
     "sd3 dynamic": lambda: dynamic(tiny_pipe(family="stable_diffusion_3")),
     "sd3 without t5": lambda: static(without_t5()),
+    "flux dev": dev,
+    "flux schnell": lambda: tiny_pipe(family="flux"),
 }
 
 
@@ -81,7 +100,10 @@ def test_the_transformer_is_told_in_training_what_the_pipeline_tells_it(
 ) -> None:
     """The same bits: states, pooled vector, time and whatever else, of short, empty and over-long prompts, with the
     prefix and without; so it answers the same bits, in each step."""
-    config = CONFIG.model_copy(update={"max_sequence_length": length, "guidance_scale": 1.0})
+    takes_guidance = pipe.transformer.config.get("guidance_embeds", True)
+    config = CONFIG.model_copy(
+        update={"max_sequence_length": length, "guidance_scale": 1.0 if takes_guidance else None}
+    )
     prefix = random_prefix(pipe, n=N)
     encoders, family = Encoders(pipe, config), family_of(pipe, config)
     P = torch.cat([prefix.vectors[slot] for slot in encoders.slots], dim=1) if is_guarded else None
@@ -107,6 +129,7 @@ def test_the_transformer_is_told_in_training_what_the_pipeline_tells_it(
     for name, value in keywords.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(mine[name], value), name
+    assert mine.keys() >= {name for name, value in keywords.items() if isinstance(value, torch.Tensor)}
     assert times[-1] == 1000
 
 
@@ -206,6 +229,24 @@ def test_pictures_become_the_latents_that_the_pipeline_makes_pictures_of(pipe: A
     torch.testing.assert_close(z / config.scaling_factor + config.shift_factor, mean)
 
 
+def test_what_it_draws_to_learn_on_is_what_the_pipeline_makes_pictures_of(pipe: Any) -> None:
+    """Latents that are kept for training, decoded by hand, are the pictures that the pipe draws from the same seeds."""
+    family = family_of(pipe, CONFIG)
+    draw = {**family.call, "num_inference_steps": 2}
+
+    def seeds() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(k) for k in range(2)]
+
+    latents = family.drawn(pipe(PROMPTS[:2], generator=seeds(), output_type="latent", **draw).images)
+    pictures = pipe(PROMPTS[:2], generator=seeds(), output_type="pt", **draw).images
+
+    assert latents.shape == (2, *family.shape)
+    config = pipe.vae.config
+    with torch.no_grad():
+        decoded = pipe.vae.decode(latents / config.scaling_factor + config.shift_factor).sample
+    torch.testing.assert_close((decoded / 2 + 0.5).clamp(0, 1), pictures)
+
+
 @pytest.mark.parametrize(
     "scheduler", [FlowMatchHeunDiscreteScheduler(), FlowMatchEulerDiscreteScheduler(invert_sigmas=True)]
 )
@@ -229,16 +270,42 @@ def test_a_pipeline_that_lacks_a_part_is_refused_by_name(pipe: Any, part: str) -
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("family", "options", "message"),
     [
-        ({"picture_size": 33}, "found 33; expected a multiple of"),
-        ({"picture_size": 8192}, "draws at most"),
+        ("stable_diffusion_3", {"picture_size": 33}, "found 33; expected a multiple of 2 pixels"),
+        ("stable_diffusion_3", {"picture_size": 8192}, "draws at most"),
+        ("flux", {"picture_size": 34}, "found 34; expected a multiple of 4 pixels"),
     ],
 )
-def test_sizes_that_the_model_cannot_draw_are_refused(options: dict[str, Any], message: str) -> None:
+def test_sizes_that_the_model_cannot_draw_are_refused(family: str, options: dict[str, Any], message: str) -> None:
     """Before anything is drawn."""
     with pytest.raises(ConfigInvalid, match=f"picture_size: .*{message}"):
-        family_of(tiny_pipe(family="stable_diffusion_3"), TrainConfig(**options))
+        family_of(tiny_pipe(family=family), TrainConfig(**options))
+
+
+@pytest.mark.parametrize("other", [FluxImg2ImgPipeline, FluxControlPipeline, StableDiffusion3Img2ImgPipeline])
+def test_relatives_that_draw_from_a_picture_are_refused(other: Any) -> None:
+    """By name of their class, and with what is expected."""
+    parts = tiny_pipe(family="flux" if "Flux" in other.__name__ else "stable_diffusion_3").components
+
+    with pytest.raises(ModelInvalid, match=f"{other.__name__} has no .*expected a StableDiffusionPipeline"):
+        open_pipe(other(**{name: part for name, part in parts.items() if part is not None}))
+
+
+def test_a_transformer_of_other_channels_is_refused() -> None:
+    """Of inpainting, say, which sees a picture beside its latents."""
+    pipe = tiny_pipe(family="flux")
+    pipe.register_modules(transformer=FluxTransformer2DModel.from_config(pipe.transformer.config, in_channels=32))
+
+    with pytest.raises(ModelInvalid, match="takes 32 channels, squares of its pictures have 16"):
+        open_pipe(pipe)
+
+
+def test_a_model_that_is_not_told_how_strongly_to_guide_takes_no_guidance() -> None:
+    """An option that nothing would read is refused; by itself [dev] is told what its pipeline takes."""
+    with pytest.raises(ConfigInvalid, match=r"guidance_scale: .*takes no guidance"):
+        family_of(tiny_pipe(family="flux"), TrainConfig(guidance_scale=3.5))
+    assert (family_of(dev()).guidance, family_of(dev(), TrainConfig(guidance_scale=2)).guidance) == (3.5, 2.0)
 
 
 def test_a_model_without_t5_takes_no_length_for_it() -> None:

@@ -76,7 +76,7 @@ def evaluate_apl_2026(
     setting = Setting.of(
         pipe, prefix, judge, seed=protocol.SEED, steps=protocol.STEPS, guidance=protocol.GUIDANCE,
         images_per_person=protocol.IMAGES_PER_PERSON, people_limit=people_limit, neutral=neutral,
-        folder=folder or pictures_folder(), precision=family.network.dtype,
+        folder=folder or pictures_folder(),
         progress=progress, album=album,
     )  # fmt: skip
     if identities:

@@ -15,6 +15,7 @@ import onnx_models
 import pytest
 import torch
 import yaml
+from diffusers import FluxTransformer2DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_model import small_pipe, small_tokenizer
@@ -128,6 +129,31 @@ def test_one_command_measures_a_model_of_true_layout(
     assert (result["settings"]["scheduler"], result["settings"]["guidance"]) == (scheduler, 7.0)
     assert "A close-up portrait of Ada Lum" in (tmp_path / "report.html").read_text()
     assert len(list((tmp_path / "pictures").rglob("*.png"))) == 3 * 8 + 3 * 3
+
+
+@pytest.mark.parametrize(("is_guided", "guidance"), [(True, 3.5), (False, 0.0)], ids=["dev", "schnell"])
+def test_flux_is_drawn_from_as_its_own_pipeline_draws(
+    is_guided: bool, guidance: float, files: Path, tmp_path: Path
+) -> None:
+    """By its own scheduler and with the guidance that its pipeline takes: DDIM and guidance 7 are of other models."""
+    pipe = tiny_pipe(family="flux")
+    transformer = FluxTransformer2DModel.from_config(pipe.transformer.config, guidance_embeds=is_guided).eval()
+    pipe.register_modules(transformer=transformer)
+    pipe.default_sample_size = 8
+    told: list[Any] = []
+    hook = transformer.register_forward_pre_hook(lambda *a: told.append(a[2]["guidance"]), with_kwargs=True)
+
+    result = evaluate_apl_2026(
+        pipe, random_prefix(pipe, n=3), faces=open_faces(files / "yunet.onnx", files / "sface.onnx"),
+        identities=[files / "people.yaml"], references=files / "faces", people_limit=2, folder=tmp_path, progress=False,
+    )  # fmt: skip
+
+    hook.remove()
+    assert result.suites["people"].keys() == {"plain", "neutral", "guarded"}
+    assert all(figures["images"] == 8 for figures in result.suites["people"].values())
+    assert result.settings["guidance"] == guidance
+    assert result.settings["scheduler"] == "FlowMatchEulerDiscreteScheduler"
+    assert {None if value is None else float(value[0]) for value in told} == {guidance if is_guided else None}
 
 
 def test_the_reference_world_is_measured_by_its_own_judges(tmp_path: Path) -> None:
