@@ -203,3 +203,21 @@ def test_a_killed_run_goes_on(setting: Setting, own: Any) -> None:
     assert new == 2
     afresh = replace(setting, folder=None).draw(setting.guard, texts[:4], "s")
     assert np.abs(setting.draw(setting.guard, texts[:4], "s").astype(int) - afresh).max() <= 1
+
+
+@pytest.mark.parametrize("family", ["stable_diffusion_3", "flux"])
+def test_a_transformer_of_sixteen_bits_is_drawn_from_beside_text_encoders_of_thirty_two(
+    family: str, tmp_path: Path
+) -> None:
+    """As a large model is opened on a GPU, plain and guarded; such pictures are not taken for those of 32 bits."""
+    pipe = tiny_pipe(family=family)
+    pipe.default_sample_size = 8
+    setting = Setting.of(pipe, random_prefix(pipe, n=2), None, steps=1, folder=tmp_path, progress=False)
+    whole = setting.draw(pipe, TEXTS, "example")
+    pipe.transformer.to(torch.bfloat16)
+
+    pictures = [setting.draw(call, TEXTS, "example") for call in (pipe, setting.guard)]
+
+    assert all(some.shape == whole.shape == (3, 16, 16, 3) for some in pictures)
+    assert 0 < np.abs(pictures[0].astype(int) - whole).mean() < 10
+    assert not np.array_equal(pictures[0], pictures[1])
