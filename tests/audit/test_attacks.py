@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from logs import TORTURE, call, make_log
 
 from apl_guard import AuditUnavailable
-from apl_guard.audit.checkpoint import Checkpoint, Identity
+from apl_guard.audit.checkpoint import Checkpoint, Identity, key_file
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.record import Record, encode_body, encode_line
-from apl_guard.audit.seal_key import SealKey
+from apl_guard.audit.seal_key import EPOCHS, KeyState, SealKey, public_keys
 from apl_guard.audit.verify import Verdict, verify_log
 from apl_guard.audit.witness import CHECKPOINTS
 
@@ -207,6 +207,25 @@ def test_keys_that_the_live_key_announces_before_the_last_epoch_are_found(folder
 
     assert report.verdict == Verdict.TAMPERED
     assert any("is of epoch 0.0, which cannot follow" in finding for finding in report.findings)
+
+
+def test_a_log_signed_anew_under_keys_of_somebody_else_is_found(folders):
+    """They stand where the log's own stood, and every signature fits them. They are not under the log's own root."""
+    log, _ = folders
+    with DurableLog(log) as durable:
+        call(durable, 1)
+    mine = KeyState(0, 0, 0, bytes(32))
+    (log / key_file(0)).write_bytes(b"".join(public_keys(mine.seed, EPOCHS)))
+    history, lines = Tree(), []
+    for line in (log / CHECKPOINTS).read_bytes().splitlines():
+        lines.append(Checkpoint(**Checkpoint.parse(line).__dict__ | {"history": history.root.hex()}).signed(mine))
+        history.append(leaf_hash(lines[-1]))
+    (log / CHECKPOINTS).write_bytes(b"".join(line + b"\n" for line in lines))
+
+    report = verify_log(log)
+
+    assert report.verdict == Verdict.TAMPERED
+    assert "the public keys of generation 0 are missing or changed" in report.findings
 
 
 def test_a_signing_key_put_back_from_a_copy_is_refused(folders):
