@@ -16,15 +16,28 @@ _PAIRS = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 
 def stem(title: str) -> str:
     """The name of a checkpoint without ending and hash: servers show it in all these forms."""
-    return re.sub(r"(\.(safetensors|ckpt))?( \[[0-9a-f]+\])?$", "", title)
+    return re.sub(r"(\.(safetensors|ckpt|gguf))?( \[[0-9a-f]+\])?$", "", title)
 
 
 def is_checkpoint(wanted: str, found: tuple[str, str]) -> bool:
-    """Whether a checkpoint, as its hash (of any length) and name, is the one that is wanted."""
+    """Whether a checkpoint, as its hash (of any length) and name, is the one that is wanted.
+
+    The server names it with its folder in its options, and without it in what it says about a picture.
+
+    Example:
+        >>> is_checkpoint("sd/v1-5.safetensors", ("", "v1-5")), is_checkpoint("sd/v1-5", ("", "other/v1-5"))
+        (True, False)
+    """
     checkpoint_hash, name = (each.lower() for each in found)
     wanted = wanted.lower()
     shorter, longer = sorted((checkpoint_hash, wanted), key=len)
-    return (len(shorter) >= 8 and longer.startswith(shorter)) or (bool(name) and stem(wanted) == name)
+    return (len(shorter) >= 8 and longer.startswith(shorter)) or (bool(name) and _is_name(stem(wanted), name))
+
+
+def _is_name(wanted: str, found: str) -> bool:
+    wanted_parts, found_parts = (re.split(r"[\\/]", name) for name in (wanted, found))
+    has_folders = len(wanted_parts) > 1 and len(found_parts) > 1
+    return wanted_parts == found_parts if has_folders else wanted_parts[-1] == found_parts[-1]
 
 
 def embeddings_in(record: Any) -> list[str]:

@@ -40,6 +40,18 @@ class TestTheServerIsAsked:
         with pytest.raises(PrefixNotApplied, match="another checkpoint"):
             Guard(A1111(server.url, checkpoint="0123456789"), prefix=prefix)
 
+    @pytest.mark.parametrize("checkpoint", [None, "sd/v1-5-pruned-emaonly.safetensors", "v1-5-pruned-emaonly"])
+    def test_a_checkpoint_in_a_folder(self, server, prefix, checkpoint):
+        """The server tells the folder in its options, not in what it says about a picture. Here it has no hashes."""
+        server.model = {"sd_checkpoint_hash": "", "sd_model_checkpoint": "sd/v1-5-pruned-emaonly.safetensors"}
+        guard = Guard(A1111(server.url, checkpoint=checkpoint), prefix=prefix)
+
+        assert guard("a man").images
+        server.model["sd_model_checkpoint"] = "other/v1-5-pruned-emaonly.safetensors"
+        if checkpoint != "v1-5-pruned-emaonly":
+            with pytest.raises(PrefixNotApplied, match="another checkpoint"):
+                guard("a man")
+
     def test_removed_while_running(self, guard, server, prefix, tmp_path):
         """Seen before the next picture, and recorded."""
         del server.embeddings[prefix.embedding_name]
