@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from difflib import SequenceMatcher
 from functools import lru_cache
 from html import unescape
-from itertools import chain
 from re import compile as compiled
 
 from apl_guard.request import Reading
@@ -20,11 +19,13 @@ from apl_guard.request import Reading
 __all__ = ["longest_forms", "mended_readings", "without_unseen"]
 
 _ENTITY = compiled(r"&(?:#[0-9]+|#[xX][0-9a-fA-F]+|[^\t\n\f <&#;]{1,32});?")
-_WORD_OR_SPACE = compiled(r"\s+|\S+")
+_WORD = compiled(r"\S+")
+# What ftfy could change in a word: more than the letters of ASCII, controls, entities of HTML.
+_STRANGE = compiled(r"[^!-%'-~]")
 _CHINESE = compiled("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002ceaf\U0002f800-\U0002fa1f]")
-_MOST_COMPARED = (
-    500  # letters of two texts that are compared letter by letter, which takes time that grows with the square
-)
+# Letters of two texts that are compared one by one, which takes time that grows with the square.
+_MOST_COMPARED = 500
+_MOST_REMEMBERED = 64
 
 
 def mended_readings(reading: Reading) -> Iterator[Reading]:
@@ -41,7 +42,11 @@ def mended_readings(reading: Reading) -> Iterator[Reading]:
     if text.isascii() and text.isprintable() and "&" not in text:
         return
     seen = {text}
-    for each in (_mended(reading), _mended_by_word(reading), *without_unseen(reading)):
+    by_word = _mended_by_word(reading)
+    # As a whole, too: whether letters are taken to be in a wrong encoding depends on all of them.
+    fixed = _fixed(text)
+    whole = by_word if by_word.text == fixed else _moved(reading, fixed)
+    for each in (whole, by_word, *without_unseen(reading)):
         for form in (each, _resolved(each)):
             if form.text not in seen:
                 seen.add(form.text)
@@ -58,56 +63,60 @@ def longest_forms(text: str) -> set[str]:
     """
     if text.isascii():
         return set()
-    mended = "".join(letter if letter.isascii() else _fixed(letter) for letter in text)
+    mended = "".join(letter if letter.isascii() else _fixed_word(letter) for letter in text)
     return {mended, _CHINESE.sub(r" \g<0> ", mended)}
 
 
-@lru_cache(maxsize=10_000)
 def _fixed(text: str) -> str:
     import ftfy
 
     return ftfy.fix_text(text)
 
 
-def _mended(reading: Reading) -> Reading:
-    """Mended as a whole: whether letters are taken to be in a wrong encoding depends on all of them."""
-    text, fixed = reading.text, _fixed(reading.text)
-    if text == fixed:
-        return reading
-    by_word = _mended_by_word(reading)
-    if by_word.text == fixed:
-        return by_word
-    return _moved(reading, fixed)
+_fixed_word = lru_cache(maxsize=1000)(_fixed)
 
 
 def _mended_by_word(reading: Reading) -> Reading:
-    words: list[Reading] = []
-    for found in _WORD_OR_SPACE.finditer(reading.text):
-        places = None if reading.places is None else reading.places[found.start() : found.end()]
-        word = Reading(found.group(), places)
-        words.append(word if word.text.isascii() and word.text.isprintable() else _moved(word, _fixed(word.text)))
-    return _joined(words)
-
-
-def _joined(parts: list[Reading]) -> Reading:
-    text = "".join(part.text for part in parts)
-    if any(part.places is None for part in parts):
-        return Reading(text)
-    return Reading(text, tuple(chain.from_iterable(part.places or () for part in parts)))
+    text, places = reading.text, reading.places
+    parts: list[str] = []
+    kept: list[int] = []
+    done = 0
+    for word in _WORD.finditer(text):
+        if not _STRANGE.search(word.group()):
+            continue
+        start, end = word.span()
+        fixed = _fixed_word(word.group()) if end - start <= _MOST_REMEMBERED else _fixed(word.group())
+        parts += (text[done:start], fixed)
+        origins = _origins(word.group(), fixed) if places is not None else None
+        if places is not None and origins is not None:
+            kept += places[done:start]
+            kept += [places[start + origin] for origin in origins]
+        else:
+            places = None
+        done = end
+    if places is not None:
+        kept += places[done:]
+    return Reading("".join([*parts, text[done:]]), None if places is None else tuple(kept))
 
 
 def _moved(reading: Reading, fixed: str) -> Reading:
     """Another text in the place of a reading, with where each of its letters comes from."""
-    text, places = reading.text, reading.places
-    if text == fixed:
-        return reading
-    if places is None or not text or max(len(text), len(fixed)) > _MOST_COMPARED:
+    origins = _origins(reading.text, fixed)
+    if reading.places is None or origins is None:
         return Reading(fixed)
-    kept: list[int] = []
+    return Reading(fixed, tuple(reading.places[origin] for origin in origins))
+
+
+@lru_cache(maxsize=1000)
+def _origins(text: str, fixed: str) -> tuple[int, ...] | None:
+    """For each letter of a mended text, which one of the text it comes from; None where that would take long to say."""
+    if not text or max(len(text), len(fixed)) > _MOST_COMPARED:
+        return None
+    found: list[int] = []
     for tag, start, end, begin, stop in SequenceMatcher(None, text, fixed, autojunk=False).get_opcodes():
-        origin = places[start:end] if tag != "insert" else places[max(start - 1, 0) : max(start, 1)]
-        kept += (*origin, *[*origin][-1:] * (stop - begin))[: stop - begin]
-    return Reading(fixed, tuple(kept))
+        origin = range(start, end) if tag != "insert" else range(max(start - 1, 0), max(start, 1))
+        found += (*origin, *[*origin][-1:] * (stop - begin))[: stop - begin]
+    return tuple(found)
 
 
 def _resolved(reading: Reading) -> Reading:
@@ -138,6 +147,8 @@ def without_unseen(reading: Reading) -> tuple[Reading, ...]:
         >>> without_unseen(Reading("Ma\ue000ra", range(5)))[0].text
         'Mara'
     """
+    if reading.text.isprintable() and "\ufffd" not in reading.text:
+        return ()
     kept = [place for place, letter in enumerate(reading.text) if letter in "\t\n\r" or not _is_unseen(letter)]
     if len(kept) == len(reading.text):
         return ()
