@@ -13,10 +13,13 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from apl_guard.errors import IdentitiesInvalid
+from apl_guard.policy.problems import did_you_mean
+from apl_guard.prefix.tensorfile import printable
 from apl_guard.storage import read_regular
 from apl_guard.trainer.config import NeutralKind
 from apl_guard.trainer.plain_yaml import MAX_YAML_BYTES, NotYamlError, read_yaml
@@ -129,20 +132,61 @@ def load_identities(path: Path | str) -> Identities:
     except NotYamlError as error:
         raise IdentitiesInvalid(f"the identities are not valid YAML: {error}", where=path) from error
     if not isinstance(values, dict):
-        msg = f"found a {type(values).__name__}; expected a mapping with the key 'identities'"
+        msg = f"found {_kind(values)}; expected identities: [{{name: Mara Voss, neutral: {{coarse: a woman}}}}]"
         raise IdentitiesInvalid(msg, where=path)
     try:
         people = Identities.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            msg = f"unknown key '{field}'; known: identities, templates, and in an entry name, neutral, images"
-        else:
-            msg = f"'{field}': {first['msg']}"
-        raise IdentitiesInvalid(msg, where=path) from None
+        raise IdentitiesInvalid(_describe(error.errors()[0], values), where=path) from None
     placed = tuple(
         i.model_copy(update={"images": path.parent / i.images}) if i.images is not None else i
         for i in people.identities
     )
     return people.model_copy(update={"identities": placed})
+
+
+_EXPECTED = {
+    "entry": "{name: Mara Voss, neutral: {coarse: a woman}}",
+    "identities": "a list of people, such as [{name: Mara Voss, neutral: {coarse: a woman}}]",
+    "templates": "a list of texts, such as ['a photo of {name}']",
+    "template": "a text, such as 'a photo of {name}'",
+    "neutral": "{coarse: a woman}",
+    "name": "a text",
+    "coarse": "a text, such as a woman",
+    "attributes": "a text, such as a woman with tan skin and long black hair",
+    "images": "the path of a folder",
+}
+"""Field → what to write there."""
+
+
+def _describe(fault: Any, values: Any) -> str:
+    """What is wrong with a file of people, in the words of somebody who writes YAML."""
+    place, field, found = fault["loc"], str(fault["loc"][-1]), values
+    where, expected = "", _EXPECTED.get(field, "something else")
+    if len(place) > 1 and isinstance(place[1], int):
+        kind = "template" if place[0] == "templates" else "entry"
+        where = f"{kind} {place[1] + 1}: "
+        if len(place) == 2:  # the entry itself
+            where, field, expected = "", f"{kind} {place[1] + 1}", _EXPECTED[kind]
+    if fault["type"] == "extra_forbidden":
+        models: dict[int, type[BaseModel]] = {1: Identities, 3: Identity, 4: Neutral}
+        model = models[len(place)]
+        meant = did_you_mean(field, model.model_fields) or f"; known: {', '.join(model.model_fields)}"
+        return f"{where}unknown key '{printable(field)}'{meant}"
+    if fault["type"] == "missing":
+        return f"{where}'{field}' is missing; expected {expected}"
+    if fault["type"] == "value_error":
+        said = fault["msg"].removeprefix("Value error, ")
+        return f"{where}'{field}' {said}" if where else str(said)
+    for part in place:
+        found = found[part]
+    is_empty = found is None or found in ("", [], {})
+    return f"{where}'{field}' is {'empty' if is_empty else _kind(found)}; expected {expected}"
+
+
+def _kind(found: Any) -> str:
+    if isinstance(found, bool):
+        return "true or false, which YAML makes of words such as Yes and No; put it in quotes"
+    return {str: "a text", list: "a list", dict: "a mapping", int: "a number", float: "a number"}.get(
+        type(found), "nothing" if found is None else "something else"
+    )
