@@ -58,6 +58,28 @@ def test_a_revocation_is_pushed_and_pulled(run, trained, prefix, tmp_path, schem
     assert PrefixRegistry(home).revoked() == {prefix.digest: "weak"}
 
 
+def test_what_is_not_there_is_named_with_its_place(run, trained, tmp_path):
+    """A registry that is misspelt holds nothing, and the list says so beside the shipped prefix; so do the others."""
+    run("prefix", "register", trained, "--name", "sd15")
+
+    code, out, _ = run("prefix", "list", "--registry", tmp_path / "misspelt")
+    assert (code, f"none in {tmp_path / 'misspelt'}" in out) == (0, True)
+    assert "none in" not in run("prefix", "list")[1]
+    code, _, err = run("prefix", "pull", tmp_path / "misspelt", "sd15")
+    assert (code, f"no prefix of this name in {tmp_path / 'misspelt'}" in err) == (2, True)
+    assert run("prefix", "show", "sd15")[1].startswith("sd15  (made as random)")
+    code, _, err = run("prefix", "register", trained, "--name", "minifaces")
+    assert (code, "--name" in err) == (2, True)
+
+
+def test_a_second_revocation_says_that_there_was_one(run, trained, prefix):
+    """Its reason is not on the list."""
+    run("prefix", "register", trained, "--name", "sd15")
+    assert run("prefix", "revoke", "sd15", "--reason", "weak")[1].startswith("revoked")
+    code, out, _ = run("prefix", "revoke", "sd15", "--reason", "other")
+    assert (code, out) == (0, f"was revoked before: {prefix.digest}  weak\n")
+
+
 def test_export_and_import(run, trained, prefix, model, tmp_path):
     """A prefix goes out as an embedding and comes back as the same prefix; a foreign one needs its model."""
     assert run("prefix", "export", trained, "--output", tmp_path / "embeddings")[0] == 0

@@ -13,6 +13,7 @@ import typer
 from apl_guard.cli.prefix_exchange import Registry, export_embedding, import_embedding
 from apl_guard.errors import InvalidInput, PrefixRevoked
 from apl_guard.policy.acceptance import Acceptance
+from apl_guard.prefix.places import SHIPPED_NAME
 from apl_guard.prefix.tensorfile import printable
 from apl_guard.registry import PrefixRegistry, RegistryEntry
 from apl_guard.storage import read_regular
@@ -73,7 +74,7 @@ def list_prefixes(
     for entry in entries:
         reason = _why_revoked(entry, revoked)
         typer.echo(_line(entry) + ("" if reason is None else f"  REVOKED  {printable(reason)}"))
-    if not entries:
+    if all(entry.name == SHIPPED_NAME for entry in entries):
         typer.echo(f"none in {found.root}; register one with: apl-guard prefix register PREFIX")
 
 
@@ -98,7 +99,8 @@ def show(
         typer.echo(json.dumps(about | metadata.model_dump(mode="json")))
         return
     version = f"\n  version  {entry.version}" if entry.version else ""
-    typer.echo(f"{metadata.name}\n  path     {entry.path}{version}\n  digest   {loaded.digest}")
+    made_as = "" if metadata.name == entry.name else f"  (made as {metadata.name})"
+    typer.echo(f"{entry.name}{made_as}\n  path     {entry.path}{version}\n  digest   {loaded.digest}")
     typer.echo(f"  created  {metadata.created}\n  signed   {'no' if entry.signature is None else 'yes'}")
     if reason is not None:
         typer.echo(f"  REVOKED  {printable(reason)}")
@@ -164,12 +166,17 @@ def revoke(
 ) -> None:
     """Put a prefix on the list of those that no guard must use any more. There is no way back.
 
-    A guard that uses this registry refuses it before the next image; one that uses a copy, at its next look.
+    A guard that uses this registry refuses it before the next image; one that uses a copy, at its next look. Of a
+    registry behind a URL, this needs the right to write there.
 
     Example: apl-guard prefix revoke sd15 --reason "draws Mara Westgate from behind"
     """
     found = PrefixRegistry(registry)
     digest = prefix if re.fullmatch("[0-9a-f]{64}", prefix) else found.get(prefix).digest
+    before = found.revoked().get(digest)
+    if before is not None:
+        typer.echo(f"was revoked before: {digest}  {printable(before)}")
+        return
     found.revoke(digest, reason)
     typer.echo(f"revoked {digest}")
 

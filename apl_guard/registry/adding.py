@@ -40,9 +40,11 @@ def register(shelf: Shelf, folder: str | Path, name: str | None, *, replace: boo
     content = read_file(path / FILE_NAME if path.is_dir() else path)
     prefix = Prefix.parse(content, where=path)
     name = prefix.metadata.name if name is None else name
-    if not is_name(name) or name == SHIPPED_NAME:
+    if name == SHIPPED_NAME:
+        raise InvalidInput(f"'{name}' is the prefix that is shipped; give another name (--name)", where="name")
+    if not is_name(name):
         raise InvalidInput(
-            f"'{printable(name)}' is reserved or malformed; use letters, digits, '.', '_' and '-'", where="name"
+            f"'{printable(name)}' is malformed; use letters, digits, '.', '_' and '-', 64 at most", where="name"
         )
     files = {FILE_NAME: content}
     if (source / CARD_NAME).is_file():

@@ -20,7 +20,7 @@ from apl_guard.registry.fit import nothing_for
 from apl_guard.registry.memory import Memory
 from apl_guard.registry.mirror import Mirror
 from apl_guard.registry.publishing import publish, publish_revoked
-from apl_guard.registry.revoked import RevokedFile, read_revoked, revoke
+from apl_guard.registry.revoked import RevokedFile, read_revoked, revocation, revoke
 from apl_guard.registry.shelf import Shelf
 from apl_guard.registry.signing import sign_folder
 from apl_guard.registry.source import as_url
@@ -277,7 +277,7 @@ class PrefixRegistry:
         if name == SHIPPED_NAME:
             return read_entry(find_path(name), name, 0)
         self._look()
-        return self._shelf.read(name)
+        return self._shelf.read(name, self._memory.location)
 
     def sign(self, name: str, key: str | Path, password: str | None = None) -> RegistryEntry:
         """Sign the version in use of a prefix.
@@ -309,11 +309,14 @@ class PrefixRegistry:
 
         Raises:
             InvalidInput: The digest is none, or the reason is too long.
-            RegistryUnavailable: The list is damaged.
+            RegistryUnavailable: The list is damaged, or what is behind the URL cannot be reached or written.
             StorageFailed: The list could not be written.
         """
-        self._must_be_a_folder()
-        return revoke(self.root, digest, reason)
+        if self._mirror is None:
+            return revoke(self.root, digest, reason)
+        publish_revoked(RevokedFile(revoked=(revocation(digest, reason),)), self._mirror.url)
+        self._mirror.refresh()
+        return read_revoked(self.root)
 
     def revoked(self) -> Mapping[str, str]:
         """Digest → reason of each prefix on the list.

@@ -31,6 +31,7 @@ __all__ = [
     "parse_one",
     "parse_revoked",
     "read_revoked",
+    "revocation",
     "revoke",
 ]
 
@@ -167,6 +168,20 @@ def as_file(revoked: RevokedFile, where: Path) -> bytes:
     return content
 
 
+def revocation(digest: str, reason: str) -> Revocation:
+    """A new entry for a list.
+
+    Raises:
+        InvalidInput: The digest is none, or the reason is too long.
+    """
+    try:
+        return Revocation(digest=digest, reason=reason, when=datetime.now(UTC))
+    except ValidationError as error:
+        raise InvalidInput(
+            "expected a digest of 64 hexadecimal digits and a reason of at most 500 characters", where="digest"
+        ) from error
+
+
 def revoke(root: Path, digest: str, reason: str) -> RevokedFile:
     """Put a prefix on the list.
 
@@ -180,12 +195,7 @@ def revoke(root: Path, digest: str, reason: str) -> RevokedFile:
         RegistryUnavailable: The list is damaged.
         StorageFailed: The list could not be written, or would be too long to be read again.
     """
-    try:
-        added = Revocation(digest=digest, reason=reason, when=datetime.now(UTC))
-    except ValidationError as error:
-        raise InvalidInput(
-            "expected a digest of 64 hexadecimal digits and a reason of at most 500 characters", where="digest"
-        ) from error
+    added = revocation(digest, reason)
     with only_writer(root):
         known = read_revoked(root)
         if digest in known.reasons:

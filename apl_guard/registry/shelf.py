@@ -60,8 +60,12 @@ class Shelf:
             self._read[folder] = entry
         return entry
 
-    def read(self, name: str) -> RegistryEntry:
+    def read(self, name: str, location: str) -> RegistryEntry:
         """Read the highest version of a name from disk, whatever was read before.
+
+        Args:
+            name: The name.
+            location: What the user calls the registry.
 
         Raises:
             PrefixInvalid: There is none of this name, or it is damaged.
@@ -69,7 +73,8 @@ class Shelf:
         known = versions(self.root / name) if is_name(name) else {}
         if not known:
             raise PrefixInvalid(
-                "no prefix of this name; `apl-guard prefix list` shows the names", where=printable(name)
+                f"no prefix of this name in {printable(location, 400)}; `apl-guard prefix list` shows the names",
+                where=printable(name),
             )
         version, path = max(known.items())
         return read_entry(self._inside(path), name, version)

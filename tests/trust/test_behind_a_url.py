@@ -10,6 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from trusted import draw
 
 from apl_guard import Guard, InvalidInput, PrefixRegistry, PrefixRevoked, PrefixRolledBack, RegistryUnavailable
+from apl_guard.policy.acceptance import Acceptance
 
 
 class Connecting(MemoryFileSystem):
@@ -51,7 +52,17 @@ class TestBehindAUrl:
 
         assert found.get("sd15").digest == entry.prefix.digest
         with pytest.raises(InvalidInput, match="behind a URL"):
-            found.revoke(entry.prefix.digest, "")
+            found.register(entry.path)
+
+    def test_revoked_where_it_lies(self, publish, there):
+        """In one step, without a registry of one's own, and for all who copy from there."""
+        entry = publish(1)
+        PrefixRegistry().publish(entry, there[1])
+        PrefixRegistry(there[1]).revoke(entry.prefix.digest, "weak")
+
+        assert PrefixRegistry(there[0]).revoked() == {entry.prefix.digest: "weak"}
+        with pytest.raises(PrefixRevoked, match="weak"):
+            PrefixRegistry(there[1]).check(entry, Acceptance())
 
     def test_the_next_version_comes_with_a_look(self, publish, there):
         """Not before it is due."""
