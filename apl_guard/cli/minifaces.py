@@ -160,7 +160,7 @@ def scale(
     Example: apl-guard minifaces scale --output small --axis identities --value 5 --value 10 --set steps=50 --people 10
     """
     from apl_guard.errors import ExtraMissing, InvalidInput
-    from apl_guard.storage import make_folder, write_file
+    from apl_guard.storage import check_place, write_file
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.config import TrainConfig
     from apl_guard.trainer.data.identities import load_identities
@@ -174,7 +174,8 @@ def scale(
     if value and len(names) != 1:
         raise InvalidInput("values are of one axis; name it with --axis", where="--value")
     recipe = TrainConfig.load(config or minifaces.prefix_path() / "config.yaml").with_overrides(assignments or [])
-    make_folder(output)
+    for name in ("curves.json", "curves.png"):
+        check_place(output / name)  # here, for the first point may take hours
 
     def keep(curves: list[Curve]) -> None:
         write_curves(output / "curves.json", curves)

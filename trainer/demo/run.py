@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apl_guard.errors import ExtraMissing
 from apl_guard.prefix import Prefix
-from apl_guard.storage import make_folder, write_file
+from apl_guard.storage import check_place, write_file
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.demo.page import draw_grid, pick_pairs, read_tradeoff, write_html
@@ -64,7 +64,8 @@ def run_demo(
     """
     began = time.monotonic()
     ExtraMissing.check("eval", "scipy")
-    make_folder(output)
+    for name in ("report.html", "grid.png", "evaluation.json"):
+        check_place(output / name)  # here, for what is written comes minutes later
     pipe = open_pipe(minifaces.model_path())
     if quick:
         folder = minifaces.prefix_path()
