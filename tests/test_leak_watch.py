@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apl_guard import AuditUnavailable, Guard, InvalidInput, LeakWatch, OutputCheckFailed, Prefix
+from apl_guard.audit.export import calls
 from apl_guard.audit.log import AuditLog
 from apl_guard.detect.leaks import Seen, compare
 from apl_guard.encoder.token_embedding import token_embedding
@@ -42,7 +43,7 @@ class Judge:
 
 def records(folder):
     lines = [line for path in sorted((folder / "segments").iterdir()) for line in path.read_text().splitlines()]
-    return [each for each in map(json.loads, lines) if each["event"].startswith("guard.")]
+    return [each for each in map(json.loads, lines) if each["event"].startswith(("guard.", "leak."))]
 
 
 def counted(registry, seen):
@@ -124,7 +125,7 @@ def test_what_was_seen_is_on_record_and_counted_once(make, metrics_registry, tmp
     assert (sample.decision_id, sample.seen) == (outcome.id, (Seen.LEAKED, Seen.LEAKED))
     record = records(tmp_path / "audit")[-1]
     assert {name: record[name] for name in ("event", "decision_id", "seen", "recogniser", "threshold")} == {
-        "event": "guard.leak_sample",
+        "event": "leak.sample",
         "decision_id": outcome.id,
         "seen": ["leaked", "leaked"],
         "recogniser": "every picture 1",
@@ -243,6 +244,16 @@ def test_a_recogniser_that_fails_is_an_error_and_counts_as_nothing(make, metrics
         guard.measure_leaks()
     assert sum(counted(metrics_registry, seen) for seen in Seen) == 0
     assert records(tmp_path / "audit")[-1]["event"] == "guard.outcome"
+
+
+def test_a_sample_that_cannot_be_recorded_is_no_call_that_failed(make, tmp_path):
+    """The log names what is missing, and the call that was sampled has passed all the same."""
+    guard = make()
+    outcome = draw(guard).outcome
+    guard._audit._durable.refuse("leak.sample", outcome.id)  # as on a full disk
+    draw(guard)
+
+    assert [row["result"] for row in calls(tmp_path / "audit")] == ["passed", "passed"]
 
 
 def test_what_cannot_be_recorded_is_not_counted(make, metrics_registry, monkeypatch):

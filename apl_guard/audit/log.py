@@ -142,7 +142,7 @@ class AuditLog:
             AuditUnavailable: The record is not durable.
         """
         fields = leak_record(decision_id, seen, highest, recogniser, threshold)
-        self._write("guard.leak_sample", fields, decision=decision_id)
+        self._write("leak.sample", fields, decision=decision_id)
 
     def in_force(self, event: Literal["in_force", "reloaded", "rejected"], fields: Mapping[str, Any]) -> None:
         """Write which policy is in force from now on, or that another was not put in force.
