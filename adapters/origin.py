@@ -65,8 +65,8 @@ class Origins:
     def __init__(self, source: Source, tokenizer: Any) -> None:
         self._source = source
         special = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
-        self._framing = {*tokenizer.all_special_ids, *special}
-        """The ids that stand for no text."""
+        self._framing = {*tokenizer.all_special_ids, *special, tokenizer.pad_token_id}
+        """The ids that stand for no text; some tokenizers in Python do not say of their padding that it is special."""
         self._known: dict[str, None] = {}
         """The ids of the texts that were tokenized without the prefix."""
 
@@ -86,11 +86,14 @@ class Origins:
         if not isinstance(texts, list | tuple) or not len(ids):
             return
         rows = [ids] if isinstance(ids[0], int) else ids
-        for text, row in zip(texts, rows, strict=False):
+        own = [not plain and isinstance(text, str) and self._source.is_prompt(text) for text in texts]
+        if len(rows) != len(texts):  # cut into several rows each, and nobody says which row is of which text
+            texts, own = [next(iter(texts), "")] * len(rows), [any(own)] * len(rows)
+        for text, row, is_piece in zip(texts, rows, own, strict=True):
             if not isinstance(text, str):
                 continue
             self._known[self._content([int(i) for i in row])] = None
-            if not plain and self._source.is_prompt(text):
+            if is_piece:
                 for place, i in enumerate(row):
                     if int(i) not in self._framing:
                         row[place] = -_PIECE - int(i)

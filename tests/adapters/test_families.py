@@ -1,7 +1,9 @@
 """In every family of pipelines, the picture is that of the sequence made by hand."""
 
+import inspect
 import threading
 
+import diffusers
 import pytest
 import torch
 from drawn_by_hand import draw_by_hand
@@ -12,6 +14,10 @@ from apl_guard import Guard, PrefixNotApplied
 from apl_guard.testing import FAMILIES, random_prefix
 
 XL = "stable_diffusion_xl"
+
+
+def _takes(pipeline):
+    return inspect.signature(getattr(diffusers, pipeline).__call__).parameters
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +114,48 @@ def _answers(m, target):
 
     hooks = [m.pipe.components[slot].register_forward_hook(note(slot)) for slot in found]
     m.draw(target, "a photo of a man")
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize(
+    "family", [name for name, family in FAMILIES.items() if "negative_prompt" in _takes(family.pipeline)]
+)
+def test_a_negative_prompt_that_stands_in_the_prompt_is_read_as_ever(made, family):
+    """Each text encoder is given the tokens that the bare pipe gives it, in every family."""
+    m = made(family)
+    scales = {name: 3.0 for name in ("guidance_scale", "true_cfg_scale") if name in _takes(FAMILIES[family].pipeline)}
+    asked = {"prompt": "a photo of Mara in red", "negative_prompt": "Mara in red"} | scales
+
+    bare, plain, guarded = (
+        _rows_read(m, target, **asked | more)
+        for target, more in ((m.pipe, {}), (m.pipe, {"negative_prompt": ""}), (m.guard, {}))
+    )
+
+    assert len(bare - plain) > 0
+    assert bare - plain <= guarded
+
+
+def _rows_read(m, target, **options):
+    """Slot and tokens of each row, without padding, that text encoders were given."""
+    found = set()
+
+    def note(slot):
+        padding = m._pair(slot)[1].pad_token_id
+
+        def hook(_, args, options):
+            ids = options.get("input_ids", args[0] if args else None)
+            found.update(
+                (slot, tuple(i for i in row if i != padding)) for row in ids.reshape(-1, ids.shape[-1]).tolist()
+            )
+
+        return hook
+
+    hooks = [
+        m.pipe.components[slot].register_forward_pre_hook(note(slot), with_kwargs=True) for slot in m.prefix.vectors
+    ]
+    m.draw(target, options.pop("prompt"), **options)
     for hook in hooks:
         hook.remove()
     return found

@@ -256,6 +256,15 @@ class _RowsAtOnce(_RowForEach):
         return self.tokenizer(parts, padding="max_length", return_tensors="pt").input_ids
 
 
+class _Overflowing(_RowForEach):
+    """Has the tokenizer cut what is too long for one row into further rows."""
+
+    def rows_of(self, parts):
+        options = {"padding": "max_length", "truncation": True, "max_length": 77, "return_overflowing_tokens": True}
+        first = self.tokenizer(parts[:1], padding="max_length", return_tensors="pt").input_ids
+        return torch.cat([first, torch.tensor(self.tokenizer(parts[1:], **options).input_ids)])
+
+
 LONG = ", ".join(f"a red shirt number {i}" for i in range(20))
 
 
@@ -296,6 +305,7 @@ def test_a_long_negative_prompt_in_chunks_stays_plain():
         (_RowForEach, "a photo, Mara Voss", "blur Mara Voss blur"),
         (_RowsAtOnce, "a photo, Mara Voss", "Mara Voss"),
         (_RowsAtOnce, "a photo, Mara Voss", "Mara Voss, Mara Voss"),
+        (_Overflowing, f"a photo, {LONG.replace(',', '')}", f"blur, {LONG.replace(',', '')}"),
         (_OddlyChunked, LONG, f"blur, {LONG}"),
     ],
 )
