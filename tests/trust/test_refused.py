@@ -45,6 +45,17 @@ class TestRollback:
             Guard(shared_pipe, policy)
         assert drawn == []
 
+    def test_a_revocation_that_was_taken_off_the_list(self, shared_pipe, two, policy, drawn):
+        """Whoever holds the registry cannot take it back, also from a new process, as each guard here is."""
+        PrefixRegistry().revoke(PrefixRegistry().get("sd15").digest, "draws somebody")
+        with pytest.raises(PrefixRevoked):
+            Guard(shared_pipe, policy)
+        (two.parent / "revoked.json").unlink()
+
+        with pytest.raises(PrefixRevoked, match="draws somebody"):
+            Guard(shared_pipe, policy)
+        assert drawn == []
+
     def test_another_prefix_under_a_number_that_was_seen(self, shared_pipe, two, policy, publish, keys):
         """Even if the publisher signed both."""
         Guard(shared_pipe, policy)
