@@ -31,7 +31,7 @@ from apl_guard.trainer.evaluate.asking import ask_for_anything, ask_for_people
 from apl_guard.trainer.evaluate.inactivity import distances
 from apl_guard.trainer.evaluate.scores import identity_figures
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.model import encoders
+from apl_guard.trainer.model import unets
 from apl_guard.trainer.model.pipeline import open_pipe
 from apl_guard.trainer.train import train
 
@@ -134,7 +134,7 @@ def main() -> None:
         compare(setting, {"moved up by ten, no prefix": moved, "the prefix that ships": setting.guard})
         return
     config = TrainConfig.load(RECIPE).with_overrides(asked.set)
-    with patch.object(encoders, "embed", embed_in_place):
+    with patch.object(unets, "embed", embed_in_place):
         train(config, "minifaces", minifaces.identities_file(), None, asked.output)
     P = Prefix.load(asked.output).vectors["text_encoder"]
     compare(setting, {"beside text that keeps its positions": drawn_from(pipe, beside_kept_text(pipe, P))})
