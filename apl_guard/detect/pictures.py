@@ -22,7 +22,7 @@ def read_pictures(output: object) -> list[Picture]:
 
     Args:
         output: Pictures of PIL, NumPy (n, H, W, 3) or torch (n, 3, H, W), values in [0, 1] or bytes; a list of those,
-            a tuple that begins with them, or an object that has them as `images`.
+            a tuple that begins with them, or an object that has them as `images` or, as that of Kandinsky 5, `image`.
 
     Raises:
         OutputCheckFailed: There are no pictures in it, such as where latents were asked for.
@@ -34,7 +34,7 @@ def read_pictures(output: object) -> list[Picture]:
         Traceback (most recent call last):
         apl_guard.errors.OutputCheckFailed: a picture holds values from -2.5 to -2.5; expected 0 to 1, or bytes
     """
-    found: Any = getattr(output, "images", output)
+    found: Any = getattr(output, "images", getattr(output, "image", output))
     if isinstance(found, tuple) and found and not _is_one(found[0]):
         found = found[0]
     return [_as_bytes(picture) for each in _each(found) for picture in _split(each)]

@@ -6,6 +6,7 @@ import diffusers
 import pytest
 import torch
 from by_hand import clip_by_hand
+from diffusers.pipelines.kandinsky5.pipeline_output import KandinskyImagePipelineOutput
 from diffusers.pipelines.qwenimage import QwenImagePipelineOutput
 from drawn_by_hand import draw_by_hand
 from embeds import CALL, EMBEDS, WITHIN
@@ -144,6 +145,11 @@ def test_the_layers_of_a_picture_are_counted_and_looked_at():
 
     for output in (QwenImagePipelineOutput([[layer, layer]]), ([torch.zeros(2, 3, 8, 8)],)):
         assert _count_images(output) == len(read_pictures(output)) == 2
+
+
+def test_the_pictures_of_kandinsky_5_are_looked_at():
+    """They have another name in what it returns."""
+    assert len(read_pictures(KandinskyImagePipelineOutput(image=[Image.new("RGB", (8, 8))] * 2))) == 2
 
 
 def test_every_covered_pipeline_is_drawn_in_a_test():
