@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
 from urllib.parse import unquote
@@ -68,16 +68,20 @@ _STRETCHED_PLAIN = re.compile(r"([a-z])\1\1", re.IGNORECASE)
 
 def _may_hide(text: str) -> bool:
     """Whether a text has a form beside itself. Most have none, and this says so in a tenth of the time."""
-    stretched = _STRETCHED_PLAIN if text.isascii() else _STRETCHED
-    return any(sign.search(text) for sign in (_SIGNS, _BETWEEN, stretched))
+    return any(sign.search(text) for sign in (_SIGNS, _BETWEEN, _stretched_in(text)))
+
+
+def _stretched_in(text: str) -> re.Pattern[str]:
+    return _STRETCHED_PLAIN if text.isascii() else _STRETCHED
 
 
 def _both(reading: Reading, change: Callable[[Reading], Reading]) -> tuple[Reading, ...]:
-    return reading, change(reading)
+    changed = change(reading)
+    return (reading,) if changed is reading else (reading, changed)
 
 
 def _without_middle(reading: Reading) -> Reading:
-    return _replaced(_MIDDLE, lambda _: " ", reading)
+    return _replaced(_MIDDLE, lambda _: " ", reading) if _BETWEEN.search(reading.text) else reading
 
 
 def _unescaped(found: re.Match[str]) -> str:
@@ -88,13 +92,14 @@ def _in_letters(reading: Reading) -> Iterator[Reading]:
     """It, and what it is with letters in place of digits and signs, of umlauts, and of letters that are drawn out."""
     yield reading
     lettered = [reading]
-    if _AMONG_LETTERS.search(reading.text):
+    words = [found.span() for found in _WORD.finditer(reading.text)]
+    if any(_AMONG_LETTERS.search(reading.text, *word) for word in words):
         ways = product("il" if "1" in reading.text else "i", (False, True))  # a 1 is an i or an l
-        lettered += [Reading(_WORD.sub(partial(_lettered, *way), reading.text), reading.places) for way in ways]
+        lettered += [Reading(_with_letters(reading.text, words, *way), reading.places) for way in ways]
         yield from lettered[1:]
     if not reading.text.isascii():
         yield _replaced(_UMLAUT, lambda found: _AS_TWO[found.group()], reading)
-    if _STRETCHED.search(lettered[-1].text):
+    if _stretched_in(lettered[-1].text).search(lettered[-1].text):
         for each, times in product(lettered[:2], (1, 2)):
             yield _replaced(_STRETCHED, partial(_said, times), each)
 
@@ -103,9 +108,17 @@ def _said(times: int, found: re.Match[str]) -> str:
     return found.group(1) * times
 
 
-def _lettered(one: str, inside: bool, found: re.Match[str]) -> str:
+def _with_letters(text: str, words: Sequence[tuple[int, int]], one: str, inside: bool) -> str:
+    parts: list[str] = []
+    done = 0
+    for start, end in words:
+        parts += [text[done:start], _lettered(text[start:end], one, inside)]
+        done = end
+    return "".join([*parts, text[done:]])
+
+
+def _lettered(word: str, one: str, inside: bool) -> str:
     """A word with letters for digits and signs: for all of them, or for those between its letters."""
-    word = found.group()
     if not any(map(str.isalpha, word)):
         return word  # a number is no word in disguise
     around = "@$!|0123456789_" if inside else ""
