@@ -149,9 +149,8 @@ def stats(
             released = Question({"result": "passed"}, first, last, ("protection", "images"), 10_000)
             found: Counter[str] = Counter()
             for row in opened.ask(released):
-                found["not on record" if row["protection"] is None else row["protection"]] += (
-                    row["images"] * row["count"]
-                )
+                number = row["images"] if isinstance(row["images"], int) else 0  # somebody may have written the record
+                found["not on record" if row["protection"] is None else str(row["protection"])] += number * row["count"]
             return dict(found)
 
         missing, more = opened.unwritten(first, last)

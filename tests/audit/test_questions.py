@@ -9,6 +9,7 @@ from logs import expected
 
 from apl_guard import Guard, InvalidInput
 from apl_guard.audit import AuditLog
+from apl_guard.audit.durable import DurableLog
 
 
 def test_query_groups_and_filters(log, run):
@@ -55,6 +56,19 @@ def test_tail_and_stats(log, run):
     )
     assert found["open"] == {"decisions without outcome": 0}
     assert "guard.refusal" in run("stats", log)[1].out
+
+
+@pytest.mark.parametrize("images", [{}, {"images": None}, {"images": "many"}, {"images": [3]}, {"images": 2.5}])
+def test_an_outcome_that_counts_no_images_counts_as_none_in_the_statistics(folders, run, images):
+    """Records may be of another version, or of somebody else."""
+    log, _ = folders
+    durable = DurableLog(log, [])
+    for number, counted in enumerate(({"images": 2}, images)):
+        about = {"decision_id": str(number), "result": "passed", "protection": "applied", **counted}
+        durable.append("guard.outcome", about, decision=str(number), closes=True)
+    durable.close()
+
+    assert json.loads(run("stats", log, "--json")[1].out)["images"] == {"applied": 2}
 
 
 def test_prove_and_verify_a_receipt(log, run, tmp_path):
