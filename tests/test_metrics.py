@@ -36,6 +36,7 @@ NAMES = {
     "apl_guard_findings_total": {"policy", "rule", "category", "target"},
     "apl_guard_errors_total": {"stage", "error_type", "disposition"},
     "apl_guard_checked_pictures_total": {"seen"},
+    "apl_guard_leak_samples_total": {"seen"},
     "apl_guard_tenant_outcomes_total": {"tenant", "result"},
     "apl_guard_stage_duration_seconds": {"stage", "backend"},
     "apl_guard_overhead_seconds": {"backend", "mode"},

@@ -19,9 +19,11 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Train a prefix on the shipped model, guard the model with it, measure, and write a report."""
+    from apl_guard.errors import ExtraMissing
     from apl_guard.trainer.demo import run_demo
     from apl_guard.trainer.train.checkpoint import only_run
 
+    ExtraMissing.check("eval", "scipy")  # before the lock, which is a file
     with only_run(output):
         result = run_demo(
             output, quick=quick, minutes=minutes, people=people, seed=seed, progress=not quiet, say=typer.echo
