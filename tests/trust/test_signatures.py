@@ -13,6 +13,7 @@ from trusted import draw, needs_signing, with_prefix
 
 from apl_guard import Guard, InvalidInput, PrefixRegistry, PrefixSignatureInvalid, PrefixUnsigned
 from apl_guard.policy.acceptance import Acceptance
+from apl_guard.registry.signing import sign_folder
 from apl_guard.testing import random_prefix
 
 
@@ -122,6 +123,16 @@ class TestSignatures:
 
         entry = registry.list()[0]
         assert "is about version 1" in entry.problem
+
+    def test_a_signature_over_a_folder_that_does_not_say_its_version(self, shared_pipe, prefix, keys, policy, tmp_path):
+        """Of the publisher, and good as such: an old version could be passed off by it as the newest."""
+        folder = prefix.save(tmp_path / "bare")
+        files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        sign_folder(folder, files, keys["publisher"][0])
+        assert "entry.json" not in files
+
+        with pytest.raises(PrefixSignatureInvalid, match=r"signed without entry\.json"):
+            Guard(shared_pipe, policy, prefix=folder)
 
     def test_a_folder_given_by_hand_must_be_signed_too(self, shared_pipe, publish, keys, policy, prefix):
         """By its path; a prefix in memory cannot be."""
