@@ -60,13 +60,13 @@ wheel-suite: wheel
 # torch of that age comes with 3 GB of CUDA. Left out are the tests of pipelines that diffusers of that age does not have,
 # and one that computes in float64, which version 4 of transformers cannot.
 OLDEST := tests $(addprefix --ignore=tests/,test_gliner.py benchmarks fuzz trust $(addprefix trainer/,attacks bench demo evaluate peers personalise) \
-	$(addprefix adapters/test_,arguments.py bypasses.py changes_during_a_call.py disguises.py exported_prefix.py families.py put_in_afterwards.py variants.py ways_of_running.py))
+	adapters/test_exported_prefix.py $(addprefix adapters/diffusers/test_,arguments.py bypasses.py changes_during_a_call.py disguises.py families.py put_in_afterwards.py variants.py ways_of_running.py))
 oldest:
 	$(PYTHON) -m venv build/oldest
 	build/oldest/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints-oldest.txt \
 		--editable ".[eval,faces,names,postgres,regex,remote,otel,dev]"
 	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(OLDEST) \
-		--deselect tests/adapters/test_inject.py::test_gradients_flow_to_the_vectors
+		--deselect tests/adapters/inject/test_inject.py::test_gradients_flow_to_the_vectors
 
 # On demand: coverage-guided fuzzing of what reads files from strangers.
 FUZZ_SECONDS ?= 60

@@ -1,5 +1,6 @@
-"""One file for each foreign system that the guard can stand in front of, and the injection they share.
+"""What the guard can stand in front of: one room or file for each foreign system, and three rooms that these share.
 
+`inject` puts a prefix into a text encoder, `prompts` knows what backends read into a text, `remote` speaks HTTP.
 Import this as `apl_guard.adapters`. The folder lies at the top of the repository for visibility only.
 """
 

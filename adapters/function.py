@@ -19,12 +19,11 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
+from apl_guard.adapters.remote.adapter import RemoteAdapter
 from apl_guard.backend import Generation
 from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest, texts
-
-from .remote_adapter import RemoteAdapter
 
 __all__ = ["FunctionAdapter"]
 

@@ -16,14 +16,13 @@ from typing import Any
 
 from PIL import Image
 
+from apl_guard.adapters.remote.adapter import RemoteAdapter, as_json
+from apl_guard.adapters.remote.http_client import HttpClient, RemoteAnswerInvalid
+from apl_guard.adapters.remote.images import decode_base64
 from apl_guard.backend import Generation
 from apl_guard.errors import InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest
-
-from .http_client import HttpClient, RemoteAnswerInvalid
-from .remote_adapter import RemoteAdapter, as_json
-from .remote_images import decode_base64
 
 __all__ = ["OpenAIImage", "OpenAIImages", "OpenAIImagesAdapter", "OpenAIImagesResponse"]
 

@@ -27,7 +27,7 @@ __all__ = ["Backend", "BackendFailed", "DrawsPlain", "Generation", "Receipt", "a
 
 ENTRY_POINT_GROUP = "apl_guard.adapters"
 _BUILT_IN = {
-    "diffusers": "apl_guard.adapters.diffusers_pipe:DiffusersAdapter",
+    "diffusers": "apl_guard.adapters.diffusers.adapter:DiffusersAdapter",
     "apl_guard.adapters.a1111": "apl_guard.adapters.a1111:A1111Adapter",
     "apl_guard.adapters.comfyui": "apl_guard.adapters.comfyui:ComfyUIAdapter",
     "apl_guard.adapters.openai_images": "apl_guard.adapters.openai_images:OpenAIImagesAdapter",

@@ -20,7 +20,7 @@ from apl_guard import (
     PrefixNotFound,
     PrefixRegistry,
 )
-from apl_guard.adapters.diffusers_pipe import DiffusersAdapter
+from apl_guard.adapters.diffusers.adapter import DiffusersAdapter
 from apl_guard.backend import BackendFailed, Generation, Receipt
 from apl_guard.in_force import PolicyInForce
 from apl_guard.registry.finder import PrefixFinder

@@ -57,7 +57,13 @@ def test_a_source_distribution_holds_the_documents_and_no_tests(built):
     with tarfile.open(next(built.glob("*.tar.gz"))) as distribution:
         inside = {name.partition("/")[2] for name in distribution.getnames()}
 
-    assert {"docs/policies.md", "docs/images/bench.png", "CHANGELOG.md", "LICENSE", "adapters/inject.py"} <= inside
+    assert {
+        "docs/policies.md",
+        "docs/images/bench.png",
+        "CHANGELOG.md",
+        "LICENSE",
+        "adapters/inject/injection.py",
+    } <= inside
     assert not [name for name in inside if name.startswith("tests")]
 
 

@@ -61,7 +61,7 @@ def generate(
 
     Example: apl-guard generate --model a1111:http://127.0.0.1:7860 --prefix sd15 --output out "a photo of a man"
     """
-    from apl_guard.adapters.http_client import RemoteError
+    from apl_guard.adapters.remote.http_client import RemoteError
     from apl_guard.guard import Guard
 
     service = find_service(model, checkpoint, insecure_http, seed=seed, steps=steps, guidance=guidance)
@@ -140,7 +140,7 @@ def open_model(name: str) -> Any:
     Raises:
         ModelInvalid: It cannot be opened.
     """
-    from apl_guard.adapters.diffusers_pipe import load_pipe
+    from apl_guard.adapters.diffusers.adapter import load_pipe
 
     if name == "minifaces":
         from apl_guard.trainer import minifaces

@@ -46,7 +46,7 @@ def random_prefix(
     """
     import torch
 
-    from apl_guard.adapters.diffusers_view import encoders_of
+    from apl_guard.adapters.diffusers.view import encoders_of
 
     generator = torch.Generator().manual_seed(seed)
     encoders: dict[str, Any] = {e.slot: e for e in encoders_of(pipe) if slots is None or e.slot in slots}

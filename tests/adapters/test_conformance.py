@@ -11,7 +11,7 @@ from services import Service, Status, b64, png
 
 from apl_guard import A1111, ComfyUI, OpenAIImages
 from apl_guard.adapters.comfyui import text_to_image
-from apl_guard.adapters.http_client import RemoteRefused
+from apl_guard.adapters.remote.http_client import RemoteRefused
 from apl_guard.testing import random_prefix, tiny_pipe
 from apl_guard.testing.conformance import AdapterConformance, Case
 

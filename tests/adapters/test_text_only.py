@@ -8,7 +8,7 @@ from PIL import Image
 from services import FAULTS, TIGHT, Service, Status, b64, png, raising, records
 
 from apl_guard import Guard, GuardUnavailable, InvalidInput, OpenAIImages, Policy, PolicyBlocked, PrefixNotApplied
-from apl_guard.adapters.http_client import RemoteAnswerInvalid, RemoteError, RemoteRefused
+from apl_guard.adapters.remote.http_client import RemoteAnswerInvalid, RemoteError, RemoteRefused
 
 KEY = "sk-secret-0123456789"
 

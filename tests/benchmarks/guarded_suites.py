@@ -16,7 +16,7 @@ import structlog
 from diffusers import DiffusionPipeline
 
 from apl_guard import Guard, Policy
-from apl_guard.adapters.diffusers_families import reason_against
+from apl_guard.adapters.diffusers.families import reason_against
 
 OFF = Policy.model_validate(
     {

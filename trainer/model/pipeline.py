@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from apl_guard.adapters.diffusers_load import load_pipe
+from apl_guard.adapters.diffusers.load import load_pipe
 from apl_guard.errors import ConfigInvalid, InvalidInput
 from apl_guard.prefix.places import SHIPPED_NAME, shipped_world
 from apl_guard.trainer.model.encoders import Encoders

@@ -13,7 +13,7 @@ from apl_guard import (
     PrefixNotApplied,
     PrefixNotFound,
 )
-from apl_guard.adapters.http_client import RemoteError
+from apl_guard.adapters.remote.http_client import RemoteError
 
 
 class TestTheServerIsAsked:

@@ -11,7 +11,7 @@ from apl_guard import (
     PolicyBlocked,
 )
 from apl_guard.adapters.a1111 import A1111Adapter
-from apl_guard.adapters.http_client import RemoteError
+from apl_guard.adapters.remote.http_client import RemoteError
 from apl_guard.request import Channel
 
 

@@ -14,8 +14,8 @@ from apl_guard import (
     PolicyBlocked,
     PrefixNotApplied,
 )
-from apl_guard.adapters.prompt_syntax import prefixed, read_a1111
-from apl_guard.adapters.token_bounds import byte_bound
+from apl_guard.adapters.prompts.syntax import prefixed, read_a1111
+from apl_guard.adapters.prompts.token_bounds import byte_bound
 
 
 @pytest.mark.parametrize(

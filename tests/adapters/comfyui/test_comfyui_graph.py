@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from workflows import MODEL, node, workflow
 
 from apl_guard import ComfyUI, Guard, InvalidInput, PolicyBlocked, PrefixNotApplied
-from apl_guard.adapters.comfyui_graph import read_graph, with_prefix
-from apl_guard.adapters.token_bounds import byte_bound
+from apl_guard.adapters.comfyui.graph import read_graph, with_prefix
+from apl_guard.adapters.prompts.token_bounds import byte_bound
 from apl_guard.request import Channel
 
 
@@ -225,8 +225,8 @@ def test_a_platform_can_name_harmless_classes(server, prefix):
 
 def test_every_class_stands_in_one_table():
     """A class in two tables would be treated in two ways."""
-    from apl_guard.adapters import comfyui_graph as g
-    from apl_guard.adapters.comfyui_links import ENDS
+    from apl_guard.adapters.comfyui import graph as g
+    from apl_guard.adapters.comfyui.links import ENDS
 
     tables = [g._TEXTS.keys(), g._STRINGS.keys(), g._CHANNELS.keys(), g._MODELS.keys(), ENDS, g._HARMLESS]
     assert sum(map(len, tables)) == len(set().union(*tables))

@@ -4,7 +4,7 @@ import pytest
 from workflows import node, workflow
 
 from apl_guard import PolicyBlocked
-from apl_guard.adapters.comfyui_graph import read_graph
+from apl_guard.adapters.comfyui.graph import read_graph
 from apl_guard.request import Channel
 
 

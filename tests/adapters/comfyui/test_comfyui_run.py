@@ -10,7 +10,7 @@ from services import FAULTS, TIGHT, Cut, Dropped, Status, raising, records
 from workflows import MODEL, node, workflow
 
 from apl_guard import ComfyUI, Guard, GuardUnavailable, InvalidInput, PrefixNotApplied
-from apl_guard.adapters.http_client import RemoteAnswerInvalid, RemoteError, RemoteRefused, RemoteTimeout
+from apl_guard.adapters.remote.http_client import RemoteAnswerInvalid, RemoteError, RemoteRefused, RemoteTimeout
 from apl_guard.exchange.embedding import to_embedding
 from apl_guard.request import Channel
 
@@ -183,7 +183,7 @@ class TestFaults:
 
     def test_a_run_that_was_taken_from_the_queue(self, guard, server, monkeypatch):
         """By somebody else, with no connection lost."""
-        monkeypatch.setattr("apl_guard.adapters.comfyui_wait._SECONDS_BETWEEN_QUEUES", 0.3)
+        monkeypatch.setattr("apl_guard.adapters.comfyui.wait._SECONDS_BETWEEN_QUEUES", 0.3)
         server.waits = 10**6
         server.routes["GET /queue"] = lambda _: {"queue_running": [], "queue_pending": []}
 
@@ -192,14 +192,14 @@ class TestFaults:
 
     def test_a_run_that_ends_between_two_questions(self, guard, server, monkeypatch):
         """In the history after it was looked for there, and out of the queue before it was looked for there."""
-        monkeypatch.setattr("apl_guard.adapters.comfyui_wait._SECONDS_BETWEEN_QUEUES", 0)
+        monkeypatch.setattr("apl_guard.adapters.comfyui.wait._SECONDS_BETWEEN_QUEUES", 0)
         assert guard(workflow()).images
         assert [path for _, path, _ in server.seen if path == "/queue"]
 
     @pytest.mark.parametrize("fault", [Status(404), Status(200, b"[]"), Status(200, b'{"queue_running": 7}')])
     def test_a_proxy_that_hides_the_queue(self, guard, server, monkeypatch, fault):
         """Nobody can say, so the run is waited for."""
-        monkeypatch.setattr("apl_guard.adapters.comfyui_wait._SECONDS_BETWEEN_QUEUES", 0)
+        monkeypatch.setattr("apl_guard.adapters.comfyui.wait._SECONDS_BETWEEN_QUEUES", 0)
         server.waits = 2
         server.routes["GET /queue"] = raising(fault)
 

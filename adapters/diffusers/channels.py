@@ -10,16 +10,16 @@ from diffusers import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 
+from apl_guard.adapters.inject.mark import new_mark
+from apl_guard.adapters.inject.prefix_tokenizer import prefix_tokenizer
+from apl_guard.adapters.prompts.forms import cleaned_forms
 from apl_guard.encoder.anatomy import has_parameter_named
 from apl_guard.request import PROMPT_CHANNELS, Channel
 
-from .diffusers_arguments import reads_early_layers
-from .diffusers_cleaning import MOST_CHARACTERS, cleaner_of
-from .diffusers_guidance import bends_steps, turns_guidance_round
-from .diffusers_view import encoders_of
-from .forms import cleaned_forms
-from .mark import new_mark
-from .prefix_tokenizer import prefix_tokenizer
+from .arguments import reads_early_layers
+from .cleaning import MOST_CHARACTERS, cleaner_of
+from .guidance import bends_steps, turns_guidance_round
+from .view import encoders_of
 
 __all__ = ["has_adapter_weights", "implied", "said"]
 

@@ -20,19 +20,19 @@ from typing import Any
 
 from PIL import Image
 
+from apl_guard.adapters.prompts.forms import check_decided
+from apl_guard.adapters.prompts.readings import weighted_readings
+from apl_guard.adapters.prompts.token_bounds import byte_bound, token_bound
+from apl_guard.adapters.remote.adapter import RemoteAdapter
+from apl_guard.adapters.remote.http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused
+from apl_guard.adapters.remote.images import decode
 from apl_guard.backend import Generation, Receipt
 from apl_guard.errors import ExtraMissing, GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest
 
-from .comfyui_graph import Graph, channels_in, read_graph, with_prefix, with_texts
-from .comfyui_wait import wait_for
-from .forms import check_decided
-from .http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused
-from .prompt_readings import weighted_readings
-from .remote_adapter import RemoteAdapter
-from .remote_images import decode
-from .token_bounds import byte_bound, token_bound
+from .graph import Graph, channels_in, read_graph, with_prefix, with_texts
+from .wait import wait_for
 
 __all__ = ["ComfyUI", "ComfyUIAdapter", "ComfyUIImages", "text_to_image"]
 

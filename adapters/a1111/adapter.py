@@ -19,13 +19,20 @@ from typing import Any
 
 from PIL import Image
 
+from apl_guard.adapters.prompts.forms import canonical_forms, check_decided
+from apl_guard.adapters.prompts.readings import edited_readings
+from apl_guard.adapters.prompts.syntax import draws_the_negative_prompt, prefixed, read_a1111
+from apl_guard.adapters.prompts.token_bounds import byte_bound, token_bound
+from apl_guard.adapters.remote.adapter import RemoteAdapter, as_json
+from apl_guard.adapters.remote.http_client import HttpClient, RemoteAnswerInvalid
+from apl_guard.adapters.remote.images import decode_base64
 from apl_guard.backend import Generation, Receipt
 from apl_guard.errors import ExtraMissing, GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest
 
-from .a1111_answers import answer_of, embeddings_in, is_checkpoint, reads_break, stem
-from .a1111_fields import (
+from .answers import answer_of, embeddings_in, is_checkpoint, reads_break, stem
+from .fields import (
     CHANNELS,
     HARMLESS,
     HARMLESS_SETTINGS,
@@ -33,13 +40,6 @@ from .a1111_fields import (
     reads_early_layer,
     turns_guidance_round,
 )
-from .forms import canonical_forms, check_decided
-from .http_client import HttpClient, RemoteAnswerInvalid
-from .prompt_readings import edited_readings
-from .prompt_syntax import draws_the_negative_prompt, prefixed, read_a1111
-from .remote_adapter import RemoteAdapter, as_json
-from .remote_images import decode_base64
-from .token_bounds import byte_bound, token_bound
 
 __all__ = ["A1111", "A1111Adapter", "A1111Images"]
 

@@ -1,7 +1,7 @@
 """The adapter against a real ComfyUI, on demand:
 
     APL_GUARD_COMFYUI=http://127.0.0.1:8188 APL_GUARD_COMFYUI_FOLDER=…/ComfyUI \\
-        APL_GUARD_COMFYUI_CHECKPOINT=sd15.safetensors python -m pytest tests/adapters/test_real_comfyui.py
+        APL_GUARD_COMFYUI_CHECKPOINT=sd15.safetensors python -m pytest tests/adapters/comfyui/test_real_comfyui.py
 
 The folder is the server's, so that a prefix can be put into models/embeddings. The checkpoint is of the family SD 1.5;
 random weights will do.
@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 
 from apl_guard import ComfyUI, Fingerprint, Guard, Prefix, PrefixMetadata, PrefixNotApplied
 from apl_guard.adapters.comfyui import text_to_image
-from apl_guard.adapters.comfyui_graph import read_graph, with_prefix
-from apl_guard.adapters.http_client import RemoteRefused
-from apl_guard.adapters.token_bounds import byte_bound
+from apl_guard.adapters.comfyui.graph import read_graph, with_prefix
+from apl_guard.adapters.prompts.token_bounds import byte_bound
+from apl_guard.adapters.remote.http_client import RemoteRefused
 
 URL = os.environ.get("APL_GUARD_COMFYUI")
 CHECKPOINT = os.environ.get("APL_GUARD_COMFYUI_CHECKPOINT", "")

@@ -14,7 +14,7 @@ from transformers import CanineTokenizer
 
 from apl_guard import InvalidInput, PrefixInvalid, PrefixNotApplied
 from apl_guard.adapters.inject import embed, encode_prompts, injected, tokenize_with_prefix
-from apl_guard.adapters.prefix_tokenizer import prefix_tokenizer
+from apl_guard.adapters.inject.prefix_tokenizer import prefix_tokenizer
 from apl_guard.testing import tiny_pipe, tiny_tokenizer
 
 PROMPTS = ["a photo of a man", "", "a photo " * 60, "Mara Voss, <|endoftext|> 北京 😀"]

@@ -7,8 +7,8 @@ import diffusers
 import pytest
 
 from apl_guard import Guard, InvalidInput
-from apl_guard.adapters.diffusers_arguments import HARMLESS, IMPOSSIBLE, TEXT, channel_of, is_known
-from apl_guard.adapters.diffusers_families import _REFUSED, _SUPPORTED, reason_against
+from apl_guard.adapters.diffusers.arguments import HARMLESS, IMPOSSIBLE, TEXT, channel_of, is_known
+from apl_guard.adapters.diffusers.families import _REFUSED, _SUPPORTED, reason_against
 from apl_guard.policy import Policy
 from apl_guard.request import PROMPT_CHANNELS, Channel
 from apl_guard.testing import FAMILIES

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from apl_guard import Guard
-from apl_guard.adapters.diffusers_load import load_pipe
+from apl_guard.adapters.diffusers.load import load_pipe
 from apl_guard.errors import ModelInvalid
 from apl_guard.testing import random_prefix, tiny_pipe
 

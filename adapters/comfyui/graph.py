@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from apl_guard.adapters.prompts.forms import canonical_forms
+from apl_guard.adapters.prompts.syntax import CHUNK, pieces, read_comfyui
 from apl_guard.errors import InvalidInput, PrefixNotApplied
 from apl_guard.request import Channel
 
-from .comfyui_guidance import turns_guidance_round
-from .comfyui_links import ENDS, NOTHING_LEFT, Nodes, consumers_in, hides_link, link_in, roles_of
-from .forms import canonical_forms
-from .prompt_syntax import CHUNK, pieces, read_comfyui
+from .guidance import turns_guidance_round
+from .links import ENDS, NOTHING_LEFT, Nodes, consumers_in, hides_link, link_in, roles_of
 
 __all__ = ["Graph", "Place", "channels_in", "read_graph", "with_prefix", "with_texts"]
 

@@ -1,4 +1,4 @@
-"""How a prefix enters a text encoder. No other file knows this.
+"""Putting a prefix into a text encoder, for one call.
 
 The prefix goes in as token embeddings directly before the user's first token, and everything behind it moves
 up. For CLIP, whose rows have L = 77 places:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .comfyui_links import ENDS, Nodes, link_in
+from .links import ENDS, Nodes, link_in
 
 __all__ = ["turns_guidance_round"]
 

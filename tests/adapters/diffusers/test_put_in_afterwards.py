@@ -6,8 +6,8 @@ from diffusers.models.attention_processor import CustomDiffusionAttnProcessor2_0
 from peft import LoraConfig
 
 from apl_guard import Guard, GuardUnavailable, PolicyBlocked, PrefixNotFound
-from apl_guard.adapters.mark import new_mark
-from apl_guard.adapters.prefix_tokenizer import prefix_tokenizer
+from apl_guard.adapters.inject.mark import new_mark
+from apl_guard.adapters.inject.prefix_tokenizer import prefix_tokenizer
 from apl_guard.testing import random_prefix, tiny_pipe
 
 N = 4

@@ -14,8 +14,8 @@ from guarded import SLOTS, Guarded, Hand, permissive
 from PIL import Image
 
 from apl_guard import Guard
-from apl_guard.adapters.diffusers_families import reason_against
-from apl_guard.adapters.diffusers_pipe import _count_images
+from apl_guard.adapters.diffusers.adapter import _count_images
+from apl_guard.adapters.diffusers.families import reason_against
 from apl_guard.detect.pictures import read_pictures
 from apl_guard.testing import FAMILIES, VARIANTS, pictures_for, random_prefix, tiny_variant
 

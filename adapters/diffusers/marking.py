@@ -1,31 +1,20 @@
-"""The mark that stands in front of each prompt on its way to the tokenizer, and which texts are prompts."""
+"""Which texts of a call are prompts, and the mark that goes in front of each on its way to the tokenizer."""
 
 from __future__ import annotations
 
 import functools
 import re
-import secrets
 from collections.abc import Callable
 
+from apl_guard.adapters.inject.origin import Source
+from apl_guard.adapters.prompts.forms import cleaned_forms
 from apl_guard.request import PROMPT_CHANNELS, Channel, GenerationRequest
 
-from .diffusers_arguments import TEXT
-from .forms import cleaned_forms
-from .origin import Source
+from .arguments import TEXT
 
-__all__ = ["marked", "new_mark", "part_of_prompts"]
+__all__ = ["marked", "part_of_prompts"]
 
 _WORD = re.compile(r"\w+")
-
-
-def new_mark() -> str:
-    """Make a mark: lower-case letters only, so that cleaning, templates and lower-casing leave it alone.
-
-    Example:
-        >>> new_mark().isalpha(), new_mark() == new_mark()
-        (True, False)
-    """
-    return "zqx" + "".join(secrets.choice("bcdfghjklmnpqrstvwxz") for _ in range(24)) + "xqz"
 
 
 def part_of_prompts(request: GenerationRequest) -> Callable[[str], bool]:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from apl_guard.adapters.received import Received
+from apl_guard.adapters.inject.received import Received
 
 PLAIN = torch.tensor([[[3.0, 4.0], [0.0, 0.0]], [[6.0, 0.0], [0.0, 8.0]], [[1.0, 0.0], [0.0, 0.0]]])  # (B, L, D)
 MOVED = torch.tensor([[[0.0, 0.0], [0.3, 0.4]], [[0.0, 2.0], [0.0, 0.0]], [[5.0, 5.0], [5.0, 5.0]]])

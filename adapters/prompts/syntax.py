@@ -33,7 +33,7 @@ from functools import lru_cache
 from apl_guard.errors import PrefixNotApplied
 from apl_guard.request import Channel
 
-from .prompt_readings import is_readable, tokenized_forms
+from .readings import is_readable, tokenized_forms
 
 __all__ = [
     "CHUNK",

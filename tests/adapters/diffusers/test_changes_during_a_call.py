@@ -6,7 +6,7 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig
 
 from apl_guard import Guard, PrefixNotApplied
-from apl_guard.adapters.diffusers_pipe import DiffusersAdapter
+from apl_guard.adapters.diffusers.adapter import DiffusersAdapter
 from apl_guard.testing import tiny_pipe
 
 

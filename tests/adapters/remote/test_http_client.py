@@ -14,8 +14,14 @@ from cryptography.x509.oid import NameOID
 from services import FAULTS, TIGHT, Drip, Service, Silent, Status, b64, png, raising
 
 from apl_guard import InvalidInput
-from apl_guard.adapters.http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused, RemoteTimeout
-from apl_guard.adapters.remote_images import decode, decode_base64
+from apl_guard.adapters.remote.http_client import (
+    HttpClient,
+    RemoteAnswerInvalid,
+    RemoteError,
+    RemoteRefused,
+    RemoteTimeout,
+)
+from apl_guard.adapters.remote.images import decode, decode_base64
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .http_client import RemoteAnswerInvalid
+from apl_guard.adapters.remote.http_client import RemoteAnswerInvalid
 
 __all__ = ["answer_of", "embeddings_in", "is_checkpoint", "reads_break", "stem"]
 

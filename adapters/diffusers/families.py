@@ -8,7 +8,7 @@ from typing import Any
 
 from apl_guard.errors import InvalidInput
 
-from .diffusers_arguments import is_known
+from .arguments import is_known
 
 __all__ = ["check_supported", "reason_against"]
 

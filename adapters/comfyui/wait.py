@@ -5,7 +5,13 @@ from __future__ import annotations
 from time import monotonic, sleep
 from typing import Any
 
-from .http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused, RemoteTimeout
+from apl_guard.adapters.remote.http_client import (
+    HttpClient,
+    RemoteAnswerInvalid,
+    RemoteError,
+    RemoteRefused,
+    RemoteTimeout,
+)
 
 __all__ = ["wait_for"]
 

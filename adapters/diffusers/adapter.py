@@ -18,6 +18,12 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from apl_guard.adapters.inject.injection import injected
+from apl_guard.adapters.inject.mark import new_mark
+from apl_guard.adapters.inject.origin import Source
+from apl_guard.adapters.inject.prefix_tokenizer import prefix_tokenizer
+from apl_guard.adapters.inject.received import Received
+from apl_guard.adapters.prompts.forms import check_decided
 from apl_guard.backend import Generation, Receipt
 from apl_guard.encoder.fingerprint import Fingerprint, fingerprint
 from apl_guard.encoder.traits import Likeness, Tier, compare
@@ -26,18 +32,13 @@ from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest, texts
 
-from .diffusers_arguments import IMPOSSIBLE, TEXT, channel_of, is_known
-from .diffusers_channels import has_adapter_weights, implied, said
-from .diffusers_cleaning import cleaned_readings, cleaner_of
-from .diffusers_families import check_supported
-from .diffusers_load import load_pipe
-from .diffusers_view import Encoder, encoders_of, unreadable_in, view_of
-from .forms import check_decided
-from .inject import injected
-from .mark import marked, new_mark, part_of_prompts
-from .origin import Source
-from .prefix_tokenizer import prefix_tokenizer
-from .received import Received
+from .arguments import IMPOSSIBLE, TEXT, channel_of, is_known
+from .channels import has_adapter_weights, implied, said
+from .cleaning import cleaned_readings, cleaner_of
+from .families import check_supported
+from .load import load_pipe
+from .marking import marked, part_of_prompts
+from .view import Encoder, encoders_of, unreadable_in, view_of
 
 __all__ = ["DiffusersAdapter", "load_pipe"]
 

@@ -1,0 +1,1 @@
+"""What the adapters for services on another machine share: HTTP with bounds, and pictures out of answers."""
