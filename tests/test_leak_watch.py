@@ -243,7 +243,8 @@ def test_a_recogniser_that_fails_is_an_error_and_counts_as_nothing(make, metrics
     with pytest.raises(OutputCheckFailed, match=r"^the recogniser failed \(RuntimeError\)$"):
         guard.measure_leaks()
     assert sum(counted(metrics_registry, seen) for seen in Seen) == 0
-    assert records(tmp_path / "audit")[-1]["event"] == "guard.outcome"
+    last = records(tmp_path / "audit")[-1]
+    assert (last["event"], last["pictures"]) == ("leak.drawing", 2), "what was drawn without protection is on record"
 
 
 def test_a_sample_that_cannot_be_recorded_is_no_call_that_failed(make, tmp_path):
@@ -267,6 +268,21 @@ def test_what_cannot_be_recorded_is_not_counted(make, metrics_registry, monkeypa
     with pytest.raises(AuditUnavailable):
         guard.measure_leaks()
     assert counted(metrics_registry, "leaked") == 0
+
+
+def test_nothing_is_drawn_without_protection_unless_that_is_on_record(make, monkeypatch):
+    guard = make()
+    draw(guard)
+
+    def full(*_):
+        raise AuditUnavailable("the disk is full")
+
+    drawn = []
+    monkeypatch.setattr(AuditLog, "leak_drawing", full)
+    monkeypatch.setattr(type(guard._backend), "draw_plain", lambda _, request: drawn.append(request))
+    with pytest.raises(AuditUnavailable):
+        guard.measure_leaks()
+    assert drawn == []
 
 
 def test_what_cannot_draw_again_is_refused_when_the_guard_is_made(tmp_path):

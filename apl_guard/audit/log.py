@@ -14,7 +14,14 @@ from structlog.typing import Processor
 from apl_guard.audit.checkpoint import Identity
 from apl_guard.audit.disk import unavailable
 from apl_guard.audit.durable import DurableLog, LogOptions
-from apl_guard.audit.record_fields import Outcome, decision_record, leak_record, outcome_record, refusal_record
+from apl_guard.audit.record_fields import (
+    Outcome,
+    decision_record,
+    leak_drawing_record,
+    leak_record,
+    outcome_record,
+    refusal_record,
+)
 from apl_guard.audit.subjects import SubjectKeys
 from apl_guard.decision import Decision
 from apl_guard.errors import InvalidInput
@@ -125,6 +132,18 @@ class AuditLog:
         """
         fields = refusal_record(decision_id, backend, policy, result, error, current_context())
         self._write("guard.refusal", fields, decision=decision_id)
+
+    def leak_drawing(self, decision_id: str, pictures: int) -> None:
+        """Write that a call's prompt is drawn again without protection, before that happens.
+
+        Args:
+            decision_id: The call.
+            pictures: How many are drawn.
+
+        Raises:
+            AuditUnavailable: The record is not durable.
+        """
+        self._write("leak.drawing", leak_drawing_record(decision_id, pictures), decision=decision_id)
 
     def leak_sample(
         self, decision_id: str, seen: Iterable[str], highest: float | None, recogniser: str, threshold: float

@@ -28,6 +28,7 @@ __all__ = [
     "decision_record",
     "digest",
     "key_id",
+    "leak_drawing_record",
     "leak_record",
     "normal_digest",
     "outcome_record",
@@ -149,6 +150,11 @@ def refusal_record(
         "result": result,
         "error": error,
     }
+
+
+def leak_drawing_record(decision_id: str, pictures: int) -> dict[str, Any]:
+    """The fields of the record of a call whose prompt is drawn again without protection now."""
+    return {"schema_version": _SCHEMA_VERSION, "decision_id": decision_id, "pictures": pictures}
 
 
 def leak_record(

@@ -106,6 +106,7 @@ class LeakSamples:
 
     def _measure(self, waiting: _Waiting) -> LeakSample:
         n = len(waiting.pictures)
+        self._audit.leak_drawing(waiting.decision_id, 2 * n)  # on record whatever becomes of it
         plain, another = (read_pictures(self._backend.draw_plain(waiting.request).output) for _ in range(2))
         if not len(plain) == len(another) == n:
             raise GuardUnavailable(

@@ -6,16 +6,15 @@ Each change is on record before the first decision under it, so that the log sho
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import uuid
-import weakref
 from pathlib import Path
 
 from apl_guard.audit import AuditLog
 from apl_guard.audit.record_fields import brief, policy_record
 from apl_guard.backend import Backend
 from apl_guard.errors import AuditUnavailable, InvalidInput, PolicyInvalid
+from apl_guard.forks import mend_after_fork
 from apl_guard.in_force import PolicyInForce
 from apl_guard.in_force.watch import PolicyWatch
 from apl_guard.metrics import Metrics
@@ -68,7 +67,7 @@ class ReloadablePolicy:
         found = self._find_demands(self.policy)  # so that what is missing shows when the service starts
         audit.in_force("in_force", self._record(self._in_force, found))
         metrics.in_force(self.policy)
-        _reloadable.add(self)
+        mend_after_fork(self)
 
     @property
     def in_force(self) -> PolicyInForce:
@@ -156,15 +155,3 @@ class ReloadablePolicy:
         more = {"refused": None if refused is None else brief(refused), "error": type(error).__name__}
         with contextlib.suppress(AuditUnavailable):  # the next record that can be written says that it is missing
             self._audit.in_force("rejected", self._record(self._in_force, [], **more))
-
-
-_reloadable: weakref.WeakSet[ReloadablePolicy] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for policy in list(_reloadable):
-        policy.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

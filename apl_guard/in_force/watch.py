@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
-import weakref
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
@@ -14,6 +12,7 @@ from types import TracebackType
 from typing import TypeAlias
 
 from apl_guard.errors import AuditUnavailable, GuardUnavailable
+from apl_guard.forks import mend_after_fork
 
 __all__ = ["PolicyWatch"]
 
@@ -50,7 +49,7 @@ class PolicyWatch:
         """When to read again although nothing seems to have changed."""
         self._pause = _COARSE_SECONDS
         self._start()
-        _watches.add(self)
+        mend_after_fork(self)
 
     def _start(self) -> None:
         self._lost = False
@@ -144,15 +143,3 @@ def _look(path: Path) -> tuple[int, ...] | None:
 def _may_pass(error: Exception) -> bool:
     """Whether the same files may be good later: a prefix that comes, a registry or a disk that answers again."""
     return isinstance(error, GuardUnavailable | OSError | MemoryError) or isinstance(error.__cause__, OSError)
-
-
-_watches: weakref.WeakSet[PolicyWatch] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for watch in list(_watches):
-        watch.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import weakref
 from collections.abc import Callable
 from time import monotonic
+
+from apl_guard.forks import mend_after_fork
 
 __all__ = ["Looks"]
 
@@ -38,7 +39,7 @@ class Looks:
         self._is_due = is_due
         self._pause = None if pause is None else min(pause, threading.TIMEOUT_MAX)
         self.after_fork()
-        _all.add(self)
+        mend_after_fork(self)
 
     def after_fork(self) -> None:
         """In the child of a fork. A thread of the parent may have held the lock, or been looking."""
@@ -128,15 +129,3 @@ def _work(of: weakref.ref[Looks], asked: queue.SimpleQueue[_Look | None], pause:
             return
         looks._run(look)
         del looks, look
-
-
-_all: weakref.WeakSet[Looks] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for looks in list(_all):
-        looks.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
