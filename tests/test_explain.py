@@ -59,7 +59,7 @@ def test_an_explanation_is_what_the_guard_does(spec, prompt, tenant, route):
         return
     guard = Guard(draw, policy)
     channels = frozenset({Channel.PROMPT})
-    request = GenerationRequest(guard._backend.name, {Channel.PROMPT: (prompt,)}, channels, carries_prefix=False)
+    request = GenerationRequest(guard._parts.backend.name, {Channel.PROMPT: (prompt,)}, channels, carries_prefix=False)
     explained = PolicyInForce(policy).explain(request, Context(tenant, route)).decision
 
     with guard.context(tenant=tenant, route=route):

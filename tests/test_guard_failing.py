@@ -144,7 +144,8 @@ WRONG = {
 
 def ask_for_two(guard, monkeypatch, receipt):
     """Two prompts, drawn by an adapter that gives this receipt."""
-    monkeypatch.setattr(guard._backend, "generate", lambda request, prefix: Generation("two pictures", 2, receipt))
+    answer = Generation("two pictures", 2, receipt)
+    monkeypatch.setattr(guard._parts.backend, "generate", lambda request, prefix: answer)
     return guard([SECRET, "a cat"])
 
 
@@ -193,7 +194,7 @@ def test_a_call_that_cannot_be_read_is_on_record_as_what_was_at_fault(
     def read(args, kwargs):
         raise error
 
-    monkeypatch.setattr(guard._backend, "read", read)
+    monkeypatch.setattr(guard._parts.backend, "read", read)
     with pytest.raises(type(error)):
         guard(SECRET)
 

@@ -251,7 +251,7 @@ def test_a_sample_that_cannot_be_recorded_is_no_call_that_failed(make, tmp_path)
     """The log names what is missing, and the call that was sampled has passed all the same."""
     guard = make()
     outcome = draw(guard).outcome
-    guard._audit._durable.refuse("leak.sample", outcome.id)  # as on a full disk
+    guard._parts.audit._durable.refuse("leak.sample", outcome.id)  # as on a full disk
     draw(guard)
 
     assert [row["result"] for row in calls(tmp_path / "audit")] == ["passed", "passed"]
@@ -279,7 +279,7 @@ def test_nothing_is_drawn_without_protection_unless_that_is_on_record(make, monk
 
     drawn = []
     monkeypatch.setattr(AuditLog, "leak_drawing", full)
-    monkeypatch.setattr(type(guard._backend), "draw_plain", lambda _, request: drawn.append(request))
+    monkeypatch.setattr(type(guard._parts.backend), "draw_plain", lambda _, request: drawn.append(request))
     with pytest.raises(AuditUnavailable):
         guard.measure_leaks()
     assert drawn == []

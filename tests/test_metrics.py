@@ -122,7 +122,7 @@ def test_the_ways_a_call_can_end_never_look_alike(shared_pipe, prefix, tmp_path,
     }
     for result, call in calls.items():
         if result == "failed":
-            monkeypatch.setattr(guard._finder, "find", fail)
+            monkeypatch.setattr(guard._parts.finder, "find", fail)
         before = {each: total(metrics_registry, "apl_guard_outcomes_total", result=each) for each in RESULTS}
         try:
             call()

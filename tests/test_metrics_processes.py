@@ -160,7 +160,7 @@ FULL = textwrap.dedent(
             _, status = os.waitpid(pid, 0)
             sys.exit(os.waitstatus_to_exitcode(status))
         for number in range(300):  # each with a series of its own, so that the files would have to grow
-            guard._metrics.introduce(f"backend {number}", "x" * 200 + str(number))
+            guard._parts.metrics.introduce(f"backend {number}", "x" * 200 + str(number))
             assert guard("a cat") == "an image"
         print("released")
         sys.stdout.flush()

@@ -139,7 +139,7 @@ def observe(policy, flip, folder, prefix):
     (folder / "policy.yaml").write_text(json.dumps(policy))
     try:
         guard = Guard(pipe, folder / "policy.yaml", prefix=prefix, audit=AuditLog(logger=platform))
-        detector = guard._policy.in_force._detectors._person
+        detector = guard._parts.policy.in_force._detectors._person
         if detector is not None:
             detector._reader.model.register_forward_hook(lambda *_: seen.append("the model ran"))
         for call in flip.calls:

@@ -60,7 +60,7 @@ def wait(holds, seconds=20):
 
 def reloads(guard, outcome):
     name = "apl_guard_config_reloads_total"
-    return guard._metrics_registry.get_sample_value(name, {"outcome": outcome})
+    return guard._parts.metrics_registry.get_sample_value(name, {"outcome": outcome})
 
 
 def test_it_puts_changes_in_force_and_survives_bad_files(guard, path, caplog):
@@ -211,7 +211,7 @@ def test_a_folder_exchanged_by_its_link(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks on this system")
 def test_workers_that_are_forked_follow_the_file(guard, path):
     """A server that loads once and forks: each child that answers calls watches, also where it was forked amid one."""
-    with guard.watch_policy(seconds=0.01), guard._policy._reloading:
+    with guard.watch_policy(seconds=0.01), guard._parts.policy._reloading:
         child = os.fork()
         if child == 0:
             try:

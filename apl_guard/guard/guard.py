@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,24 +18,20 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from apl_guard.audit import AuditLog
-from apl_guard.backend import adapter_for
 from apl_guard.decision import Decision
 from apl_guard.detect.leaks import LeakWatch
 from apl_guard.detect.output import OutputCheck
 from apl_guard.errors import GuardUnavailable, InvalidInput, SelfTestFailed
 from apl_guard.guard.call import Call, Guarded
-from apl_guard.guard.given import check_given
-from apl_guard.guard.leak_samples import LeakSample, LeakSamples
+from apl_guard.guard.leak_samples import LeakSample
+from apl_guard.guard.parts import Parts, put_together
 from apl_guard.guard.refusal import refuse
 from apl_guard.guard.selftest import CANARIES, SelfTest, run_canaries
-from apl_guard.in_force import PolicyInForce
-from apl_guard.in_force.reloadable import ReloadablePolicy
 from apl_guard.in_force.watch import PolicyWatch
-from apl_guard.metrics import Metrics, MetricsServer, Stage, is_multiprocess, of_all_processes, serve
+from apl_guard.metrics import MetricsServer, Stage, is_multiprocess, of_all_processes, serve
 from apl_guard.policy import Policy
 from apl_guard.prefix import Prefix
-from apl_guard.registry import PrefixRegistry, RegistryEntry
-from apl_guard.registry.finder import PrefixFinder
+from apl_guard.registry import PrefixRegistry
 from apl_guard.request.context import Context, calling_for, current_context
 
 if TYPE_CHECKING:
@@ -79,6 +75,12 @@ class Guard:
         (32, 32)
     """
 
+    _parts: Parts
+    _ready: bool
+    _self_test_error: str | None
+    """Why there is no image until a self-test passes."""
+    _is_closed: bool
+
     def __init__(
         self,
         pipe: Any,
@@ -94,48 +96,29 @@ class Guard:
         output_check: OutputCheck | None = None,
         leak_watch: LeakWatch | None = None,
     ) -> None:
-        if isinstance(audit, AuditLog) and audit_witness:
-            raise InvalidInput("this log has its own witnesses; name them where it is made", where="audit_witness")
-        check_given(prefix, output_check)
-        own: dict[str, Any] = {
-            "_backend": adapter_for(pipe),
-            "_audit": audit if isinstance(audit, AuditLog) else AuditLog(audit, witness=audit_witness),
-            "_metrics_registry": metrics_registry or CollectorRegistry(),
-        }
-        with ExitStack() as opened:
-            if own["_audit"] is not audit:
-                opened.callback(own["_audit"].close)
-            registry = registry if isinstance(registry, PrefixRegistry) else PrefixRegistry(registry)
-            given = registry.open(prefix) if isinstance(prefix, str | Path) else prefix
-            if isinstance(given, Prefix):
-                given = RegistryEntry(given.metadata.name, Path(given.metadata.name), given)
-            own["_finder"] = PrefixFinder(own["_backend"], registry, given)
-            own["_metrics"] = Metrics.on(own["_metrics_registry"], metrics_tenants)
-            own["_metrics"].introduce(own["_backend"].name, own["_audit"].sink)
-            own["_policy"] = ReloadablePolicy(
-                policy,
-                *(own[part] for part in ("_backend", "_finder", "_audit", "_metrics")),
-                has_output_check=output_check is not None,
-            )
-            own["_leak_samples"] = None
-            if leak_watch is not None:
-                own["_leak_samples"] = LeakSamples(
-                    leak_watch, *(own[part] for part in ("_backend", "_audit", "_metrics"))
-                )
-            own["_opened"] = opened.pop_all()  # nothing went wrong: it stays open
-        own["_tracing"] = tracing
-        own["_output_check"] = output_check
-        own["_ready"], own["_self_test_error"], own["_is_closed"] = False, None, False
-        self.__dict__.update(own)  # not by assignment, which sets what belongs to the pipe
+        parts = put_together(
+            pipe,
+            policy,
+            prefix=prefix,
+            registry=registry,
+            audit=audit,
+            audit_witness=audit_witness,
+            metrics_registry=metrics_registry,
+            metrics_tenants=metrics_tenants,
+            tracing=tracing,
+            output_check=output_check,
+            leak_watch=leak_watch,
+        )
+        # Not by assignment, which sets what belongs to the pipe.
+        self.__dict__.update(_parts=parts, _ready=False, _self_test_error=None, _is_closed=False)
 
     @property
     def policy(self) -> Policy:
         """The policy in force."""
-        in_force: PolicyInForce = self._policy.in_force
-        return in_force.policy
+        return self._parts.policy.in_force.policy
 
     def __repr__(self) -> str:
-        return f"Guard({self._backend.name!r}, policy={self.policy.name!r})"
+        return f"Guard({self._parts.backend.name!r}, policy={self.policy.name!r})"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generate as the pipe does, under the policy.
@@ -168,8 +151,8 @@ class Guard:
 
     def check(self, *args: Any, **kwargs: Any) -> Decision:
         """Decide about a call without generating or recording anything."""
-        decision: Decision = self._policy.in_force.decide(self._backend.read(args, kwargs), current_context())
-        return decision
+        parts = self._parts
+        return parts.policy.in_force.decide(parts.backend.read(args, kwargs), current_context())
 
     def generate(self, *args: Any, **kwargs: Any) -> Guarded:
         """Generate as `__call__` does, and return the decision and the outcome with the output.
@@ -183,8 +166,9 @@ class Guard:
         if self._self_test_error is not None:
             self._check_open()
             error = SelfTestFailed(f"the last self-test failed, so there is no image: {self._self_test_error}")
-            with self._metrics.watch(self._backend.name, self._tracing) as watch:
-                refuse(error, self._backend, self.policy, self._audit, watch)
+            parts = self._parts
+            with parts.metrics.watch(parts.backend.name, parts.tracing) as watch:
+                refuse(error, parts.backend, self.policy, parts.audit, watch)
             raise error
         return self._generate(*args, **kwargs)
 
@@ -218,31 +202,38 @@ class Guard:
             result = run_canaries(self._generate, prompts, arguments)
         except SelfTestFailed as error:
             self.__dict__["_self_test_error"] = str(error)
-            self._metrics.self_tested(self._backend.name, None, success=False)
+            self._parts.metrics.self_tested(self._parts.backend.name, None, success=False)
             raise
         self.__dict__.update(_ready=True, _self_test_error=None)
-        self._metrics.self_tested(self._backend.name, result.prefix, success=True)
+        self._parts.metrics.self_tested(self._parts.backend.name, result.prefix, success=True)
         return result
 
     @property
     def ready(self) -> bool:
         """Whether the last self-test passed; for the readiness probe of a service."""
-        ready: bool = self._ready
-        return ready
+        return self._ready
 
     def _generate(self, *args: Any, **kwargs: Any) -> Guarded:
         self._check_open()
-        in_force: PolicyInForce = self._policy.in_force
-        check: OutputCheck | None = self._output_check
-        with self._metrics.watch(self._backend.name, self._tracing) as watch:
+        parts = self._parts
+        in_force = parts.policy.in_force
+        with parts.metrics.watch(parts.backend.name, parts.tracing) as watch:
             try:
                 with watch.stage(Stage.READ):
-                    request = self._backend.read(args, kwargs)
+                    request = parts.backend.read(args, kwargs)
             except Exception as error:
-                refuse(error, self._backend, in_force.policy, self._audit, watch)
+                refuse(error, parts.backend, in_force.policy, parts.audit, watch)
                 raise
-            parts = (self._backend, in_force, self._audit, self._finder.find, watch, check, self._leak_samples)
-            return Call(request, *parts).run()
+            return Call(
+                request,
+                parts.backend,
+                in_force,
+                parts.audit,
+                parts.finder.find,
+                watch,
+                parts.output_check,
+                parts.leak_samples,
+            ).run()
 
     def measure_leaks(self, most: int | None = None) -> tuple[LeakSample, ...]:
         """Draw the prompts of sampled calls again **without protection**, twice each, and see who is in the pictures.
@@ -260,10 +251,9 @@ class Guard:
             Exception: Whatever the pipe raises, unchanged.
         """
         self._check_open()
-        samples: LeakSamples | None = self._leak_samples
-        if samples is None:
+        if self._parts.leak_samples is None:
             raise InvalidInput("found none; expected Guard(…, leak_watch=LeakWatch(…))", where="leak_watch")
-        return samples.measure(most)
+        return self._parts.leak_samples.measure(most)
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -283,8 +273,7 @@ class Guard:
             InvalidInput: The guard was made with a policy that is no file.
         """
         self._check_open()
-        changed: bool = self._policy.reload()
-        return changed
+        return self._parts.policy.reload()
 
     def watch_policy(self, seconds: float = 1.0) -> PolicyWatch:
         """Reload the policy whenever its file, or one that it names, changes; in a thread of this process.
@@ -302,8 +291,8 @@ class Guard:
             InvalidInput: The guard was made with a policy that is no file.
         """
         self._check_open()
-        watch: PolicyWatch = self._policy.watch(seconds)
-        self._opened.callback(watch.close)
+        watch = self._parts.policy.watch(seconds)
+        self._parts.opened.callback(watch.close)
         return watch
 
     def serve_metrics(self, port: int, address: str = "127.0.0.1") -> MetricsServer:
@@ -323,8 +312,8 @@ class Guard:
             GuardUnavailable: The guard is closed.
         """
         self._check_open()
-        server = serve(of_all_processes() if is_multiprocess() else self._metrics_registry, port, address)
-        self._opened.callback(server.close)
+        server = serve(of_all_processes() if is_multiprocess() else self._parts.metrics_registry, port, address)
+        self._parts.opened.callback(server.close)
         return server
 
     def close(self) -> None:
@@ -343,7 +332,7 @@ class Guard:
             apl_guard.errors.GuardUnavailable: the guard is closed, so there is no image; make another one
         """
         self.__dict__["_is_closed"] = True
-        self._opened.close()
+        self._parts.opened.close()
 
     def __enter__(self) -> Guard:
         return self
@@ -356,11 +345,11 @@ class Guard:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(f"a guard has no '{name}'", name=name)
-        value = self.__dict__["_backend"].get_setting(name)
+        value = self.__dict__["_parts"].backend.get_setting(name)
         return self._chained(value) if inspect.ismethod(value) else value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._backend.set_setting(name, value)
+        self._parts.backend.set_setting(name, value)
 
     def _chained(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """Such a method returns nothing, or the pipe, for which the guard steps in."""

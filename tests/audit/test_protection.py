@@ -120,7 +120,7 @@ def test_a_prefix_that_is_gone_is_missing_protection(prefix, folders, monkeypatc
     with AuditLog(log) as audit:
         lenient = policy([PREFIX], on_error="unsafe_passthrough")
         guard = Guard(instant.Pipe(), lenient, prefix=prefix, audit=audit, metrics_registry=registry)
-        monkeypatch.setattr(guard._finder, "find", gone)
+        monkeypatch.setattr(guard._parts.finder, "find", gone)
         guard("a cat")
 
     assert counted(registry) == {"missing": 1}

@@ -127,7 +127,7 @@ def call_in_every_way(guard, monkeypatch):
     with pytest.raises(RuntimeError, match="broke"):
         guard("break")
     with monkeypatch.context() as patched:
-        patched.setattr(guard._finder, "find", missing)
+        patched.setattr(guard._parts.finder, "find", missing)
         with pytest.raises(GuardUnavailable):
             guard("a cat")
 

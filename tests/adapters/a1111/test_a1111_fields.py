@@ -184,6 +184,6 @@ def test_a_style_server_that_fails(guard, server, tmp_path, fault):
         guard("a man", styles=["oil"])
     assert server.posted("/sdapi/v1/txt2img") == []
     assert records(tmp_path / "audit")[-1]["result"] == "backend_error"
-    counted = guard._metrics_registry.get_sample_value
+    counted = guard._parts.metrics_registry.get_sample_value
     assert counted("apl_guard_outcomes_total", {"result": "backend_error"}) == 1
     assert counted("apl_guard_outcomes_total", {"result": "invalid"}) in (0, None)

@@ -237,7 +237,7 @@ def test_the_workflow_is_snapshotted(guard, server, prefix):
     """What the caller does to it afterwards, or during the call, changes nothing."""
     asked = workflow()
     before = copy.deepcopy(asked)
-    adapter = guard._backend
+    adapter = guard._parts.backend
     request = adapter.read((asked,), {})
     asked["3"]["inputs"]["text"] = "other"
 
@@ -250,8 +250,8 @@ def test_the_workflow_is_snapshotted(guard, server, prefix):
 
 def test_a_rewritten_text_runs(guard, server):
     """What a policy puts in place of a prompt is what the server gets."""
-    request = guard._backend.read((workflow("Mara", "x"),), {}).saying({Channel.PROMPT: ("a woman",)})
-    guard._backend.generate(request, None)
+    request = guard._parts.backend.read((workflow("Mara", "x"),), {}).saying({Channel.PROMPT: ("a woman",)})
+    guard._parts.backend.generate(request, None)
 
     sent = server.posted("/prompt")[0]["prompt"]
     assert (sent["3"]["inputs"]["text"], sent["4"]["inputs"]["text"]) == ("a woman", "x")

@@ -322,7 +322,7 @@ def test_a_negative_prompt_may_say_what_the_prompt_says(negative):
     """It is encoded as ever, bit for bit, whatever stands in the prompt."""
     pipe, _, guard = _guarded(StableDiffusionPipeline)
     seen = []
-    hook = guard._backend._pipe.text_encoder.register_forward_hook(lambda _, args, output: seen.append(output[0]))
+    hook = guard._parts.backend._pipe.text_encoder.register_forward_hook(lambda _, args, output: seen.append(output[0]))
 
     _draw(guard, "a photo of Mara in red", negative_prompt=negative, guidance_scale=5.0)
     hook.remove()
