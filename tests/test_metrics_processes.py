@@ -39,7 +39,7 @@ SERVICE = textwrap.dedent(
                     except PolicyBlocked:
                         pass
             if number == 2:  # killed in the middle of a call
-                guards[0]._metrics.entered("instant:Pipe", 1)
+                guards[0]._parts.metrics.entered("instant:Pipe", 1)
                 os.write(told, b"x")
                 signal.pause()
             os.write(told, b"x")

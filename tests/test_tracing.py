@@ -93,7 +93,7 @@ def test_failures_of_guard_and_backend_are_told_apart(traced, exporter, monkeypa
         def fail(*_):
             raise PrefixNotFound(SECRET, fingerprint=None)
 
-        monkeypatch.setattr(traced._finder, "find", fail)
+        monkeypatch.setattr(traced._parts.finder, "find", fail)
     with pytest.raises((PrefixNotFound, ValueError)):
         traced(SECRET, height=33, width=33)
     span = whole(exporter)
@@ -112,7 +112,7 @@ def test_no_span_tells_what_a_prompt_says(traced, exporter, monkeypatch):
         traced(SECRET, num_inference_steps=1)
         with pytest.raises(PolicyBlocked):
             traced(SECRET, latents=torch.zeros(1))
-        monkeypatch.setattr(traced._backend, "generate", fail)
+        monkeypatch.setattr(traced._parts.backend, "generate", fail)
         with pytest.raises(ValueError, match="Mara"):
             traced(SECRET)
     assert len(exporter.get_finished_spans()) > 20

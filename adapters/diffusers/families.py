@@ -159,6 +159,8 @@ def reason_against(cls: type[Any]) -> str | None:
         >>> reason_against(FluxPipeline) is None
         True
     """
+    if any(base.__module__.startswith("diffusers.modular_pipelines.") for base in cls.__mro__):
+        return "it is put together from blocks; use the pipeline of the same model, such as StableDiffusionXLPipeline"
     family, name = _family_of(cls)
     for key in (name, family):
         if key in _REFUSED:

@@ -81,6 +81,13 @@ def test_every_pipeline_is_covered_or_refused_with_a_reason():
         assert {f"{stem}{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint", "ControlNet")} <= covered
 
 
+def test_a_modular_pipeline_is_refused_with_what_to_use_instead():
+    pipe = object.__new__(diffusers.StableDiffusionXLModularPipeline)
+
+    with pytest.raises(InvalidInput, match=r"^pipe: StableDiffusionXLModularPipeline is not .*; use the pipeline"):
+        Guard(pipe)
+
+
 @pytest.mark.parametrize("name", ["WanPipeline", "StableAudioPipeline", "ErnieImagePipeline", "OmniGenPipeline"])
 def test_a_refusal_names_the_class_and_the_reason(name):
     """The pipe does not even have to work: its class is enough."""
