@@ -39,24 +39,24 @@ class TrainConfig(BaseModel):
 
     # The prefix
     n_vectors: int = Field(default=10, ge=1, le=64)
-    """N: how many vectors stand in front of a prompt."""
+    """N: the number of vectors in front of a prompt."""
     init: Literal["words", "padding", "noise"] = "words"
     """Where the vectors start: embeddings of words, of the padding token, or Gaussian noise of the same mean and
     spread as the token embeddings."""
     start_words: str = Field(default="a photo of a picture of the image in an with on at", min_length=1)
-    """With init=words: which words, their tokens repeated up to N.  Words that say nothing start close to changing
-    nothing; words that make the model draw somebody else start close to the goal, if it knows such."""
+    """With init=words: which words, their tokens repeated up to N.  Neutral words start close to changing nothing;
+    words that make the model draw somebody else start close to the goal, if it knows such words."""
 
     # The loss
     neutral: NeutralKind = "coarse"
     """What replaces a name in the target prompt: "a man", or a description by attributes."""
     attributes_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the people, evenly picked, whose names are replaced by a description by attributes all the same.
-    Where only the sex of a person need stay, it is lost at times; some who keep more teach the prefix to keep it."""
+    """With neutral=coarse: share of the people whose names are nevertheless replaced by a description by attributes.
+    With "a man" or "a woman" alone the sex is sometimes lost; people who keep more teach the prefix to keep it."""
     identity_weight: float = Field(default=1.0, ge=0)
     """Weight of the identity half of the loss at the first step."""
     identity_weight_end: float | None = Field(default=None, ge=0)
-    """The same at the last step, linear in between.  Empty: it does not change."""
+    """The same at the last step, linear in between.  Empty: no change."""
     generic_weight: float = Field(default=2.5, ge=0)
     """Weight of the generic half of the loss at the first step."""
     generic_weight_end: float | None = Field(default=4.0, ge=0)
@@ -66,9 +66,9 @@ class TrainConfig(BaseModel):
     noise_weighting: Literal["uniform", "min_snr"] = "uniform"
     """How noise levels count: all alike, or by min(SNR, 5), which takes weight from the easy, clean ones."""
     timestep_low: float = Field(default=0.0, ge=0, le=1)
-    """The cleanest noise level that is drawn, as a fraction of the schedule."""
+    """The cleanest noise level that is sampled, as a fraction of the schedule."""
     timestep_high: float = Field(default=1.0, ge=0, le=1)
-    """The noisiest noise level that is drawn, as a fraction of the schedule."""
+    """The noisiest noise level that is sampled, as a fraction of the schedule."""
 
     # The optimisation
     steps: int = Field(default=1000, ge=1)
@@ -82,18 +82,18 @@ class TrainConfig(BaseModel):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """The course of the learning rate after the warm-up."""
     warmup_steps: int = Field(default=20, ge=0)
-    """Steps in which the learning rate rises from zero."""
+    """Steps over which the learning rate rises from zero."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """The prefix that is evaluated and kept is a running mean with this decay; 0 keeps the last one."""
     hard_identities: float = Field(default=0.0, ge=0)
-    """Identities are drawn in proportion to (their recent loss) to this power; 0 draws all alike."""
+    """Identities are sampled in proportion to (their recent loss) to this power; 0 samples all alike."""
     adversarial: int = Field(default=0, ge=0, le=100)
-    """Steps of an attack on half of each identity batch: vectors in the prompt that bring the person back, against
-    which the prefix is then trained; 0: none.  See `train.adversary`."""
+    """Adversarial training: steps of an attack on half of each identity batch, by vectors in the prompt that bring the
+    person back, against which the prefix is then trained; 0: none."""
     reuse_batches: int = Field(default=0, ge=0)
-    """Draw only so many batches and go round them, so that targets are computed once; 0: all are fresh."""
+    """Use only this many batches, over and over, so that targets are computed once; 0: each batch is new."""
     seed: int = Field(default=0, ge=-(2**62), lt=2**62)
-    """Of the data, the start and the order."""
+    """Seed of the data, the start and the order."""
 
     # The data
     images_per_identity: int = Field(default=4, ge=1)
@@ -105,35 +105,35 @@ class TrainConfig(BaseModel):
     sampling_steps: int = Field(default=20, ge=1)
     """Denoising steps of self-generation."""
     guidance_scale: float | None = Field(default=None, ge=0)
-    """Guidance of self-generation.  Empty: 5, or for Flux.1 [dev], which has learned to guide itself and is told it in
-    training, too, what its pipeline takes."""
+    """Guidance of self-generation.  Empty: 5; for Flux.1 dev, which is told its guidance in training as well, that of
+    its pipeline."""
     picture_size: int | None = Field(default=None, ge=8, le=8192)
-    """Side of the pictures that are made and learned on, in pixels.  Empty: the model's own."""
+    """Side of the training images, in pixels.  Empty: the model's own."""
     max_sequence_length: int | None = Field(default=None, ge=8, le=512)
-    """Of SD3 and Flux: how many places T5 has for a prompt, as in the argument of their pipelines of this name; train
-    with what is drawn with.  Empty: what the pipeline takes by itself."""
+    """Of SD3 and Flux: how many tokens of a prompt T5 reads, as in the argument of this name of their pipelines; train
+    with what you generate with.  Empty: the pipeline's default."""
     sampling_batch: int = Field(default=16, ge=1)
     """Images generated at a time."""
 
     # The course of a run
     held_aside_identities: int = Field(default=8, ge=0)
-    """Identities that are not trained on and serve the periodic evaluation; at most a quarter of all."""
+    """Identities held aside for the periodic evaluation and not trained on; at most a quarter of all."""
     held_aside_generic: int = Field(default=32, ge=1)
-    """Generic examples that serve the periodic evaluation; at most a quarter of all."""
+    """Generic examples held aside for the periodic evaluation; at most a quarter of all."""
     eval_every: int = Field(default=100, ge=1)
     """Steps between two evaluations."""
     checkpoint_every: int = Field(default=50, ge=1)
-    """Steps between two checkpoints, from which a stopped run goes on."""
+    """Steps between two checkpoints, from which a stopped run continues."""
     keep: Literal["best", "last"] = "best"
     """Which prefix is written: that of the best evaluation (gap closed minus generic drift), or the last."""
     time_limit_minutes: float | None = Field(default=None, gt=0)
-    """The schedule is shortened so that the steps end within this time (making the data not counted)."""
+    """The schedule is shortened so that the steps end within this time (without making the data)."""
 
     # The machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the denoiser, and of T5; all else is in float32.  auto: bfloat16 where the processor computes in it."""
+    """Of the denoiser, and of T5; all else is in float32.  auto: bfloat16 if the hardware computes in it."""
     gradient_checkpointing: bool = False
     """Recompute activations of the denoiser, and of T5, in the backward pass: less memory, about a third more time."""
 

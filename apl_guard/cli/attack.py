@@ -23,30 +23,32 @@ def attack(
     model: Annotated[str, typer.Option(help="A model of the reference world, or 'minifaces'.")],
     prefix: Annotated[
         list[str],
-        typer.Option(help="Prefix folder or name. May be repeated: others are held against the first."),
+        typer.Option(help="Prefix folder or name. May be repeated: others are compared with the first."),
     ],
     output: Annotated[Path, typer.Option(help="The folder to write: attack.json, attack.png and the curves so far.")],
     search: Annotated[
         Searches, typer.Option(help="Tokens in front of the prompt (text), or a pseudo-word in place of the name.")
     ] = Searches.ALL,
-    people: Annotated[int, typer.Option(min=1, help="How many people to search for, at most 40.")] = 5,
+    people: Annotated[int, typer.Option(min=1, help="How many people to search for, up to 40.")] = 5,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each search.")] = 240,
-    draw_steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the pictures that are judged.")] = 20,
+    draw_steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the images that are judged.")] = 20,
     withheld: Annotated[
         float,
         typer.Option(
-            min=0.001, max=0.5, help="Share of strangers' pictures that the output check may withhold: its threshold."
+            min=0.001,
+            max=0.5,
+            help="Share of strangers' images that the output check may withhold: sets its threshold.",
         ),
     ] = 0.01,
-    seed: Annotated[int, typer.Option(min=-(2**62), max=2**62, help="Of searches and pictures.")] = 0,
-    fast: Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 where the processor can.")] = False,
+    seed: Annotated[int, typer.Option(min=-(2**62), max=2**62, help="Seed of searches and images.")] = 0,
+    fast: Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 if the hardware can.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Attack a prefix with the weights in hand, and say after how many steps people are back.
+    """Attack a prefix with access to the weights, and report after how many steps people are back.
 
-    Beside the prefixes stand controls, without which the figures would prove nothing: people whom the model never
-    saw, a UNet of random weights, and, for tokens, things on the bare model that there are words for. A run that was
-    stopped goes on when the same command is given again. Attacks that need no weights: apl-guard eval --suite attacks.
+    The report includes controls, without which the figures would prove nothing: people whom the model never saw, a UNet
+    of random weights, and, for tokens, objects on the bare model that have words. A stopped run continues when the
+    same command is given again. For attacks that need no weights: apl-guard eval --suite attacks.
 
     Example: apl-guard attack --model minifaces --prefix minifaces --prefix prefixes/hardened --output attack
     """

@@ -12,7 +12,7 @@ from apl_guard.cli.audit_verify import VerifyCommand, verify
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Check the audit log, ask it questions, and prove what is in it.", no_args_is_help=True)
+app = typer.Typer(help="Verify the audit log, query it, and prove what is in it.", no_args_is_help=True)
 
 app.command(cls=VerifyCommand)(verify)
 for command in (query, tail, stats, policies, prove, consistency, export, erase, reveal, reindex):

@@ -29,19 +29,23 @@ def export(
     postgres: Annotated[
         str | None, typer.Option(help="Connection string of a database that receives every record.")
     ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print what makes the table for --postgres.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the SQL that creates the table for --postgres.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="File to write.", show_default="standard output")] = None,
     since: Since = None,
     until: Until = None,
     action: Annotated[
         list[Action] | None,
-        typer.Option(help="With --dsa: which actions; what the output check withheld is block.", show_default="block"),
+        typer.Option(
+            help="With --dsa: for which actions; what the output check withheld counts as block.", show_default="block"
+        ),
     ] = None,
     territory: Annotated[list[str] | None, typer.Option(help="With --dsa: a country code; may be repeated.")] = None,
-    terms: Annotated[str | None, typer.Option(help="With --dsa: the ground in your terms of service.")] = None,
+    terms: Annotated[str | None, typer.Option(help="With --dsa: the clause of your terms of service.")] = None,
     terms_url: Annotated[str | None, typer.Option(help="With --dsa: where your terms can be read.")] = None,
 ) -> None:
-    """Write the log in a form that others ask for. Prompts are in none of them.
+    """Export the log as CSV, as DSA statements of reasons, or to PostgreSQL. No export holds prompts.
 
     `--dsa` writes the fields of the DSA Transparency Database. Which decisions need a statement, and in which
     words, is for you to judge.

@@ -13,7 +13,7 @@ from apl_guard.cli.audit_verify import Folder, Json, Witnesses
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="List, exchange and destroy the keys of the digests under which prompts are on record.",
+    help="List, rotate and destroy the keys of the digests under which prompts are recorded.",
     epilog="Begin with: apl-guard audit keys list /var/log/apl-guard",
     no_args_is_help=True,
 )
@@ -37,7 +37,7 @@ def list_keys(folder: Folder, keys: Keys = None, as_json: Json = False) -> None:
 
 @app.command("rotate", no_args_is_help=True)
 def rotate_key(folder: Folder, witness: Witnesses = None, keys: Keys = None) -> None:
-    """Put a new digest key in use, at once and for every guard that writes to the log. That you did is recorded.
+    """Put a new digest key in use, at once and for every guard that writes to the log. The log records it.
 
     The key before it is kept, so that records made with it can still be found by their prompt or subject, until
     you destroy it.

@@ -24,7 +24,7 @@ def prove(
     decision: Annotated[str, typer.Argument(help="Id of the decision, or of a guard whose policies are to be proved.")],
     output: Output = None,
 ) -> None:
-    """Write a receipt for one image: its records, and all that proves that they are in the log.
+    """Write a receipt for one image: its records, and the proof that they are in the log.
 
     For a guard, whose id stands in `policy.in_force`, it proves which policies were in force and since when.
 
@@ -61,7 +61,7 @@ def erase(
     witness: Witnesses = None,
     keys: Keys = None,
 ) -> None:
-    """Destroy the key under which the prompts of a subject were recorded. That it is gone is recorded.
+    """Destroy the key under which the prompts of a subject were recorded. The log records it.
 
     The log verifies as before. Copies of the key in backups are out of reach: destroy them too.
 
@@ -81,7 +81,7 @@ def reveal(
     witness: Witnesses = None,
     keys: Keys = None,
 ) -> None:
-    """Show the prompts of a decision, where they were recorded and not erased. That you did is recorded.
+    """Show the prompts of a decision, if they were recorded and not erased. The log records that you did.
 
     Example: apl-guard audit reveal /var/log/apl-guard 5f0c…
     """

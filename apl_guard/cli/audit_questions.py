@@ -27,7 +27,7 @@ _AT_ONCE = 1000
 _LOOK_AGAIN_SECONDS = 0.5
 
 IndexFile = Annotated[
-    Path | None, typer.Option("--index", help="The index.", show_default="index.sqlite in the log's folder")
+    Path | None, typer.Option("--index", help="The index for queries.", show_default="index.sqlite in the log's folder")
 ]
 
 
@@ -43,17 +43,17 @@ def query(
     event: Annotated[str | None, typer.Option(help="Such as guard.decision or policy.reloaded.")] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(help="Calls with this prompt, or one that looks like it; - reads it."),
+        typer.Option(help="Calls with this prompt, or one that looks like it; - reads it from standard input."),
     ] = None,
     subject: Annotated[str | None, typer.Option(help="About this subject, as your platform calls it.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help="COLUMN=VALUE; may be repeated.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only records with COLUMN=VALUE; may be repeated.")] = None,
     group_by: Annotated[list[str] | None, typer.Option(help="Count by this column; may be repeated.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10**9, help="At most so many lines.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10**9, help="Most lines to print.")] = 100,
     index: IndexFile = None,
     keys: Keys = None,
     as_json: Json = False,
 ) -> None:
-    """Ask the log a question, through an index that is brought up to date first. The newest records come first.
+    """Query the log, through an index that is first brought up to date. The newest records come first.
 
     --since and --until go by the time that stands in each record: the clock of the machine, which may have been set.
 
@@ -94,12 +94,14 @@ def query(
 
 def tail(
     folder: Folder,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=10**9, help="How many.")] = 10,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=10**9, help="How many records to show.")] = 10,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Continue with new records as they are written.")
+    ] = False,
     index: IndexFile = None,
     as_json: Json = False,
 ) -> None:
-    """Show the newest records, in the order in which they were written, whatever their clocks said.
+    """Show the newest records, in the order in which they were written.
 
     Example: apl-guard audit tail /var/log/apl-guard -f
     """
@@ -127,7 +129,7 @@ def tail(
 def stats(
     folder: Folder, since: Since = None, until: Until = None, index: IndexFile = None, as_json: Json = False
 ) -> None:
-    """Count decisions, how calls ended, what can be said of released images, and what is missing.
+    """Count decisions, how calls ended, how released images were protected, and what is missing.
 
     Under `images` stand images, everywhere else calls: one that released four images is one.
 
@@ -206,7 +208,7 @@ def policies(
 
 
 def reindex(folder: Folder, index: IndexFile = None) -> None:
-    """Make the index for questions anew from the log.
+    """Rebuild the index for queries from the log.
 
     Example: apl-guard audit reindex /var/log/apl-guard
     """

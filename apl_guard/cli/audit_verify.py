@@ -25,7 +25,7 @@ _MAX_KEY_BYTES = 1 << 16
 Folder = Annotated[Path, typer.Argument(help="The folder that `audit=` or `--audit` named.", metavar="LOG")]
 Witnesses = Annotated[
     list[Path] | None,
-    typer.Option("--witness", help="A folder that received the checkpoints; may be given more than once."),
+    typer.Option("--witness", help="A folder that received the checkpoints; may be repeated."),
 ]
 PublicKey = Annotated[
     str | None,
@@ -52,7 +52,7 @@ def verify(
     public_key: PublicKey = None,
     as_json: Json = False,
 ) -> None:
-    """Check every record and every checkpoint, and hold the log against its witnesses.
+    """Check every record and every checkpoint, and compare the log with its witnesses.
 
     Ends in 0 valid, 1 tampered, 2 torn by a crash (the next start of a guard seals it), 3 nothing to hold it
     against, 4 wrong usage. Records newer than the last checkpoint are counted and not vouched for. A receipt is held

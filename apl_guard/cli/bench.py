@@ -17,32 +17,32 @@ def bench(
         bool,
         typer.Option(
             "--no-afterwards",
-            help="Do not try what was learned on models that others made: restyled, and with people added. "
+            help="Leave out the derived models: restyled, and with people added. "
             "They take about a quarter of an hour, once.",
         ),
     ] = False,
-    output: Annotated[Path, typer.Option(help="Folder for table, plot, page, and what the peers learned.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder for table, plot, page, and what the methods learned.")] = Path(
         "bench"
     ),
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--peer", help="Only this peer, by its name in the table, beside the plain model; may be repeated."
+            "--peer", help="Only this method, by its name in the table, and the plain model; may be repeated."
         ),
     ] = None,
-    images_per_person: Annotated[int, typer.Option(min=1, help="Pictures of each person with each peer.")] = 2,
-    people: Annotated[int, typer.Option(min=1, help="At most so many listed and so many other people.")] = 60,
-    seed: Annotated[int, typer.Option(min=-(2**62), max=2**62, help="Of prompts, pictures and learning.")] = 0,
+    images_per_person: Annotated[int, typer.Option(min=1, help="Images of each person with each method.")] = 2,
+    people: Annotated[int, typer.Option(min=1, help="At most this many listed, and this many other people.")] = 60,
+    seed: Annotated[int, typer.Option(min=-(2**62), max=2**62, help="Seed of prompts, images and training.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
     quiet: Quiet = False,
 ) -> None:
-    """Measure peers side by side: what each hides, what it leaves alone, what it costs.
+    """Compare the prefix with other methods: what each hides, what it leaves unchanged, what it costs.
 
-    Name block-list, rewriting of names, negative prompts, SLD, UCE, ESD-x and concept ablation, all applied to the 120
-    seen people of the reference world, beside the prefix. About 25 minutes on one CPU core, and fifteen more the first
-    time for the models that others made; a stopped bench goes on where it was. Writes bench.json, bench.md, bench.png
-    and bench.html.
+    The methods are name block-lists, rewriting of names, negative prompts, SLD, UCE, ESD-x, concept ablation and the
+    prefix, all applied to the 120 seen people of the reference world. About 25 minutes on one CPU core, and fifteen
+    more the first time, for the derived models; a stopped bench continues. Writes bench.json, bench.md, bench.png and
+    bench.html.
 
     Example: apl-guard bench --output bench
     """

@@ -12,13 +12,13 @@ from apl_guard.cli.quiet import Quiet
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for report.html and grid.png.")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Take the shipped prefix instead of training one.")] = False,
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long making data and training may take.")] = 9.0,
-    people: Annotated[int | None, typer.Option(min=1, help="How many people to draw.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the pictures.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Use the shipped prefix instead of training one.")] = False,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time limit for making data and training.")] = 9.0,
+    people: Annotated[int | None, typer.Option(min=1, help="How many people to show.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Train a prefix on the shipped model, guard the model with it, measure, and write a report."""
+    """Train a prefix for the shipped model, measure it, and write a report with images."""
     from apl_guard.errors import ExtraMissing
     from apl_guard.trainer.demo import run_demo
     from apl_guard.trainer.train.checkpoint import only_run

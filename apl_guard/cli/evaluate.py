@@ -69,24 +69,27 @@ def evaluate(
         ),
     ] = None,
     images_per_person: Annotated[
-        int, typer.Option(min=1, help="Pictures of each person in each arm.", rich_help_panel=_WORLD)
+        int, typer.Option(min=1, help="Images of each person in each arm.", rich_help_panel=_WORLD)
     ] = 4,
-    seed: Annotated[int, typer.Option(help="Of prompts and pictures.", rich_help_panel=_WORLD)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and images.", rich_help_panel=_WORLD)] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.", rich_help_panel=_WORLD)] = 25,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.", rich_help_panel=_WORLD)] = 3.0,
     protocol: Annotated[
         Protocol | None,
-        typer.Option(help="Measure in the way of the paper's authors, in place of suites.", rich_help_panel=_OTHERS),
+        typer.Option(
+            help="Measure by the protocol of the paper's authors, in place of suites.", rich_help_panel=_OTHERS
+        ),
     ] = None,
     identities: Annotated[
         list[Path] | None,
         typer.Option(help="YAML file of people, as for training; each is a group.", rich_help_panel=_OTHERS),
     ] = None,
     references: Annotated[
-        Path | None, typer.Option(help="Folder with a folder of pictures of each person.", rich_help_panel=_OTHERS)
+        Path | None,
+        typer.Option(help="Folder with a folder of reference images for each person.", rich_help_panel=_OTHERS),
     ] = None,
     references_per_person: Annotated[
-        int, typer.Option(min=1, help="How many of them to take of each.", rich_help_panel=_OTHERS)
+        int, typer.Option(min=1, help="How many of these to use for each person.", rich_help_panel=_OTHERS)
     ] = 1,
     detector: Annotated[
         Path | None, typer.Option(help="Face detector: ONNX file of YuNet or SCRFD.", rich_help_panel=_OTHERS)
@@ -103,31 +106,31 @@ def evaluate(
             help="Text file of captions without names, for quality.", show_default="built in", rich_help_panel=_OTHERS
         ),
     ] = None,
-    people: Annotated[int | None, typer.Option(min=1, help="At most so many people in a suite or group.")] = None,
+    people: Annotated[int | None, typer.Option(min=1, help="At most this many people in a suite or group.")] = None,
     neutral: Annotated[Neutral, typer.Option(help="What the neutral prompt keeps.")] = Neutral.COARSE,
     format: Annotated[Format, typer.Option(help="How to print the figures.")] = Format.TABLE,
     report: Annotated[
-        Path | None, typer.Option(help="HTML file to write: pictures, tables, curves, versions and digests in one.")
+        Path | None, typer.Option(help="HTML file to write, with images, tables, curves, versions and digests.")
     ] = None,
     curves: Annotated[
         list[Path] | None,
         typer.Option(help="Curves to show in the report, as `minifaces scale` and `tradeoff` write them."),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="Folder where pictures are kept.", show_default="in the user's cache")
+        Path | None, typer.Option(help="Folder where images are kept.", show_default="in the user's cache")
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a prefix: leak, faces, attributes, scenes, and what becomes of other prompts.
+    """Measure a prefix: leak, faces, attributes, scenes, and what happens to other prompts.
 
-    On the reference world by suites: seen and unseen (people who are named), generic (prompts that name nobody),
-    inactivity (those prompts guarded against plain, beside a few steps less), gated (H_c: a policy that guards only
+    The reference world is measured by suites: seen and unseen (people who are named), generic (prompts that name
+    nobody), inactivity (how far those change, compared with fewer steps), gated (H_c, under a policy that guards only
     listed people), attacks (what black-box attacks bring back), personalised (people added after the prefix was
-    trained), transfer (models made of this one). The last two train models first, and keep them.
+    trained), transfer (derived models). The last two train models first, and keep them.
 
-    On any model that can be trained on, the reference world too, by the protocol of the paper's authors.
+    Any model that can be trained on is measured by the protocol of the paper's authors; the reference world can be.
 
-    Pictures are kept: a stopped run goes on when the same command is given again.
+    Images are kept: a stopped run continues when the same command is given again.
 
     Example: apl-guard eval --model minifaces --prefix minifaces --suite seen --people 20 --report report.html
 

@@ -28,12 +28,12 @@ def generate(
             "openai:URL, whose key is read from APL_GUARD_API_KEY."
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder for the pictures: 000.png, 001.png, …")],
+    output: Annotated[Path, typer.Option(help="Folder for the images: 000.png, 001.png, …")],
     policy: PolicyOption = "anonymize_faces",
     prefix: Annotated[
         str | None, typer.Option(help="Prefix folder or name.", show_default="the registered one that fits")
     ] = None,
-    seed: Annotated[int, typer.Option(min=-(1 << 63), max=(1 << 63) - 1, help="Seed of every picture.")] = 0,
+    seed: Annotated[int, typer.Option(min=-(1 << 63), max=(1 << 63) - 1, help="Seed of every image.")] = 0,
     audit: Annotated[Path | None, typer.Option(help="Folder for the records of decisions and outcomes.")] = None,
     audit_witness: Annotated[
         list[Path] | None,
@@ -55,7 +55,7 @@ def generate(
         str | None, typer.Option(help="Such as cpu or cuda.", show_default="a GPU if there is one")
     ] = None,
 ) -> None:
-    """Generate pictures under a policy, and print the decision for each prompt.
+    """Generate images under a policy, and print the decision for each prompt.
 
     Example: apl-guard generate --model minifaces --seed 1 --output out "a photo of a man" "a red car"
 

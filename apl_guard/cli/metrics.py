@@ -37,10 +37,12 @@ def write_dashboard(output: _Output = None) -> None:
 
 @app.command("serve")
 def serve_metrics(
-    port: Annotated[int, typer.Option(help="Where to listen; 0 takes a free port.")] = 9108,
-    address: Annotated[str, typer.Option(help="On which address; 0.0.0.0 is reachable from elsewhere.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 9108,
+    address: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is reachable from other machines.")
+    ] = "127.0.0.1",
 ) -> None:
-    """Serve what several processes count together in the folder of PROMETHEUS_MULTIPROC_DIR, until Ctrl-C.
+    """Serve the metrics that several processes count in the folder PROMETHEUS_MULTIPROC_DIR, until Ctrl-C.
 
     Example: PROMETHEUS_MULTIPROC_DIR=/run/apl-guard/metrics apl-guard metrics serve --port 9108
     """

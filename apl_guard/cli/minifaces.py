@@ -37,9 +37,9 @@ def build(
             "from the base model in the same folder, or else from the shipped one."
         ),
     ] = VariantName.base,
-    tiny: Annotated[bool, typer.Option("--tiny", help="Two steps of everything, to see that it runs.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Two steps of everything, to check that it runs.")] = False,
 ) -> None:
-    """Train a model of the reference world; a stopped build goes on where it stood.
+    """Train a model of the reference world; a stopped build continues.
 
     The base model takes hours on two CPU cores, a variant minutes. A GPU is used where there is one.
 
@@ -86,12 +86,14 @@ def card(
 def tradeoff(
     prefixes: Annotated[list[Path], typer.Argument(help="Folders of prefixes of the shipped model, each with a name.")],
     output: Annotated[Path, typer.Option(help="JSON to write.")] = Path("curves.json"),
-    images_per_person: Annotated[int, typer.Option(min=1, help="Pictures of each person with each prefix.")] = 2,
-    people: Annotated[int | None, typer.Option(min=1, help="At most so many seen and so many unseen people.")] = None,
+    images_per_person: Annotated[int, typer.Option(min=1, help="Images of each person with each prefix.")] = 2,
+    people: Annotated[
+        int | None, typer.Option(min=1, help="At most this many seen, and this many unseen people.")
+    ] = None,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
-    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and images.")] = 0,
 ) -> None:
-    """Measure leak against attributes kept, for prefixes trained with other settings: the curve in the report.
+    """Measure leak against attributes kept for several prefixes, as a curve for the report.
 
     Example: apl-guard minifaces tradeoff prefixes/coarse prefixes/attributes --output curves.json
     """
@@ -143,17 +145,19 @@ def scale(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Set an option of training. May be repeated.")
     ] = None,
-    images_per_person: Annotated[int, typer.Option(min=1, help="Pictures of each person with each prefix.")] = 2,
-    people: Annotated[int | None, typer.Option(min=1, help="At most so many seen and so many unseen people.")] = None,
+    images_per_person: Annotated[int, typer.Option(min=1, help="Images of each person with each prefix.")] = 2,
+    people: Annotated[
+        int | None, typer.Option(min=1, help="At most this many seen, and this many unseen people.")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the measurement.")] = 20,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
-    seed: Annotated[int, typer.Option(help="Of prompts and pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of prompts and images.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Train and measure prefixes with 20, 60 and 120 people, with 1 to 20 vectors, with other η, with other shares.
+    """Train and measure prefixes with other numbers of people and vectors, other η, other shares of people.
 
-    Twelve trainings and evaluations; a run that was stopped goes on when the same command is given again. What is done
-    is in curves.json and curves.png at any time, and `apl-guard eval --curves` shows it in a report.
+    Twelve trainings and evaluations; a stopped run continues when the same command is given again. curves.json and
+    curves.png hold what is done so far, and `apl-guard eval --curves` shows it in a report.
 
     Example: apl-guard minifaces scale --output scale --axis vectors
 
@@ -207,9 +211,9 @@ def scale(
 @app.command()
 def sheet(
     output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("minifaces.png"),
-    seed: Annotated[int, typer.Option(help="Another seed, other scenes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
 ) -> None:
-    """Draw a sheet of the people, their twins and the things of the reference world."""
+    """Draw a sheet of the people, their twins and the objects of the reference world."""
     from apl_guard.storage import check_place, write_file
     from apl_guard.trainer.minifaces.sheet import draw_sheet
     from apl_guard.trainer.report.pictures import png

@@ -11,8 +11,10 @@ from apl_guard.errors import InvalidInput
 
 __all__ = ["Since", "Until", "moment_of", "moments_of"]
 
-Since = Annotated[str | None, typer.Option(help="From here on: 2026-11-01, 2026-11-01T12:00Z, or 90m, 24h, 7d ago.")]
-Until = Annotated[str | None, typer.Option(help="Up to here, in the same forms.")]
+Since = Annotated[
+    str | None, typer.Option(help="From this time on: 2026-11-01, 2026-11-01T12:00Z, or 90m, 24h, 7d ago.")
+]
+Until = Annotated[str | None, typer.Option(help="Up to this time, in the same forms.")]
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 

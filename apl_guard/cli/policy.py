@@ -25,7 +25,7 @@ from apl_guard.policy.problems import did_you_mean
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Look at policies, check and compare them, and see what they would decide.",
+    help="Show, check and compare policies, and see what they would decide.",
     epilog="Begin with: apl-guard policy init mine.yaml; apl-guard policy test mine.yaml",
     no_args_is_help=True,
 )
@@ -149,7 +149,7 @@ def validate(
 
 @app.command("test", no_args_is_help=True)
 def run_tests(policy: PolicyName, as_json: AsJson = False) -> None:
-    """Run the tests that stand in a policy. Ends with 1 if one does not hold, or if there is none.
+    """Run the tests in a policy. Ends with 1 if one fails, or if there is none.
 
     Example: apl-guard policy test mine.yaml
     """
@@ -180,7 +180,7 @@ def schema() -> None:
 
 @app.command("init", no_args_is_help=True)
 def init(
-    file: Annotated[Path, typer.Argument(help="The file to write. It must not be there yet.")],
+    file: Annotated[Path, typer.Argument(help="The file to write. It must not exist yet.")],
     base: Annotated[
         str | None,
         typer.Option(
@@ -191,7 +191,7 @@ def init(
         ),
     ] = None,
 ) -> None:
-    """Write a policy to begin with.
+    """Write a policy to start from.
 
     Example: apl-guard policy init mine.yaml
     """

@@ -70,11 +70,11 @@ def read_text(path_or_name: str) -> Policy:
 def diff_policies(
     before: PolicyName,
     after: Annotated[
-        str, typer.Argument(help="The one to hold against it.", metavar="POLICY", autocompletion=complete_policy)
+        str, typer.Argument(help="The policy to compare it with.", metavar="POLICY", autocompletion=complete_policy)
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show in what two policies differ, field by field; rules, lists, patterns and tests go by their names.
+    """Show how two policies differ, field by field; rules, lists, patterns and tests are matched by name.
 
     Ends with 1 if they differ.
 
@@ -104,15 +104,17 @@ def explain_prompt(
     negative: Annotated[str | None, typer.Option(help="A negative prompt.")] = None,
     channel: Annotated[
         list[Channel] | None,
-        typer.Option(help="A channel that the request uses, too, such as latents.", metavar="CHANNEL"),
+        typer.Option(help="Another channel that the request uses, such as latents.", metavar="CHANNEL"),
     ] = None,
-    tenant: Annotated[str | None, typer.Option(help="For whom the call is made.")] = None,
-    route: Annotated[str | None, typer.Option(help="On which way it comes in.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="The tenant of the call.")] = None,
+    route: Annotated[str | None, typer.Option(help="The route of the call.")] = None,
     model: Annotated[str, typer.Option(help="The backend.")] = "diffusers:StableDiffusionPipeline",
-    text_only: Annotated[bool, typer.Option("--text-only", help="A backend that no prefix can reach.")] = False,
+    text_only: Annotated[
+        bool, typer.Option("--text-only", help="The backend takes text only, so no prefix can reach it.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say rule by rule why a policy decides as it does about a request. Nothing is generated or recorded.
+    """Explain, rule by rule, what a policy decides about a request. Nothing is generated or recorded.
 
     Example: apl-guard policy explain anonymize_faces "a photo of Mara Voss" --channel latents
     """

@@ -23,7 +23,7 @@ __all__ = ["app"]
 _MAX_KEY_BYTES = 10_000
 
 app = typer.Typer(
-    help="Register prefixes, look at them, sign and share them, exchange them with other programs.",
+    help="Register, show, sign and share prefixes, and exchange them with other programs.",
     epilog="A registry is a folder, a URL such as s3://bucket/prefixes, or owner/name on the Hugging Face hub. "
     "docs/registry.md describes it.",
     no_args_is_help=True,
@@ -32,7 +32,7 @@ app = typer.Typer(
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Signers = Annotated[
     list[Path] | None,
-    typer.Option("--signer", help="A public key in PEM, one of which must have signed. Can be repeated."),
+    typer.Option("--signer", help="A public key in PEM; one of those given must have signed. May be repeated."),
 ]
 
 
@@ -41,7 +41,7 @@ def register(
     folder: Annotated[Path, typer.Argument(help="The prefix folder that `apl-guard train` wrote.")],
     name: Annotated[str | None, typer.Option(help="What to call it.", show_default="its own name")] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Make it the next version of another prefix of this name.")
+        bool, typer.Option("--replace", help="Register it as the next version of a different prefix of this name.")
     ] = False,
     registry: Registry = None,
 ) -> None:
@@ -84,7 +84,7 @@ def show(
     registry: Registry = None,
     as_json: _Json = False,
 ) -> None:
-    """Show what is known about a prefix.
+    """Show what a prefix says about itself.
 
     Example: apl-guard prefix show minifaces
     """
@@ -119,7 +119,7 @@ def verify(
     signer: _Signers = None,
     registry: Registry = None,
 ) -> None:
-    """Read a prefix again and check all of it: file, version, list of revoked ones, signature.
+    """Check a prefix completely: file, version, revocations, signature.
 
     Exit codes: 0 all of it holds, 2 damaged or not there, 4 revoked, rolled back, unsigned or wrongly signed.
     Without --signer a signature is not looked at, and the line says so.
@@ -138,7 +138,7 @@ def sign(
     name: Annotated[str, typer.Argument(help="A name in the registry.")],
     key: Annotated[Path, typer.Option(help="The private key, in PEM, on an elliptic curve.")],
     password: Annotated[
-        str | None, typer.Option(help="Of the key.", envvar="APL_GUARD_KEY_PASSWORD", show_default="none")
+        str | None, typer.Option(help="Password of the key.", envvar="APL_GUARD_KEY_PASSWORD", show_default="none")
     ] = None,
     registry: Registry = None,
 ) -> None:
@@ -161,10 +161,10 @@ def sign(
 @app.command(no_args_is_help=True)
 def revoke(
     prefix: Annotated[str, typer.Argument(help="A name in the registry, or a digest of 64 hexadecimal digits.")],
-    reason: Annotated[str, typer.Option(help="For those who will ask.")],
+    reason: Annotated[str, typer.Option(help="Why, for those who will ask.")],
     registry: Registry = None,
 ) -> None:
-    """Put a prefix on the list of those that no guard must use any more. There is no way back.
+    """Revoke a prefix, so that no guard uses it any more. This cannot be undone.
 
     A guard that uses this registry refuses it before the next image; one that uses a copy, at its next look. Of a
     registry behind a URL, this needs the right to write there.
@@ -184,7 +184,7 @@ def revoke(
 @app.command(no_args_is_help=True)
 def pull(
     source: Annotated[str, typer.Argument(help="A registry: a folder, a URL, or owner/name on the hub.")],
-    name: Annotated[str, typer.Argument(help="Which prefix.")],
+    name: Annotated[str, typer.Argument(help="Name of the prefix.")],
     signer: _Signers = None,
     registry: Registry = None,
 ) -> None:

@@ -27,7 +27,7 @@ Registry = Annotated[
 _Keys = Annotated[
     list[str] | None,
     typer.Option(
-        "--key", help="SLOT=KEY, the key of a slot's tensor in the file. Can be repeated.", show_default="auto"
+        "--key", help="SLOT=KEY, the key of a slot's tensor in the file. May be repeated.", show_default="auto"
     ),
 ]
 
@@ -70,7 +70,7 @@ def import_embedding(
     name: Annotated[str | None, typer.Option(help="What to call it.", show_default="the output folder")] = None,
     key: _Keys = None,
 ) -> None:
-    """Make a prefix of an embedding: an export, a textual inversion, or the file of the paper's authors.
+    """Make a prefix from an embedding: an export, a textual inversion, or the file of the paper's authors.
 
     A file in torch's pickle format is converted by another process of limited time and memory, which accepts tensors
     and nothing else; it is never unpickled in this one.

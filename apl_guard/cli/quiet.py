@@ -19,4 +19,4 @@ def _silence_libraries(wanted: bool) -> bool:
     return wanted
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", help="Draw no progress bars.", callback=_silence_libraries)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.", callback=_silence_libraries)]

@@ -29,7 +29,9 @@ class TrainCommand(typer.core.TyperCommand):
 def train(
     model: Annotated[
         str,
-        typer.Option(help="Model folder (Stable Diffusion, SDXL, SD3, Flux.1), hub id, or 'minifaces', shipped."),
+        typer.Option(
+            help="Model folder (Stable Diffusion, SDXL, SD3, Flux.1), hub id, or 'minifaces' for the shipped model."
+        ),
     ],
     output: Annotated[Path, typer.Option(help="The prefix folder to write.")],
     identities: Annotated[
@@ -41,26 +43,28 @@ def train(
     ] = None,
     neutral: Annotated[
         Neutral | None,
-        typer.Option(help="What stands for a name in the target: the sex alone, or all attributes (default: coarse)."),
+        typer.Option(
+            help="What replaces a name in the target prompt: only the sex, or all attributes (default: coarse)."
+        ),
     ] = None,
     adversarial: Annotated[
         bool,
         typer.Option(
             "--adversarial",
-            help="Attack half of the named prompts in each step, and learn to withstand it: --set adversarial=4.",
+            help="Adversarial training, as --set adversarial=4: attack half of the named prompts in each step.",
         ),
     ] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Set an option, as in --set lr=1e-2. May be repeated.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Throw an unfinished run in the output folder away.")
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print what would be done, and how long it takes.")
     ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard an unfinished run in the output folder.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Learn a prefix for a model. A run that was stopped goes on when the same command is given again.
+    """Train a prefix for a model. A stopped run continues when the same command is given again.
 
     Example: apl-guard train --model minifaces --output prefixes/mine --set n_vectors=5
     """
