@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from apl_guard.audit import disk
-from apl_guard.audit.checkpoint import Checkpoint, Identity, key_file, timestamp_of
+from apl_guard.audit.checkpoint import Checkpoint, Identity, key_file, log_file, timestamp_of
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.seal_key import KEY_BYTES, KeyState, SealKey, key_root, public_keys
 from apl_guard.audit.witness import CHECKPOINTS, Witness
@@ -76,6 +76,7 @@ class CheckpointLog:
                 `export` makes up for it.
             AuditUnavailable: The checkpoints or keys do not fit together.
         """
+        self._check_is_the_same()
         self.refresh()
         if writer in self.closed:
             return None
@@ -108,8 +109,10 @@ class CheckpointLog:
             OSError: One cannot be written.
             AuditUnavailable: One holds something else.
         """
+        last = self._last
+        announced = 1 if last is None else last.generation + 1 + (last.next is not None)
         for witness in self._witnesses:
-            witness.update()
+            witness.update(announced)
 
     def refresh(self) -> None:
         """Read what other processes have added.
@@ -155,6 +158,17 @@ class CheckpointLog:
         }
         write_file(self._folder / _SUMMARY, json.dumps(fields).encode())
         self._summarised = self._history.size
+
+    def _check_is_the_same(self) -> None:
+        """Refuse to seal where somebody removed the log meanwhile and began another: its key is at hand now.
+
+        Raises:
+            OSError: The identity is not there.
+            AuditUnavailable: It is that of another log.
+        """
+        path = self._folder / log_file()
+        if path.read_bytes() != self._identity.to_json():
+            raise AuditUnavailable(f"{path}: is no longer that of log {self._identity.log}; start the service anew")
 
     def _lines(self) -> Iterator[tuple[bytes, int]]:
         """New lines, each with the offset of its end."""
@@ -222,7 +236,7 @@ class CheckpointLog:
             key = key.following(int(time.time()))
             self._key.write(key)
             states.append(key)
-        if len(states) > 1 or len(self._key.read()) > 1:
+        if len(states) > 1 or len(self._key.read()) > 1 or self._key.is_unsure:
             self._key.keep_only(key)
         return key
 

@@ -28,6 +28,7 @@ __all__ = [
     "check_owner",
     "create_private",
     "destroy",
+    "is_locked",
     "lock",
     "read_private",
     "sync",
@@ -228,6 +229,15 @@ def try_lock(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_locked(handle: int) -> bool:
+    """Whether somebody holds the lock on an open file. Others who ask at the same moment do not count."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def network_file_system(path: Path, mounts: str | None = None) -> str | None:

@@ -91,9 +91,15 @@ class DurableLog:
             raise
         core.writer.append(event, fields, decision=decision, opens=opens, closes=closes)
 
-    def refuse(self, event: str, decision: str) -> None:
-        """Say in the next record that this one is missing, and that none of this decision follows."""
-        self._core.writer.refuse(event, decision, closes=True)
+    def refuse(self, event: str, decision: str | None, *, closes: bool = True) -> None:
+        """Say in the next record that this one is missing.
+
+        Args:
+            event: What happened.
+            decision: The decision that it is about.
+            closes: Whether no other record of this decision follows.
+        """
+        self._core.writer.refuse(event, decision, closes=closes)
 
     def seal(self) -> None:
         """Make a checkpoint now.

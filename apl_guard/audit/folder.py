@@ -55,11 +55,41 @@ def open_or_create(folder: Path, keys: Path, epochs: int) -> Identity:
         raise AuditUnavailable(f"{path} is missing, but there are records; put it back from a witness")
     segments.mkdir(exist_ok=True)
     keys.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (keys / seal_key.FILE_NAME).unlink(missing_ok=True)  # of a start that did not come this far
+    public = _make_seal_key(folder, keys / seal_key.FILE_NAME, epochs)
     disk.create_private(keys / DIGEST_KEY, secrets.token_bytes(seal_key.KEY_BYTES))
-    public = seal_key.SealKey.create(keys / seal_key.FILE_NAME, int(time()), epochs)
-    write_file(folder / key_file(0), b"".join(public))
     identity = Identity(secrets.token_hex(16), seal_key.key_root(public).hex(), epochs)
     write_file(path, identity.to_json())
     sync_folder(folder)
     return identity
+
+
+def _make_seal_key(folder: Path, path: Path, epochs: int) -> list[bytes]:
+    """Make the signing key of a new log; the public key of each epoch of its first generation.
+
+    These are written first, so that a key which was left by a start that failed is told from that of another log.
+
+    Raises:
+        AuditUnavailable: There is the key of another log, which could not be verified any more without it.
+        OSError: It cannot be made.
+    """
+    key, public = seal_key.SealKey(path), folder / key_file(0)
+    if path.exists():
+        (*_, state) = key.read()
+        known = public.read_bytes() if public.exists() else b""
+        if (state.generation, state.epoch) != (0, 0) or not known.startswith(state.public_key):
+            raise _of_another_log(path)
+        disk.destroy(path)
+    state = seal_key.KeyState(0, 0, int(time()), os.urandom(seal_key.KEY_BYTES))
+    keys = seal_key.public_keys(state.seed, epochs)
+    write_file(public, b"".join(keys))
+    key.create(state)
+    if key.read() != [state]:  # two logs are begun at the same moment
+        raise _of_another_log(path)
+    return keys
+
+
+def _of_another_log(path: Path) -> AuditUnavailable:
+    return AuditUnavailable(
+        f"{path}: is the signing key of another log, which stays as it is; give each log a folder of keys of its "
+        "own, or remove this one where its log is gone"
+    )

@@ -44,7 +44,8 @@ class AuditLog:
             `apl_guard.audit`.
         witness: Folders, best on another machine, that receive the checkpoints. The log is held against them.
         keys: Folder of the log's keys. None stands for `keys` in its folder.
-        logger: A structlog logger that receives each record too, after it is on disk.
+        logger: A structlog logger that receives each record too: a decision after it is on disk, all others before,
+            for what it does not take counts as not written.
         capture: `digests` keeps keyed digests of prompts. `encrypted` also keeps their text, encrypted for the
             subject that `guard.context(subject=…)` names, until `apl-guard audit erase` destroys its key.
         options: How often the log is sealed.
@@ -217,16 +218,34 @@ class AuditLog:
         except OSError as error:
             raise unavailable(error, self._durable.keys) from error
 
-    def _write(self, event: str, fields: Mapping[str, Any], *, decision: str | None, **place: bool) -> None:
+    def _write(
+        self,
+        event: str,
+        fields: Mapping[str, Any],
+        *,
+        decision: str | None,
+        opens: bool = False,
+        closes: bool = False,
+    ) -> None:
+        # The logger may raise, and then there is no image. What is on disk by then must not say that there was one.
+        if not opens:
+            self._tell(event, fields, unless=(event, decision, closes))
         if self._durable is not None:
-            self._durable.append(event, fields, decision=decision, **place)
-        if self._durable is None or self._logger is not None:
-            try:
-                self._platform_logger().info(event, **fields)
-            except Exception as error:
-                if self._durable is not None and decision is not None and place.get("opens"):
-                    self._durable.refuse("guard.outcome", decision)  # the call ends here
-                raise unavailable(error, "audit") from error
+            self._durable.append(event, fields, decision=decision, opens=opens, closes=closes)
+        if opens:
+            self._tell(event, fields, unless=("guard.outcome", decision, True))  # the call ends here
+
+    def _tell(self, event: str, fields: Mapping[str, Any], unless: tuple[str, str | None, bool]) -> None:
+        """Send a record to the platform. Where that fails, the log says what is not written."""
+        if self._durable is not None and self._logger is None:
+            return
+        try:
+            self._platform_logger().info(event, **fields)
+        except Exception as error:
+            if self._durable is not None:
+                missing, decision, closes = unless
+                self._durable.refuse(missing, decision, closes=closes)
+            raise unavailable(error, "audit") from error
 
     def _platform_logger(self) -> Any:
         if self._logger is not None:

@@ -86,7 +86,7 @@ def is_alive(folder: Path, writer: str, numbers: list[int]) -> bool:
     """
     handle = os.open(folder / segment_name(writer, numbers[0]), os.O_RDONLY)
     try:
-        return not disk.try_lock(handle)
+        return disk.is_locked(handle)
     finally:
         os.close(handle)
 

@@ -65,20 +65,16 @@ class SealKey:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.is_unsure = False
+        """Whether a seed was overwritten, and the disk did not say that it is gone."""
 
-    @staticmethod
-    def create(path: Path, now: int, epochs: int = EPOCHS) -> list[bytes]:
-        """Make the first generation.
-
-        Returns:
-            The public key of each epoch.
+    def create(self, state: KeyState) -> None:
+        """Make the file. One that exists stays as it is.
 
         Raises:
-            OSError: The file cannot be made.
+            OSError: It cannot be made.
         """
-        state = KeyState(0, 0, now, os.urandom(KEY_BYTES))
-        disk.create_private(path, _pack(state) + bytes(_SLOT))
-        return public_keys(state.seed, epochs)
+        disk.create_private(self._path, _pack(state) + bytes(_SLOT))
 
     def read(self) -> list[KeyState]:
         """The states on disk, the older first: one, or two in the middle of a change.
@@ -121,8 +117,10 @@ class SealKey:
                 _write_slot(handle, target, _pack(state))
             else:
                 target = slots.index(state)
-            if wipe and slots[1 - target] is not None:
+            if wipe and (slots[1 - target] is not None or self.is_unsure):
+                self.is_unsure = True
                 _write_slot(handle, 1 - target, bytes(_SLOT))
+                self.is_unsure = False
         finally:
             os.close(handle)
 

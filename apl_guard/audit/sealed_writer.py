@@ -209,6 +209,8 @@ class SealedWriter:
                     self._checkpoints.add(self.writer.id, self.writer.durable, closed=closed)
                 except BaseException:
                     self._unsealed_since = monotonic() if since is None else since
+                    self._has_some = True  # the thread tries again, also where no record comes
+                    self._bell.put(None)
                     raise
         except Exception as error:  # whatever it is: the thread must go on trying, and the guard say why it stops
             own = str(error) if isinstance(error, AplGuardError) else type(error).__name__

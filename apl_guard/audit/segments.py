@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any, BinaryIO
 
 from apl_guard.audit import disk
@@ -17,6 +19,9 @@ __all__ = ["SEGMENT_BYTES", "Rest", "Segments", "describe_rest", "segment_name"]
 
 SEGMENT_BYTES = 64 << 20
 _CHUNK = 1 << 20
+_LOOKS = 100
+_LOOK_AGAIN_SECONDS = 0.01
+"""Who only asks whether a writer lives holds its lock for a moment."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Segments:
         """Of the one that is open."""
         self._alive: int | None = None
         self._suspect: set[int] = set()
+        self._is_removed = False
 
     @property
     def is_open(self) -> bool:
@@ -89,14 +95,14 @@ class Segments:
         Raises:
             OSError: It is not on disk; the number is used up.
         """
+        self._check_are_there()
         number = self.next_number
         path = self._folder / segment_name(self._writer, number)
         self.next_number += 1
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         handle = os.open(path, flags, 0o640)
         try:
-            if not disk.try_lock(handle):
-                raise OSError(11, "somebody else holds the lock of a new file")
+            _lock_new(handle)
             disk.write_all(handle, content)
             disk.sync(handle)
             sync_folder(self._folder)
@@ -119,6 +125,7 @@ class Segments:
         assert self._handle is not None
         disk.write_all(self._handle, content)
         disk.sync(self._handle)
+        self._check_are_there()
 
     def end(self) -> None:
         """Append no more to the open segment."""
@@ -147,3 +154,23 @@ class Segments:
             with contextlib.suppress(OSError):
                 os.close(handle)  # type: ignore[arg-type]
         self._handle = self._alive = None
+
+    def _check_are_there(self) -> None:
+        """Refuse to go on where the log was removed: what is written into an open file is then gone with it.
+
+        Raises:
+            OSError: It was removed. A log that somebody began in its place since is another one.
+        """
+        for handle in {self._handle, self._alive} - {None}:
+            self._is_removed = self._is_removed or os.fstat(handle).st_nlink == 0  # type: ignore[arg-type]
+        if self._is_removed:
+            raise FileNotFoundError(errno.ENOENT, "a segment was removed while the log was in use")
+
+
+def _lock_new(handle: int) -> None:
+    """Take the lock on a new file."""
+    for _ in range(_LOOKS):
+        if disk.try_lock(handle):
+            return
+        sleep(_LOOK_AGAIN_SECONDS)
+    raise OSError(errno.EAGAIN, "somebody else holds the lock of a new file")

@@ -107,7 +107,7 @@ class SubjectKeys:
         """Destroy the key of a subject; see `disk.destroy` for what that reaches.
 
         Returns:
-            The id of the key; None where there is none.
+            The id of the key, `unknown` where it cannot be read any more; None where there is no key.
 
         Raises:
             OSError: It cannot be destroyed.
@@ -115,7 +115,7 @@ class SubjectKeys:
         path = self._path(name)
         if not path.exists():
             return None
-        found = None
+        found = "unknown"
         with contextlib.suppress(AuditUnavailable):  # damaged, but its bytes go all the same
             found = self._read(path).id
         disk.destroy(path)

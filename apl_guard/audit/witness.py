@@ -36,14 +36,17 @@ class Witness:
         self._matched = 0  # the first bytes, of which it is known that they are the same on both sides
         self._generations = 0
 
-    def update(self) -> None:
+    def update(self, generations: int) -> None:
         """Bring the copy up to date.
+
+        Args:
+            generations: How many generations of keys are announced. What is prepared may be made anew before it is.
 
         Raises:
             OSError: It cannot be written.
             AuditUnavailable: It is not the beginning of the original.
         """
-        self._copy_public()
+        self._copy_public(generations)
         source, target = self._log / CHECKPOINTS, self.folder / CHECKPOINTS
         there = target.stat().st_size if target.exists() else 0
         if there < self._matched:
@@ -72,13 +75,13 @@ class Witness:
             at += len(theirs)
         self._matched = end
 
-    def _copy_public(self) -> None:
+    def _copy_public(self, generations: int) -> None:
         """The identity and the public keys, so that the copy can be checked on its own."""
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / log_file()).exists():
             _place(self.folder / log_file(), self._identity.to_json())
-        while (source := self._log / key_file(self._generations)).exists():
+        while self._generations < generations and (source := self._log / key_file(self._generations)).exists():
             target = self.folder / key_file(self._generations)
             if not target.exists() or target.stat().st_size != source.stat().st_size:
                 _place(target, source.read_bytes())

@@ -38,6 +38,8 @@ class _State:
     """Bytes of the segment that count."""
     has_ended: bool = False
     """Whether the last record is on disk."""
+    batch: list[_Entry] | None = None
+    """Those whose records came last."""
 
 
 @dataclass(eq=False)
@@ -193,14 +195,13 @@ class Writer:
             with self._lock:
                 self._batch, self._waiting = self._waiting, []
             self._commit(self._batch)
-            for entry in self._batch:
-                entry.is_written = True
         except BaseException as error:
+            if self._state.batch is self._batch:
+                raise  # behind the sync: what is on disk must not stand in a gap, too
             self._segments.give_up(self._state.segment)
-            unwritten = [entry for entry in self._batch if not entry.is_written]
-            for entry in unwritten:
+            for entry in self._batch:
                 entry.error = error
-            self._refuse(unwritten)
+            self._refuse(self._batch)
             if not isinstance(error, Exception):
                 raise
         self._pass_lead()
@@ -215,8 +216,11 @@ class Writer:
 
     def _pass_lead(self) -> None:
         """Let go of those who were written for, and wake the first who came meanwhile. Done again if interrupted."""
-        if written := sum(entry.is_written for entry in self._batch):
-            self._on_commit(written)
+        if self._state.batch is self._batch:
+            for entry in self._batch:
+                entry.is_written = True
+            _follow(self._open, self._batch)
+            self._on_commit(len(self._batch))
         for entry in self._batch:
             with contextlib.suppress(RuntimeError):  # it is already let go
                 entry.done.release()
@@ -249,6 +253,7 @@ class Writer:
         bodies = [entry.body or self._last_body(batch) for entry in batch]
         with self._lock:
             refused, refused_count = list(self._refused), self._refused_count
+        named = len(refused)
         if refused:
             bodies.insert(0, encode_body("audit.gap", {"refused": refused_count, "records": refused}))
         if is_new:
@@ -263,15 +268,14 @@ class Writer:
         has_ended = any(entry.event == _CLOSE for entry in batch)
         content = b"\n".join(lines)
         if is_new:
-            self._state = _State(tree, last, self._segments.begin(content), len(content), has_ended)
+            self._state = _State(tree, last, self._segments.begin(content), len(content), has_ended, batch)
         else:
             self._segments.append(content)
-            self._state = _State(tree, last, state.segment, state.length + len(content), has_ended)
+            self._state = _State(tree, last, state.segment, state.length + len(content), has_ended, batch)
         if refused:
-            with self._lock:
-                del self._refused[: len(refused)]
+            with self._lock:  # nothing is called in here, so that no interruption leaves a gap to be told twice
+                del self._refused[:named]
                 self._refused_count -= refused_count
-        _follow(self._open, batch)
 
     def _last_body(self, batch: Iterable[_Entry]) -> bytes:
         """The record that ends the row: what is open behind the records before it."""

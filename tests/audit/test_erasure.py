@@ -6,6 +6,7 @@ import json
 
 import instant
 import pytest
+from logs import records
 
 from apl_guard import AuditUnavailable, Guard, InvalidInput
 from apl_guard.audit import AuditLog
@@ -96,6 +97,22 @@ def test_text_is_encrypted_and_can_be_read_until_it_is_erased(log):
     assert content.count('"event":"audit.access"') == 5
     with pytest.raises(InvalidInput, match="nothing to erase"):
         erase(log, subject="account-7", witnesses=[witness])
+
+
+def test_a_key_that_cannot_be_read_is_destroyed_and_that_is_recorded(log):
+    """Put back with other rights, or damaged: what can be read of it must go, and nobody is told that it was none."""
+    log, witness = log
+    first, second, *_ = sorted((log / "keys" / "subjects").iterdir())
+    first.chmod(0o644)
+    second.write_bytes(b"{" + second.read_bytes())
+    ids = {r["subject"]: r["decision_id"] for r in decisions(log)}
+
+    for path in (first, second):
+        assert erase(log, decision_id=ids[path.stem], witnesses=[witness]) == ["unknown"]
+        assert not path.exists()
+
+    recorded = [r["subject"] for r in records(log) if r["event"] == "audit.erasure"]
+    assert recorded == [first.stem, second.stem]
 
 
 def test_erasure_by_decision(log):

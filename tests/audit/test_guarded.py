@@ -163,7 +163,7 @@ def blocked_without(found, without):
 
 
 def test_the_records_flow_through_the_platforms_logger_too(prefix, folders):
-    """With its processors, after they are on disk."""
+    """With its processors."""
     import structlog
     from structlog.testing import LogCapture
 
@@ -197,6 +197,34 @@ def test_a_platforms_logger_that_fails_leaves_no_decision_open(prefix, folders):
     (gap,) = [r for r in records(log) if r["event"] == "audit.gap"]
     assert gap["records"] == [["guard.outcome", decision["decision_id"]]]
     assert [r["open"] for r in records(log) if r["event"] == "audit.close"] == [[]]
+
+
+@pytest.mark.parametrize(("arguments", "event"), [(("a cat",), "outcome"), ((7,), "refusal")])
+def test_a_platforms_logger_that_fails_as_a_call_ends_leaves_no_image_on_record(prefix, folders, arguments, event):
+    """No image was released, so the log and its statistics say so, as the metrics do; the next call is recorded."""
+    log, witness = folders
+    failed: list[str] = []
+
+    class Broken:
+        def info(self, event, **_):
+            if not failed and event in ("guard.outcome", "guard.refusal"):
+                failed.append(event)
+                raise ValueError("a processor of the platform")
+
+    registry = CollectorRegistry()
+    with AuditLog(log, witness=witness, logger=Broken()) as audit:
+        guard = Guard(instant.Pipe(), prefix=prefix, audit=audit, metrics_registry=registry)
+        with pytest.raises(AuditUnavailable):
+            guard(*arguments)
+        guard("a cat")
+
+    found = records(log)
+    (gap,) = [r for r in found if r["event"] == "audit.gap"]
+    assert [event for event, _ in gap["records"]] == [f"guard.{event}"]
+    assert [(r["event"], r["result"]) for r in found if "result" in r] == [("guard.outcome", "passed")]
+    assert counted(registry) == {"passed": 1, "failed": 1}
+    answer = CliRunner().invoke(app, ["audit", "stats", str(log), "--json"])
+    assert json.loads(answer.stdout)["results"] == {"passed": 1, "failed": 1}
 
 
 def test_no_number_of_unknown_arguments_makes_a_call_vanish_from_the_log(prefix, folders):

@@ -124,7 +124,10 @@ def test_an_interruption_anywhere_in_the_code_loses_nothing(folders, monkeypatch
     assert in_time(durable.close)
 
     found = [record["decision_id"] for record in records(log) if record["event"] == "guard.decision"]
+    refused = [id for record in records(log) if record["event"] == "audit.gap" for _, id in record["records"]]
     assert len(set(found)) == len(found)
+    assert len(set(refused)) == len(refused)
+    assert sorted(set(found) & set(refused)) == []
     assert sorted(set(promised) - set(found)) == []
     assert sum(name.startswith("after") for name in promised) == at
     report = verify_log(log, [witness])

@@ -1,0 +1,109 @@
+"""What officers and scripts do to a log in good faith: they remove it, look at it, and copy it while it is in use."""
+
+import fcntl
+import shutil
+import time
+
+import pytest
+from logs import call, make_log, records, wait_for
+
+from apl_guard import AuditUnavailable
+from apl_guard.audit import disk
+from apl_guard.audit.durable import DurableLog, LogOptions
+from apl_guard.audit.recover import is_alive, writers_in
+from apl_guard.audit.verify import Verdict, verify_log
+
+
+class TestRemovedWhileInUse:
+    """What is written into a file that was removed is gone with it, however well the disk takes it."""
+
+    def test_there_is_no_image_from_then_on(self, folders):
+        """Rather than a minute of calls that nobody will ever read."""
+        log, witness = folders
+        durable = DurableLog(log, [witness])
+        call(durable, 0)
+        shutil.rmtree(log)
+
+        for number in (1, 2):
+            with pytest.raises(AuditUnavailable, match="a segment was removed while the log was in use"):
+                call(durable, number)
+
+    @pytest.mark.parametrize("segment_bytes", [1, 1 << 20], ids=["each record in a file of its own", "one file"])
+    def test_a_log_that_was_begun_in_its_place_stays_clean(self, folders, segment_bytes):
+        """The process that wrote to the old one writes nothing into it, not even as it ends."""
+        log, witness = folders
+        old = DurableLog(log, [witness], options=LogOptions(segment_bytes=segment_bytes))
+        call(old, 0)
+        shutil.rmtree(log)
+        with DurableLog(log, [witness]) as new:
+            call(new, 1)
+            with pytest.raises(AuditUnavailable):
+                call(old, 2)
+            old.close()
+            call(new, 3)
+
+        assert len(writers_in(log / "segments")) == 1
+        assert [r["decision_id"][-1] for r in records(log) if r["event"] == "guard.outcome"] == ["1", "3"]
+        assert verify_log(log, [witness]).verdict is Verdict.VALID
+
+
+class TestLookedAtWhileInUse:
+    """Who verifies asks whether a writer lives. That must not look like a writer, nor be in the way of one."""
+
+    def test_two_who_verify_do_not_take_each_other_for_the_writer(self, folders):
+        """Nor does the next process, which records and closes what a dead one left."""
+        log, witness = folders
+        dead = DurableLog(log, [witness])
+        call(dead, 0)
+        dead.leave()  # as if its process had died
+        ((writer, numbers),) = writers_in(log / "segments").items()
+        with (log / "segments" / f"{writer}.000000.jsonl").open("rb") as looking:
+            assert not disk.is_locked(looking.fileno())  # and holds it while it looks
+
+            assert not is_alive(log / "segments", writer, numbers)
+            DurableLog(log, [witness]).close()
+
+        assert [r["dead_writer"] for r in records(log) if r["event"] == "audit.recovery"] == [writer]
+
+    def test_a_log_is_opened_while_somebody_looks_at_its_first_segment(self, folders, monkeypatch):
+        """It is waited for, since it takes but a moment."""
+        log, witness = folders
+        try_lock, looking = disk.try_lock, []
+
+        def look(handle):
+            if not looking:
+                (segment,) = (log / "segments").iterdir()
+                looking.append(segment.open("rb"))
+                fcntl.flock(looking[0], fcntl.LOCK_SH)
+            else:
+                looking[0].close()
+            return try_lock(handle)
+
+        monkeypatch.setattr("apl_guard.audit.segments.disk.try_lock", look)
+        monkeypatch.setattr("apl_guard.audit.disk._wait_for", lambda handle: fcntl.flock(handle, fcntl.LOCK_EX))
+        with DurableLog(log, [witness]) as durable:
+            call(durable, 0)
+
+        assert looking[0].closed
+        assert verify_log(log, [witness]).verdict is Verdict.VALID
+
+
+def test_a_seal_that_fails_while_nobody_calls_is_made_up_for(folders):
+    """Rather than after the next record, which the guard refuses until there is a checkpoint."""
+    log, witness = folders
+    make_log(log, witness, calls=1, writers=1)
+    options = LogOptions(max_exposure_seconds=0.3, checkpoint_seconds=0.05)
+    with DurableLog(log, [witness], options=options) as durable:
+        call(durable, 0)
+        assert wait_for(lambda: not durable._core._has_some)
+        time.sleep(0.3)
+        gone = witness.rename(witness.with_name("gone"))
+        witness.write_text("nothing that a checkpoint goes to")
+        with pytest.raises(AuditUnavailable, match="no checkpoint"):
+            durable.seal()
+        witness.unlink()
+        gone.rename(witness)
+        assert wait_for(lambda: durable._core._unsealed_since is None)
+        call(durable, 1)
+
+    assert verify_log(log, [witness]).verdict is Verdict.VALID
