@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from apl_guard.cli.quiet import Quiet
+from apl_guard.cli.seed import seed_option
 
 
 class Searches(StrEnum):
@@ -40,7 +41,7 @@ def attack(
             help="Share of strangers' images that the output check may withhold: sets its threshold.",
         ),
     ] = 0.01,
-    seed: Annotated[int, typer.Option(min=-(2**62), max=2**62, help="Seed of searches and images.")] = 0,
+    seed: Annotated[int, seed_option("Seed of searches and images.")] = 0,
     fast: Annotated[bool, typer.Option("--fast", help="Compute in bfloat16 if the hardware can.")] = False,
     quiet: Quiet = False,
 ) -> None:

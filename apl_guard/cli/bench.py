@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from apl_guard.cli.quiet import Quiet
+from apl_guard.cli.seed import seed_option
 
 
 def bench(
@@ -32,7 +33,7 @@ def bench(
     ] = None,
     images_per_person: Annotated[int, typer.Option(min=1, help="Images of each person with each method.")] = 2,
     people: Annotated[int, typer.Option(min=1, help="At most this many listed, and this many other people.")] = 60,
-    seed: Annotated[int, typer.Option(min=-(2**62), max=2**62, help="Seed of prompts, images and training.")] = 0,
+    seed: Annotated[int, seed_option("Seed of prompts, images and training.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
     quiet: Quiet = False,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from apl_guard.cli.quiet import Quiet
+from apl_guard.cli.seed import seed_option
 
 
 def demo(
@@ -15,7 +16,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="Use the shipped prefix instead of training one.")] = False,
     minutes: Annotated[float, typer.Option(min=0.1, help="Time limit for making data and training.")] = 9.0,
     people: Annotated[int | None, typer.Option(min=1, help="How many people to show.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the images.")] = 0,
+    seed: Annotated[int, seed_option("Seed of the images.")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train a prefix for the shipped model, measure it, and write a report with images."""

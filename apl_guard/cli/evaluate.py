@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apl_guard.cli.quiet import Quiet
+from apl_guard.cli.seed import seed_option
 
 if TYPE_CHECKING:
     from apl_guard.trainer.evaluate.result import EvalResult
@@ -71,7 +72,7 @@ def evaluate(
     images_per_person: Annotated[
         int, typer.Option(min=1, help="Images of each person in each arm.", rich_help_panel=_WORLD)
     ] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of prompts and images.", rich_help_panel=_WORLD)] = 0,
+    seed: Annotated[int, seed_option("Seed of prompts and images.", rich_help_panel=_WORLD)] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.", rich_help_panel=_WORLD)] = 25,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.", rich_help_panel=_WORLD)] = 3.0,
     protocol: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apl_guard.cli.policy_effects import PolicyOption
+from apl_guard.cli.seed import seed_option
 from apl_guard.cli.services import Arguments, find_service
 from apl_guard.errors import AplGuardError, InvalidInput, PolicyBlocked
 from apl_guard.storage import make_folder, write_file
@@ -33,7 +34,7 @@ def generate(
     prefix: Annotated[
         str | None, typer.Option(help="Prefix folder or name.", show_default="the registered one that fits")
     ] = None,
-    seed: Annotated[int, typer.Option(min=-(1 << 63), max=(1 << 63) - 1, help="Seed of every image.")] = 0,
+    seed: Annotated[int, seed_option("Seed of every image.")] = 0,
     audit: Annotated[Path | None, typer.Option(help="Folder for the records of decisions and outcomes.")] = None,
     audit_witness: Annotated[
         list[Path] | None,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from apl_guard.cli.quiet import Quiet
+from apl_guard.cli.seed import seed_option
 
 app = typer.Typer(
     help="The reference world: cartoon people who do not exist, and a model that draws them.",
@@ -91,7 +92,7 @@ def tradeoff(
         int | None, typer.Option(min=1, help="At most this many seen, and this many unseen people.")
     ] = None,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
-    seed: Annotated[int, typer.Option(help="Seed of prompts and images.")] = 0,
+    seed: Annotated[int, seed_option("Seed of prompts and images.")] = 0,
 ) -> None:
     """Measure leak against attributes kept for several prefixes, as a curve for the report.
 
@@ -151,13 +152,14 @@ def scale(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the measurement.")] = 20,
     guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
-    seed: Annotated[int, typer.Option(help="Seed of prompts and images.")] = 0,
+    seed: Annotated[int, seed_option("Seed of prompts and images.")] = 0,
     quiet: Quiet = False,
 ) -> None:
     """Train and measure prefixes with other numbers of people and vectors, other η, other shares of people.
 
     Twelve trainings and evaluations; a stopped run continues when the same command is given again. curves.json and
-    curves.png hold what is done so far, and `apl-guard eval --curves` shows it in a report.
+    curves.png hold what is done so far, and `apl-guard eval --curves` shows it in a report. A run with another axis or
+    value adds to them; another recipe or measurement needs another folder.
 
     Example: apl-guard minifaces scale --output scale --axis vectors
 
@@ -168,9 +170,9 @@ def scale(
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.config import TrainConfig
     from apl_guard.trainer.data.identities import load_identities
-    from apl_guard.trainer.evaluate.curves import Curve, draw_curves, write_curves
+    from apl_guard.trainer.evaluate.curves import Curve, curves_so_far, draw_curves, merge, write_curves
     from apl_guard.trainer.evaluate.scale import AXES, measure_scale
-    from apl_guard.trainer.model.pipeline import open_pipe
+    from apl_guard.trainer.model.pipeline import model_digest, open_pipe
     from apl_guard.trainer.train.checkpoint import only_run
 
     ExtraMissing.check("eval", "scipy", "matplotlib")
@@ -181,13 +183,24 @@ def scale(
     for name in ("curves.json", "curves.png"):
         check_place(output / name)  # here, for the first point may take hours
 
-    def keep(curves: list[Curve]) -> None:
-        write_curves(output / "curves.json", curves)
-        write_file(output / "curves.png", draw_curves(curves))
-
+    pipe = open_pipe(minifaces.model_path())
+    measurement: dict[str, Any] = {
+        "images_per_person": images_per_person,
+        "people_limit": people,
+        "steps": steps,
+        "guidance": guidance,
+        "seed": seed,
+    }
+    settings = {"recipe": recipe.model_dump(), "measurement": measurement, "model": model_digest(pipe)}
     with only_run(output):
+        known = curves_so_far(output / "curves.json", settings)
+
+        def keep(curves: list[Curve]) -> None:
+            write_curves(output / "curves.json", merged := merge(known, curves), settings)
+            write_file(output / "curves.png", draw_curves(merged))
+
         curves = measure_scale(
-            open_pipe(minifaces.model_path()),
+            pipe,
             recipe,
             load_identities(minifaces.identities_file()),
             output,
@@ -195,11 +208,7 @@ def scale(
             measured=keep,
             progress=not quiet,
             judges=minifaces.judges(),
-            images_per_person=images_per_person,
-            people_limit=people,
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
+            **measurement,
         )
     for curve in curves:
         for point in curve.points:
@@ -211,7 +220,7 @@ def scale(
 @app.command()
 def sheet(
     output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("minifaces.png"),
-    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+    seed: Annotated[int, seed_option("Seed of the scenes.")] = 0,
 ) -> None:
     """Draw a sheet of the people, their twins and the objects of the reference world."""
     from apl_guard.storage import check_place, write_file

@@ -1,19 +1,21 @@
 """Curves: figures of several prefixes against what they differ by, as a file that a report reads.
 
-{"curves": [{"title": …, "x": …, "points": [{"x": 5, "label": "N = 5", "leak, seen": 0.01, "leak, seen_ci": […], …}]}]}
+{"curves": [{"title": …, "x": …, "points": [{"x": 5, "label": "N = 5", "leak, seen": 0.01, "leak, seen_ci": […], …}]}],
+ "settings": how all of them were made}
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from apl_guard.errors import InvalidInput
 from apl_guard.storage import read_regular, write_file
 from apl_guard.trainer.report.plots import panels, to_png
+from apl_guard.trainer.train.checkpoint import differences
 
 _MAX_BYTES = 64 << 20
 
@@ -43,13 +45,53 @@ class Curve:
         return {name: [(float(p["x"]), float(p[name])) for p in ordered if p.get(name) is not None] for name in names}
 
 
-def write_curves(path: Path, curves: Sequence[Curve]) -> Path:
+def write_curves(path: Path, curves: Sequence[Curve], settings: Mapping[str, Any] | None = None) -> Path:
     """Write curves as JSON.
+
+    Args:
+        path: The file.
+        curves: What to write.
+        settings: How they were made, where more may be added later; see `curves_so_far`.
 
     Raises:
         StorageFailed: The file cannot be written.
     """
-    return write_file(path, (json.dumps({"curves": [asdict(curve) for curve in curves]}, indent=2) + "\n").encode())
+    content = {"curves": [asdict(curve) for curve in curves], "settings": dict(settings or {})}
+    return write_file(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def curves_so_far(path: Path, settings: Mapping[str, Any]) -> list[Curve]:
+    """The curves of earlier runs, to which others that are made in the same way can be added.
+
+    Raises:
+        InvalidInput: The file cannot be read, or its curves were made in another way.
+    """
+    if not path.exists():
+        return []
+    curves = read_curves(path)
+    found = json.loads(read_regular(path, _MAX_BYTES)).get("settings") or {}
+    if found != (wanted := json.loads(json.dumps(settings))):
+        names = ", ".join(sorted(differences(found, wanted)))
+        msg = f"holds curves that were made otherwise, by {names}; choose another folder, or move this file away"
+        raise InvalidInput(msg, where=path)
+    return curves
+
+
+def merge(known: Sequence[Curve], curves: Sequence[Curve]) -> list[Curve]:
+    """Earlier curves with newer ones: a point that is in both is the newer one, and none is lost.
+
+    Example:
+        >>> old = Curve("t", "N", [{"x": 1, "label": "old"}, {"x": 2, "label": "old"}])
+        >>> (both,) = merge([old], [Curve("t", "N", [{"x": 2, "label": "new"}, {"x": 3, "label": "new"}])])
+        >>> [(point["x"], point["label"]) for point in both.points]
+        [(1, 'old'), (2, 'new'), (3, 'new')]
+    """
+    merged = {curve.title: curve for curve in known}
+    for curve in curves:
+        before = merged[curve.title].points if curve.title in merged else []
+        points = {float(point["x"]): point for point in (*before, *curve.points)}
+        merged[curve.title] = replace(curve, points=list(points.values()))
+    return list(merged.values())
 
 
 def read_curves(path: Path) -> list[Curve]:

@@ -120,7 +120,7 @@ def load_state(folder: Path, binding: dict[str, Any]) -> State | None:
         msg = f"the checkpoint is damaged ({type(error).__name__}); delete it to start again"
         raise InvalidInput(msg, where=path) from error
     if found != json.loads(json.dumps(binding)):
-        names = sorted(_differences(found, binding))
+        names = sorted(differences(found, binding))
         msg = (
             f"an unfinished run here differs in {', '.join(names)}; finish it with what it was started with, "
             "start again with --restart, or choose another output"
@@ -129,12 +129,18 @@ def load_state(folder: Path, binding: dict[str, Any]) -> State | None:
     return state
 
 
-def _differences(mine: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(mine: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:
+    """The names in which two mappings differ.
+
+    Example:
+        >>> differences({"seed": 0, "config": {"lr": 0.1}}, {"seed": 0, "config": {"lr": 0.2}})
+        ['config.lr']
+    """
     names: list[str] = []
     for key in mine.keys() | other.keys():
         a, b = mine.get(key), other.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            names += _differences(a, b, f"{prefix}{key}.")
+            names += differences(a, b, f"{prefix}{key}.")
         elif a != b:
             names.append(f"{prefix}{key}")
     return names

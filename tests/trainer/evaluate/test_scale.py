@@ -68,6 +68,38 @@ def test_the_command_trains_measures_and_goes_on(weights: Path, tmp_path: Path) 
     assert points[:2] == curve.points
 
 
+def test_other_axes_and_values_are_added_to_what_is_there(weights: Path, tmp_path: Path) -> None:
+    """Curves that took hours are not lost to a later run; one that measures otherwise is refused before it trains."""
+    folder = tmp_path / "scale"
+    shared = ["minifaces", "scale", "--output", str(folder), "--config", str(tmp_path / "recipe.yaml"), "--people", "6"]
+    shared += ["--images-per-person", "1", "--steps", "1", "--quiet"]
+
+    for axis, value in (("eta", "1"), ("vectors", "2"), ("eta", "0")):
+        answer = CliRunner().invoke(app, [*shared, "--axis", axis, "--value", value], catch_exceptions=False)
+        assert answer.exit_code == 0, answer.output
+
+    curves = read_curves(folder / "curves.json")
+    assert [(curve.x, [point["x"] for point in curve.points]) for curve in curves] == [("η", [1, 0]), ("N", [2])]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    other = [*shared, "--axis", "share", "--seed", "1", "--set", "lr=0.1"]
+    with pytest.raises(InvalidInput, match=r"curves\.json: .*made otherwise, by measurement\.seed, recipe\.lr; "):
+        CliRunner().invoke(app, other, catch_exceptions=False)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("content", ['{"curves": [{', '{"curves": []}'])
+def test_curves_that_say_not_how_they_were_made_are_not_added_to(weights: Path, tmp_path: Path, content: str) -> None:
+    """Damaged ones, or of an older version: nothing is trained, and the file stays."""
+    (path := tmp_path / "curves.json").write_text(content)
+    command = ["minifaces", "scale", "--output", tmp_path, "--config", tmp_path / "recipe.yaml", "--quiet"]
+
+    with pytest.raises(InvalidInput, match=r"curves\.json: "):
+        CliRunner().invoke(app, [str(part) for part in command], catch_exceptions=False)
+
+    assert path.read_text() == content
+    assert not list(tmp_path.glob("people*"))
+
+
 def test_a_prefix_of_other_options_is_not_taken(weights: Path, tmp_path: Path) -> None:
     """A folder of another recipe is refused with its name."""
     people, pipe = load_identities(weights / "identities.yaml"), small_pipe(shallow=True)
