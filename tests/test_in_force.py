@@ -159,15 +159,26 @@ class TestReload:
         ],
     )
     def test_a_bad_file_leaves_the_last_good_one(self, shared_pipe, path, content, metrics_registry):
-        """Whatever is wrong: language, tests, lists, a prefix that is missing."""
+        """Whatever is wrong: language, tests, lists, a missing prefix. It shows until the file is good again."""
+
+        def is_good():
+            labels = {"policy": before.name}
+            return metrics_registry.get_sample_value("apl_guard_config_last_reload_successful", labels)
+
         guard = Guard(shared_pipe, path, metrics_registry=metrics_registry)
         before = guard.policy
+        assert is_good() == 1
         path.write_text(content)
 
         with pytest.raises((PolicyInvalid, PrefixNotFound)):
             guard.reload_policy()
         assert guard.policy is before
         assert reloads(metrics_registry, "rejected") == 1
+        assert is_good() == 0
+
+        path.write_text(STARS + TESTS)
+        assert guard.reload_policy() is False
+        assert is_good() == 1
         with pytest.raises(PolicyBlocked):
             guard("a cat", negative_prompt="Mara Voss")
 

@@ -47,6 +47,7 @@ NAMES = {
     "apl_guard_rollout_ratio": {"policy"},
     "apl_guard_audit_events_total": {"sink", "outcome"},
     "apl_guard_config_reloads_total": {"outcome"},
+    "apl_guard_config_last_reload_successful": {"policy"},
     "apl_guard_config_last_success_timestamp_seconds": set(),
     "apl_guard_selftest_success": {"backend", "prefix"},
     "apl_guard_selftest_timestamp_seconds": {"backend", "prefix"},
@@ -295,11 +296,14 @@ def test_a_changed_policy_takes_the_place_of_the_old_one(metrics_registry):
     old, new = policy("shadow"), policy("enforce")
     metrics.in_force(old)
     metrics.in_force(new, instead_of=old)
-    metrics.reloaded("accepted")
-    metrics.reloaded("rejected")
+    metrics.reloaded("accepted", new)
+    metrics.reloaded("rejected", new)
     assert total(metrics_registry, "apl_guard_policy_info", mode="shadow") == 0
     assert total(metrics_registry, "apl_guard_policy_info", mode="enforce", digest=new.digest) == 1
     assert total(metrics_registry, "apl_guard_config_reloads_total", outcome="rejected") == 1
+    assert total(metrics_registry, "apl_guard_config_last_reload_successful", policy=new.name) == 0
+    metrics.in_force(old, instead_of=new)  # of another name
+    assert total(metrics_registry, "apl_guard_config_last_reload_successful", policy=new.name) == 1
 
 
 def test_a_policy_that_another_guard_still_uses_stays_in_force(metrics_registry):

@@ -110,7 +110,7 @@ class ReloadablePolicy:
                 self._reject(policy, error)
                 raise
             self._refused = []
-            self._metrics.reloaded("accepted" if changed else "unchanged")
+            self._metrics.reloaded("accepted" if changed else "unchanged", self.policy)
             return changed
 
     def watch(self, seconds: float) -> PolicyWatch:
@@ -151,7 +151,7 @@ class ReloadablePolicy:
 
     def _reject(self, refused: Policy | None, error: Exception) -> None:
         """Count and record that the policy stays. What led to it is raised, whatever becomes of the record."""
-        self._metrics.reloaded("rejected")
+        self._metrics.reloaded("rejected", self.policy)
         more = {"refused": None if refused is None else brief(refused), "error": type(error).__name__}
         with contextlib.suppress(AuditUnavailable):  # the next record that can be written says that it is missing
             self._audit.in_force("rejected", self._record(self._in_force, [], **more))

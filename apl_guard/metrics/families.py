@@ -106,6 +106,10 @@ class Families:
         )
         self.audit_events = counter("audit_events", "Records for the audit log.", "sink", "outcome")
         self.reloads = counter("config_reloads", "Attempts to load a changed policy.", "outcome")
+        self.reload_success = gauge(
+            *("config_last_reload_successful", "Whether the policy file was good when it was last read.", "livemin"),
+            "policy",
+        )
         self.reloaded = gauge(
             "config_last_success_timestamp_seconds", "When a policy file was last read without fault.", "livemostrecent"
         )

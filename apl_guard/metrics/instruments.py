@@ -128,6 +128,7 @@ class Metrics:
         with self._lock:
             if instead_of is not None:
                 old = self._describe(instead_of)
+                self._families.reload_success.labels(old[0]).set(1)
                 self._in_force[old] -= 1
                 if self._in_force[old] <= 0:
                     self._families.policy_info.labels(*old).set(0)
@@ -138,6 +139,7 @@ class Metrics:
             new = self._describe(policy)
             self._in_force[new] += 1
             self._families.policy_info.labels(*new).set(1)
+            self._families.reload_success.labels(new[0]).set(1)
         rollout = policy.spec.rollout
         self._families.rollout.labels(new[0]).set(1.0 if rollout is None else rollout.percent / 100)
         self._families.reloaded.set(time())
@@ -148,13 +150,15 @@ class Metrics:
         return self._policies(policy.name), version, digest, policy.mode.value
 
     @_beside
-    def reloaded(self, outcome: str) -> None:
+    def reloaded(self, outcome: str, policy: Policy) -> None:
         """Count an attempt to put a changed policy in force.
 
         Args:
             outcome: One of `RELOADS`.
+            policy: The one that is in force after it.
         """
         self._families.reloads.labels(outcome).inc()
+        self._families.reload_success.labels(self._policies(policy.name)).set(outcome != "rejected")
         if outcome != "rejected":
             self._families.reloaded.set(time())
 
