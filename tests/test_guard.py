@@ -60,6 +60,12 @@ def test_a_blocked_call_is_recorded_and_counted(guard, calls, tmp_path, metrics_
     assert calls == []
 
 
+def test_a_channel_that_no_argument_is_named_after_says_what_opened_it(guard):
+    """Who asks for fewer steps with a low scale sees that it is the negative prompt that does not go with it."""
+    with pytest.raises(PolicyBlocked, match="without a negative prompt, or with a guidance scale of at least 1"):
+        guard("a man", negative_prompt="blur", guidance_scale=0.0)
+
+
 def test_errors_of_the_pipe_pass_unchanged(guard, tmp_path, metrics_registry):
     """The same type and message as from the bare pipe; the record holds the type and no message."""
     with pytest.raises(ValueError, match="divisible by 8"):

@@ -20,7 +20,7 @@ from torch import nn
 
 from apl_guard.adapters.inject.injection import injected
 from apl_guard.adapters.inject.mark import new_mark
-from apl_guard.adapters.inject.origin import Source
+from apl_guard.adapters.inject.origin import Source, is_of_prompt
 from apl_guard.adapters.inject.prefix_tokenizer import prefix_tokenizer
 from apl_guard.adapters.inject.received import Received
 from apl_guard.adapters.prompts.forms import check_decided
@@ -38,6 +38,7 @@ from .cleaning import cleaned_readings, cleaner_of
 from .families import check_supported
 from .load import load_pipe
 from .marking import marked, part_of_prompts
+from .read_once import read_once
 from .view import Encoder, encoders_of, unreadable_in, view_of
 
 __all__ = ["DiffusersAdapter", "load_pipe"]
@@ -99,14 +100,13 @@ class DiffusersAdapter:
         for name, value in arguments.items():
             if name in IMPOSSIBLE and value is not None and value is not False:
                 raise InvalidInput(IMPOSSIBLE[name], where=name)
-            if isinstance(value, list):
-                arguments[name] = list(value)
+            arguments[name] = value = read_once(name, value)
             channel = channel_of(name, self._class)
-            if channel is None or value is None or (isinstance(value, dict) and not value):
+            if channel is None or value is None or (type(value) is dict and not value):
                 continue
             used.add(channel)
             if name in TEXT:
-                text[channel] = texts(arguments[name], where=name)
+                text[channel] = texts(value, where=name)
                 arguments[name] = text[channel][0] if isinstance(value, str) else list(text[channel])
         whole = self._defaults | arguments
         used |= implied(self._pipe, self._defaults, arguments, text, used) | said(self._pipe, whole, text)
@@ -260,10 +260,16 @@ def _check_plain_rows(received: Mapping[str, Received], tokenizers: Sequence[tup
     """Make sure that no part of a prompt ran bare: every row without the prefix is of a text that is no prompt."""
     for slot, seen in received.items():
         known = [tokenizer for encoder, tokenizer in tokenizers if encoder is not None and encoder.slot == slot]
-        if not all(any(tokenizer.may_be_plain(row) for tokenizer in known) for row in seen.plain_rows):
+        bare = [row for row in seen.plain_rows if not any(tokenizer.may_be_plain(row) for tokenizer in known)]
+        if any(is_of_prompt(i) for row in bare for i in row):
             raise PrefixNotApplied(
                 f"{slot} received a part of a prompt without the prefix; what splits a long prompt has to cut the "
                 "tokens of the whole text into chunks of the text encoder's window"
+            )
+        if bare:
+            raise PrefixNotApplied(
+                f"{slot} received tokens that no tokenizer of this call made, without the prefix; helpers such as "
+                "compel have to be made in encode_prompt, of self.tokenizer and self.text_encoder, not before the call"
             )
 
 

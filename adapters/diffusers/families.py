@@ -165,8 +165,14 @@ def reason_against(cls: type[Any]) -> str | None:
     for key in (name, family):
         if key in _REFUSED:
             return _REFUSED[key]
-    named = [p.name for p in inspect.signature(cls.__call__).parameters.values() if p.kind is not p.VAR_KEYWORD][1:]
+    parameters = inspect.signature(cls.__call__).parameters.values()
+    named = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)][1:]
     if "prompt" not in named:
+        if "__call__" in vars(cls) and any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return (
+                "its __call__ takes whatever it is given, so nobody can tell what an argument means; write "
+                "@functools.wraps(BASE.__call__) above it, BASE being the pipeline that it hands its arguments to"
+            )
         return "it takes no prompt"
     if family not in _SUPPORTED:
         return _UNTESTED

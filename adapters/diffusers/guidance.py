@@ -10,7 +10,7 @@ from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["bends_steps", "turns_guidance_round"]
+__all__ = ["SCALES", "STEPS", "bends_steps", "turns_guidance_round"]
 
 # Classifier-free guidance: uncond + g · (cond − uncond). Below 1 a part of the negative prompt is drawn,
 # below 0 the picture moves away from the protected prompt. With a second scale i for pictures, these count for
@@ -22,7 +22,10 @@ _OF_PROMPT = ("distilled_guidance_scale", "pag_scale", "skip_layer_guidance_scal
 # A share: beyond 1 the sign of the whole prediction may turn.
 _SHARE = "guidance_rescale"
 # Steps on which noise grows lead away from the prompt and towards the negative one.
-_STEPS = ("sigmas", "timesteps")
+STEPS = ("sigmas", "timesteps")
+"""Arguments that are judged by their numbers."""
+SCALES = (*_GUIDANCE, _OF_PICTURE, *_OF_PROMPT, _SHARE, "mu")
+"""Arguments that are judged as a number."""
 
 
 def turns_guidance_round(
@@ -50,7 +53,7 @@ def turns_guidance_round(
             return True
     if any(not _is_within(whole.get(name), 0, math.inf) for name in _OF_PROMPT):
         return True
-    if not _is_within(whole.get(_SHARE), 0, 1) or not all(_fall(whole.get(name)) for name in _STEPS):
+    if not _is_within(whole.get(_SHARE), 0, 1) or not all(_fall(whole.get(name)) for name in STEPS):
         return True
     by_picture = whole.get(_OF_PICTURE)
     return with_negative and by_picture is not None and by_picture > whole.get("guidance_scale", 0)
@@ -93,7 +96,7 @@ def bends_steps(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> bool
     if "shift" not in config and not config.get("use_flow_sigmas"):
         return False
     most = {"sigmas": 1.0, "timesteps": float(config.get("num_train_timesteps", 1000))}
-    if any(max(_levels(arguments.get(name)) or [0.0]) > most[name] for name in _STEPS):
+    if any(max(_levels(arguments.get(name)) or [0.0]) > most[name] for name in STEPS):
         return True
     least = math.ulp(0.0) if config.get("time_shift_type") == "linear" else -math.inf
     return not _is_within(arguments.get("mu"), least, math.inf)

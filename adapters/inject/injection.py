@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from apl_guard.encoder.token_embedding import token_embedding
-from apl_guard.errors import InvalidInput, PrefixInvalid
+from apl_guard.errors import InvalidInput, PrefixInvalid, PrefixNotApplied
 
 from .mark import new_mark
 from .origin import decoded
@@ -138,6 +138,7 @@ def injected(
 
     Raises:
         PrefixInvalid: The prefix has another width than the text encoder.
+        PrefixNotApplied: The token embedding is of a kind that no prefix can be put into.
     """
     layers = _embedding_layers(text_encoder)
     width = layers[0].embedding_dim
@@ -171,6 +172,11 @@ def _embedding_layers(text_encoder: nn.Module) -> list[nn.Embedding]:
     """The token embedding, under each of its names: some encoders hold one table in two modules and call
     one of the two only."""
     table = token_embedding(text_encoder)
+    if not isinstance(table, nn.Embedding):
+        raise PrefixNotApplied(
+            f"the token embedding of {type(text_encoder).__name__} is of class {type(table).__name__}; expected "
+            "torch.nn.Embedding, so leave that layer as it is where others are exchanged, by quantisation perhaps"
+        )
     return [
         module
         for module in text_encoder.modules()

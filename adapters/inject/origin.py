@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Origins", "Source", "decoded", "is_sentinel", "token_of"]
+__all__ = ["Origins", "Source", "decoded", "is_of_prompt", "is_sentinel", "token_of"]
 
 _PROMPT = 1 << 20  # beyond every vocabulary and every prefix
 _PIECE = 1 << 21
@@ -39,9 +39,14 @@ def is_sentinel(i: int) -> bool:
     return -_PROMPT < i < 0
 
 
+def is_of_prompt(i: int) -> bool:
+    """Whether an id stands for a token of a prompt, or of a text that says what one says."""
+    return i <= -_PROMPT
+
+
 def token_of(i: int) -> int:
     """The token that an id stands for; sentinels stay as they are."""
-    return -i % _PROMPT if i <= -_PROMPT else i
+    return -i % _PROMPT if is_of_prompt(i) else i
 
 
 def decoded(ids: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from .origin import is_sentinel
+from .origin import decoded, is_of_prompt, is_sentinel
 
 __all__ = ["Received"]
 
@@ -24,7 +25,8 @@ class Received:
     def __init__(self, vectors: Tensor, padding: int | None) -> None:
         self.vectors = vectors
         self.padding = padding
-        self._ids: list[Tensor] = []
+        self._ids: list[tuple[Tensor, Tensor | None]] = []
+        """What the embedding layer was given, and the same with the codes, from what the text encoder was given."""
         self._changes: list[Tensor] = []
         self._is_comparing = False
         self._coded: Tensor | None = None
@@ -32,7 +34,7 @@ class Received:
     @contextmanager
     def reading(self, coded: Tensor) -> Iterator[None]:
         """While the text encoder reads these rows, of which its embedding layer is given the tokens without codes."""
-        self._coded = coded
+        self._coded = coded.clone()  # whoever gave them may write other rows into the same tensor
         try:
             yield
         finally:
@@ -42,8 +44,7 @@ class Received:
         """Take note of one batch of rows, shape (B, L)."""
         # Kept as tensors: reading them now would make a GPU wait in the middle of a call.
         if not self._is_comparing:
-            coded = self._coded
-            self._ids.append(coded if coded is not None and coded.shape == input_ids.shape else input_ids)
+            self._ids.append((input_ids.clone(), self._coded))
 
     @contextmanager
     def comparing(self) -> Iterator[None]:
@@ -89,15 +90,23 @@ class Received:
         return tuple(float(f"{c:.6g}") for changes in self._changes for c in changes.tolist())
 
     def _rows(self) -> list[list[int]]:
-        return [row for ids in self._ids for row in ids.reshape(-1, ids.shape[-1]).tolist()]
+        return [row for pair in self._ids for row in _rows_in(*pair)]
+
+
+def _rows_in(given: Tensor, coded: Tensor | None) -> list[list[int]]:
+    """The rows that an embedding layer was given; with their codes, if the text encoder handed on what it was given."""
+    is_handed_on = coded is not None and torch.equal(decoded(coded), given.to(coded.device))
+    ids = coded if coded is not None and is_handed_on else given
+    rows: list[list[int]] = ids.reshape(-1, ids.shape[-1]).tolist()
+    return rows
 
 
 def _in_order(row: list[int]) -> int:
-    """N where a row holds −1 … −N once, one behind the other; else 0."""
+    """N where a row holds −1 … −N once, one behind the other, and nothing of a prompt before them; else 0."""
     found = [i for i in row if is_sentinel(i)]
     first = row.index(found[0])
     unbroken = row[first : first + len(found)] == list(range(-1, -len(found) - 1, -1))
-    return len(found) if unbroken else 0
+    return len(found) if unbroken and not any(map(is_of_prompt, row[:first])) else 0
 
 
 def _answer(output: Any) -> Tensor | None:

@@ -74,10 +74,22 @@ def _is_aside(name: str) -> bool:
 
 
 def _named(text_encoder: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    import torch
+
+    if any(map(_is_on_disk, text_encoder.modules())):
+        raise ModelInvalid(
+            "the weights of the text encoder are on the disk, so nobody can tell which encoder it is; offload it "
+            "without offload_to_disk_path",
+        )
     found: dict[str, Tensor] = {}
     offloaded = _offloaded(text_encoder)
     for name, tensor in text_encoder.state_dict(keep_vars=True).items():
         tensor = offloaded.get(name, tensor)
+        if not isinstance(tensor, torch.Tensor):
+            raise ModelInvalid(
+                f"'{name}' of the text encoder is of type {type(tensor).__name__}; expected a tensor, for nobody can "
+                "tell otherwise which encoder it is; quantise it in a way that keeps tensors, or leave it as it is",
+            )
         if tensor.is_meta:
             raise ModelInvalid(
                 f"weight '{name}' of the text encoder is not in memory, so nobody can tell which encoder it is; "
@@ -127,6 +139,13 @@ def _offloaded(text_encoder: nn.Module) -> dict[str, Tensor]:
             for own in [key for key, _ in module.named_parameters(recurse=False)]:
                 found[f"{name}.{own}" if name else own] = kept[own]
     return found
+
+
+def _is_on_disk(module: Any) -> bool:
+    """Whether diffusers keeps weights of a module in a file. Their tensors hold whatever lies in memory, meanwhile."""
+    registry = getattr(module, "_diffusers_hook", None)
+    hook = None if registry is None else registry.get_hook("group_offloading")
+    return getattr(getattr(hook, "group", None), "offload_to_disk_path", None) is not None
 
 
 def table_name(text_encoder: nn.Module) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from apl_guard.decision import Decision, Reason
 from apl_guard.policy import Action
 from apl_guard.request import TEXT_CHANNELS, Channel
@@ -30,6 +32,19 @@ def explain_failure(decision: Decision) -> str:
     )
 
 
+_OPENED_BY: Mapping[str, str] = {
+    Channel.GUIDANCE: (
+        "scales, steps or their like could draw what the negative prompt says; without a negative prompt, or with a "
+        "guidance scale of at least 1, they mostly do not"
+    ),
+    Channel.ATTENTION: "arguments reach the attention layers, or early layers of a text encoder",
+    Channel.ADAPTER_WEIGHTS: "LoRA or similar weights are in use",
+    Channel.TEXTUAL_INVERSION: "a prompt says a word that was added to the vocabulary",
+    Channel.PROMPT_SYNTAX: "a prompt holds signs that are more than text",
+}
+"""Why a channel is open that no argument is named after."""
+
+
 def _explain_reason(reason: Reason) -> str:
     channel = reason.channel
     if channel not in list(Channel):
@@ -40,7 +55,8 @@ def _explain_reason(reason: Reason) -> str:
     text += f": {reason.why}" if reason.why else ""
     if channel in TEXT_CHANNELS:
         return text
+    opened = f" ({_OPENED_BY[channel]})" if channel in _OPENED_BY else ""
     return (
-        f"{text}; a prefix cannot protect it, a rule with `when: {{channels: [{channel}]}}` and "
+        f"{text}{opened}; a prefix cannot protect it, a rule with `when: {{channels: [{channel}]}}` and "
         "`then: {action: unsafe_allow}` would permit it"
     )

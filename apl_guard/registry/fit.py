@@ -40,7 +40,7 @@ def misfit(metadata: PrefixMetadata, fingerprints: Mapping[str, Fingerprint], ac
             f"list them in the policy: `spec: {{prefix: {{slots: {_listed(has & carries)}}}}}`"
         )
     if extra := has - carries:
-        return f"has vectors for {_listed(extra)}, which this pipe has not"
+        return f"has vectors for {_listed(extra)}, which this pipe has not; load the pipe with them, or {_TRAIN}"
     return None
 
 

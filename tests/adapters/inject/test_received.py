@@ -12,6 +12,11 @@ MOVED = torch.tensor([[[0.0, 0.0], [0.3, 0.4]], [[0.0, 2.0], [0.0, 0.0]], [[5.0,
 HAS_PREFIX = torch.tensor([True, True, False])
 
 
+def prompt(token):
+    """A token of a prompt, coded."""
+    return -(1 << 20) - token
+
+
 def received(*batches):
     made = Received(torch.zeros(3, 2), padding=None)
     for ids in batches:
@@ -66,6 +71,28 @@ def test_the_prefix_counts_where_it_is_whole_and_in_order():
 
     assert made.rows == (3, 0, 0, 0, 0)
     assert made.plain_rows == [plain]
+
+
+def test_a_prefix_behind_a_part_of_its_prompt_counts_as_none():
+    """What stands before it was read without it. A template may stand there."""
+    assert received([[9, 5, -1, -2, -3, prompt(6)], [9, prompt(6), -1, -2, -3, 9]]).rows == (3, 0)
+
+
+def test_what_the_embedding_layer_was_given_counts():
+    """The codes are those of what the text encoder was given, if it handed that on, as it was at that moment."""
+    coded = torch.tensor([[9, -1, -2, -3, prompt(5), 9]])
+    made = received()
+    for ids in ([[9, -1, -2, -3, 5, 9]], [[9, 0, 0, 0, 5, 9]]):
+        with made.reading(coded):
+            given = torch.tensor(ids)
+            made.take(given)
+            given[:] = 0
+    with made.reading(coded):
+        coded[:] = 0
+        made.take(torch.tensor([[9, -1, -2, -3, 5, 9]]))
+
+    assert made.rows == (3, 3)
+    assert made.plain_rows == [[9, 0, 0, 0, 5, 9]]
 
 
 def test_what_runs_for_comparison_counts_as_nothing_received():
