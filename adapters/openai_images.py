@@ -63,14 +63,14 @@ class OpenAIImagesResponse:
 
 
 class OpenAIImages:
-    """A client of OpenAI's images API. Calling it draws unguarded; wrap it in a `Guard`.
+    """A client of OpenAI's images API. A call generates unguarded: wrap the client in a `Guard`.
 
     Args:
         base_url: Where the API is, with its version: `https://api.openai.com/v1`.
         api_key: The key; sent with each request and shown nowhere.
         model: The model, for every call.
-        words: Field → words that it may hold besides those of OpenAI, such as `{"style": ["photographic"]}`: what your
-            service reads as a choice, and not as text about the picture.
+        words: Field → values that it may hold besides OpenAI's, such as `{"style": ["photographic"]}`: choices of your
+            service, never free text.
         options: For `HttpClient`: `time_limit`, `connect_limit`, `max_answer_bytes`, `insecure_http`, `ca_file`.
 
     Raises:

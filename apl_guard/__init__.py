@@ -4,8 +4,8 @@
     from apl_guard import Guard
 
     pipe = StableDiffusionPipeline.from_pretrained("…")
-    guard = Guard(pipe, policy="anonymize_faces")
-    image = guard("a photo of Mara Voss in a red shirt").images[0]
+    guard = Guard(pipe, policy="anonymize_faces")  # finds the registered prefix for the text encoder of pipe
+    image = guard("a photo of Mara Voss in a red shirt").images[0]  # same call, same return type as pipe
 
 Importing this package loads neither torch nor diffusers; each name below is imported when it is first used.
 """

@@ -2,19 +2,19 @@
 
     AplGuardError
     ├── PolicyBlocked         the policy decided against the request; not a fault
-    │   └── OutputWithheld    the picture shows somebody of the gallery
+    │   └── OutputWithheld    an image shows somebody of the gallery
     ├── GuardUnavailable      the guard could not do its work, so there is no image
-    │   ├── PrefixNotFound    no prefix belongs to the text encoder of this pipe
-    │   ├── SelfTestFailed    canary prompts did not come through as they should
+    │   ├── PrefixNotFound    no prefix fits the text encoder of this pipe
+    │   ├── SelfTestFailed    the last self-test with canary prompts failed
     │   ├── PrefixNotApplied  the text encoder did not receive the prefix
-    │   ├── DetectorFailed    what a rule asks about the texts could not look at them
-    │   ├── OutputCheckFailed the finished pictures could not be looked at
-    │   ├── PrefixUntrusted   a prefix is there and must not be used
+    │   ├── DetectorFailed    a detector that a rule asks about texts failed
+    │   ├── OutputCheckFailed the finished images could not be checked
+    │   ├── PrefixUntrusted   a prefix exists, but must not be used
     │   │   ├── PrefixUnsigned          it has no signature, and the policy asks for one
     │   │   ├── PrefixSignatureInvalid  none of the accepted signers signed this content
     │   │   ├── PrefixRolledBack        an older version, or another one under a number that was seen before
-    │   │   ├── PrefixRevoked           it stands on the list of revoked prefixes
-    │   │   └── PrefixNotPinned         its digest is none of those that the policy names
+    │   │   ├── PrefixRevoked           it was revoked
+    │   │   └── PrefixNotPinned         the policy names other digests
     │   ├── RegistryUnavailable  a registry behind a URL cannot be reached
     │   └── AuditUnavailable  a record could not be written
     ├── InvalidInput          something the user handed over is wrong
@@ -91,7 +91,7 @@ class PolicyBlocked(AplGuardError):
 
 
 class OutputWithheld(PolicyBlocked):
-    """A picture shows somebody of the gallery, so the call gives none. Another seed may give another picture."""
+    """An image shows somebody of the gallery, so the call gives none. Another seed may give another image."""
 
     def __init__(self, message: str, *, decision: Decision, sightings: tuple[Sighting, ...]) -> None:
         super().__init__(message, decision=decision)
@@ -104,11 +104,11 @@ class GuardUnavailable(AplGuardError):
 
 
 class SelfTestFailed(GuardUnavailable):
-    """Canary prompts did not come through the guard as they should."""
+    """The last self-test failed, so there is no image until one passes."""
 
 
 class PrefixNotFound(GuardUnavailable):
-    """No prefix belongs to the text encoder of this pipe."""
+    """No prefix fits the text encoder of this pipe: train or register one."""
 
     def __init__(self, message: str, *, fingerprint: Fingerprint | None, near: bool = False) -> None:
         super().__init__(message)
@@ -122,23 +122,23 @@ class PrefixNotApplied(GuardUnavailable):
 
 
 class DetectorFailed(GuardUnavailable):
-    """What a rule asks about the texts could not look at them, and the policy lets nothing pass then."""
+    """A detector that a rule asks about texts failed, and the policy says `on_error: block`."""
 
 
 class OutputCheckFailed(GuardUnavailable):
-    """The finished pictures could not be looked at, so they are not released."""
+    """The finished images could not be checked, so they are not released."""
 
 
 class PrefixUntrusted(GuardUnavailable):
-    """A prefix is there, and must not be used."""
+    """A prefix exists, but must not be used."""
 
 
 class PrefixUnsigned(PrefixUntrusted):
-    """It has no signature, and the policy asks for one."""
+    """The prefix has no signature, and the policy asks for one."""
 
 
 class PrefixSignatureInvalid(PrefixUntrusted):
-    """None of the accepted signers signed this content."""
+    """None of the accepted signers signed the content of this prefix."""
 
 
 class PrefixRolledBack(PrefixUntrusted):
@@ -146,15 +146,15 @@ class PrefixRolledBack(PrefixUntrusted):
 
 
 class PrefixRevoked(PrefixUntrusted):
-    """It stands on the registry's list of revoked prefixes."""
+    """The prefix was revoked in its registry."""
 
 
 class PrefixNotPinned(PrefixUntrusted):
-    """Its digest is none of those that the policy names."""
+    """The policy names the digests that it accepts, and not this one."""
 
 
 class RegistryUnavailable(GuardUnavailable):
-    """A registry behind a URL cannot be reached, or its list of revoked prefixes cannot be read."""
+    """A registry cannot be reached, or its list of revoked prefixes cannot be read."""
 
 
 class AuditUnavailable(GuardUnavailable):
@@ -195,7 +195,7 @@ class IdentitiesInvalid(InvalidInput):
 
 
 class ConfigInvalid(InvalidInput):
-    """A training configuration is inconsistent."""
+    """A training configuration has an unknown option, or a value that is out of range."""
 
 
 class TrainingFailed(AplGuardError):
@@ -211,7 +211,7 @@ class StorageFailed(AplGuardError):
 
 
 class MetricsUnavailable(AplGuardError):
-    """Metrics cannot be counted or served. It shows when a service starts, not in a call."""
+    """Metrics cannot be counted or served. Raised when a service starts, not during a call."""
 
 
 class ExtraMissing(AplGuardError, ImportError):

@@ -59,14 +59,14 @@ class A1111Images:
 
 
 class A1111:
-    """A client of AUTOMATIC1111's or Forge's API. Calling it draws unguarded; wrap it in a `Guard`.
+    """A client of AUTOMATIC1111's or Forge's API. A call generates unguarded: wrap the client in a `Guard`.
 
     Args:
         base_url: Where the server is; the API is expected at `/sdapi/v1` below it.
         checkpoint: Short hash of the checkpoint that the prefix was made for. None takes the one that is loaded
             when the guard is made.
-        tokenizer: The tokenizer of the server's text encoder, of transformers. With it a chunk is filled with as
-            many words as it takes; without it a word counts as one token for each of its letters.
+        tokenizer: The tokenizer of the server's text encoder, of transformers. With it, chunks are filled; without
+            it, a word counts as one token for each of its bytes, which makes many chunks.
         options: For `HttpClient`: `auth`, `time_limit`, `connect_limit`, `max_answer_bytes`, `insecure_http`,
             `ca_file`.
 
@@ -92,7 +92,7 @@ class A1111:
             fields: Fields of the API, such as `steps`. With `init_images` (base64 or PIL) the call goes to img2img.
 
         Raises:
-            RemoteError: The server did not give pictures.
+            RemoteError: The server did not give images.
             InvalidInput: A field cannot be written as JSON.
         """
         return self.send({"prompt": prompt, **fields})
@@ -101,7 +101,7 @@ class A1111:
         """Draw, with every field by name.
 
         Raises:
-            RemoteError: The server did not give pictures.
+            RemoteError: The server did not give images.
             InvalidInput: A field cannot be written as JSON.
         """
         endpoint = "img2img" if fields.get("init_images") else "txt2img"

@@ -52,13 +52,13 @@ class ComfyUIImages:
 
 
 class ComfyUI:
-    """A client of ComfyUI. Calling it draws unguarded; wrap it in a `Guard`.
+    """A client of ComfyUI. A call generates unguarded: wrap the client in a `Guard`.
 
     Args:
         base_url: Where the server is.
         models: The files of checkpoints, text encoders and denoisers that the prefix was made for, as workflows name
             them. A workflow that loads another is refused.
-        harmless: Classes of custom nodes that carry neither text nor pictures, so that workflows may use them.
+        harmless: Classes of custom nodes that carry neither text nor images, so that workflows may use them.
         tokenizer: The tokenizer of the text encoder, of transformers. With it a chunk is filled with as many words as
             it takes; without it a word counts as one token for each of its letters.
         time_limit: Seconds for a whole run, waiting in the queue included. A connection that is lost while waiting is

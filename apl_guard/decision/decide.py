@@ -101,9 +101,9 @@ def decide(
     Args:
         policy: The policy.
         request: The request, as an adapter read it.
-        context: For whom and on which way it came in.
-        findings: What was seen in its texts. A source that a rule asks about and that did not look counts as
-            one that failed.
+        context: The tenant and route of the call.
+        findings: What detectors saw in its texts. A detector that a rule asks and that did not look counts as
+            failed.
 
     Returns:
         The decision. An argument that the adapter does not know is blocked whatever the policy says.

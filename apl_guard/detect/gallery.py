@@ -79,15 +79,15 @@ class Gallery:
     def enroll(
         cls, recogniser: Recogniser, people: Mapping[str, Sequence[Any]], *, least_alike: float = 0.2
     ) -> Gallery:
-        """Make a gallery from pictures, of each person the mean of the embeddings.
+        """Make a gallery from images: of each person, the mean of the embeddings.
 
         Args:
-            recogniser: What finds and tells the faces.
-            people: Entry → pictures, each of this person alone, in any type that `read_pictures` reads.
-            least_alike: The least cosine similarity of a picture to the mean of the person's other pictures.
+            recogniser: Finds and recognises faces.
+            people: Entry → images, each of this person alone, in any type that `read_pictures` reads.
+            least_alike: The lowest cosine similarity of an image to the mean of the person's other images.
 
         Raises:
-            InvalidInput: A person has no picture, a picture not exactly one face, or an entry holds several people.
+            InvalidInput: A person has no image, an image not exactly one face, or an entry holds several people.
         """
         templates = []
         for entry, given in people.items():

@@ -32,17 +32,17 @@ class Seen(StrEnum):
 
 
 class LeakWatch:
-    """How a guard measures leaks in service: on which share of calls, and who tells faces.
+    """How a guard measures leaks in service: on which share of calls, and with which recogniser.
 
-    Of these calls the guard keeps prompt and pictures in memory until `guard.measure_leaks()`, which draws each prompt
-    twice more **without protection**, looks, and throws all pictures away.
+    Of these calls the guard keeps prompt and images in memory until `guard.measure_leaks()`, which generates each
+    prompt twice more **without protection**, compares faces, and throws all images away.
 
     Args:
-        recogniser: What finds and tells faces. Not the one of the output check, which would see what that one let pass
-            as it did.
-        threshold: The cosine similarity from which two faces count as one person's. Set it on pictures of different
-            people, by the share that may be taken for one: at 1 of 1,000 and without any leak, 1 of 1,000 prompts
-            about people in general is counted by chance, and of these 1 of 500 as leaked.
+        recogniser: Finds and recognises faces. Use another one than the output check's, which would miss what that
+            one missed.
+        threshold: The cosine similarity from which two faces count as one person's. Set it on images of different
+            people, by the share of pairs that may pass: at 1 of 1,000 and without any leak, 1 of 1,000 prompts
+            about people in general counts by chance, and 1 of 500 of these as leaked.
         share: Of the calls that are anonymized by prompts alone, how many are sampled, above 0 and at most 1.
         keep: How many samples may wait; beyond that the oldest is dropped.
         seconds: How long to wait for the recogniser.

@@ -37,14 +37,14 @@ class Looked:
 
 
 class OutputCheck:
-    """Compares every face in finished pictures with a gallery. A picture with a match is not released.
+    """Compares every face in finished images with a gallery. An image with a match is not released.
 
-    The prefix hides whom a prompt brings in; this sees who is in the picture, whatever brought them there. It protects
-    those in the gallery and nobody else. The recogniser errs both ways: set the threshold on pictures of people who
+    The prefix hides whom a prompt brings in; this sees who is in the image, however they got there. It protects the
+    people in the gallery and nobody else. The recogniser errs both ways: set the threshold on images of people who
     are not in the gallery, by the share of them that may be withheld.
 
     Args:
-        recogniser: What finds and tells faces. Not the one that measures leaks: what judges must not take part.
+        recogniser: Finds and recognises faces. Use another one than the one that measures leaks.
         gallery: Whom to look for.
         threshold: The cosine similarity from which a face counts as an entry's.
         seconds: How long a call waits for the recogniser. After that, the check has failed.

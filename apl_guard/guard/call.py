@@ -38,7 +38,7 @@ _log = logging.getLogger("apl_guard")
 
 @dataclass(frozen=True)
 class Guarded:
-    """What a guarded call gave, with its records."""
+    """The result of `guard.generate`: the output, the decision and the outcome."""
 
     output: Any
     """What the pipe returned, in the pipe's own type."""

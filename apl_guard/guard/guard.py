@@ -41,23 +41,23 @@ __all__ = ["Guard", "Guarded", "MetricsServer"]
 
 
 class Guard:
-    """Wraps a pipe. Calling it takes the same arguments and returns the same type as calling the pipe.
+    """Wraps a pipe: call it with the pipe's arguments, and it returns what the pipe returns, under a policy.
 
-    Settings of the pipe, such as `device` and `scheduler`, are reachable as attributes. What could encode or
-    generate unguarded is not. The pipe itself stays as it is.
+    Settings of the pipe, such as `device` and `scheduler`, are reachable as attributes. Whatever could encode or
+    generate unguarded is not. The pipe itself is not changed. A guard can be called from several threads.
 
     Args:
         pipe: The pipe.
         policy: A policy, the name of a built-in one, or a policy file.
         prefix: A prefix, its folder, or its name. None finds the one that fits in the registry.
-        registry: Where to find it, on each call: a folder, a URL, `owner/name` on the hub. None stands for the user's.
-        audit: Folder for the records, or a log. None sends them to the platform's logging.
+        registry: Where to find it, on each call: a folder, a URL, `owner/name` on the hub. None: the user's registry.
+        audit: Folder for the records, or an `AuditLog`. None sends them to the platform's structlog.
         audit_witness: One or more other folders, best on another machine, that receive the log's checkpoints.
-        metrics_registry: The Prometheus registry to count on. None makes one for this guard.
-        metrics_tenants: Tenants whose outcomes are counted by name; all others count as `other`. None are, if empty.
-        tracing: Where OpenTelemetry spans go. None makes none.
-        output_check: What looks for people of a gallery in finished pictures. None looks at none.
-        leak_watch: On which share of calls leaks are measured, when `measure_leaks` is called. None measures none.
+        metrics_registry: The Prometheus registry for the metrics. None makes one for this guard.
+        metrics_tenants: Tenants whose outcomes are counted by name; all others count as `other`.
+        tracing: Where OpenTelemetry spans go. None: no spans.
+        output_check: Looks for people of a gallery in finished images. None: no check.
+        leak_watch: How `measure_leaks` measures leaks, and on which share of calls. None: no measurement.
 
     Raises:
         PolicyInvalid: The policy is missing or damaged.
@@ -127,9 +127,9 @@ class Guard:
             What the pipe returns.
 
         Raises:
-            PolicyBlocked: The policy decided against the request, or the output check against a picture.
+            PolicyBlocked: The policy decided against the request, or the output check against an image.
             GuardUnavailable: The guard could not do its work.
-            InvalidInput: A prompt is no text.
+            InvalidInput: A prompt is not text.
             Exception: Whatever the pipe raises, unchanged.
         """
         return self.generate(*args, **kwargs).output
@@ -137,15 +137,17 @@ class Guard:
     def context(
         self, *, tenant: str | None = None, route: str | None = None, subject: str | None = None
     ) -> AbstractContextManager[Context]:
-        """Make calls for a tenant, on a route, so that rules can ask for them. For this thread or task.
+        """Say for whom the calls within are made, so that rules can tell. It holds for this thread or task.
+
+        Example: `with guard.context(tenant="acme", route="edit"): guard(prompt)`.
 
         Args:
             tenant: The customer, team or application for which calls are made.
-            route: The way on which they came in, such as `generate` or `edit`.
-            subject: The person or account who asks; on record as a keyed digest.
+            route: The part of the service that they came through, such as `generate` or `edit`.
+            subject: The person or account who asks; recorded as a keyed digest.
 
         Raises:
-            InvalidInput: A value is no text of at most 200 printable characters.
+            InvalidInput: A value is not text of at most 200 printable characters.
         """
         return calling_for(tenant=tenant, route=route, subject=subject)
 
@@ -158,9 +160,9 @@ class Guard:
         """Generate as `__call__` does, and return the decision and the outcome with the output.
 
         Raises:
-            PolicyBlocked: The policy decided against the request, or the output check against a picture.
+            PolicyBlocked: The policy decided against the request, or the output check against an image.
             GuardUnavailable: The guard could not do its work.
-            InvalidInput: A prompt is no text.
+            InvalidInput: A prompt is not text.
             Exception: Whatever the pipe raises, unchanged.
         """
         if self._self_test_error is not None:
@@ -175,7 +177,7 @@ class Guard:
     def self_test(self, prompts: Sequence[str] = CANARIES, **arguments: Any) -> SelfTest:
         """Send canary prompts through the real pipe, as a service does before it takes requests.
 
-        Each takes the way of every prompt: decided, recorded, generated, its receipt checked. The pictures are
+        Each is handled like every prompt: decided, recorded, generated, its receipt checked. The images are
         thrown away. After a failure the guard gives no image until a self-test passes.
 
         Args:
@@ -236,10 +238,10 @@ class Guard:
             ).run()
 
     def measure_leaks(self, most: int | None = None) -> tuple[LeakSample, ...]:
-        """Draw the prompts of sampled calls again **without protection**, twice each, and see who is in the pictures.
+        """Generate the prompts of sampled calls twice more **without protection**, and compare who is in the images.
 
-        Call it when the accelerator is idle: each sample costs two drawings. The plain pictures are seen by the
-        recogniser alone. What was seen is on record and counted before it is returned.
+        Call it when the accelerator is idle: each sample costs two generations. Only the recogniser sees the plain
+        images. The result is recorded and counted before it is returned.
 
         Args:
             most: How many samples to measure; None measures all that wait.
@@ -260,17 +262,17 @@ class Guard:
             raise GuardUnavailable("the guard is closed, so there is no image; make another one")
 
     def reload_policy(self) -> bool:
-        """Read the policy file again and put it in force, if it is good. Calls that run keep the old one.
+        """Read the policy file again and put it in force, if it is valid. Running calls keep the old one.
 
         Returns:
             Whether another policy is in force now.
 
         Raises:
-            PolicyInvalid: The file is missing or damaged, or a test in it does not hold. The old policy stays.
+            PolicyInvalid: The file is missing or damaged, or one of its tests fails. The old policy stays.
             PrefixNotFound: The prefix for it is missing. The old policy stays.
             AuditUnavailable: The change cannot be recorded. The old policy stays.
             GuardUnavailable: The guard is closed.
-            InvalidInput: The guard was made with a policy that is no file.
+            InvalidInput: The guard was made with a policy that is not a file.
         """
         self._check_open()
         return self._parts.policy.reload()
@@ -288,7 +290,7 @@ class Guard:
 
         Raises:
             GuardUnavailable: The guard is closed.
-            InvalidInput: The guard was made with a policy that is no file.
+            InvalidInput: The guard was made with a policy that is not a file.
         """
         self._check_open()
         watch = self._parts.policy.watch(seconds)

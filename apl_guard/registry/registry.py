@@ -30,13 +30,13 @@ __all__ = ["PrefixRegistry"]
 
 
 class PrefixRegistry:
-    """Registered prefixes.
+    """Where a guard finds prefixes: registered, versioned, and checked before use. docs/registry.md describes it.
 
     Args:
         location: A folder; a URL that fsspec can open, such as `s3://bucket/prefixes`; or `owner/name` of a
             repository on the Hugging Face hub. None stands for `APL_GUARD_REGISTRY`, or a folder among the
             user's data. What is behind a URL is copied to the user's cache folder.
-        refresh_after: Seconds after which a registry behind a URL has been looked at again, by a thread of its own.
+        refresh_after: Seconds within which a change of a registry behind a URL is noticed; a thread looks for it.
         valid_for: Seconds for which its copy serves while it cannot be reached.
 
     Raises:
