@@ -129,7 +129,8 @@ def evaluate(
     listed people), attacks (what black-box attacks bring back), personalised (people added after the prefix was
     trained), transfer (derived models). The last two train models first, and keep them.
 
-    Any model that can be trained on is measured by the protocol of the paper's authors; the reference world can be.
+    Any model that can be trained on is measured by the protocol of the paper's authors; the reference world can
+    be, too.
 
     Images are kept: a stopped run continues when the same command is given again.
 
