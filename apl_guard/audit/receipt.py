@@ -1,6 +1,6 @@
 """A receipt: the records about one decision, with all that it takes to check them far from the log.
 
-Whoever has the log's public key, 32 bytes, can check a receipt offline. `docs/audit.md` says how, in steps that
+Whoever has the log's public key, 32 bytes, can check a receipt offline. `docs/audit-format.md` says how, in steps that
 need only SHA-256 and Ed25519.
 """
 

@@ -1,15 +1,14 @@
 """A receipt convinces somebody who has nothing but the public key, and nobody of anything else."""
 
 import copy as copies
-import hashlib
 import json
 import shutil
 
 import mutants
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from independent_verifier import check_receipt as check_by_the_book
 from logs import TORTURE
 
 from apl_guard import InvalidInput
@@ -23,44 +22,6 @@ from apl_guard.audit.witness import CHECKPOINTS
 
 def public_key(whole):
     return json.loads((whole / "log" / "log.json").read_text())["root"]
-
-
-def check_by_the_book(receipt, key):
-    """The steps of docs/audit.md, without a line of the package."""
-
-    def walk(leaf, index, size, proof):
-        node = hashlib.sha256(b"\0" + leaf).digest()
-        last = size - 1
-        for step in map(bytes.fromhex, proof):
-            if index % 2 or index == last:
-                node = hashlib.sha256(b"\1" + step + node).digest()
-                while index % 2 == 0 and index:
-                    index, last = index // 2, last // 2
-            else:
-                node = hashlib.sha256(b"\1" + node + step).digest()
-            index, last = index // 2, last // 2
-        return node.hex()
-
-    def signed(entry, root):
-        fields = json.loads(entry["line"])
-        assert walk(bytes.fromhex(entry["key"]), fields["epoch"], receipt["epochs"], entry["path"]) == root
-        body = entry["line"][: entry["line"].index(',"signature"')] + "}"
-        signature = bytes.fromhex(fields["signature"])
-        content = b"apl-guard checkpoint 1\n" + body.encode()
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(entry["key"])).verify(signature, content)
-        return fields
-
-    roots = [key]
-    for entry in receipt["generations"]:
-        roots.append(signed(entry, roots[-1])["next"])
-    found = []
-    for record in receipt["records"]:
-        entry = receipt["checkpoints"][record["checkpoint"]]
-        checkpoint = signed(entry, roots[json.loads(entry["line"])["generation"]])
-        fields = json.loads(record["line"])
-        assert walk(record["line"].encode(), fields["seq"], checkpoint["size"], record["proof"]) == checkpoint["root"]
-        found.append(fields)
-    return found
 
 
 def test_every_decision_has_a_receipt_that_another_implementation_accepts(whole):
