@@ -64,18 +64,16 @@ def attack(
     from apl_guard.trainer.attacks.curve import measure_curves
     from apl_guard.trainer.attacks.page import draw_curves, to_table
     from apl_guard.trainer.attacks.reference import reference_check
-    from apl_guard.trainer.evaluate.asking import require_reference_world
+    from apl_guard.trainer.evaluate.reference_world import open_reference_world
     from apl_guard.trainer.evaluate.setting import Setting
     from apl_guard.trainer.model.family import precision_of
-    from apl_guard.trainer.model.pipeline import open_pipe
     from apl_guard.trainer.train.checkpoint import only_run
 
     ExtraMissing.check("eval", "scipy", "matplotlib")
     if len(set(prefix)) < len(prefix):
         raise InvalidInput("a prefix is given twice", where="--prefix")
     prefixes = {name: Prefix.load(name) for name in prefix}
-    pipe = open_pipe(model)
-    require_reference_world(pipe)
+    pipe = open_reference_world(model)
     setting = Setting.of(
         pipe,
         prefixes[prefix[0]],

@@ -58,10 +58,9 @@ def bench(
     from apl_guard.trainer.bench.run import all_peers, run_bench
     from apl_guard.trainer.bench.table import to_markdown, to_text
     from apl_guard.trainer.data.identities import load_identities
-    from apl_guard.trainer.evaluate.asking import require_reference_world
     from apl_guard.trainer.evaluate.provenance import command
+    from apl_guard.trainer.evaluate.reference_world import open_reference_world
     from apl_guard.trainer.evaluate.setting import Setting
-    from apl_guard.trainer.model.pipeline import open_pipe
     from apl_guard.trainer.peers.peer import Task
     from apl_guard.trainer.train.card import training_seconds
     from apl_guard.trainer.train.checkpoint import only_run
@@ -75,8 +74,7 @@ def bench(
         if unknown := [name for name in only if name not in known]:
             raise InvalidInput(f"no peer '{unknown[0]}'; expected one of: {'; '.join(known)}", where="--peer")
         peers = tuple(peer for peer in peers if peer.key in ("plain", *only))
-    pipe = open_pipe(model)
-    require_reference_world(pipe)
+    pipe = open_reference_world(model)
     setting = Setting.of(
         pipe, vectors, minifaces.judges(), images_per_person=images_per_person, people_limit=people,
         seed=seed, steps=steps, guidance=guidance, progress=not quiet,

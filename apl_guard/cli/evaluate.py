@@ -145,7 +145,7 @@ def evaluate(
     from apl_guard.trainer.evaluate.curves import read_curves
     from apl_guard.trainer.evaluate.page import write_report
     from apl_guard.trainer.evaluate.provenance import command
-    from apl_guard.trainer.model.pipeline import open_pipe
+    from apl_guard.trainer.evaluate.reference_world import open_reference_world
 
     ExtraMissing.check("eval", "scipy")
     _refuse_what_nobody_reads(context, protocol)
@@ -177,7 +177,7 @@ def evaluate(
             "steps": steps,
             "guidance": guidance,
         }
-        result = run(open_pipe(model), loaded, **shared)
+        result = run(open_reference_world(model), loaded, **shared)
     else:
         result = _by_protocol(
             model, loaded, shared, identities or [], references, references_per_person,
@@ -230,7 +230,8 @@ def _by_protocol(
     from apl_guard.trainer.data.folders import read_prompts
     from apl_guard.trainer.evaluate.apl2026.clip import Clip
     from apl_guard.trainer.evaluate.apl2026.recognisers import open_faces
-    from apl_guard.trainer.evaluate.apl2026.run import evaluate_apl_2026
+    from apl_guard.trainer.evaluate.apl2026.run import evaluate_apl_2026, require_together
+    from apl_guard.trainer.evaluate.reference_world import open_reference_world
     from apl_guard.trainer.model.pipeline import open_pipe
 
     if (detector is None) != (recogniser is None):
@@ -244,8 +245,9 @@ def _by_protocol(
     faces = None if detector is None or recogniser is None else open_faces(detector, recogniser)
     looks = None if clip is None else Clip(clip)
     texts = read_prompts(captions) if captions is not None else generic_captions(500, seed=0)
+    require_together(identities, references, faces)  # here, for opening a model may take minutes
     return evaluate_apl_2026(
-        open_pipe(model, precision="auto"),
+        open_pipe(model, precision="auto") if identities else open_reference_world(model),
         prefix,
         faces=faces,
         identities=identities,

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
-from apl_guard.errors import InvalidInput, ModelInvalid
+from apl_guard.errors import InvalidInput
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.data.folders import read_prompts
 from apl_guard.trainer.evaluate.result import Asked
 from apl_guard.trainer.evaluate.scores import spoken
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.minifaces.faces import SIZE
 from apl_guard.trainer.minifaces.people import Person, Split
-from apl_guard.trainer.model.families import family_of
 
 GENERIC_PER_IMAGE = 80
 """Generic prompts for each image per person."""
@@ -61,20 +58,6 @@ def ask_for_anything(setting: Setting) -> list[Asked]:
         count = max(8, count * min(setting.people_limit, 40) // 40)
     prompts = minifaces.generic_prompts(count, seed=setting.seed, held_out=True)
     return [Asked(p.text, p.text, None, p.scene, {}, str(k)) for k, p in enumerate(prompts)]
-
-
-def require_reference_world(pipe: Any) -> None:
-    """Make sure that the judges of the reference world can look at what a pipe draws.
-
-    Raises:
-        ModelInvalid: It draws pictures of another size.
-    """
-    size = family_of(pipe).side
-    if size != SIZE:
-        raise ModelInvalid(
-            f"this model draws pictures of {size} pixels; the judges of the reference world look at {SIZE}. Other "
-            "models are judged by eval --protocol apl-2026 with --identities, --references, --detector and --recogniser"
-        )
 
 
 def check_templates(templates: list[str], where: str | Path) -> list[str]:

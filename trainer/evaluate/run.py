@@ -12,8 +12,9 @@ from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import NeutralKind
-from apl_guard.trainer.evaluate.asking import check_templates, require_reference_world
+from apl_guard.trainer.evaluate.asking import check_templates
 from apl_guard.trainer.evaluate.provenance import provenance
+from apl_guard.trainer.evaluate.reference_world import require_reference_world
 from apl_guard.trainer.evaluate.result import Album, EvalResult, Figures
 from apl_guard.trainer.evaluate.setting import Setting, pictures_folder
 from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES, Suite

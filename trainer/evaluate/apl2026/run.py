@@ -16,8 +16,9 @@ from apl_guard.trainer.evaluate.apl2026.clip import Clip
 from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge
 from apl_guard.trainer.evaluate.apl2026.protocol import Group, apl_2026
 from apl_guard.trainer.evaluate.apl2026.references import References, read_references
-from apl_guard.trainer.evaluate.asking import people_of, require_reference_world
+from apl_guard.trainer.evaluate.asking import people_of
 from apl_guard.trainer.evaluate.provenance import provenance
+from apl_guard.trainer.evaluate.reference_world import require_reference_world
 from apl_guard.trainer.evaluate.result import Album, EvalResult
 from apl_guard.trainer.evaluate.setting import Setting, pictures_folder
 from apl_guard.trainer.model.families import family_of
@@ -64,10 +65,7 @@ def evaluate_apl_2026(
         IdentitiesInvalid: An identities file is wrong.
         PrefixNotFound: The prefix belongs to another text encoder.
     """
-    given = {"people": identities or None, "reference pictures": references, "a recogniser": faces}
-    missing = " and ".join(name for name, value in given.items() if value is None)
-    if missing and any(value is not None for value in given.values()):
-        raise InvalidInput(f"{missing} missing; people, their reference pictures and a recogniser go together")
+    require_together(identities, references, faces)
     if not identities:
         require_reference_world(pipe)
     judge: FaceJudge = faces or minifaces.judges()
@@ -109,6 +107,18 @@ def evaluate_apl_2026(
         images={} if album is None else album.images,
         asked={} if album is None else album.asked,
     )
+
+
+def require_together(identities: Sequence[Path], references: Path | None, faces: FaceJudge | None) -> None:
+    """Make sure that people, their reference pictures and a recogniser are all given, or none of them.
+
+    Raises:
+        InvalidInput: Some are missing.
+    """
+    given = {"people": identities or None, "reference pictures": references, "a recogniser": faces}
+    missing = " and ".join(name for name, value in given.items() if value is None)
+    if missing and any(value is not None for value in given.values()):
+        raise InvalidInput(f"{missing} missing; people, their reference pictures and a recogniser go together")
 
 
 def _group_of(
