@@ -99,3 +99,11 @@ def train(
         f"{result.folder}: identity gap closed {measurement.gap_closed:.1%}, "
         f"generic drift {measurement.generic_drift:.1%}, from step {result.step} of {result.steps}"
     )
+    if measurement.gap_closed <= 0:
+        # It fits the model and would be used like any other.
+        typer.secho(
+            "warning: this prefix brings names no nearer to their neutral prompts, so it hides nobody. Do not register "
+            "it; lower lr, or train for more steps",
+            fg=typer.colors.YELLOW,
+            err=True,
+        )

@@ -51,6 +51,14 @@ def test_the_command_writes_a_prefix(arguments: list[str], tmp_path: Path) -> No
     assert Prefix.load(tmp_path / "prefix").n == 2
 
 
+def test_a_prefix_that_hides_nobody_is_not_passed_over_in_silence(arguments: list[str]) -> None:
+    """Steps that are far too large end in a prefix that fits the model and does not do what it is for."""
+    answer = CliRunner().invoke(app, [*arguments, "--set", "lr=100", "--set", "keep=last"], catch_exceptions=False)
+
+    assert "identity gap closed -" in answer.stdout
+    assert "it hides nobody. Do not register it" in answer.stderr
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
 def test_a_gpu_that_is_not_there_is_a_typed_error(arguments: list[str], more: tuple[str, ...]) -> None:
