@@ -45,7 +45,7 @@ def export(
     terms: Annotated[str | None, typer.Option(help="With --dsa: the clause of your terms of service.")] = None,
     terms_url: Annotated[str | None, typer.Option(help="With --dsa: where your terms can be read.")] = None,
 ) -> None:
-    """Export the log as CSV, as DSA statements of reasons, or to PostgreSQL. No export holds prompts.
+    """Export the log as CSV, as DSA statements of reasons, or to PostgreSQL. No export holds prompts in clear.
 
     `--dsa` writes the fields of the DSA Transparency Database. Which decisions need a statement, and in which
     words, is for you to judge.

@@ -21,7 +21,7 @@ app = typer.Typer(
 
 @app.command("list", no_args_is_help=True)
 def list_keys(folder: Folder, keys: Keys = None, as_json: Json = False) -> None:
-    """List the digest keys that are kept, by the ids that stand in records.
+    """List the digest keys that are kept, by the ids that records give.
 
     Example: apl-guard audit keys list /var/log/apl-guard
     """
@@ -59,8 +59,8 @@ def destroy_key(
 ) -> None:
     """Destroy a digest key that is no longer in use. Nobody can look for prompts in its records any more.
 
-    The log verifies as before. Erase subjects that were recorded under it first, or by --decision later. Copies of
-    the key in backups are out of reach: destroy them too.
+    The log verifies as before. Erase subjects that were recorded under it first, or by --decision later. This does
+    not reach copies of the key in backups: destroy them too.
 
     Example: apl-guard audit keys destroy /var/log/apl-guard 3f0c9a7b12de4510
     """

@@ -26,7 +26,7 @@ def prove(
 ) -> None:
     """Write a receipt for one image: its records, and the proof that they are in the log.
 
-    For a guard, whose id stands in `policy.in_force`, it proves which policies were in force and since when.
+    With the id of a guard, from `audit policies`, it proves which policies were in force and since when.
 
     Anybody checks it with the log's public key: apl-guard audit verify receipt.json --public-key KEY
 
@@ -63,7 +63,7 @@ def erase(
 ) -> None:
     """Destroy the key under which the prompts of a subject were recorded. The log records it.
 
-    The log verifies as before. Copies of the key in backups are out of reach: destroy them too.
+    The log verifies as before. This does not reach copies of the key in backups: destroy them too.
 
     Example: apl-guard audit erase /var/log/apl-guard --subject account-7 --witness /mnt/witness
     """

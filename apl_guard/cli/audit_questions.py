@@ -55,12 +55,11 @@ def query(
 ) -> None:
     """Query the log, through an index that is first brought up to date. The newest records come first.
 
-    --since and --until go by the time that stands in each record: the clock of the machine, which may have been set.
+    --since and --until go by the time in each record, which is that of the machine's clock.
 
-    What is asked of a call as a whole, such as --tenant with --result, counts and shows the records of how calls ended.
+    Options about decision and outcome together, such as --tenant with --result, show and count the outcomes.
 
-    Records hold keyed digests of prompts and subjects. With --prompt or --subject, those of every digest key that
-    is kept are looked for.
+    Records hold keyed digests of prompts and subjects. --prompt and --subject look under every digest key that is kept.
 
     Example: apl-guard audit query /var/log/apl-guard --since 7d --action block --group-by policy
     """
@@ -131,7 +130,7 @@ def stats(
 ) -> None:
     """Count decisions, how calls ended, how released images were protected, and what is missing.
 
-    Under `images` stand images, everywhere else calls: one that released four images is one.
+    Only `images` counts images; everything else counts calls.
 
     Example: apl-guard audit stats /var/log/apl-guard --since 30d
     """
@@ -186,7 +185,7 @@ def policies(
 ) -> None:
     """Show which policy was in force when: from the start of a guard, from reload to reload, to the end.
 
-    Prove it to others: apl-guard audit prove LOG GUARD, with the id of the guard that stands here.
+    To prove it to others: apl-guard audit prove LOG GUARD, with the id of the guard that is shown here.
 
     Example: apl-guard audit policies /var/log/apl-guard --at 2026-11-01T12:00Z
     """

@@ -54,9 +54,9 @@ def verify(
 ) -> None:
     """Check every record and every checkpoint, and compare the log with its witnesses.
 
-    Ends in 0 valid, 1 tampered, 2 torn by a crash (the next start of a guard seals it), 3 nothing to hold it
-    against, 4 wrong usage. Records newer than the last checkpoint are counted and not vouched for. A receipt is held
-    against the witnesses that are named, too.
+    Exit codes: 0 valid, 1 tampered, 2 torn by a crash (the next start of a guard seals it), 3 no witness to compare
+    with, 4 wrong usage. Records newer than the last checkpoint are counted and not vouched for. A receipt is compared
+    with the witnesses as well.
 
     Example: apl-guard audit verify /var/log/apl-guard --witness /mnt/witness
     """

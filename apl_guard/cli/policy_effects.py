@@ -179,9 +179,9 @@ def replay_log(
 ) -> None:
     """Show what a policy would have decided about the calls on record.
 
-    Records hold no text. Rules about names, patterns and persons can be answered with --was, where lists and
-    detectors are the same; else such calls are undecided, unless both answers lead to the same action. In a log of
-    several guards, --under takes the calls of one policy.
+    Records hold no text. What rules about names, patterns and persons would find is known only with --was, and only if
+    lists and detectors are the same. Otherwise such calls count as undecided, unless every answer leads to the same
+    action. In a log of several guards, --under takes the calls of one policy.
 
     Example: apl-guard policy replay mine.yaml /var/log/apl-guard --was anonymize_faces
     """

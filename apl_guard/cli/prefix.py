@@ -121,8 +121,8 @@ def verify(
 ) -> None:
     """Check a prefix completely: file, version, revocations, signature.
 
-    Exit codes: 0 all of it holds, 2 damaged or not there, 4 revoked, rolled back, unsigned or wrongly signed.
-    Without --signer a signature is not looked at, and the line says so.
+    Exit codes: 0 valid, 2 damaged or missing, 4 revoked, rolled back, unsigned or wrongly signed. Without --signer
+    the signature is not checked, and the output says so.
 
     Example: apl-guard prefix verify sd15 --signer publisher.pub
     """
@@ -150,7 +150,7 @@ def sign(
 
     openssl ec -in publisher.pem -pubout -out publisher.pub
 
-    Put the public one into the policy, under `spec: {prefix: {signers: [...]}}`; then nothing else is accepted.
+    Put the public key into the policy, under `spec: {prefix: {signers: [...]}}`; then nothing else is accepted.
 
     Example: apl-guard prefix sign sd15 --key publisher.pem
     """
@@ -166,8 +166,8 @@ def revoke(
 ) -> None:
     """Revoke a prefix, so that no guard uses it any more. This cannot be undone.
 
-    A guard that uses this registry refuses it before the next image; one that uses a copy, at its next look. Of a
-    registry behind a URL, this needs the right to write there.
+    A guard that uses this registry refuses it before the next image; one that uses a copy, at its next check. For a
+    registry behind a URL you need the right to write there.
 
     Example: apl-guard prefix revoke sd15 --reason "draws Mara Westgate from behind"
     """
@@ -190,7 +190,7 @@ def pull(
 ) -> None:
     """Copy a prefix from another registry into this one, with its version and signature, after checking it.
 
-    Revocations of this prefix and its older versions come along, also where they are all that comes.
+    Revocations of this prefix and its older versions are copied too, even if the prefix itself is refused.
 
     Example: apl-guard prefix pull acme/prefixes sd15 --signer publisher.pub
     """
@@ -216,7 +216,7 @@ def push(
 ) -> None:
     """Copy the version in use of a prefix to another registry, with its signature and the revocations known here.
 
-    Of a revoked prefix the revocation alone. Of one that was pushed before it was signed the signature.
+    Of a revoked prefix only the revocation is copied. A prefix that is already there gets its signature.
 
     Example: apl-guard prefix push sd15 s3://bucket/prefixes
     """

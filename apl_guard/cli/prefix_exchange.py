@@ -40,9 +40,9 @@ def export_embedding(
 ) -> None:
     """Write a prefix as an embedding for diffusers, AUTOMATIC1111, Forge or ComfyUI.
 
-    The file goes into the server's folder `embeddings`; its name is what is typed in a prompt. In a folder it is named
-    after the prefix's digest, which is the name that apl-guard's adapters for these servers look for. Keys are
-    `emb_params` for one text encoder, else `clip_l`, `clip_g` and `t5xxl`.
+    Put the file into the server's folder `embeddings`; its name is what one types in a prompt. If --output is a folder,
+    the file is named after the prefix's digest, which is the name that the adapters for these servers look for. Keys
+    are `emb_params` for one text encoder, else `clip_l`, `clip_g` and `t5xxl`.
 
     Example: apl-guard prefix export sd15 --output stable-diffusion-webui/embeddings
     """
@@ -72,8 +72,8 @@ def import_embedding(
 ) -> None:
     """Make a prefix from an embedding: an export, a textual inversion, or the file of the paper's authors.
 
-    A file in torch's pickle format is converted by another process of limited time and memory, which accepts tensors
-    and nothing else; it is never unpickled in this one.
+    A file in torch's pickle format is converted by another process with limited time and memory, which accepts tensors
+    and nothing else. This process never unpickles.
 
     Example: apl-guard prefix import apl.pt --model runwayml/stable-diffusion-v1-5 --output prefixes/authors
     """
