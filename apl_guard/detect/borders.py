@@ -47,10 +47,13 @@ def name_at(text: str, spelt: Spelling, start: int, end: int, words: int, *, loo
     if not (
         spelt.starts_word(start)
         or (may_hump and _is_hump(text, spelt, start))
+        or (loosely and _is_apart(text, spelt, start))
         or (loosely and _is_behind_small_word(spelt, start, end, words))
     ):
         return None
-    if not spelt.starts_word(end) and not (may_hump and _is_hump(text, spelt, end)):
+    if not (
+        spelt.starts_word(end) or (may_hump and _is_hump(text, spelt, end)) or (loosely and _is_apart(text, spelt, end))
+    ):
         may_be_plural = loosely and end - start >= _LEAST_LETTERS_OF_PLURAL
         plural = _letters_of_plural(spelt, end) if may_be_plural else 0
         if not plural:
@@ -78,6 +81,18 @@ def _is_hump(text: str, spelt: Spelling, position: int) -> bool:
     """Whether a capital follows a small letter there, as between the words of `photoOfMaraVoss`."""
     before, here = spelt.places[position - 1], spelt.places[position]
     return here == before + 1 and text[before].islower() and text[here].isupper()
+
+
+def _is_apart(text: str, spelt: Spelling, position: int) -> bool:
+    """Whether a text encoder reads another word from a letter on, in Latin letters that stand in one.
+
+    It does behind an accent that Unicode has no letter with, such as a stroke through an x, and where another script
+    begins or ends.
+    """
+    before, here = spelt.places[position - 1], spelt.places[position]
+    between = text[before + 1 : here]
+    is_latin = _is_latin(text[before]), _is_latin(text[here])
+    return all(is_latin) if between else before != here and is_latin[0] != is_latin[1]
 
 
 def _letters_of_plural(spelt: Spelling, end: int) -> int:
@@ -140,6 +155,11 @@ _BEHIND_NAMES = (
 _PARTICLES = frozenset(["", *_BEHIND_NAMES.split()])
 """What is written in one with a name before it: particles, and forms of address."""
 _LONGEST_PARTICLE = max(map(len, _PARTICLES))
+
+
+@lru_cache(maxsize=4096)
+def _is_latin(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith("LATIN ")
 
 
 @lru_cache(maxsize=4096)

@@ -33,8 +33,9 @@ _MOST_PASSES = 16
 def canonical(text: str) -> str:
     """The text that stands for all that look like it.
 
-    NFKC; without default-ignorable, bidirectional and control characters; in words that mix Latin letters with
-    others, each letter that looks like a Latin one becomes that one; one space for every run of white space.
+    NFKC; without default-ignorable, bidirectional and control characters, nor vowel signs that no letter of their
+    script stands before; in words that mix Latin letters with others, each letter that looks like a Latin one becomes
+    that one; one space for every run of white space.
     Case, accents, the letters of every orthography and whole words of other scripts stay.
 
     Example:
@@ -58,11 +59,34 @@ def _pass(text: str) -> str:
     text = _IGNORABLE.sub("", _ESCAPE.sub("", text))
     text = "".join(letter for letter in text if letter.isspace() or unicodedata.category(letter) not in _UNSEEN)
     text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = _without_strays(text)
     text = _WORD.sub(_one_script, text)
     return " ".join(text.split())
 
 
 _UNSEEN = {"Cc", "Cf"}
+
+
+def _without_strays(text: str) -> str:
+    kept: list[str] = []
+    for letter in text:
+        if not _is_stray(kept[-1] if kept else " ", letter):
+            kept.append(letter)
+    return "".join(kept)
+
+
+def _is_stray(before: str, letter: str) -> bool:
+    """Whether it is a vowel sign, as of Indian scripts, behind a Latin letter or none, where it is no vowel at all."""
+    if letter.isascii() or not _is_vowel_sign(letter):
+        return False
+    return _is_latin(before) or unicodedata.category(before)[0] not in "LM"
+
+
+def _is_vowel_sign(letter: str) -> bool:
+    """Vowel signs of Indian scripts are marks of class 0; accents are marks of other classes. The iota under a Greek
+    letter is a mark and spelt, too."""
+    is_mark = unicodedata.category(letter) in ("Mc", "Mn")
+    return is_mark and (letter == "\u0345" or not unicodedata.combining(letter))
 
 
 def _one_script(match: re.Match[str]) -> str:
@@ -233,8 +257,7 @@ each have in place of the other; the two signs of Devanagari for a vowel through
 def _is_spelt(letter: str) -> bool:
     if _is_stretch(letter) or _is_apostrophe(letter):
         return False
-    # Vowel signs of Indian scripts are marks of class 0, and are spelt; accents are marks of other classes.
-    return letter.isalnum() or (unicodedata.category(letter) in ("Mc", "Mn") and not unicodedata.combining(letter))
+    return letter.isalnum() or _is_vowel_sign(letter)
 
 
 def _is_stretch(letter: str) -> bool:
