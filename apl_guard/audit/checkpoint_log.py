@@ -222,12 +222,15 @@ class CheckpointLog:
                 f"the signing key is of epoch {key.generation}.{key.epoch}, the last checkpoint of "
                 f"{last.generation}.{last.epoch}: it was put back from a copy; start a log in a new folder"
             )
-        if last is not None and (key.generation, key.epoch) > max(
-            (last.generation, last.epoch + 1), (last.generation + 1, 0) if last.next is not None else (0, 0)
-        ):
+        if last is None:
+            newest, may_be = "there is no checkpoint", (0, 0)
+        else:
+            newest = f"the last checkpoint of {last.generation}.{last.epoch}"
+            may_be = (last.generation + 1, 0) if last.next is not None else (last.generation, last.epoch + 1)
+        if (key.generation, key.epoch) > may_be:
             raise AuditUnavailable(
-                f"the signing key is of epoch {key.generation}.{key.epoch}, the last checkpoint of "
-                f"{last.generation}.{last.epoch}: checkpoints are missing; verify the log"
+                f"the signing key is of epoch {key.generation}.{key.epoch}, {newest}: checkpoints are missing; verify "
+                "the log"
             )
         if not self._is_ours(key):
             raise AuditUnavailable("the signing key is of another log; put its own back, or start one in a new folder")
@@ -243,6 +246,8 @@ class CheckpointLog:
     def _is_ours(self, key: KeyState) -> bool:
         """Whether what this key signs can be verified."""
         path = self._folder / key_file(key.generation)
+        if not path.exists():
+            raise AuditUnavailable(f"{path}: the public keys are missing; put them back from a witness")
         with path.open("rb") as stream:
             stream.seek(key.epoch * KEY_BYTES)
             return stream.read(KEY_BYTES) == key.public_key

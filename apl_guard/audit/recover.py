@@ -24,6 +24,8 @@ class Remains:
     """What is left of a writer."""
 
     writer: str
+    log: str | None = None
+    """The log that its records say they are of."""
     tree: Tree = field(default_factory=Tree)
     """Over its whole records."""
     segment: int = 0
@@ -119,6 +121,7 @@ def _read_segment(path: Path, number: int, remains: Remains) -> bool:
                 if last is None:
                     if record.fields["event"] != "audit.segment" or record.fields["segment"] != number:
                         return False
+                    remains.log = record.fields.get("log")
                     remains.tree = Tree(record.fields["size"], map(bytes.fromhex, record.fields["peaks"]))
                     remains.orphans = dict.fromkeys(record.fields["open"])
                     last = record.prev

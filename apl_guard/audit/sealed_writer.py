@@ -68,6 +68,7 @@ class SealedWriter:
     ) -> None:
         self.is_left = False
         self._options = options
+        self._log = identity.log
         self._lock_file = folder / LOCK
         self._sealing = threading.Lock()
         self._ending = threading.Lock()
@@ -223,6 +224,8 @@ class SealedWriter:
             if writer == self.writer.id or writer in self._checkpoints.closed or is_alive(segments, writer, numbers):
                 continue
             remains = read_remains(segments, writer, numbers)
+            if remains.log not in (None, self._log):
+                continue  # somebody put it there, which `verify` says
             self.writer.append("audit.recovery", remains.fields())
             if remains.tree.size >= self._checkpoints.sealed.get(writer, 0):
                 self._checkpoints.add(writer, remains.tree, closed=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import sleep
 
 from apl_guard.audit.chain import Chain, read_chain, read_identity, read_keys
-from apl_guard.audit.checkpoint import Identity, log_file
+from apl_guard.audit.checkpoint import Identity, key_file, log_file
 from apl_guard.audit.checkpoint_file import CheckpointFile
 from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.report import Report, Verdict
@@ -43,16 +43,20 @@ def verify_log(folder: Path, witnesses: Sequence[Path] = (), public_key: str | N
         return _judge(report, has_witness=bool(copies))
     report.log, report.public_key = identity.log, identity.root
     all_copies, copies = copies, [copy for copy in copies if copy.name == identity.log]
-    if public_key is None and (others := len(all_copies) - len(copies)):
+    if public_key is None and copies and (others := len(all_copies) - len(copies)):
         report.notes.append(
             f"the witnesses keep {others} other logs, too, so this may not be the one that you expect; name its key "
             "with --public-key"
+        )
+    if not (folder / SEGMENTS).is_dir():
+        report.findings.append(
+            f"{SEGMENTS}: there is no such folder; if this is a witness, verify the log and name this with --witness"
         )
     chain, witnessed = _chain(folder, copies, identity, report)
     report.checkpoints = chain.count
     report.newest_checkpoint = chain.newest.timestamp if chain.newest is not None else None
     _note_clock(chain, report)
-    check_rows(folder / SEGMENTS, chain, witnessed, report)
+    check_rows(folder / SEGMENTS, identity.log, chain, witnessed, report)
     return _judge(report, has_witness=bool(copies) and witnessed > 0)
 
 
@@ -120,7 +124,9 @@ def _identify(folder: Path, copies: list[Path], public_key: str | None, report: 
     if public_key is not None and public_key != identity.root:
         report.findings.append(f"log.json: its public key is {identity.root}, expected {public_key}")
     if copies and identity.log not in {copy.name for copy in copies}:
-        report.findings.append(f"log.json: the witness knows no log {identity.log}, so this is another one")
+        report.findings.append(
+            f"log.json: the witness knows no log {identity.log}, so one of them belongs to something else"
+        )
     for copy in copies:
         if copy.name == identity.log and (known := _known(copy, report)) not in {identity, None}:
             report.findings.append("log.json: the witness knows this log by another public key")
@@ -142,8 +148,12 @@ def _chain(folder: Path, copies: list[Path], identity: Identity, report: Report)
     def keys_of(generation: int, root: str) -> list[bytes] | None:
         ours = read_keys([folder], generation, identity.epochs, root)
         if ours is None:
-            report.findings.append(f"the public keys of generation {generation} are missing or changed")
-            return read_keys(copies, generation, identity.epochs, root)
+            known = read_keys(copies, generation, identity.epochs, root)
+            report.findings.append(
+                f"the public keys of generation {generation} are missing or changed"
+                + (f"; the witness has them: {key_file(generation)}" if known is not None else "")
+            )
+            return known
         return ours
 
     witnessed = {copy: CheckpointFile.look_at(copy) for copy in copies}

@@ -18,11 +18,12 @@ __all__ = ["check_rows"]
 _MINUTE = 60
 
 
-def check_rows(segments: Path, chain: Chain, witnessed: int, report: Report) -> None:
+def check_rows(segments: Path, log: str, chain: Chain, witnessed: int, report: Report) -> None:
     """Hold the records of each writer against its checkpoints.
 
     Args:
         segments: The folder of segments.
+        log: The id of the log.
         chain: The checkpoints that hold.
         witnessed: How many of them a witness has.
         report: What was found is put in there.
@@ -38,7 +39,7 @@ def check_rows(segments: Path, chain: Chain, witnessed: int, report: Report) -> 
         row = Row(segments, writer, present.get(writer, []))
         rows.append(row)
         sealed = chain.sealed.get(writer, Sealed())
-        wrong = _hold_against(row, sealed, recovered)
+        wrong = _hold_against(row, log, sealed, recovered)
         size = sealed.size
         if wrong is None and row.size < size:
             # Seen first: what is missing was there when the checkpoint was made.
@@ -60,7 +61,7 @@ def check_rows(segments: Path, chain: Chain, witnessed: int, report: Report) -> 
             _judge_unsealed(row, segments, present[row.writer], report)
 
 
-def _hold_against(row: Row, sealed: Sealed, recovered: dict[str, list[dict[str, Any]]]) -> str | None:
+def _hold_against(row: Row, log: str, sealed: Sealed, recovered: dict[str, list[dict[str, Any]]]) -> str | None:
     """Read all records of a writer; what is wrong with the first that no checkpoint agrees with."""
     tree = Tree()
     good = at = 0
@@ -73,6 +74,8 @@ def _hold_against(row: Row, sealed: Sealed, recovered: dict[str, list[dict[str, 
             fields = Record.parse(line.content).fields
         except ValueError as error:
             return f"record {line.seq} cannot be read: {error}"
+        if fields["event"] == "audit.segment" and fields.get("log") != log:
+            return f"record {line.seq} is of log {str(fields.get('log'))[:32]!a}; take its segments away"
         if fields["event"] == "audit.recovery":
             try:
                 recovered.setdefault(fields["dead_writer"], []).extend(fields["torn"])

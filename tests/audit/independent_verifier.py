@@ -278,6 +278,7 @@ def check_log(log, witnesses=(), public_key=None):
         tree, roots = Tree(), sealed.get(writer, {})
         for line in lines:
             fields = read_record(line)
+            must(fields["event"] != "audit.segment" or fields["log"] == identity["log"], f"{writer}: of another log")
             if fields["event"] == "audit.recovery":
                 recovered.setdefault(fields["dead_writer"], []).extend(fields["torn"])
             tree.add(leaf(line))

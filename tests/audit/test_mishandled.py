@@ -107,3 +107,66 @@ def test_a_seal_that_fails_while_nobody_calls_is_made_up_for(folders):
         call(durable, 1)
 
     assert verify_log(log, [witness]).verdict is Verdict.VALID
+
+
+class TestMixedUp:
+    """Folders of two logs merged, files left out, and the wrong folder named. A line says what to do."""
+
+    def test_segments_of_another_log_are_named_and_not_adopted(self, folders, run):
+        """A guard that starts records, seals and closes what dead processes left, but only of its own log."""
+        log, witness = folders
+        other = log.with_name("other")
+        make_log(log, witness, calls=3, writers=1)
+        make_log(other, witness, calls=3, writers=1)
+        shutil.copytree(other / "segments", log / "segments", dirs_exist_ok=True)
+
+        for _ in range(2):
+            code, captured = run("verify", log, "--witness", witness)
+            assert code == 1
+            assert "take its segments away" in captured.out
+            DurableLog(log, [witness]).close()
+        for path in (other / "segments").iterdir():
+            (log / "segments" / path.name).unlink()
+        assert run("verify", log, "--witness", witness)[0] == 0
+        assert [r["event"] for r in records(log) if r["event"] == "audit.recovery"] == []
+
+    def test_a_guard_does_not_begin_anew_where_all_checkpoints_are_gone(self, folders):
+        """Its key is past the first epoch, so there were some, and what it signs now could not be verified."""
+        log, witness = folders
+        make_log(log, witness, calls=8, writers=1)
+        (log / "checkpoints.jsonl").unlink()
+
+        with pytest.raises(AuditUnavailable, match=r"there is no checkpoint: checkpoints are missing"):
+            DurableLog(log)
+        assert not (log / "checkpoints.jsonl").exists()
+
+    def test_public_keys_that_are_missing_are_at_the_witness(self, folders, run):
+        """Verification says so, and so does a guard that starts."""
+        log, witness = folders
+        make_log(log, witness, calls=3, writers=1)
+        for path in log.glob("keys-*.pub"):
+            path.unlink()
+
+        code, captured = run("verify", log, "--witness", witness)
+        assert code == 1
+        assert "missing or changed; the witness has them: keys-000000.pub" in captured.out
+        with pytest.raises(AuditUnavailable, match="put them back from a witness"):
+            DurableLog(log)
+        for path in next(witness.iterdir()).glob("keys-*.pub"):
+            shutil.copy(path, log)
+        DurableLog(log, [witness]).close()
+        assert run("verify", log, "--witness", witness)[0] == 0
+
+    def test_a_witness_in_the_place_of_the_log_is_told_from_a_log_that_lost_its_records(self, folders, run):
+        """It holds no segments; and the witness of another log does not know this one."""
+        log, witness = folders
+        make_log(log, witness, calls=3, writers=1)
+        make_log(log.with_name("other"), witness.with_name("another"), calls=3, writers=1)
+
+        code, captured = run("verify", next(witness.iterdir()))
+        assert code == 1
+        assert "if this is a witness, verify the log and name this with --witness" in captured.out
+        code, captured = run("verify", log, "--witness", witness.with_name("another"))
+        assert code == 1
+        assert "one of them belongs to something else" in captured.out
+        assert "other logs" not in captured.out
