@@ -18,7 +18,7 @@ from apl_guard.prefix.layout import REVOKED_NAME
 from apl_guard.prefix.tensorfile import printable
 from apl_guard.registry.looks import Looks
 from apl_guard.registry.revoked import RevokedFile, as_file, joined, read_revoked
-from apl_guard.registry.source import Source, check_protocol
+from apl_guard.registry.source import Source, check_protocol, opened
 from apl_guard.storage import alone, check_place, write_file, write_folder
 
 __all__ = ["Mirror"]
@@ -142,7 +142,8 @@ class Mirror:
             with alone(self.folder.parent / "lock", patience) as is_alone:
                 if is_alone:
                     began = time.time()
-                    self._copy()
+                    with opened(self.url) as there:
+                        self._copy(Source(self.url, *there, _PATIENCE_SECONDS))
                     write_file(self._marker, self.url.encode())
                     os.utime(self._marker, (began, began))
                 elif patience or (self._copy_age() or 0) > _PATIENCE_SECONDS + self._refresh_after:
@@ -158,8 +159,7 @@ class Mirror:
                 "network. For a folder of this machine write ./NAME"
             ) from error
 
-    def _copy(self) -> None:
-        there = Source(self.url, _PATIENCE_SECONDS)
+    def _copy(self, there: Source) -> None:
         offered = there.offered()
         self.folder.mkdir(parents=True, exist_ok=True)
         before: RevokedFile | None = None

@@ -10,7 +10,7 @@ from typing import Any
 from apl_guard.errors import AplGuardError, InvalidInput, RegistryUnavailable
 from apl_guard.prefix.layout import FILE_NAME, REVOKED_FOLDER, REVOKED_NAME, SIGNATURE_NAME
 from apl_guard.registry.revoked import MAX_REVOKED_BYTES, RevokedFile, as_file, file_of, joined, parse_revoked
-from apl_guard.registry.source import LIMITS, open_url
+from apl_guard.registry.source import LIMITS, opened
 
 __all__ = ["push_files", "push_revoked"]
 
@@ -79,16 +79,16 @@ def push_revoked(url: str, revoked: RevokedFile) -> None:
 @contextmanager
 def _written(url: str) -> Iterator[tuple[Any, str]]:
     """The file system behind a URL, and the path in it, to be written."""
-    system, root = open_url(url)
-    try:
-        system.invalidate_cache()
-        yield system, root
-    except AplGuardError:
-        raise
-    except Exception as error:  # every file system has exceptions of its own
-        raise RegistryUnavailable(
-            f"{url} cannot be written ({type(error).__name__}); check the address, the rights and the network"
-        ) from error
+    with opened(url) as (system, root):
+        try:
+            system.invalidate_cache()
+            yield system, root
+        except AplGuardError:
+            raise
+        except Exception as error:  # every file system has exceptions of its own
+            raise RegistryUnavailable(
+                f"{url} cannot be written ({type(error).__name__}); check the address, the rights and the network"
+            ) from error
 
 
 def _lacks_signature_alone(system: Any, folder: str, files: Mapping[str, bytes]) -> bool:

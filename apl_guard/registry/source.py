@@ -6,7 +6,8 @@ Only names that prefixes may have are asked for, and only files that a registry 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from time import monotonic
 from typing import Any
@@ -32,7 +33,7 @@ from apl_guard.registry.revoked import (
     parse_revoked,
 )
 
-__all__ = ["LIMITS", "Source", "as_url", "check_protocol", "open_url"]
+__all__ = ["LIMITS", "Source", "as_url", "check_protocol", "opened"]
 
 LIMITS = {
     ENTRY_NAME: 16 << 10,
@@ -42,7 +43,7 @@ LIMITS = {
 }
 _MAX_VERSIONS = 2000
 _SILENCE_SECONDS = 10.0
-"""How long a server of HTTP may say nothing, where aiohttp itself would wait for five minutes."""
+"""How long a server may say nothing, where aiohttp itself would wait for five minutes, and SFTP for ever."""
 _ANSWER_SECONDS = 120.0
 """How long an answer of a server of HTTP may take that goes on saying a little."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -64,24 +65,25 @@ def as_url(location: str | Path) -> str | None:
 
 
 class Source:
-    """A registry behind a URL, opened for one look at it.
+    """A registry behind a URL, for one look at it.
 
     Args:
         url: The registry.
+        system: The file system that it is in.
+        root: Its path there.
         seconds: How long the look may take.
 
     Raises:
-        InvalidInput: The URL is of a kind that is not supported here.
-        RegistryUnavailable: It cannot be reached, or makes no sense to its file system.
+        RegistryUnavailable: The look takes too long.
     """
 
-    def __init__(self, url: str, seconds: float) -> None:
+    def __init__(self, url: str, system: Any, root: str, seconds: float) -> None:
         self._url = url
+        self._system = system
+        self._root = root
         self._seconds = seconds
         self._until = monotonic() + seconds
-        # Opened anew, for many file systems do not work in a process that was forked; kept ones are fsspec's business.
-        self._system, self._root = open_url(url)
-        self._system.invalidate_cache()
+        system.invalidate_cache()
         self._listed = self._list()
 
     def offered(self) -> dict[tuple[str, str], dict[str, int]]:
@@ -189,8 +191,12 @@ class Source:
             )
 
 
-def open_url(url: str) -> tuple[Any, str]:
+@contextmanager
+def opened(url: str) -> Iterator[tuple[Any, str]]:
     """The file system behind a URL, and the path in it.
+
+    It is opened anew, not shared by fsspec: many do not work in a process that was forked, and those of FTP and SFTP
+    never connect again once they have lost their connection.
 
     Raises:
         InvalidInput: The URL is of a kind that is not supported here.
@@ -199,7 +205,7 @@ def open_url(url: str) -> tuple[Any, str]:
     import fsspec.core
 
     check_protocol(url)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"skip_instance_cache": True}
     if url.startswith(("http://", "https://")):
         import aiohttp  # fsspec has said that it is there
 
@@ -212,7 +218,15 @@ def open_url(url: str) -> tuple[Any, str]:
             f"{printable(url, 400)} cannot be opened ({type(error).__name__}); check the address, the rights and the "
             "network"
         ) from error
-    return system, str(root).rstrip("/")
+    client: Any = getattr(system, "ftp", None)
+    channel = client.get_channel() if hasattr(client, "get_channel") else None  # of SFTP
+    if channel is not None:
+        channel.settimeout(_SILENCE_SECONDS)
+    try:
+        yield system, str(root).rstrip("/")
+    finally:
+        if channel is not None:  # it has a thread, which would keep it open
+            channel.get_transport().close()
 
 
 def check_protocol(url: str) -> None:

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import socket
 import threading
+import types
 
 import fsspec
 import pytest
@@ -11,6 +13,7 @@ from trusted import draw
 
 from apl_guard import Guard, InvalidInput, PrefixRegistry, PrefixRevoked, PrefixRolledBack, RegistryUnavailable
 from apl_guard.policy.acceptance import Acceptance
+from apl_guard.registry import source
 
 
 class Connecting(MemoryFileSystem):
@@ -24,6 +27,46 @@ class Connecting(MemoryFileSystem):
         if self.is_down:
             raise ConnectionRefusedError
         super().__init__(*args, **kwargs)
+
+
+class OverSsh(MemoryFileSystem):
+    """Has one connection for all of its life, whose client waits without a limit unless told, as that of SFTP."""
+
+    protocol = "overssh"
+    servers = ()
+    """The one that is up now."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        (self.server,) = self.servers
+        self.connection, self.far_end = socket.socketpair()
+        self.server.connections.append(self.connection)
+        transport = types.SimpleNamespace(close=self.connection.close)
+        channel = types.SimpleNamespace(settimeout=self.connection.settimeout, get_transport=lambda: transport)
+        self.ftp = types.SimpleNamespace(get_channel=lambda: channel)
+
+    def ls(self, path, detail=True, **kwargs):
+        if self.server not in self.servers:
+            raise OSError("Socket is closed")
+        if self.server.hangs:
+            self.connection.recv(1)
+        return super().ls(path, detail=detail, **kwargs)
+
+
+@pytest.fixture
+def over_ssh(monkeypatch, publish):
+    """A registry in which version 1 is, and what starts its server anew."""
+    fsspec.register_implementation("overssh", OverSsh, clobber=True)
+    monkeypatch.setattr(OverSsh, "store", {})
+
+    def start():
+        server = types.SimpleNamespace(connections=[], hangs=False)
+        monkeypatch.setattr(OverSsh, "servers", (server,))
+        return server
+
+    start()
+    PrefixRegistry().publish(publish(1), "overssh://prefixes")
+    return PrefixRegistry("overssh://prefixes"), start
 
 
 class TestBehindAUrl:
@@ -169,6 +212,39 @@ class TestBehindAUrl:
             PrefixRegistry().publish(publish(2), "connecting://prefixes")
         with pytest.raises(RegistryUnavailable):
             PrefixRegistry("connecting://prefixes").refresh()
+
+    def test_a_server_that_is_started_anew(self, publish, over_ssh):
+        """The next look connects again, and none leaves its connection open."""
+        registry, start = over_ssh
+        registry.refresh()
+        server = start()
+        second = publish(2)
+        PrefixRegistry().publish(second, "overssh://prefixes")
+
+        registry.refresh()
+
+        assert registry.get("sd15").digest == second.prefix.digest
+        assert [connection.fileno() for connection in server.connections] == [-1, -1]
+
+    def test_a_connection_that_died_in_silence(self, over_ssh, monkeypatch):
+        """A look gives up; the next one is not behind it."""
+        monkeypatch.setattr(source, "_SILENCE_SECONDS", 0.05)
+        registry, start = over_ssh
+        server = start()
+        server.hangs, raised = True, []
+
+        def look():
+            try:
+                registry.refresh()
+            except RegistryUnavailable as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=look, daemon=True)
+        thread.start()
+        thread.join(60)
+        assert raised
+        server.hangs = False
+        registry.refresh()
 
     def test_a_pipe_in_place_of_the_list(self, publish, there):
         """It is refused, not waited for."""
