@@ -33,8 +33,8 @@ from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest, texts
 
 from .arguments import IMPOSSIBLE, TEXT, channel_of, is_known
-from .channels import has_adapter_weights, implied, said
-from .cleaning import cleaned_readings, cleaner_of
+from .channels import has_adapter_weights, implied, said, special_tokens
+from .cleaning import cleaner_of, readings_of
 from .families import check_supported
 from .load import load_pipe
 from .marking import marked, part_of_prompts
@@ -113,7 +113,7 @@ class DiffusersAdapter:
         # Names may come from a request that a service passes on, so they are made safe for messages.
         unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in arguments if not self._knows(name))
         slots = tuple(e.slot for e in encoders_of(self._pipe))
-        readings = cleaned_readings(cleaner_of(self._pipe, whole))
+        readings = readings_of(cleaner_of(self._pipe, whole), lambda: special_tokens(self._pipe))
         return GenerationRequest(self.name, text, frozenset(used), unknown, arguments, slots, readings=readings)
 
     def fingerprints(self) -> Mapping[str, Fingerprint]:

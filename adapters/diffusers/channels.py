@@ -21,7 +21,7 @@ from .cleaning import MOST_CHARACTERS, cleaner_of
 from .guidance import bends_steps, turns_guidance_round
 from .view import encoders_of
 
-__all__ = ["has_adapter_weights", "implied", "said"]
+__all__ = ["has_adapter_weights", "implied", "said", "special_tokens"]
 
 _NEGATIVE = {
     Channel.NEGATIVE_PROMPT,
@@ -89,10 +89,19 @@ def said(
     return found
 
 
+def special_tokens(pipe: DiffusionPipeline) -> set[str]:
+    """What stands for no text where a prompt says it: special tokens of any tokenizer."""
+    return {token for e in encoders_of(pipe) for token in _special_tokens_of(e.tokenizer)}
+
+
+def _special_tokens_of(tokenizer: Any) -> set[str]:
+    return {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+
+
 def _turn_tokens(pipe: DiffusionPipeline) -> set[str]:
     """Special tokens of the tokenizers that are used with a chat template."""
     chatty = [e.tokenizer for e in encoders_of(pipe) if e.has_template or _knows_turns(e.tokenizer)]
-    return {str(t) for tokenizer in chatty for t in tokenizer.added_tokens_decoder.values() if t.special}
+    return {token for tokenizer in chatty for token in _special_tokens_of(tokenizer)}
 
 
 def _has_learned_words(tokenizer: Any, prompts: list[str]) -> bool:

@@ -7,7 +7,7 @@ looked at is what its text encoder reads.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from diffusers.utils import is_bs4_available, is_ftfy_available
@@ -15,12 +15,13 @@ from diffusers.utils import is_bs4_available, is_ftfy_available
 from apl_guard.request import Reading
 from apl_guard.request.canonical import canonical, letters_of
 
-__all__ = ["MOST_CHARACTERS", "cleaned_readings", "cleaner_of"]
+__all__ = ["MOST_CHARACTERS", "cleaner_of", "readings_of"]
 
 MOST_CHARACTERS = 20_000
 """Of a text that is cleaned before anything was decided about it: cleaning takes time that grows with its square."""
 
 Cleaner = Callable[[str], str]
+Readings = Callable[[str], Sequence[Reading]]
 
 
 def cleaner_of(pipe: Any, arguments: Mapping[str, Any]) -> Cleaner | None:
@@ -43,11 +44,25 @@ def cleaner_of(pipe: Any, arguments: Mapping[str, Any]) -> Cleaner | None:
     return cleaner
 
 
-def cleaned_readings(cleaner: Cleaner | None) -> Callable[[str], Sequence[Reading]]:
-    """What else a text says, for `GenerationRequest.readings`: what a pipe makes of it, if that has other letters."""
+def readings_of(cleaner: Cleaner | None, special_tokens: Callable[[], Collection[str]]) -> Readings:
+    """What else a text says, for `GenerationRequest.readings`: what a pipe makes of it, and that without the special
+    tokens of its tokenizers, which stand for no text; each if it has other letters.
+
+    Args:
+        cleaner: From `cleaner_of`.
+        special_tokens: Says which they are, when it is asked.
+    """
 
     def readings(text: str) -> Sequence[Reading]:
         cleaned = text if cleaner is None else canonical(cleaner(text))
-        return () if letters_of(cleaned) == letters_of(text) else (Reading(cleaned),)
+        found = dict.fromkeys((cleaned, _without(special_tokens(), cleaned)))
+        letters = letters_of(text)
+        return [Reading(each) for each in found if each != text and letters_of(each) != letters]
 
     return readings
+
+
+def _without(tokens: Collection[str], text: str) -> str:
+    for token in sorted((t for t in tokens if t in text), key=len, reverse=True):
+        text = text.replace(token, " ")
+    return text

@@ -84,6 +84,25 @@ def test_a_name_that_the_pipe_makes_by_cleaning_is_found(family, prompt):
     assert rewriting.check(prompt="Mara Voss, a tree").would_run == {"prompt": ("a woman, a tree",)}
 
 
+@pytest.mark.parametrize(
+    ("family", "prompt"),
+    [
+        ("stable_diffusion", "Mara<|startoftext|>Voss"),
+        ("stable_diffusion", "Mara <|endoftext|><|endoftext|> Voss"),
+        ("stable_diffusion", "Mara \uff1c|endoftext|\uff1e Voss"),
+        ("flux", "Mara<pad>Voss"),
+        ("flux", "Mara</s>Voss"),
+        ("hunyuan_dit", "Mara[SEP]Voss"),
+    ],
+)
+def test_a_name_with_special_tokens_in_it_is_found(family, prompt):
+    """They stand for no text, so a text encoder reads the words on both sides of them."""
+    pipe = tiny_pipe(family=family)
+
+    with pytest.raises(PolicyBlocked, match="'named'"):
+        Guard(pipe, naming("a woman", "block"), prefix=random_prefix(pipe, n=N))(prompt=prompt)
+
+
 def test_a_pipe_that_leaves_entities_alone_is_asked_for_what_it_says(pipe, prefix):
     """There, they are no name."""
     assert Guard(pipe, naming("a woman", "block"), prefix=prefix).check("M&#97;ra Voss").action == "anonymize"

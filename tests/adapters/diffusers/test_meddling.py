@@ -56,6 +56,24 @@ def test_a_prefix_behind_its_prompt_gives_no_picture(shared_pipe, prefix):
         Guard(_pipe(Behind, shared_pipe), prefix=prefix)("Mara Voss", num_inference_steps=1, guidance_scale=1.0)
 
 
+class Narrow(StableDiffusionPipeline):
+    """Cuts a long prompt into windows that are narrower than those of the text encoder."""
+
+    def encode_prompt(self, prompt, device, *_, **__):
+        start, *ids, end = self.tokenizer(prompt)["input_ids"]
+        windows = [ids[place : place + 70] for place in range(0, len(ids), 70)]
+        rows = [[start, *window, *[end] * (76 - len(window))] for window in windows]
+        return self.text_encoder(torch.tensor(rows))[0].reshape(1, -1, self.text_encoder.config.hidden_size), None
+
+
+def test_a_part_of_a_long_prompt_before_the_prefix_of_its_window_gives_no_picture(shared_pipe, prefix):
+    """Each window holds a whole prefix, and all but the first begin with words that never see it."""
+    guard = Guard(_pipe(Narrow, shared_pipe), prefix=prefix)
+
+    with pytest.raises(PrefixNotApplied, match=r"received \[10, 0\]"):
+        guard("aa " * 60, num_inference_steps=1, guidance_scale=1.0)
+
+
 class SameTensor(StableDiffusionPipeline):
     """Writes the row of the negative prompt over that of the prompt, when that was read."""
 
