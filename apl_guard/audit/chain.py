@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apl_guard.audit.checkpoint import Checkpoint, Identity, is_set_back, key_file, log_file, seconds_of
+from apl_guard.audit.checkpoint import LOG_FILE, Checkpoint, Identity, is_set_back, key_file, seconds_of
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.seal_key import KEY_BYTES, key_root
 from apl_guard.storage import read_regular
@@ -89,7 +89,7 @@ def read_identity(folder: Path) -> Identity:
         OSError: It cannot be read.
         ValueError: It is damaged.
     """
-    return Identity.parse(read_regular(folder / log_file(), _MAX_IDENTITY))
+    return Identity.parse(read_regular(folder / LOG_FILE, _MAX_IDENTITY))
 
 
 def read_keys(folders: Sequence[Path], generation: int, epochs: int, root: str) -> list[bytes] | None:

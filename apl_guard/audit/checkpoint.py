@@ -10,10 +10,12 @@ from math import nan
 
 from apl_guard.audit.seal_key import KeyState, signature_fits
 
-__all__ = ["MAX_LINE", "Checkpoint", "Identity", "is_set_back", "key_file", "log_file", "seconds_of", "timestamp_of"]
+__all__ = ["LOG_FILE", "MAX_LINE", "Checkpoint", "Identity", "is_set_back", "key_file", "seconds_of", "timestamp_of"]
 
-_VERSION = 1
+LOG_FILE = "log.json"
+"""Name of the file that holds the identity."""
 MAX_LINE = 4096
+_VERSION = 1
 _MAX_NUMBER = 2**53
 _HEX_64 = re.compile(r"[0-9a-f]{64}")
 _WRITER = re.compile(r"[0-9a-f]{24}")
@@ -27,7 +29,6 @@ _KEYS = {
     "log",
     "next",
     "root",
-    "signature",
     "size",
     "timestamp",
     "v",
@@ -86,7 +87,7 @@ class Checkpoint:
         # Only one spelling of each checkpoint is accepted, so no two readers can understand it differently.
         if json.dumps(fields, sort_keys=True, separators=(",", ":")).encode() != content:
             raise ValueError("not in canonical form")
-        if not isinstance(fields, dict) or fields.keys() != _KEYS - {"signature"}:
+        if not isinstance(fields, dict) or fields.keys() != _KEYS:
             raise ValueError("not the fields of a checkpoint")
         if type(fields["v"]) is not int or fields["v"] != _VERSION:
             raise ValueError(f"version {fields['v']!r:.40}, expected {_VERSION}")
@@ -147,11 +148,6 @@ class Identity:
         if identity.to_json() != content:
             raise ValueError("not spelt as it was written")
         return identity
-
-
-def log_file() -> str:
-    """Name of the file that holds the identity."""
-    return "log.json"
 
 
 def key_file(generation: int) -> str:

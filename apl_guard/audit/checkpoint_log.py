@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from apl_guard.audit import disk
-from apl_guard.audit.checkpoint import Checkpoint, Identity, key_file, log_file, timestamp_of
+from apl_guard.audit.checkpoint import LOG_FILE, Checkpoint, Identity, key_file, timestamp_of
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.seal_key import KEY_BYTES, KeyState, SealKey, key_root, public_keys
 from apl_guard.audit.witness import CHECKPOINTS, Witness
@@ -166,7 +166,7 @@ class CheckpointLog:
             OSError: The identity is not there.
             AuditUnavailable: It is that of another log.
         """
-        path = self._folder / log_file()
+        path = self._folder / LOG_FILE
         if path.read_bytes() != self._identity.to_json():
             raise AuditUnavailable(f"{path}: is no longer that of log {self._identity.log}; start the service anew")
 

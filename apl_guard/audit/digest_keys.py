@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from apl_guard.audit import disk
-from apl_guard.audit.checkpoint import log_file
+from apl_guard.audit.checkpoint import LOG_FILE
 from apl_guard.audit.folder import DIGEST_KEY, KEYS
 from apl_guard.audit.record_fields import digest, key_id, normal_digest
 from apl_guard.audit.seal_key import KEY_BYTES
@@ -54,7 +54,7 @@ class DigestKeys:
         Raises:
             InvalidInput: The folder holds no log.
         """
-        if not (folder / log_file()).exists():
+        if not (folder / LOG_FILE).exists():
             raise InvalidInput("holds no audit log; expected log.json and a folder of segments", where=folder)
         return cls(folder / KEYS if keys is None else keys)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.audit import disk
-from apl_guard.audit.checkpoint import Identity, log_file
+from apl_guard.audit.checkpoint import LOG_FILE, Identity
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.folder import KEYS, LOCK, SEGMENTS, open_or_create
 from apl_guard.audit.sealed_writer import LogOptions, SealedWriter, leave_all
@@ -135,8 +135,8 @@ class DurableLog:
     def _open(self) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            if (self._folder / log_file()).exists():
-                disk.check_owner(self._folder / log_file())
+            if (self._folder / LOG_FILE).exists():
+                disk.check_owner(self._folder / LOG_FILE)
             if kind := disk.network_file_system(self._folder):
                 raise AuditUnavailable(
                     f"{self._folder} is on {kind}, whose locks and syncs do not keep their word; put the log on a "

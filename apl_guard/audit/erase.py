@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from apl_guard.audit import disk
-from apl_guard.audit.checkpoint import log_file
+from apl_guard.audit.checkpoint import LOG_FILE
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.reading import find_decision
@@ -43,11 +44,11 @@ def erase(
         OSError: The key cannot be destroyed.
     """
     found = DigestKeys.of_log(folder, keys)
-    disk.check_owner(folder / log_file())  # before anything is destroyed that could then not be recorded
+    disk.check_owner(folder / LOG_FILE)  # before anything is destroyed that could then not be recorded
     if subject is not None:
         names = [SubjectKeys(found.folder, key).name_of(subject) for key in found.kept().values()]
     else:
-        fields = next((each.fields for each in find_decision(folder, decision_id or "") if "enc" in each.fields), None)
+        fields = _with_text(folder, decision_id or "")
         if fields is None:
             raise InvalidInput("its record holds no text", where=f"decision {decision_id}")
         names = [fields["subject"]]
@@ -70,7 +71,7 @@ def reveal(
         InvalidInput: There is no such decision.
         AuditUnavailable: That they are read cannot be recorded, or the key does not fit.
     """
-    fields = next((each.fields for each in find_decision(folder, decision_id) if "enc" in each.fields), None)
+    fields = _with_text(folder, decision_id)
     if fields is None:
         return None
     with DurableLog(folder, witnesses, keys) as log:
@@ -78,3 +79,8 @@ def reveal(
     found = DigestKeys.of_log(folder, keys)
     texts: dict[str, list[str]] | None = SubjectKeys(found.folder, found.in_use).decrypt(decision_id, fields)
     return texts
+
+
+def _with_text(folder: Path, decision_id: str) -> Mapping[str, Any] | None:
+    """The record of a decision, if texts are recorded there."""
+    return next((each.fields for each in find_decision(folder, decision_id) if "enc" in each.fields), None)

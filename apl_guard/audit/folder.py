@@ -8,7 +8,7 @@ from pathlib import Path
 from time import time
 
 from apl_guard.audit import disk, seal_key
-from apl_guard.audit.checkpoint import Identity, key_file, log_file
+from apl_guard.audit.checkpoint import LOG_FILE, Identity, key_file
 from apl_guard.audit.witness import CHECKPOINTS
 from apl_guard.errors import AuditUnavailable, InvalidInput
 from apl_guard.storage import sync_folder, write_file
@@ -44,7 +44,7 @@ def open_or_create(folder: Path, keys: Path, epochs: int) -> Identity:
         AuditUnavailable: What is there is damaged.
         OSError: The folder cannot be used.
     """
-    path = folder / log_file()
+    path = folder / LOG_FILE
     if path.exists():
         try:
             return Identity.parse(path.read_bytes())

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from apl_guard.audit.chain import read_identity
 from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.reading import say_where_reading_stops
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Line, Row
+from apl_guard.audit.signed import identity_of
 from apl_guard.errors import ExtraMissing, InvalidInput, StorageFailed
 from apl_guard.storage import write_file
 
@@ -63,16 +63,14 @@ def export_to_postgres(folder: Path, address: str) -> int:
     Raises:
         ExtraMissing: psycopg is not installed.
         InvalidInput: The folder holds no log, or one that was changed.
+        OSError: It cannot be read.
         StorageFailed: The database does not take them. What was sent in earlier batches stays.
     """
     try:
         import psycopg
     except ImportError as error:
         raise ExtraMissing("postgres", needs="psycopg") from error
-    try:
-        log = read_identity(folder).log
-    except (OSError, ValueError) as error:
-        raise InvalidInput("holds no audit log; expected log.json", where=folder) from error
+    log = identity_of(folder).log
     cursor_file = folder / f"export-{_name_of(address, psycopg)}.json"
     reached = _read(cursor_file)
     sent = 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from apl_guard.errors import InvalidInput
+from apl_guard.policy.problems import did_you_mean
 
 __all__ = ["COLUMNS", "Question"]
 
@@ -80,8 +80,7 @@ class Question:
         """
         for name in [*self.where, *self.group_by]:
             if name not in COLUMNS:
-                meant = difflib.get_close_matches(name, COLUMNS, n=1)
-                hint = f"; did you mean '{meant[0]}'?" if meant else ""
+                hint = did_you_mean(name, COLUMNS)
                 raise InvalidInput(
                     f"there is no column {name[:40]!r}; there are: {', '.join(COLUMNS)}{hint}", where="query"
                 )

@@ -12,13 +12,12 @@ from typing import Any
 
 from apl_guard.audit.checkpoint import timestamp_of
 
-__all__ = ["MAX_LINE", "NO_PREVIOUS", "Record", "encode_body", "encode_line", "exact"]
+__all__ = ["MAX_LINE", "NO_PREVIOUS", "Record", "encode_body", "encode_line"]
 
 MAX_LINE = 1 << 20
 NO_PREVIOUS = "0" * 64
 _HEAD = re.compile(rb'\{"writer":"([0-9a-f]{24})","seq":(0|[1-9][0-9]{0,15}),"prev":"([0-9a-f]{64})",')
 _HEAD_ROOM = 256
-_EXACT = 2**53
 _encoder = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
@@ -129,13 +128,3 @@ def encode_body(event: str, fields: Mapping[str, Any]) -> bytes:
 def encode_line(writer: str, seq: int, prev: str, body: bytes) -> bytes:
     """The line, without its end."""
     return b'{"writer":"%b","seq":%d,"prev":"%b",%b' % (writer.encode(), seq, prev.encode(), body)
-
-
-def exact(number: int) -> int | str:
-    """A whole number in a form that every reader of JSON gets right.
-
-    Example:
-        >>> exact(7), exact(2**60)
-        (7, '1152921504606846976')
-    """
-    return number if -_EXACT < number < _EXACT else str(number)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apl_guard.audit import disk
-from apl_guard.audit.checkpoint import log_file
+from apl_guard.audit.checkpoint import LOG_FILE
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.folder import LOCK
@@ -57,7 +57,7 @@ def destroy_digest_key(folder: Path, id: str, *, witnesses: Sequence[Path] = (),
         OSError: The key cannot be destroyed.
     """
     found = DigestKeys.of_log(folder, keys)
-    disk.check_owner(folder / log_file())  # before it is destroyed, which could then not be recorded
+    disk.check_owner(folder / LOG_FILE)  # before it is destroyed, which could then not be recorded
     found.destroy(id)
     with DurableLog(folder, witnesses, keys) as log:
         log.append("audit.key_destruction", {"key_id": id}, decision=None)

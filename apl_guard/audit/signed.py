@@ -33,7 +33,7 @@ def identity_of(folder: Path) -> Identity:
     """
     try:
         return read_identity(folder)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InvalidInput("holds no audit log; expected log.json", where=folder) from error
     except ValueError as error:
         raise InvalidInput(f"its log.json is damaged ({error}); verify the log", where=folder) from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import sleep
 
 from apl_guard.audit.chain import Chain, read_chain, read_identity, read_keys
-from apl_guard.audit.checkpoint import Identity, key_file, log_file
+from apl_guard.audit.checkpoint import LOG_FILE, Identity, key_file
 from apl_guard.audit.checkpoint_file import CheckpointFile
 from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.report import Report, Verdict
@@ -102,13 +102,13 @@ def _copies(folder: Path, witnesses: Sequence[Path], report: Report) -> list[Pat
     for witness in witnesses:
         if not witness.is_dir():
             raise InvalidInput("there is no such folder", where=witness)
-        logs = sorted(entry for entry in witness.iterdir() if (entry / log_file()).exists())
+        logs = sorted(entry for entry in witness.iterdir() if (entry / LOG_FILE).exists())
         if not logs:
-            above = f"; did you mean {witness.parent}?" if (witness / log_file()).exists() else ""
+            above = f"; did you mean {witness.parent}?" if (witness / LOG_FILE).exists() else ""
             report.notes.append(f"{witness} holds no checkpoints{above}")
         found += logs
     is_begun = (folder / CHECKPOINTS).exists() or ((folder / SEGMENTS).is_dir() and any((folder / SEGMENTS).iterdir()))
-    if not found and not is_begun and not (folder / log_file()).exists():
+    if not found and not is_begun and not (folder / LOG_FILE).exists():
         raise InvalidInput("holds no audit log; expected log.json and segments", where=folder)
     if not folder.is_dir():
         raise InvalidInput("there is no such folder", where=folder)

@@ -57,8 +57,8 @@ def check_rows(segments: Path, log: str, chain: Chain, witnessed: int, report: R
         is_sealed = row.writer in chain.sealed
         is_closed = is_sealed and chain.sealed[row.writer].is_closed
         _judge_end(row, recovered.get(row.writer, []), is_closed, report)
-        if not is_sealed and row.writer in present:
-            _judge_unsealed(row, segments, present[row.writer], report)
+        if not is_sealed and row.size and not _lives(row):
+            report.torn.append(f"{row.writer}: its process ended before its first checkpoint")
 
 
 def _hold_against(row: Row, log: str, sealed: Sealed, recovered: dict[str, list[dict[str, Any]]]) -> str | None:
@@ -123,11 +123,6 @@ def _judge_end(row: Row, recovered: list[dict[str, Any]], is_closed: bool, repor
         report.notes.append(f"{row.writer}: a record was being written just now")
     elif unexplained:
         report.torn.append(f"{row.writer}: record {row.size} is cut off")
-
-
-def _judge_unsealed(row: Row, segments: Path, numbers: list[int], report: Report) -> None:
-    if not is_alive(segments, row.writer, numbers) and row.size:
-        report.torn.append(f"{row.writer}: its process ended before its first checkpoint")
 
 
 def _lives(row: Row) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from apl_guard.audit import disk
-from apl_guard.audit.checkpoint import Identity, key_file, log_file
+from apl_guard.audit.checkpoint import LOG_FILE, Identity, key_file
 from apl_guard.errors import AuditUnavailable
 from apl_guard.storage import sync_folder
 
@@ -79,8 +79,8 @@ class Witness:
         """The identity and the public keys, so that the copy can be checked on its own."""
         if not self.folder.is_dir():
             self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / log_file()).exists():
-            _place(self.folder / log_file(), self._identity.to_json())
+        if not (self.folder / LOG_FILE).exists():
+            _place(self.folder / LOG_FILE, self._identity.to_json())
         while self._generations < generations and (source := self._log / key_file(self._generations)).exists():
             target = self.folder / key_file(self._generations)
             if not target.exists() or target.stat().st_size != source.stat().st_size:

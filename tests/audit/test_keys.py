@@ -9,7 +9,7 @@ from logs import call, make_log
 
 from apl_guard import AuditUnavailable, Guard
 from apl_guard.audit import AuditLog, disk
-from apl_guard.audit.checkpoint import log_file
+from apl_guard.audit.checkpoint import LOG_FILE
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.verify import Verdict, verify_log
 
@@ -75,7 +75,7 @@ def test_a_new_log_does_not_take_the_keys_of_another(folders, tmp_path):
         before = (keys / "seal.key").read_bytes()
         with pytest.raises(AuditUnavailable, match="give each log a folder of keys of its own"):
             DurableLog(tmp_path / "next", [witness], keys)
-        assert not (tmp_path / "next" / log_file()).exists()
+        assert not (tmp_path / "next" / LOG_FILE).exists()
         assert (keys / "seal.key").read_bytes() == before
         call(durable, 1)
         durable.seal()
@@ -89,7 +89,7 @@ def test_a_start_that_failed_before_the_log_was_begun_is_made_up_for(folders):
     DurableLog(log, [witness]).close()
     shutil.rmtree(witness)
     old = (log / "keys" / "seal.key").read_bytes()
-    for name in (log_file(), "checkpoints.jsonl", *(f"segments/{path.name}" for path in (log / "segments").iterdir())):
+    for name in (LOG_FILE, "checkpoints.jsonl", *(f"segments/{path.name}" for path in (log / "segments").iterdir())):
         (log / name).unlink()
     with (log / "keys" / "seal.key").open("rb") as there:
         with DurableLog(log, [witness]) as durable:
