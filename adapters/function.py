@@ -15,15 +15,14 @@ that is `lambda prompt: asyncio.run(draw(prompt))`, for one that yields pictures
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
-from apl_guard.adapters.remote.adapter import RemoteAdapter
+from apl_guard.adapters.remote.adapter import TextOnlyAdapter
 from apl_guard.backend import Generation
-from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
+from apl_guard.errors import GuardUnavailable, InvalidInput
 from apl_guard.prefix import Prefix
-from apl_guard.request import Channel, GenerationRequest, texts
+from apl_guard.request import Channel, GenerationRequest, argument_name, texts
 
 __all__ = ["FunctionAdapter"]
 
@@ -33,7 +32,7 @@ _LATER = (
 )
 
 
-class FunctionAdapter(RemoteAdapter):
+class FunctionAdapter(TextOnlyAdapter):
     """Makes a function of one prompt, or of a list of prompts, fulfil `apl_guard.backend.Backend`.
 
     Args:
@@ -42,8 +41,6 @@ class FunctionAdapter(RemoteAdapter):
     Raises:
         InvalidInput: It is `async`, or yields its pictures.
     """
-
-    carries_prefix = False
 
     def __init__(self, function: Callable[..., Any]) -> None:
         if any(
@@ -66,18 +63,10 @@ class FunctionAdapter(RemoteAdapter):
             raise TypeError("expected one argument, the prompt")
         prompt = args[0] if args else kwargs["prompt"]
         found = texts(prompt, where="prompt")
-        unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in kwargs.keys() - {"prompt"})
+        unknown = tuple(argument_name(name) for name in kwargs.keys() - {"prompt"})
         arguments = {"prompt": found[0] if isinstance(prompt, str) else list(found)}
         text = {Channel.PROMPT: found}
         return GenerationRequest(self.name, text, frozenset(text), unknown, arguments, carries_prefix=False)
-
-    def check_prefix(self, prefix: Prefix) -> None:
-        """No prefix can be put in front.
-
-        Raises:
-            PrefixNotApplied: Always.
-        """
-        raise PrefixNotApplied(f"no prefix can reach {self.name}: it takes text alone")
 
     def generate(self, request: GenerationRequest, prefix: Prefix | None) -> Generation:
         """Call the function with the texts of the request.

@@ -16,13 +16,13 @@ from typing import Any
 
 from PIL import Image
 
-from apl_guard.adapters.remote.adapter import RemoteAdapter, as_json
+from apl_guard.adapters.remote.adapter import TextOnlyAdapter, as_json
 from apl_guard.adapters.remote.http_client import HttpClient, RemoteAnswerInvalid
 from apl_guard.adapters.remote.images import decode_base64
 from apl_guard.backend import Generation
-from apl_guard.errors import InvalidInput, PrefixNotApplied
+from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
-from apl_guard.request import Channel, GenerationRequest
+from apl_guard.request import Channel, GenerationRequest, argument_name
 
 __all__ = ["OpenAIImage", "OpenAIImages", "OpenAIImagesAdapter", "OpenAIImagesResponse"]
 
@@ -127,10 +127,8 @@ class OpenAIImages:
         return OpenAIImagesResponse(created if isinstance(created, int) else None, entries, images)
 
 
-class OpenAIImagesAdapter(RemoteAdapter):
+class OpenAIImagesAdapter(TextOnlyAdapter):
     """Makes `OpenAIImages` fulfil `apl_guard.backend.Backend`."""
-
-    carries_prefix = False
 
     def __init__(self, client: OpenAIImages) -> None:
         self._client = client
@@ -159,19 +157,11 @@ class OpenAIImagesAdapter(RemoteAdapter):
         if not all(isinstance(scale, int | float) and scale >= 1 for scale in scales):
             used.add(Channel.GUIDANCE)
         unknown = tuple(
-            f"value of {name}" if name in known else re.sub(r"\W", "?", name)[:60]
+            f"value of {name}" if name in known else argument_name(name)
             for name, value in fields.items()
             if name not in _CHANNELS and not (name in known and self._is_harmless(name, value))
         )
         return GenerationRequest(self.name, text, frozenset(used), unknown, fields, carries_prefix=False)
-
-    def check_prefix(self, prefix: Prefix) -> None:
-        """No prefix can be put in front.
-
-        Raises:
-            PrefixNotApplied: Always.
-        """
-        raise PrefixNotApplied(f"no prefix can reach {self._client}: it takes text alone")
 
     def generate(self, request: GenerationRequest, prefix: Prefix | None) -> Generation:
         """Generate from the texts of the request.

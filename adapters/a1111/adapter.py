@@ -12,9 +12,9 @@ each call whether it still has the embedding, and releases nothing unless the an
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -22,14 +22,14 @@ from PIL import Image
 from apl_guard.adapters.prompts.forms import canonical_forms, check_decided
 from apl_guard.adapters.prompts.readings import edited_readings
 from apl_guard.adapters.prompts.syntax import draws_the_negative_prompt, prefixed, read_a1111
-from apl_guard.adapters.prompts.token_bounds import byte_bound, token_bound
+from apl_guard.adapters.prompts.token_bounds import most_tokens
 from apl_guard.adapters.remote.adapter import RemoteAdapter, as_json
 from apl_guard.adapters.remote.http_client import HttpClient, RemoteAnswerInvalid
 from apl_guard.adapters.remote.images import decode_base64
 from apl_guard.backend import Generation, Receipt
 from apl_guard.errors import ExtraMissing, GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
-from apl_guard.request import Channel, GenerationRequest
+from apl_guard.request import Channel, GenerationRequest, argument_name
 
 from .answers import answer_of, embeddings_in, is_checkpoint, reads_break, stem
 from .fields import (
@@ -161,7 +161,7 @@ class A1111Adapter(RemoteAdapter):
         if reads_early_layer(settings):
             used.add(Channel.ATTENTION)
         classified = TEXT_FIELDS.keys() | CHANNELS.keys() | HARMLESS
-        unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in fields.keys() - classified)
+        unknown = tuple(argument_name(name) for name in fields.keys() - classified)
         arguments = {"fields": fields, "embeddings": known}
         return GenerationRequest(self.name, text, frozenset(used), unknown, arguments, readings=edited_readings)
 
@@ -215,9 +215,10 @@ class A1111Adapter(RemoteAdapter):
         fields = _fields(request)
         fields["override_settings"] = {**(fields.get("override_settings") or {}), **_RECEIPT_SETTING}
         by_region = bool(fields.get("alwayson_scripts"))
+        count = partial(most_tokens, tokenizer=self._client.tokenizer, syntax="()[]|:\\")
         for name, channel in TEXT_FIELDS.items():
             if channel == Channel.PROMPT and name in fields:
-                fields[name] = prefixed(fields[name], prefix.embedding_name, prefix.n, self._count, by_region=by_region)
+                fields[name] = prefixed(fields[name], prefix.embedding_name, prefix.n, count, by_region=by_region)
         if not self._reads_break and any("BREAK" in fields.get(name, "") for name in TEXT_FIELDS):
             raise PrefixNotApplied(
                 f"{self._client} reads no BREAK, as its option `emphasis` is off, so the prefix would stand before "
@@ -247,12 +248,6 @@ class A1111Adapter(RemoteAdapter):
                             if entry.get(key) and (part in texts or part == "negative_prompt"):
                                 texts[part] = _merged(str(entry[key]), texts.get(part, ""))
         return texts
-
-    def _count(self, text: str) -> int:
-        # The server's tokenizer may read entities of HTML, and so find more tokens in them.
-        if self._client.tokenizer is None or any(c in text for c in "()[]|:\\&"):
-            return byte_bound(text)
-        return token_bound(text, self._client.tokenizer)
 
     def _check_use(self, output: A1111Images, prefix: Prefix) -> None:
         """Believe that the prefix was used only where the record of each picture says so."""

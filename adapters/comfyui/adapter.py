@@ -15,6 +15,7 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -22,7 +23,7 @@ from PIL import Image
 
 from apl_guard.adapters.prompts.forms import check_decided
 from apl_guard.adapters.prompts.readings import weighted_readings
-from apl_guard.adapters.prompts.token_bounds import byte_bound, token_bound
+from apl_guard.adapters.prompts.token_bounds import most_tokens
 from apl_guard.adapters.remote.adapter import RemoteAdapter
 from apl_guard.adapters.remote.http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused
 from apl_guard.adapters.remote.images import decode
@@ -191,7 +192,8 @@ class ComfyUIAdapter(RemoteAdapter):
             output = self._client(graph.nodes)
             return Generation(output, len(output.images))
         self.check_prefix(prefix)
-        output = self._client(with_prefix(graph, prefix.embedding_name, prefix.n, self._count))
+        count = partial(most_tokens, tokenizer=self._client.tokenizer, syntax="()\\")
+        output = self._client(with_prefix(graph, prefix.embedding_name, prefix.n, count))
         rows = (prefix.n,) * len(request.prompts)
         return Generation(output, len(output.images), Receipt(dict.fromkeys(prefix.metadata.widths, rows)))
 
@@ -205,12 +207,6 @@ class ComfyUIAdapter(RemoteAdapter):
             raise
         digest = metadata.get(_DIGEST_KEY) if isinstance(metadata, dict) else None
         return digest if isinstance(digest, str) else None
-
-    def _count(self, text: str) -> int:
-        # The server's tokenizer may read entities of HTML, and so find more tokens in them.
-        if self._client.tokenizer is None or any(c in text for c in "()\\&"):
-            return byte_bound(text)
-        return token_bound(text, self._client.tokenizer)
 
 
 def _words(workflow: Mapping[str, Any]) -> dict[tuple[str, str], str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from apl_guard.adapters.prompts.forms import canonical_forms
 from apl_guard.adapters.prompts.syntax import CHUNK, pieces, read_comfyui
-from apl_guard.errors import InvalidInput, PrefixNotApplied
+from apl_guard.errors import InvalidInput
 from apl_guard.request import Channel
 
 from .guidance import turns_guidance_round
@@ -207,13 +207,7 @@ def _prefixed(name: str, text: str) -> str:
 
 
 def _cut(text: str, field: str, n: int, count: Callable[[str], int]) -> list[str]:
-    found = [text] if field in _WHOLE else pieces(text, CHUNK - n, count)
-    if found is None:
-        raise PrefixNotApplied(
-            f"brackets of the prompt, which cannot be cut, may hold more than {CHUNK - n} tokens, "
-            "and the prefix would stand in front of their beginning only; make them shorter, or give the tokenizer"
-        )
-    return found or [""]
+    return [text] if field in _WHOLE else pieces(text, CHUNK - n, count) or [""]
 
 
 def _reroute(nodes: Nodes, original: Mapping[str, Any], node: str, to: str) -> None:

@@ -7,7 +7,6 @@ into room for the prefix, and the text encoders put the prefix there.
 from __future__ import annotations
 
 import inspect
-import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,7 +29,7 @@ from apl_guard.encoder.traits import Likeness, Tier, compare
 from apl_guard.encoder.weights import largest_norm
 from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
-from apl_guard.request import Channel, GenerationRequest, texts
+from apl_guard.request import Channel, GenerationRequest, argument_name, texts
 
 from .arguments import IMPOSSIBLE, TEXT, channel_of, is_known
 from .channels import has_adapter_weights, implied, said, special_tokens
@@ -111,7 +110,7 @@ class DiffusersAdapter:
         whole = self._defaults | arguments
         used |= implied(self._pipe, self._defaults, arguments, text, used) | said(self._pipe, whole, text)
         # Names may come from a request that a service passes on, so they are made safe for messages.
-        unknown = tuple(re.sub(r"\W", "?", name)[:60] for name in arguments if not self._knows(name))
+        unknown = tuple(argument_name(name) for name in arguments if not self._knows(name))
         slots = tuple(e.slot for e in encoders_of(self._pipe))
         readings = readings_of(cleaner_of(self._pipe, whole), lambda: special_tokens(self._pipe))
         return GenerationRequest(self.name, text, frozenset(used), unknown, arguments, slots, readings=readings)

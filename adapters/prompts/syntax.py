@@ -147,7 +147,7 @@ def strip_comments(text: str) -> str:
     return re.sub(r"#[^\n]*", "", text)
 
 
-def pieces(text: str, room: int, count: Callable[[str], int]) -> list[str] | None:
+def pieces(text: str, room: int, count: Callable[[str], int]) -> list[str]:
     """Cut a text into pieces that fit into a chunk: at blanks outside of brackets, or within a word that is longer.
 
     Args:
@@ -155,8 +155,8 @@ def pieces(text: str, room: int, count: Callable[[str], int]) -> list[str] | Non
         room: Tokens that fit.
         count: At most how many tokens a text has.
 
-    Returns:
-        The pieces, or None where one cannot be cut small enough.
+    Raises:
+        PrefixNotApplied: A part of it can be cut nowhere, so that it would leave its chunk.
 
     Example:
         >>> pieces("a cat (on a mat)", 10, len)
@@ -173,12 +173,21 @@ def pieces(text: str, room: int, count: Callable[[str], int]) -> list[str] | Non
         while count(word) > room:
             fits = next((end for end in range(min(len(word), room), 0, -1) if count(word[:end]) <= room), 0)
             if not fits or _SPECIAL.search(word):
-                return None
+                raise _cannot_be_cut(room)
             found.append(word[:fits])
             word = word[fits:]
         found.append(word)
     # A word that is cut may end in one that means something to the server.
-    return None if any(_SPLIT_BY_REGION.fullmatch(piece) for piece in found) else found
+    if any(_SPLIT_BY_REGION.fullmatch(piece) for piece in found):
+        raise _cannot_be_cut(room)
+    return found
+
+
+def _cannot_be_cut(room: int) -> PrefixNotApplied:
+    return PrefixNotApplied(
+        f"brackets of the prompt, which cannot be cut, may hold more than {room} tokens, "
+        "and the prefix would stand in front of their beginning only; make them shorter, or give the tokenizer"
+    )
 
 
 def prefixed(text: str, name: str, n: int, count: Callable[[str], int], *, by_region: bool = False) -> str:
@@ -201,11 +210,6 @@ def prefixed(text: str, name: str, n: int, count: Callable[[str], int], *, by_re
     parts = (_SPLIT_BY_REGION if by_region else _SPLIT).split(text)
     for position in range(0, len(parts), 2):
         cut = pieces(parts[position].strip(), CHUNK - n, count)
-        if cut is None:
-            raise PrefixNotApplied(
-                f"brackets of the prompt, which cannot be cut, may hold more than {CHUNK - n} tokens, "
-                "and the prefix would stand in front of its beginning only; make it shorter, or give the tokenizer"
-            )
         parts[position] = " BREAK ".join(f"{name} {piece}".strip() for piece in cut)
     return " ".join(parts)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .mended_readings import longest_forms
 
-__all__ = ["byte_bound", "token_bound"]
+__all__ = ["byte_bound", "most_tokens"]
 
 
 def byte_bound(text: str) -> int:
@@ -24,13 +24,17 @@ def byte_bound(text: str) -> int:
     return sum(map(_most_bytes, text))
 
 
-def token_bound(text: str, tokenizer: Any) -> int:
-    """The same where the vocabulary of the server is known, but not which programs make words of a text before.
+def most_tokens(text: str, tokenizer: Any | None, syntax: str) -> int:
+    """At most how many tokens a text has, where it is not known which programs make words of it before.
 
     Args:
         text: The text.
-        tokenizer: Of transformers.
+        tokenizer: That of the server's text encoder, from transformers, if there is one.
+        syntax: The letters that the server may not take for text.
     """
+    # The server's tokenizer may read entities of HTML, and so find more tokens in them.
+    if tokenizer is None or any(letter in text for letter in f"{syntax}&"):
+        return byte_bound(text)
     return max(
         len(tokenizer(form, add_special_tokens=False).input_ids) for form in dict.fromkeys((text, *longest_forms(text)))
     )

@@ -11,10 +11,10 @@ from typing import Any
 from PIL import Image
 
 from apl_guard.encoder.traits import Likeness
-from apl_guard.errors import InvalidInput
+from apl_guard.errors import InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 
-__all__ = ["RemoteAdapter", "as_json"]
+__all__ = ["RemoteAdapter", "TextOnlyAdapter", "as_json"]
 
 
 class RemoteAdapter:
@@ -42,6 +42,21 @@ class RemoteAdapter:
             AttributeError: Always.
         """
         raise AttributeError(f"'{name}' cannot be set through the guard", name=name)
+
+
+class TextOnlyAdapter(RemoteAdapter):
+    """The backend takes text alone, in front of which no prefix can be put."""
+
+    name: str
+    carries_prefix = False
+
+    def check_prefix(self, prefix: Prefix) -> None:
+        """No prefix can be put in front.
+
+        Raises:
+            PrefixNotApplied: Always.
+        """
+        raise PrefixNotApplied(f"no prefix can reach {self.name}: it takes text alone")
 
 
 def as_json(fields: Mapping[str, Any]) -> dict[str, Any]:

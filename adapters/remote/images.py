@@ -45,7 +45,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return image
 
 
-def decode_base64(text: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_base64(text: Any) -> Image.Image:
     """Decode a picture that stands in an answer as base64, with or without `data:…;base64,` in front.
 
     Raises:
@@ -59,4 +59,4 @@ def decode_base64(text: Any, max_pixels: int = MAX_PIXELS) -> Image.Image:
         content = base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error) as error:
         raise RemoteAnswerInvalid("the answer holds no base64 in place of a picture") from error
-    return decode(content, max_pixels)
+    return decode(content)

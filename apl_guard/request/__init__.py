@@ -8,6 +8,7 @@ from apl_guard.request.request import (
     TEXT_CHANNELS,
     Channel,
     GenerationRequest,
+    argument_name,
     texts,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "Channel",
     "GenerationRequest",
     "Reading",
+    "argument_name",
     "texts",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -19,6 +20,7 @@ __all__ = [
     "TEXT_CHANNELS",
     "Channel",
     "GenerationRequest",
+    "argument_name",
     "texts",
 ]
 
@@ -155,6 +157,16 @@ class GenerationRequest:
             if held is not None:
                 arguments[channel.value] = new[0] if isinstance(held, str) else list(new)
         return replace(self, text={**self.text, **text}, arguments=arguments)
+
+
+def argument_name(name: str) -> str:
+    """The name of an argument that nobody knows, as it may stand in a record.
+
+    Example:
+        >>> argument_name("hook\x1b[2J")
+        'hook??2J'
+    """
+    return re.sub(r"\W", "?", name)[:60]
 
 
 def texts(value: object, where: str) -> tuple[str, ...]:
