@@ -81,12 +81,13 @@ def check_place(path: Path) -> None:
         raise StorageFailed("its folder cannot be written; choose another place", path=path)
 
 
-def read_regular(path: Path, limit: int) -> bytes:
+def read_regular(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
     """Read a file that a user names. Pipes and devices, for which one could wait or read without end, are refused.
 
     Args:
-        path: The file, or a link to one.
+        path: The file.
         limit: The most bytes that it may have.
+        follow_links: Whether it may be a symbolic link to one.
 
     Raises:
         OSError: There is none, it cannot be read, it is a folder, a pipe or a device, or it is larger.
@@ -96,7 +97,10 @@ def read_regular(path: Path, limit: int) -> bytes:
         ...     read_regular(write_file(Path(folder, "a.txt"), b"whole"), limit=5)
         b'whole'
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    if not follow_links:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    handle = os.open(path, flags)
     with os.fdopen(handle, "rb") as stream:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))

@@ -6,7 +6,7 @@ import unicodedata
 from functools import lru_cache
 from itertools import takewhile
 
-from apl_guard.request.canonical import Break, Spelling
+from apl_guard.request.canonical import Break, Spelling, is_hangul, is_leftward
 
 __all__ = ["name_at"]
 
@@ -38,8 +38,7 @@ def name_at(text: str, spelt: Spelling, start: int, end: int, words: int, *, loo
     place, past = spelt.places[start], spelt.places[end - 1] + 1
     begin = [start + k for k in range(1, end - start) if words >> k & 1]
     is_humped = bool(begin) and all(_is_hump(text, spelt, each) for each in begin)
-    is_leftward = unicodedata.bidirectional(spelt.letters[start]) in ("R", "AL")
-    least = _LEAST_LETTERS_JOINED_WITHOUT_VOWELS if is_leftward else _LEAST_LETTERS_JOINED
+    least = _LEAST_LETTERS_JOINED_WITHOUT_VOWELS if is_leftward(spelt.letters[start]) else _LEAST_LETTERS_JOINED
     is_long = end - start >= least or is_humped
     if not _is_in_one(spelt, start, end, words, is_long):
         return None
@@ -134,9 +133,9 @@ def _is_whole(text: str, start: int, end: int) -> bool:
     Their neighbours could be words of their own; those of a longer name mostly are.
     """
     name = text[start:end].replace(" ", "")
-    if len(name) <= _MOST_SYLLABLES_ALONE and all(map(_is_hangul, name)):
-        behind = "".join(takewhile(_is_hangul, text[end : end + _LONGEST_PARTICLE + 1]))
-        return not (start and _is_hangul(text[start - 1])) and behind in _PARTICLES
+    if len(name) <= _MOST_SYLLABLES_ALONE and all(map(is_hangul, name)):
+        behind = "".join(takewhile(is_hangul, text[end : end + _LONGEST_PARTICLE + 1]))
+        return not (start and is_hangul(text[start - 1])) and behind in _PARTICLES
     if len(name) <= _MOST_KANA_ALONE and all(map(_is_katakana, name)):
         return not (start and _is_katakana(text[start - 1])) and not _is_katakana(text[end : end + 1])
     return True
@@ -160,11 +159,6 @@ _LONGEST_PARTICLE = max(map(len, _PARTICLES))
 @lru_cache(maxsize=4096)
 def _is_latin(letter: str) -> bool:
     return unicodedata.name(letter, "").startswith("LATIN ")
-
-
-@lru_cache(maxsize=4096)
-def _is_hangul(letter: str) -> bool:
-    return unicodedata.name(letter, "").startswith("HANGUL ")
 
 
 @lru_cache(maxsize=4096)

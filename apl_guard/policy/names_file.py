@@ -6,13 +6,13 @@ import csv
 import hashlib
 import io
 import os
-import stat
 from pathlib import Path
 
 from platformdirs import user_config_path
 
 from apl_guard.errors import PolicyInvalid
 from apl_guard.policy.sources import Listed, Names
+from apl_guard.storage import read_regular
 
 __all__ = ["names_folder", "read_names"]
 
@@ -56,12 +56,7 @@ def _read(path: Path, folder: Path) -> bytes:
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise PolicyInvalid("leads out of the folder of the policy; put the list beside it", where=path)
-        # Opened without waiting, so that a pipe cannot hold the reader up.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(handle, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise PolicyInvalid("not a file", where=path)
-            content = stream.read(_MAX_BYTES + 1)
+        return read_regular(path, _MAX_BYTES)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a path"
         raise PolicyInvalid(
@@ -69,9 +64,6 @@ def _read(path: Path, folder: Path) -> bytes:
             "first is needed",
             where=path,
         ) from error
-    if len(content) > _MAX_BYTES:
-        raise PolicyInvalid(f"larger than {_MAX_BYTES} bytes", where=path)
-    return content
 
 
 def _parse(content: bytes, names: Names) -> tuple[Listed, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
     "DEFAULT_SCORE",
@@ -37,13 +37,7 @@ Id = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 """How policies, rules, lists and categories are named."""
 
 
-def _a_glob(pattern: str) -> str:
-    if not pattern or len(pattern) > 200:
-        raise ValueError(f"found {len(pattern)} characters; expected 1 to 200")
-    return pattern
-
-
-Glob = Annotated[str, AfterValidator(_a_glob), Field(json_schema_extra={"minLength": 1, "maxLength": 200})]
+Glob = Annotated[str, Field(min_length=1, max_length=200)]
 """A name, in which `*` stands for any characters."""
 
 

@@ -21,13 +21,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from apl_guard.errors import PrefixInvalid
 from apl_guard.prefix.layout import CARD_NAME, FILE_NAME
 from apl_guard.prefix.metadata import PrefixMetadata
 from apl_guard.prefix.places import find_path
-from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, parse_json, parse_tensors, printable, read_file
+from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, parse_model, parse_tensors, printable, read_file
 from apl_guard.storage import write_folder
 
 if TYPE_CHECKING:
@@ -132,7 +131,13 @@ class Prefix:
         Raises:
             PrefixInvalid: They are not exactly what `save` writes.
         """
-        return _parse(content, where=Path(where))
+        where = Path(where)
+        arrays, header = parse_tensors(content, where)
+        if header.keys() > {_METADATA_KEY, _DIGEST_KEY}:
+            raise PrefixInvalid(
+                "more than the metadata of apl-guard; expected a file from `apl-guard train`", where=where
+            )
+        return cls.from_parts(arrays, header, where)
 
     @classmethod
     def from_parts(
@@ -151,12 +156,7 @@ class Prefix:
         where = Path(where)
         if not header.keys() >= {_METADATA_KEY, _DIGEST_KEY}:
             raise PrefixInvalid("no metadata of apl-guard; expected a file from `apl-guard train`", where=where)
-        try:
-            metadata = PrefixMetadata.model_validate(parse_json(header[_METADATA_KEY], "metadata", where))
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "metadata"
-            raise PrefixInvalid(f"metadata field '{printable(field)}': {first['msg']}", where=where) from error
+        metadata = parse_model(PrefixMetadata, header[_METADATA_KEY], "metadata", where)
         # One text for one content, or two files with one digest would differ.
         if metadata.canonical_json() != header[_METADATA_KEY]:
             raise PrefixInvalid("the metadata is not in its canonical form", where=where)
@@ -248,10 +248,3 @@ def _digest(metadata_json: str, arrays: Mapping[str, npt.NDArray[np.float32]]) -
     for slot, array in sorted(arrays.items()):
         digest.update(json.dumps([slot, list(array.shape)]).encode() + array.tobytes())
     return digest.hexdigest()
-
-
-def _parse(content: bytes, where: Path) -> Prefix:
-    arrays, header = parse_tensors(content, where)
-    if header.keys() != {_METADATA_KEY, _DIGEST_KEY}:
-        raise PrefixInvalid("no metadata of apl-guard; expected a file from `apl-guard train`", where=where)
-    return Prefix.from_parts(arrays, header, where)

@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import stat
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
 from apl_guard.errors import PrefixInvalid
+from apl_guard.storage import read_regular
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["parse_json", "parse_tensors", "printable", "read_file"]
+__all__ = ["parse_json", "parse_model", "parse_tensors", "printable", "read_file"]
+
+Model = TypeVar("Model", bound=BaseModel)
 
 MAX_FILE_BYTES = 4 << 20
 MAX_HEADER_BYTES = 64 << 10
@@ -46,20 +48,11 @@ def read_file(path: Path, *, limit: int = MAX_FILE_BYTES, follow_links: bool = T
     Raises:
         PrefixInvalid: There is none, it is no regular file, or it is too large.
     """
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    if not follow_links:
-        flags |= getattr(os, "O_NOFOLLOW", 0)
     try:
-        with os.fdopen(os.open(path, flags), "rb") as stream:
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise PrefixInvalid("not a regular file; expected a prefix", where=path)
-            content = stream.read(limit + 1)
+        return read_regular(path, limit, follow_links=follow_links)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         reason = getattr(error, "strerror", None) or "impossible path"
         raise PrefixInvalid(f"cannot be read ({reason}); expected a prefix", where=path) from error
-    if len(content) > limit:
-        raise PrefixInvalid(f"larger than {limit} bytes; not a prefix", where=path)
-    return content
 
 
 def parse_tensors(content: bytes, where: Path) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, str]]:
@@ -196,6 +189,20 @@ def _depth(value: object) -> int:
             for inner in (outer.values() if isinstance(outer, dict) else outer)
         ]
     return depth
+
+
+def parse_model(model: type[Model], text: bytes | str, what: str, where: Path) -> Model:
+    """Parse an object as strictly into a model of pydantic.
+
+    Raises:
+        PrefixInvalid: It is not such an object. The message names the first field that is wrong.
+    """
+    try:
+        return model.model_validate(parse_json(text, what, where))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise PrefixInvalid(f"field '{printable(field)}' of the {what}: {first['msg']}", where=where) from error
 
 
 def printable(text: str, limit: int = 60) -> str:

@@ -8,12 +8,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from apl_guard.errors import PrefixInvalid
 from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, NAME_PATTERN, SIGNATURE_NAME
-from apl_guard.prefix.tensorfile import parse_json, printable, read_file
+from apl_guard.prefix.tensorfile import parse_model, read_file
 
 __all__ = ["EntryFile", "RegistryEntry", "read_entry", "state_of"]
 
@@ -96,7 +96,7 @@ def read_entry(folder: Path, name: str | None, version: int) -> RegistryEntry:
     signature = files.pop(SIGNATURE_NAME, None)
     prefix = Prefix.parse(files[FILE_NAME], where=folder / FILE_NAME)
     if ENTRY_NAME in files:
-        said = _parse_entry(files[ENTRY_NAME], folder / ENTRY_NAME)
+        said = parse_model(EntryFile, files[ENTRY_NAME], "entry", folder / ENTRY_NAME)
         found = (said.name, said.version, said.digest)
         expected = (name or said.name, version or said.version, prefix.digest)
         if found != expected:
@@ -107,12 +107,3 @@ def read_entry(folder: Path, name: str | None, version: int) -> RegistryEntry:
             )
         name, version = said.name, said.version
     return RegistryEntry(name or prefix.metadata.name, folder, prefix, None, version, files, signature, state)
-
-
-def _parse_entry(content: bytes, where: Path) -> EntryFile:
-    try:
-        return EntryFile.model_validate(parse_json(content, "entry", where))
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or "entry"
-        raise PrefixInvalid(f"field '{printable(name)}': {first['msg']}", where=where) from error

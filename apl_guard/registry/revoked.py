@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable, StorageFailed
 from apl_guard.prefix.layout import REVOKED_FOLDER, REVOKED_NAME
-from apl_guard.prefix.tensorfile import parse_json, printable, read_file
+from apl_guard.prefix.tensorfile import parse_model, read_file
 from apl_guard.registry.writing import only_writer
 from apl_guard.storage import write_file
 
@@ -144,12 +144,7 @@ def parse_revoked(content: bytes, where: Path) -> RevokedFile:
     Raises:
         PrefixInvalid: It is damaged.
     """
-    try:
-        return RevokedFile.model_validate(parse_json(content, "list of revoked prefixes", where))
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "revoked"
-        raise PrefixInvalid(f"field '{printable(field)}': {first['msg']}", where=where) from error
+    return parse_model(RevokedFile, content, "list of revoked prefixes", where)
 
 
 def as_file(revoked: RevokedFile, where: Path) -> bytes:

@@ -14,7 +14,17 @@ from functools import lru_cache
 
 from apl_guard.request.confusables import LOOKS_LIKE
 
-__all__ = ["Break", "Spelling", "as_it_looks", "canonical", "in_small_letters", "letters_of", "spelling"]
+__all__ = [
+    "Break",
+    "Spelling",
+    "as_it_looks",
+    "canonical",
+    "in_small_letters",
+    "is_hangul",
+    "is_leftward",
+    "letters_of",
+    "spelling",
+]
 
 # Unicode's Default_Ignorable_Code_Point, of which some are letters or marks. The other control and format
 # characters go by their category.
@@ -155,7 +165,7 @@ class Spelling:
                 and before not in _BEFORE_ITS_CONSONANT
                 and (not unicodedata.category(letter).startswith("M"))
             )
-        return _is_leftward(before) != _is_leftward(letter)
+        return is_leftward(before) != is_leftward(letter)
 
     def is_spaced_at_will(self, position: int, start: int) -> bool:
         """Whether a space before this letter says nothing about words, in a name that starts at `start`.
@@ -166,7 +176,7 @@ class Spelling:
         before, letter = self.letters[position - 1], self.letters[position]
         if not (_is_unspaced(before) and _is_unspaced(letter)):
             return False
-        return self.breaks[start] > 0 or not _is_hangul(letter)
+        return self.breaks[start] > 0 or not is_hangul(letter)
 
 
 def in_small_letters(text: str) -> str:
@@ -187,6 +197,18 @@ def _capitals_apart() -> frozenset[str]:
     return frozenset(
         x for x in capitals if len(x) == len(x.lower()) == 1 and x != x.lower() and _spell(x) != _spell(x.lower())
     )
+
+
+@lru_cache(maxsize=4096)
+def is_hangul(letter: str) -> bool:
+    """Whether it is Korean."""
+    return unicodedata.name(letter, "").startswith("HANGUL ")
+
+
+@lru_cache(maxsize=4096)
+def is_leftward(letter: str) -> bool:
+    """Whether it is of a script that runs from right to left, such as Arabic."""
+    return unicodedata.bidirectional(letter) in ("R", "AL")
 
 
 def letters_of(text: str) -> str:
@@ -275,15 +297,6 @@ def _is_apostrophe(letter: str) -> bool:
 @lru_cache(maxsize=4096)
 def _is_unspaced(letter: str) -> bool:
     return unicodedata.name(letter, "").startswith(_UNSPACED)
-
-
-@lru_cache(maxsize=4096)
-def _is_leftward(letter: str) -> bool:
-    return unicodedata.bidirectional(letter) in ("R", "AL")
-
-
-def _is_hangul(letter: str) -> bool:
-    return unicodedata.name(letter, "").startswith("HANGUL ")
 
 
 _UNSPACED = (
