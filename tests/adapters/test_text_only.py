@@ -113,7 +113,7 @@ class TestWithoutAPrefix:
     def test_a_prefix_is_never_pretended(self, client, prefix):
         """Asked for one all the same, an adapter refuses."""
         for pipe in (client, draw):
-            backend = Guard(pipe, policy())._backend
+            backend = Guard(pipe, policy())._parts.backend
             with pytest.raises(PrefixNotApplied):
                 backend.generate(backend.read(("a cat",), {}), prefix)
             with pytest.raises(PrefixNotApplied):
