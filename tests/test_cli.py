@@ -10,7 +10,7 @@ import typer
 from prometheus_client import CollectorRegistry
 
 from apl_guard import cli
-from apl_guard.cli.policy_effects import complete_policy
+from apl_guard.cli.options import complete_policy
 
 
 def test_policies(run):

@@ -14,6 +14,7 @@ import typer
 
 from apl_guard.cli.audit_verify import Folder
 from apl_guard.cli.moment import Since, Until, moments_of
+from apl_guard.cli.options import Output
 from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.policy import Action
@@ -32,7 +33,7 @@ def export(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the SQL that creates the table for --postgres.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="File to write.", show_default="standard output")] = None,
+    output: Output = None,
     since: Since = None,
     until: Until = None,
     action: Annotated[
@@ -41,7 +42,7 @@ def export(
             help="With --dsa: for which actions; what the output check withheld counts as block.", show_default="block"
         ),
     ] = None,
-    territory: Annotated[list[str] | None, typer.Option(help="With --dsa: a country code; may be repeated.")] = None,
+    territory: Annotated[list[str] | None, typer.Option(help="With --dsa: a country code. May be repeated.")] = None,
     terms: Annotated[str | None, typer.Option(help="With --dsa: the clause of your terms of service.")] = None,
     terms_url: Annotated[str | None, typer.Option(help="With --dsa: where your terms can be read.")] = None,
 ) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from apl_guard.cli.audit_proofs import Keys
-from apl_guard.cli.audit_verify import Folder, Json, Witnesses
+from apl_guard.cli.audit_verify import Folder, Witnesses
+from apl_guard.cli.options import Json
 
 __all__ = ["app"]
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from apl_guard.cli.audit_verify import Folder, Witnesses
+from apl_guard.cli.options import Output, put_out
 from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
-from apl_guard.storage import write_file
 
 __all__ = ["consistency", "erase", "prove", "reveal"]
 
 Keys = Annotated[Path | None, typer.Option(help="The log's keys.", show_default="the folder keys in the log")]
-Output = Annotated[Path | None, typer.Option(help="File to write.", show_default="standard output")]
 
 
 def prove(
@@ -36,7 +35,7 @@ def prove(
 
     with reading(folder):
         receipt = make(folder, decision)
-    _write(receipt, output)
+    put_out(json.dumps(receipt, indent=2) + "\n", output)
 
 
 def consistency(
@@ -51,7 +50,7 @@ def consistency(
     """
     from apl_guard.audit.receipt import prove_consistency
 
-    _write(prove_consistency(folder, first, second), output)
+    put_out(json.dumps(prove_consistency(folder, first, second), indent=2) + "\n", output)
 
 
 def erase(
@@ -89,12 +88,3 @@ def reveal(
 
     texts = read(folder, decision, witnesses=witness or (), keys=keys)
     typer.echo(json.dumps(texts) if texts is not None else "not recorded, or erased")
-
-
-def _write(content: dict[str, Any], output: Path | None) -> None:
-    text = json.dumps(content, indent=2)
-    if output is None:
-        typer.echo(text)
-    else:
-        write_file(output, text.encode() + b"\n")
-        typer.echo(f"{output} written")

@@ -14,8 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from apl_guard.cli.audit_proofs import Keys
-from apl_guard.cli.audit_verify import Folder, Json
+from apl_guard.cli.audit_verify import Folder
 from apl_guard.cli.moment import Since, Until, moment_of, moments_of
+from apl_guard.cli.options import Json
 from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
 from apl_guard.policy import Action
@@ -46,8 +47,8 @@ def query(
         typer.Option(help="Calls with this prompt, or one that looks like it; - reads it from standard input."),
     ] = None,
     subject: Annotated[str | None, typer.Option(help="About this subject, as your platform calls it.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Only records with COLUMN=VALUE; may be repeated.")] = None,
-    group_by: Annotated[list[str] | None, typer.Option(help="Count by this column; may be repeated.")] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Only records with COLUMN=VALUE. May be repeated.")] = None,
+    group_by: Annotated[list[str] | None, typer.Option(help="Count by this column. May be repeated.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10**9, help="Most lines to print.")] = 100,
     index: IndexFile = None,
     keys: Keys = None,

@@ -12,11 +12,12 @@ from typing import Annotated, Any
 
 import typer
 
+from apl_guard.cli.options import Json
 from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
 from apl_guard.storage import read_regular
 
-__all__ = ["Folder", "Json", "VerifyCommand", "Witnesses", "verify"]
+__all__ = ["Folder", "VerifyCommand", "Witnesses", "verify"]
 
 _EXIT_CODES = {"valid": 0, "tampered": 1, "torn": 2, "unverifiable": 3}
 _USAGE = 4
@@ -25,13 +26,12 @@ _MAX_KEY_BYTES = 1 << 16
 Folder = Annotated[Path, typer.Argument(help="The folder that `audit=` or `--audit` named.", metavar="LOG")]
 Witnesses = Annotated[
     list[Path] | None,
-    typer.Option("--witness", help="A folder that received the checkpoints; may be repeated."),
+    typer.Option("--witness", help="A folder that received the checkpoints. May be repeated."),
 ]
 PublicKey = Annotated[
     str | None,
     typer.Option(help="The log's public key, in hex, or a copy of its log.json, from where nobody could change it."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class VerifyCommand(typer.core.TyperCommand):

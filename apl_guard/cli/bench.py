@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from apl_guard.cli.quiet import Quiet
+from apl_guard.cli.options import Guidance, Quiet
 from apl_guard.cli.seed import seed_option
 
 
@@ -28,14 +28,14 @@ def bench(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--peer", help="Only this method, by its name in the table, and the plain model; may be repeated."
+            "--peer", help="Only this method, by its name in the table, and the plain model. May be repeated."
         ),
     ] = None,
     images_per_person: Annotated[int, typer.Option(min=1, help="Images of each person with each method.")] = 2,
     people: Annotated[int, typer.Option(min=1, help="At most this many listed, and this many other people.")] = 60,
     seed: Annotated[int, seed_option("Seed of prompts, images and training.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
-    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
+    guidance: Guidance = 3.0,
     quiet: Quiet = False,
 ) -> None:
     """Compare the prefix with other methods: what each hides, what it leaves unchanged, what it costs.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apl_guard.cli.quiet import Quiet
+from apl_guard.cli.options import Neutral, Quiet
 from apl_guard.cli.seed import seed_option
 
 if TYPE_CHECKING:
@@ -42,13 +42,6 @@ class Format(StrEnum):
     JSON = "json"
 
 
-class Neutral(StrEnum):
-    """What the neutral prompt keeps."""
-
-    COARSE = "coarse"
-    ATTRIBUTES = "attributes"
-
-
 _WORLD = "On the reference world"
 _OTHERS = "On any model"
 
@@ -60,7 +53,7 @@ def evaluate(
     suite: Annotated[
         list[Suite] | None,
         typer.Option(
-            help="What to measure; may be repeated.", show_default="seen, unseen and generic", rich_help_panel=_WORLD
+            help="What to measure. May be repeated.", show_default="seen, unseen and generic", rich_help_panel=_WORLD
         ),
     ] = None,
     templates: Annotated[

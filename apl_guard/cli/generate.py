@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apl_guard.cli.policy_effects import PolicyOption
+from apl_guard.cli.options import Device, PolicyOption, PrefixOption
 from apl_guard.cli.seed import seed_option
 from apl_guard.cli.services import Arguments, find_service
 from apl_guard.errors import AplGuardError, InvalidInput, PolicyBlocked
@@ -31,14 +31,12 @@ def generate(
     ],
     output: Annotated[Path, typer.Option(help="Folder for the images: 000.png, 001.png, …")],
     policy: PolicyOption = "anonymize_faces",
-    prefix: Annotated[
-        str | None, typer.Option(help="Prefix folder or name.", show_default="the registered one that fits")
-    ] = None,
+    prefix: PrefixOption = None,
     seed: Annotated[int, seed_option("Seed of every image.")] = 0,
     audit: Annotated[Path | None, typer.Option(help="Folder for the records of decisions and outcomes.")] = None,
     audit_witness: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder, best on another machine, for the checkpoints of the records; may be repeated."),
+        typer.Option(help="Folder, best on another machine, for the checkpoints of the records. May be repeated."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")] = None,
@@ -52,9 +50,7 @@ def generate(
     insecure_http: Annotated[
         bool, typer.Option("--insecure-http", help="Permit http:// to a service on another machine.")
     ] = False,
-    device: Annotated[
-        str | None, typer.Option(help="Such as cpu or cuda.", show_default="a GPU if there is one")
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Generate images under a policy, and print the decision for each prompt.
 
@@ -154,7 +150,7 @@ def _describe(made: Guarded) -> str:
     from apl_guard.decision import Protection
 
     decision, outcome = made.decision, made.outcome
-    text = f"{decision.action.value}"
+    text: str = decision.action.value
     if decision.effective != decision.action:
         text += f" (mode {decision.mode.value}: {decision.effective.value})"
     if outcome.prefix is not None and outcome.prefix_digest is not None:

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from apl_guard.storage import write_file
+from apl_guard.cli.options import Output, put_out
 
 __all__ = ["app"]
 
 app = typer.Typer(help="Alert rules, a dashboard, and metrics of several processes.", no_args_is_help=True)
 
-_Output = Annotated[Path | None, typer.Option(help="File to write. Printed where none is named.")]
-
 
 @app.command("rules")
-def write_rules(output: _Output = None) -> None:
+def write_rules(output: Output = None) -> None:
     """Print the recording rules and alerts for Prometheus.
 
     Example: apl-guard metrics rules --output /etc/prometheus/apl-guard.rules.yml
     """
-    _give("rules.yml", output)
+    put_out(_read("rules.yml"), output)
 
 
 @app.command("dashboard")
-def write_dashboard(output: _Output = None) -> None:
+def write_dashboard(output: Output = None) -> None:
     """Print the dashboard for Grafana, to be imported there.
 
     Example: apl-guard metrics dashboard --output apl-guard.dashboard.json
     """
-    _give("dashboard.json", output)
+    put_out(_read("dashboard.json"), output)
 
 
 @app.command("serve")
@@ -53,10 +50,5 @@ def serve_metrics(
     server.wait()
 
 
-def _give(name: str, output: Path | None) -> None:
-    content = (files("apl_guard.metrics") / "monitoring" / name).read_bytes()
-    if output is None:
-        typer.echo(content.decode(), nl=False)
-    else:
-        write_file(output, content)
-        typer.echo(f"{output} written")
+def _read(name: str) -> str:
+    return (files("apl_guard.metrics") / "monitoring" / name).read_text(encoding="utf-8")

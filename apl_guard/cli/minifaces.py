@@ -1,4 +1,4 @@
-"""``apl-guard minifaces``: the reference world."""
+"""`apl-guard minifaces`: the reference world."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from apl_guard.cli.quiet import Quiet
+from apl_guard.cli.options import Guidance, ImagesPerPerson, Quiet
 from apl_guard.cli.seed import seed_option
 
 app = typer.Typer(
@@ -29,7 +29,9 @@ class VariantName(StrEnum):
 def build(
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder for the finished model and for the work under way (default: the user's cache)."),
+        typer.Option(
+            help="Folder for the finished model and for the work under way.", show_default="in the user's cache"
+        ),
     ] = None,
     variant: Annotated[
         VariantName,
@@ -87,11 +89,11 @@ def card(
 def tradeoff(
     prefixes: Annotated[list[Path], typer.Argument(help="Folders of prefixes of the shipped model, each with a name.")],
     output: Annotated[Path, typer.Option(help="JSON to write.")] = Path("curves.json"),
-    images_per_person: Annotated[int, typer.Option(min=1, help="Images of each person with each prefix.")] = 2,
+    images_per_person: ImagesPerPerson = 2,
     people: Annotated[
         int | None, typer.Option(min=1, help="At most this many seen, and this many unseen people.")
     ] = None,
-    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
+    guidance: Guidance = 3.0,
     seed: Annotated[int, seed_option("Seed of prompts and images.")] = 0,
 ) -> None:
     """Measure leak against attributes kept for several prefixes, as a curve for the report.
@@ -135,10 +137,10 @@ def scale(
     output: Annotated[Path, typer.Option(help="Folder for prefixes, curves.json and curves.png.")] = Path("scale"),
     axis: Annotated[
         list[AxisName] | None,
-        typer.Option(help="What to vary; may be repeated.", show_default="all four"),
+        typer.Option(help="What to vary. May be repeated.", show_default="all four"),
     ] = None,
     value: Annotated[
-        list[float] | None, typer.Option(help="A value in place of the usual ones; may be repeated; for one axis.")
+        list[float] | None, typer.Option(help="A value of that axis, in place of the usual ones. May be repeated.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of training options.", show_default="the shipped prefix's")
@@ -146,12 +148,12 @@ def scale(
     assignments: Annotated[
         list[str] | None, typer.Option("--set", help="Set an option of training. May be repeated.")
     ] = None,
-    images_per_person: Annotated[int, typer.Option(min=1, help="Images of each person with each prefix.")] = 2,
+    images_per_person: ImagesPerPerson = 2,
     people: Annotated[
         int | None, typer.Option(min=1, help="At most this many seen, and this many unseen people.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the measurement.")] = 20,
-    guidance: Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")] = 3.0,
+    guidance: Guidance = 3.0,
     seed: Annotated[int, seed_option("Seed of prompts and images.")] = 0,
     quiet: Quiet = False,
 ) -> None:

@@ -8,15 +8,8 @@ from typing import Annotated
 
 import typer
 
-from apl_guard.cli.policy_effects import (
-    PolicyName,
-    complete_policy,
-    diff_policies,
-    explain_prompt,
-    printable,
-    read_text,
-    replay_log,
-)
+from apl_guard.cli.options import Json, PolicyName, complete_policy
+from apl_guard.cli.policy_effects import diff_policies, explain_prompt, printable, read_text, replay_log
 from apl_guard.errors import PolicyInvalid, StorageFailed
 from apl_guard.policy import Policy, built_in_policies
 from apl_guard.policy.json_schema import json_schema
@@ -29,8 +22,6 @@ app = typer.Typer(
     epilog="Begin with: apl-guard policy init mine.yaml; apl-guard policy test mine.yaml",
     no_args_is_help=True,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _STARTER = """\
 # A policy for apl-guard. The language: docs/policies.md. Check it with: apl-guard policy test FILE
@@ -68,7 +59,7 @@ def _complete_built_in(incomplete: str) -> list[str]:
 
 
 @app.command("list")
-def list_policies(as_json: AsJson = False) -> None:
+def list_policies(as_json: Json = False) -> None:
     """List the built-in policies.
 
     Example: apl-guard policy list
@@ -83,7 +74,7 @@ def list_policies(as_json: AsJson = False) -> None:
 
 
 @app.command("show", no_args_is_help=True)
-def show_policy(policy: PolicyName, as_json: AsJson = False) -> None:
+def show_policy(policy: PolicyName, as_json: Json = False) -> None:
     """Show what a policy says. What --json prints is a policy file again.
 
     Example: apl-guard policy show anonymize_faces
@@ -148,7 +139,7 @@ def validate(
 
 
 @app.command("test", no_args_is_help=True)
-def run_tests(policy: PolicyName, as_json: AsJson = False) -> None:
+def run_tests(policy: PolicyName, as_json: Json = False) -> None:
     """Run the tests in a policy. Ends with 1 if one fails, or if there is none.
 
     Example: apl-guard policy test mine.yaml

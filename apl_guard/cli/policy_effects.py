@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apl_guard.cli.moment import Since, Until, moments_of
+from apl_guard.cli.options import Json, PolicyName, complete_policy
 from apl_guard.errors import InvalidInput
 from apl_guard.policy import Policy, built_in_policies
 from apl_guard.request import Channel
@@ -20,41 +21,10 @@ if TYPE_CHECKING:
     from apl_guard.decision import Reason
     from apl_guard.decision.rules import Verdict
 
-__all__ = [
-    "PolicyName",
-    "PolicyOption",
-    "complete_policy",
-    "diff_policies",
-    "explain_prompt",
-    "printable",
-    "read_text",
-    "replay_log",
-]
+__all__ = ["diff_policies", "explain_prompt", "printable", "read_text", "replay_log"]
 
 _APPLIES = {True: "applies", False: "does not apply", None: "may apply or not"}
 _MARKS = {True: "yes", False: "no ", None: "?  "}
-
-
-def complete_policy(incomplete: str) -> list[str]:
-    """What a shell may complete the name of a policy to: built-in ones, and files."""
-    within = incomplete[: incomplete.rfind("/") + 1]
-    try:
-        entries = sorted(Path(within or ".").iterdir())
-    except OSError:
-        entries = []
-    files = [f"{within}{entry.name}" for entry in entries if entry.is_dir() or entry.suffix in (".yaml", ".yml")]
-    return [name for name in [*built_in_policies(), *files] if name.startswith(incomplete)]
-
-
-PolicyOption = Annotated[
-    str, typer.Option("--policy", help="Name of a built-in policy, or a policy file.", autocompletion=complete_policy)
-]
-PolicyName = Annotated[
-    str,
-    typer.Argument(
-        help="Name of a built-in policy, or a policy file.", metavar="POLICY", autocompletion=complete_policy
-    ),
-]
 
 
 def read_text(path_or_name: str) -> Policy:
@@ -72,7 +42,7 @@ def diff_policies(
     after: Annotated[
         str, typer.Argument(help="The policy to compare it with.", metavar="POLICY", autocompletion=complete_policy)
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show how two policies differ, field by field; rules, lists, patterns and tests are matched by name.
 
@@ -112,7 +82,7 @@ def explain_prompt(
     text_only: Annotated[
         bool, typer.Option("--text-only", help="The backend takes text only, so no prefix can reach it.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Explain, rule by rule, what a policy decides about a request. Nothing is generated or recorded.
 
@@ -175,7 +145,7 @@ def replay_log(
         str | None, typer.Option(help="Only calls that a policy of this name decided.", show_default="all")
     ] = None,
     show: Annotated[int, typer.Option(min=0, help="How many changed calls to list.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what a policy would have decided about the calls on record.
 

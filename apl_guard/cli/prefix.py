@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from apl_guard.cli.options import Json
 from apl_guard.cli.prefix_exchange import Registry, export_embedding, import_embedding
 from apl_guard.errors import InvalidInput, PrefixRevoked
 from apl_guard.policy.acceptance import Acceptance
@@ -29,7 +30,6 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Signers = Annotated[
     list[Path] | None,
     typer.Option("--signer", help="A public key in PEM; one of those given must have signed. May be repeated."),
@@ -57,7 +57,7 @@ def register(
 def list_prefixes(
     registry: Registry = None,
     every: Annotated[bool, typer.Option("--all", help="Older versions too.")] = False,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """List the registered prefixes, and the one that is shipped.
 
@@ -82,7 +82,7 @@ def list_prefixes(
 def show(
     prefix: Annotated[str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.")],
     registry: Registry = None,
-    as_json: _Json = False,
+    as_json: Json = False,
 ) -> None:
     """Show what a prefix says about itself.
 

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from apl_guard.errors import InvalidInput, StorageFailed
+from apl_guard.errors import InvalidInput
 from apl_guard.exchange import Embedding, bind, convert_pickle, from_embedding, is_pickle, to_embedding
 from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix.tensorfile import read_file
 from apl_guard.registry import PrefixRegistry
-from apl_guard.storage import write_file
+from apl_guard.storage import make_folder, write_file
 
 __all__ = ["Registry", "export_embedding", "import_embedding"]
 
@@ -50,10 +50,7 @@ def export_embedding(
     loaded = found.check(found.open(prefix), Acceptance())
     content = to_embedding(loaded, _read_pairs(key))
     file = output if output.suffix == ".safetensors" else output / f"{loaded.embedding_name}.safetensors"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageFailed(error.strerror or "cannot be made", path=file.parent) from error
+    make_folder(file.parent)
     write_file(file, content)
     typer.echo(f"exported {loaded.n} vectors\n  to {file}")
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from apl_guard.cli.generate import open_model, place
-from apl_guard.cli.policy_effects import PolicyOption
+from apl_guard.cli.options import Device, PolicyOption, PrefixOption
 from apl_guard.guard.selftest import CANARIES
 
 __all__ = ["selftest"]
@@ -17,18 +17,14 @@ __all__ = ["selftest"]
 def selftest(
     model: Annotated[str, typer.Option(help="Model folder, hub id, or 'minifaces' for the shipped model.")],
     policy: PolicyOption = "anonymize_faces",
-    prefix: Annotated[
-        str | None, typer.Option(help="Prefix folder or name.", show_default="the registered one that fits")
-    ] = None,
+    prefix: PrefixOption = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="A canary prompt that the policy anonymizes; may be repeated.", show_default="two portraits"),
+        typer.Option(help="A canary prompt that the policy anonymizes. May be repeated.", show_default="two portraits"),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps for each canary.")] = 1,
     audit: Annotated[Path | None, typer.Option(help="Folder for the records.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Such as cpu or cuda.", show_default="a GPU if there is one")
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Send canary prompts through the guarded model and show what each text encoder received.
 

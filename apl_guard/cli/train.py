@@ -7,8 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from apl_guard.cli.evaluate import Neutral
-from apl_guard.cli.quiet import Quiet
+from apl_guard.cli.options import Neutral, Quiet
 
 
 class TrainCommand(typer.core.TyperCommand):
@@ -39,12 +38,12 @@ def train(
     ] = None,
     generic: Annotated[
         Path | None,
-        typer.Option(help="Text file of prompts, or folder of images with captions; else built-in prompts."),
+        typer.Option(help="Text file of prompts, or folder of images with captions.", show_default="built-in prompts"),
     ] = None,
     neutral: Annotated[
         Neutral | None,
         typer.Option(
-            help="What replaces a name in the target prompt: only the sex, or all attributes (default: coarse)."
+            help="What replaces a name in the target prompt: only the sex, or all attributes.", show_default="coarse"
         ),
     ] = None,
     adversarial: Annotated[

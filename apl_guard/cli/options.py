@@ -1,0 +1,84 @@
+"""Options and arguments that several commands take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apl_guard.policy import built_in_policies
+from apl_guard.storage import write_file
+
+__all__ = [
+    "Device",
+    "Guidance",
+    "ImagesPerPerson",
+    "Json",
+    "Neutral",
+    "Output",
+    "PolicyName",
+    "PolicyOption",
+    "PrefixOption",
+    "Quiet",
+    "complete_policy",
+    "put_out",
+]
+
+
+class Neutral(StrEnum):
+    """What stands for a name in the neutral prompt."""
+
+    COARSE = "coarse"
+    ATTRIBUTES = "attributes"
+
+
+def complete_policy(incomplete: str) -> list[str]:
+    """What a shell may complete the name of a policy to: built-in ones, and files."""
+    within = incomplete[: incomplete.rfind("/") + 1]
+    try:
+        entries = sorted(Path(within or ".").iterdir())
+    except OSError:
+        entries = []
+    files = [f"{within}{entry.name}" for entry in entries if entry.is_dir() or entry.suffix in (".yaml", ".yml")]
+    return [name for name in [*built_in_policies(), *files] if name.startswith(incomplete)]
+
+
+def _silence_libraries(wanted: bool) -> bool:
+    if wanted:
+        from diffusers.utils import logging as of_diffusers
+        from transformers.utils import logging as of_transformers
+
+        of_diffusers.disable_progress_bar()
+        of_transformers.disable_progress_bar()
+    return wanted
+
+
+Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda.", show_default="a GPU if there is one")]
+Guidance = Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")]
+ImagesPerPerson = Annotated[int, typer.Option(min=1, help="Images of each person with each prefix.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Output = Annotated[Path | None, typer.Option(help="File to write.", show_default="standard output")]
+PolicyName = Annotated[
+    str,
+    typer.Argument(
+        help="Name of a built-in policy, or a policy file.", metavar="POLICY", autocompletion=complete_policy
+    ),
+]
+PolicyOption = Annotated[
+    str, typer.Option("--policy", help="Name of a built-in policy, or a policy file.", autocompletion=complete_policy)
+]
+PrefixOption = Annotated[
+    str | None, typer.Option("--prefix", help="Prefix folder or name.", show_default="the registered one that fits")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.", callback=_silence_libraries)]
+
+
+def put_out(text: str, output: Path | None) -> None:
+    """Write a text to where `Output` says."""
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        write_file(output, text.encode())
+        typer.echo(f"{output} written")
