@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from apl_guard.metrics.labels import BACKEND_STAGE, OTHER, Stage, action_of, ver
 from apl_guard.request.context import current_context
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from types import TracebackType
 
@@ -61,13 +63,13 @@ class Watch:
         """How long the guard itself has taken until now."""
         return perf_counter() - self._started - (self.generation_seconds or 0)
 
-    def stage(self, stage: Stage) -> _Stage:
+    def stage(self, stage: Stage) -> _Timed:
         """Time a stage, and remember it if it fails."""
-        return _Stage(self, stage)
+        return _Timed(self, stage.value, partial(self._metrics.spent, stage, self._backend))
 
-    def generating(self) -> _Generating:
+    def generating(self) -> _Timed:
         """Time the backend."""
-        return _Generating(self)
+        return _Timed(self, BACKEND_STAGE, partial(setattr, self, "generation_seconds"))
 
     def generated(self, generation: Generation) -> None:
         """Note what the adapter itself did around the pipe, where it says how long the pipe took."""
@@ -129,16 +131,17 @@ class Watch:
             self._spans.ended(result, error)
 
 
-class _Stage:
-    """The time of one stage."""
+class _Timed:
+    """The time of one stage, or of the backend."""
 
-    __slots__ = ("_began", "_span", "_stage", "_watch")
+    __slots__ = ("_began", "_name", "_span", "_took", "_watch")
 
-    def __init__(self, watch: Watch, stage: Stage) -> None:
+    def __init__(self, watch: Watch, name: str, took: Callable[[float], None]) -> None:
         self._watch = watch
-        self._stage = stage
+        self._name = name
+        self._took = took
         spans = watch._spans
-        self._span: AbstractContextManager[object] | None = None if spans is None else spans.stage(stage.value)
+        self._span: AbstractContextManager[object] | None = None if spans is None else spans.stage(name)
 
     def __enter__(self) -> None:
         if self._span is not None:
@@ -148,10 +151,9 @@ class _Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        watch = self._watch
-        watch._metrics.spent(self._stage, watch._backend, perf_counter() - self._began)
+        self._took(perf_counter() - self._began)
         if error is not None:
-            watch._failed_in = self._stage.value
+            self._watch._failed_in = self._name
         if self._span is not None:
             self._span.__exit__(kind, error, trace)
 
@@ -170,28 +172,3 @@ class _Recording:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._metrics.recorded(self._sink, success=kind is None)
-
-
-class _Generating:
-    """The time of the backend."""
-
-    __slots__ = ("_began", "_span", "_watch")
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-        spans = watch._spans
-        self._span: AbstractContextManager[object] | None = None if spans is None else spans.stage(BACKEND_STAGE)
-
-    def __enter__(self) -> None:
-        if self._span is not None:
-            self._span.__enter__()
-        self._began = perf_counter()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._watch.generation_seconds = perf_counter() - self._began
-        if error is not None:
-            self._watch._failed_in = BACKEND_STAGE
-        if self._span is not None:
-            self._span.__exit__(kind, error, trace)

@@ -139,19 +139,19 @@ def _pieces() -> bytes:
     return model.getvalue()
 
 
-def gemma(version: str = "Gemma2", cls: str = "Gemma2Model", width: int = 8) -> Any:
+def gemma(version: str = "Gemma2", cls: str = "Gemma2Model") -> Any:
     """A Gemma and its tokenizer, which puts a start token in front and no end token behind."""
     import transformers
 
     tokenizer = _gemma_tokenizer()
     shape = {"intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
     made = getattr(transformers, f"{version}Config")(
-        **shape, hidden_size=width, head_dim=4, vocab_size=len(tokenizer), attn_implementation="eager"
+        **shape, hidden_size=8, head_dim=4, vocab_size=len(tokenizer), attn_implementation="eager"
     )
     return loud(getattr(transformers, cls)(made)), tokenizer
 
 
-def t5_gemma(width: int = 8) -> Any:
+def t5_gemma() -> Any:
     """The encoder of a T5Gemma and its tokenizer, as in PRX."""
     from transformers import T5GemmaConfig, T5GemmaModuleConfig
     from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
@@ -159,7 +159,7 @@ def t5_gemma(width: int = 8) -> Any:
     tokenizer = _gemma_tokenizer()
     tokenizer.model_max_length = 64
     shape: Any = {
-        "hidden_size": width,
+        "hidden_size": 8,
         "intermediate_size": 16,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,

@@ -17,44 +17,44 @@ _CHAT_TEMPLATE = (
 )
 
 
-def bytes_tokenizer(cls: str = "Qwen2Tokenizer", **options: Any) -> Any:
+def bytes_tokenizer(**options: Any) -> Any:
     """A tokenizer of bytes with the turns of a chat template."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
     special += ["<|vision_start|>", "<|vision_end|>"]
     vocabulary = {token: i for i, token in enumerate([*byte_letters(), *special])}
-    made = from_merges(cls, vocabulary, [], model_max_length=4096, **options)
+    made = from_merges("Qwen2Tokenizer", vocabulary, [], model_max_length=4096, **options)
     made.add_special_tokens({"additional_special_tokens": special[1:]})
     made.chat_template = _CHAT_TEMPLATE
     return made
 
 
-def qwen3(cls: str = "Qwen3Model", width: int = WIDTH, **config: Any) -> Any:
+def qwen3(cls: str = "Qwen3Model", **config: Any) -> Any:
     """A Qwen3 and its tokenizer."""
     import transformers
 
     tokenizer = bytes_tokenizer()
     shape = {"intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
     made = transformers.Qwen3Config(
-        **(shape | config), hidden_size=width, head_dim=8, vocab_size=len(tokenizer), max_position_embeddings=2048
+        **(shape | config), hidden_size=WIDTH, head_dim=8, vocab_size=len(tokenizer), max_position_embeddings=2048
     )
     return loud(getattr(transformers, cls)(made)), tokenizer
 
 
-def qwen_vl(width: int = WIDTH, layers: int = 2) -> Any:
+def qwen_vl(layers: int = 2) -> Any:
     """A Qwen2.5-VL and its tokenizer."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     tokenizer = bytes_tokenizer()
     text = {
-        "hidden_size": width,
-        "intermediate_size": width,
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
         "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "vocab_size": len(tokenizer),
         "rope_parameters": {"mrope_section": [2, 2, 4], "rope_type": "default", "rope_theta": 1000000.0},
     }
-    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width}
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}
     ids = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")
     }

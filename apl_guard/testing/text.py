@@ -11,6 +11,7 @@ from .vocabularies import from_files, from_merges, from_pieces
 __all__ = ["WIDTH", "bert", "byt5", "byte_letters", "clip", "loud", "m_clip", "slots", "t5", "tiny_tokenizer"]
 
 WIDTH = 32
+_T5 = {"d_model": WIDTH, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
 _MERGES = [
     ("p", "h"),
     ("ph", "o"),
@@ -87,13 +88,9 @@ def t5(cls: str = "T5", length: int = 512, **config: Any) -> Any:
     """A T5 or UMT5 encoder and its tokenizer."""
     import transformers
 
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(c, -4.0) for c in string.ascii_letters + string.digits + string.punctuation]
-    pieces += [(word, -3.0) for word in ["▁a", "▁of", "▁photo", "▁man", "er", "in"]]
-    extra = [(f"<extra_id_{i}>", 0.0) for i in range(9, -1, -1)]
-    tokenizer = from_pieces("T5TokenizerFast", [*pieces, *extra], "$A </s>", extra_ids=10, model_max_length=length)
-    shape = {"d_model": WIDTH, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
-    made = getattr(transformers, f"{cls}Config")(**(shape | config), vocab_size=len(tokenizer))
+    pieces = _pieces(["<pad>", "</s>", "<unk>"], [f"<extra_id_{i}>" for i in range(9, -1, -1)])
+    tokenizer = from_pieces("T5TokenizerFast", pieces, "$A </s>", extra_ids=10, model_max_length=length)
+    made = getattr(transformers, f"{cls}Config")(**(_T5 | config), vocab_size=len(tokenizer))
     return loud(getattr(transformers, f"{cls}EncoderModel")(made)), tokenizer
 
 
@@ -102,18 +99,14 @@ def byt5() -> Any:
     from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
     tokenizer: Any = ByT5Tokenizer()
-    shape = {"d_model": WIDTH, "d_kv": 8, "d_ff": 37, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
-    return loud(T5EncoderModel(T5Config(**shape, vocab_size=len(tokenizer)))), tokenizer
+    return loud(T5EncoderModel(T5Config(**_T5, vocab_size=len(tokenizer)))), tokenizer
 
 
 def m_clip() -> Any:
     """A multilingual CLIP and its tokenizer, as in Kandinsky 2.1."""
     from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
 
-    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    pieces += [(c, -4.0) for c in string.ascii_letters + string.digits + string.punctuation]
-    pieces += [(word, -3.0) for word in ["▁a", "▁of", "▁photo", "▁man", "er", "in"]]
-    pieces.append(("<mask>", 0.0))
+    pieces = _pieces(["<s>", "<pad>", "</s>", "<unk>"], ["<mask>"])
     tokenizer = from_pieces("XLMRobertaTokenizerFast", pieces, "<s> $A </s>", model_max_length=512)
     made = MCLIPConfig(
         numDims=WIDTH,
@@ -128,6 +121,14 @@ def m_clip() -> Any:
         pad_token_id=tokenizer.pad_token_id,
     )
     return loud(MultilingualCLIP(made)), tokenizer
+
+
+def _pieces(first: list[str], last: list[str]) -> list[tuple[str, float]]:
+    """Pieces of sentencepiece between special tokens, with their scores."""
+    letters = string.ascii_letters + string.digits + string.punctuation
+    words = ["▁a", "▁of", "▁photo", "▁man", "er", "in"]
+    pieces = [("▁", -2.0), *((letter, -4.0) for letter in letters), *((word, -3.0) for word in words)]
+    return [*((token, 0.0) for token in first), *pieces, *((token, 0.0) for token in last)]
 
 
 def bert() -> Any:

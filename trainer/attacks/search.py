@@ -56,6 +56,8 @@ _CANDIDATES = 8
 """Exchanges that are tried for each person in a step of the search for tokens."""
 _PROMISING = 32
 """For each place, tokens by the gradient that an exchange is drawn from."""
+_DRAWS = 4
+"""Batches whose mean the loss is, where steps are compared."""
 _BATCH = 4
 """Noised pictures of each person in a step."""
 
@@ -121,24 +123,24 @@ class Search:
         return loss / len(self._wanted.names)
 
     @torch.no_grad()
-    def loss(self, seed: int, draws: int = 4) -> float:
+    def loss(self, seed: int) -> float:
         """The loss of what was found, on noise of its own: for comparison between steps."""
-        return self._mean_loss(self.prompt_embeds(), seed, draws)
+        return self._mean_loss(self.prompt_embeds(), seed)
 
     @torch.no_grad()
-    def loss_of_names(self, seed: int, draws: int = 4) -> float:
+    def loss_of_names(self, seed: int) -> float:
         """The loss of the bare model for the names themselves, on the same noise: what there is to be brought back."""
         pipe = self._pipe
         names = [f"a photo of {name}" for name in self._wanted.names]
-        return self._mean_loss(encode_prompts(pipe.text_encoder, pipe.tokenizer, names), seed, draws)
+        return self._mean_loss(encode_prompts(pipe.text_encoder, pipe.tokenizer, names), seed)
 
     def _step(self) -> float:
         """Improve what was found, and return the sum of the people's losses before."""
         raise NotImplementedError
 
-    def _mean_loss(self, c: Tensor, seed: int, draws: int) -> float:
+    def _mean_loss(self, c: Tensor, seed: int) -> float:
         rng = torch.Generator().manual_seed(seed)
-        return sum(float(self._losses(c, self._draw(rng)).mean()) for _ in range(draws)) / draws
+        return sum(float(self._losses(c, self._draw(rng)).mean()) for _ in range(_DRAWS)) / _DRAWS
 
     def _embeds(self, A: Tensor) -> Tensor:
         """The prompt embeds (M, L, D) of vectors (M, K, D) in their places."""

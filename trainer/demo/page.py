@@ -32,14 +32,13 @@ class Pair:
     """Shape (H, W, 3)."""
 
 
-def pick_pairs(result: EvalResult, count: int = _SHOWN) -> dict[str, list[Pair]]:
+def pick_pairs(result: EvalResult) -> dict[str, list[Pair]]:
     """Choose what to show: the first pictures of different people, of generic people and of objects.
 
     They are the first ones and not the best ones. Nothing here looks at a picture.
 
     Args:
         result: An evaluation that kept its pictures.
-        count: Pairs in each group.
     """
     groups: dict[str, list[Pair]] = {}
     titles = {"seen": "People seen in training", "unseen": "People never seen in training"}
@@ -57,30 +56,30 @@ def pick_pairs(result: EvalResult, count: int = _SHOWN) -> dict[str, list[Pair]]
                 title = titles[suite]
             shown.add(one.person)
             group = groups.setdefault(title, [])
-            if len(group) < count:
+            if len(group) < _SHOWN:
                 group.append(Pair(one.text, plain, guarded))
     return groups
 
 
-def draw_grid(groups: Mapping[str, Sequence[Pair]], side: int = _SIDE) -> bytes:
+def draw_grid(groups: Mapping[str, Sequence[Pair]]) -> bytes:
     """All pairs as one PNG: a block for each group, in it a column plain and a column guarded."""
     from PIL import Image, ImageDraw, ImageFont
 
     gap, head = 20, 52
     rows = max((len(pairs) for pairs in groups.values()), default=0)
-    width = len(groups) * (2 * side + 4) + (len(groups) + 1) * gap
-    sheet = Image.new("RGB", (width, head + rows * (side + 4) + gap), "white")
+    width = len(groups) * (2 * _SIDE + 4) + (len(groups) + 1) * gap
+    sheet = Image.new("RGB", (width, head + rows * (_SIDE + 4) + gap), "white")
     pen = ImageDraw.Draw(sheet)
     title_font, label_font = ImageFont.load_default(15), ImageFont.load_default(13)
     for k, (title, pairs) in enumerate(groups.items()):
-        left = gap + k * (2 * side + 4 + gap)
+        left = gap + k * (2 * _SIDE + 4 + gap)
         pen.text((left, 8), title, fill="black", font=title_font)
         for column, label in enumerate(("plain", "guarded")):
-            x = left + column * (side + 4)
+            x = left + column * (_SIDE + 4)
             pen.text((x, 30), label, fill="#666", font=label_font)
             for row, pair in enumerate(pairs):
                 picture = Image.fromarray(pair.plain if column == 0 else pair.guarded)
-                sheet.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (x, head + row * (side + 4)))
+                sheet.paste(picture.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC), (x, head + row * (_SIDE + 4)))
     return png(sheet, optimize=True)
 
 

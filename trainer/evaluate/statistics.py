@@ -79,7 +79,6 @@ def bootstrap_interval(
     samples: Sequence[Array],
     seed: int = 0,
     repetitions: int = 200,
-    confidence: float = CONFIDENCE,
     *,
     paired: bool = False,
     lowest: float | None = 0.0,
@@ -94,7 +93,6 @@ def bootstrap_interval(
         samples: The sets, each of shape (n, …); each is drawn from by itself.
         seed: Of the draws.
         repetitions: How many.
-        confidence: Share of the repetitions inside.
         paired: Whether row k of each set is of one thing, such as one prompt, and rows are drawn together.
         lowest: The least value that the statistic can have, if there is one.
 
@@ -110,6 +108,6 @@ def bootstrap_interval(
         together = rng.integers(len(samples[0]), size=len(samples[0])) if paired else None
         rows = [rng.integers(len(one), size=len(one)) if together is None else together for one in samples]
         drawn.append(statistic(*(one[row] for one, row in zip(samples, rows, strict=True))))
-    tail = (1 - confidence) / 2
+    tail = (1 - CONFIDENCE) / 2
     low, high = (float(x) for x in np.quantile(drawn, [tail, 1 - tail]) - np.mean(drawn) + value)
     return (low if lowest is None else max(lowest, low)), high

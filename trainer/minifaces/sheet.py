@@ -11,12 +11,14 @@ from .people import people
 from .pictures import Picture, of_person, of_things
 from .traits import random_look
 
+_COLUMNS = 14
 
-def draw_sheet(seed: int = 0, columns: int = 14) -> Image.Image:
+
+def draw_sheet(seed: int = 0) -> Image.Image:
     """Rows: the same people twice, twins of theirs twice, inked, one thing, two things."""
     rng = random.Random(seed)
-    chosen = rng.sample(people(), columns)
-    sheet = Image.new("RGB", (SIZE * columns, SIZE * 7), "white")
+    chosen = rng.sample(people(), _COLUMNS)
+    sheet = Image.new("RGB", (SIZE * _COLUMNS, SIZE * 7), "white")
     for column, person in enumerate(chosen):
         twins = [Picture("described", (look := random_look(rng)).background, t, look) for t in person.twins(2)]
         cells = [of_person(person, rng).draw(rng) for _ in range(2)]

@@ -48,12 +48,12 @@ def _open_to_transformers_4(model: Path) -> None:
         Tokenizer.from_file(str(tokenizer / "tokenizer.json")).model.save(str(tokenizer))
 
 
-def write_identities(path: Path, templates: int = 300) -> None:
+def write_identities(path: Path) -> None:
     """``identities.yaml``: the 120 seen people and templates with scenes, as ``apl-guard train`` takes them."""
     rng = random.Random("templates")
     somebody = known_people()[0]
     prompts = {
-        random_lead_in(rng) + prompt.with_subject("{name}") for prompt in identity_prompts(somebody, templates, seed=1)
+        random_lead_in(rng) + prompt.with_subject("{name}") for prompt in identity_prompts(somebody, 300, seed=1)
     }
     entries = [
         {"name": p.name, "neutral": {"coarse": p.neutral("coarse"), "attributes": p.neutral("attributes")}}

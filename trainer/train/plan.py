@@ -62,7 +62,6 @@ def make_plan(
     model: str | Path | Any,
     identities: str | Path | Identities,
     generic: str | Path | Sequence[str] | None,
-    measured_steps: int = 2,
 ) -> Plan:
     """Plan a run: count what there is to do, and time a few passes.
 
@@ -71,7 +70,6 @@ def make_plan(
         model: As for `train`.
         identities: As for `train`.
         generic: As for `train`.
-        measured_steps: How many passes to time, after one to warm up.
 
     Raises:
         ModelInvalid, IdentitiesInvalid, ConfigInvalid, InvalidInput: What was handed over is wrong.
@@ -116,8 +114,8 @@ def make_plan(
             eps = family.predict(z_t, t, encoders.embed(ids, P))
             torch.autograd.backward(apl_loss(eps, target_pass(), config.eta, weight))
 
-        seconds_target = _time(target_pass, measured_steps)
-        seconds_step = _time(step, measured_steps)
+        seconds_target = _time(target_pass)
+        seconds_step = _time(step)
     seconds_full = seconds_step
     if config.reuse_batches:
         seconds_step -= seconds_target * max(0.0, 1 - config.reuse_batches / config.steps)
@@ -144,11 +142,11 @@ def make_plan(
     )
 
 
-def _time(run: Callable[[], object], repetitions: int) -> float:
-    """The shortest of a few runs, in seconds: the others were disturbed."""
+def _time(run: Callable[[], object]) -> float:
+    """The shorter of two runs after one to warm up, in seconds: the other was disturbed."""
     run()
     seconds: list[float] = []
-    for _ in range(repetitions):
+    for _ in range(2):
         began = time.perf_counter()
         run()
         if torch.cuda.is_available():
