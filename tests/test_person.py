@@ -1,11 +1,14 @@
 """The detector of persons: a real model of transformers, tiny, made and trained here."""
 
+import gc
 import os
 import random
 import re
 import threading
 import time
+import weakref
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -313,6 +316,25 @@ class TestFaults:
 
         assert worker.run(lambda: "done", 20) == "done"
         assert ran == []
+
+    def test_behind_work_that_hangs_nothing_piles_up(self):
+        """What was given up is let go of at once, such as pictures, and no more than so many calls wait."""
+        worker, released = Worker("test"), threading.Event()
+        with pytest.raises(TimeoutError):
+            worker.run(lambda: released.wait(60), 0.05)
+
+        def give_up():
+            picture = np.zeros(1)
+            with pytest.raises(TimeoutError):
+                worker.run(picture.sum, 0.0001)
+            return weakref.ref(picture)
+
+        kept = [give_up() for _ in range(1100)]
+        gc.collect()  # tracebacks of errors hold frames
+        assert [each for each in kept if each() is not None] == []
+        assert worker._jobs.qsize() <= 1000
+        released.set()
+        assert worker.run(lambda: "done", 20) == "done"
 
 
 class TestCache:

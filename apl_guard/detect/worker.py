@@ -9,13 +9,24 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, TypeVar
 
 __all__ = ["Worker"]
 
 _T = TypeVar("_T")
-_Job = tuple["Future[Any]", Callable[[], Any]]
+_MOST_WAITING = 1000
+"""Given-up work counts until the thread comes to it, which in one that hangs may be never."""
+
+
+@dataclass(eq=False)
+class _Job:
+    """Work that somebody waits for."""
+
+    work: Callable[[], Any] | None
+    """None once it is given up: it may hold pictures, and what runs before it may never end."""
+    future: Future[Any] = field(default_factory=Future)
 
 
 class Worker:
@@ -29,7 +40,8 @@ class Worker:
         self._process = os.getpid()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         # A pool of concurrent.futures would be joined at exit, and so hang with work that hangs.
-        thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
+        self._places = threading.Semaphore(_MOST_WAITING)
+        thread = threading.Thread(target=_work, args=(self._jobs, self._places), name=self._name, daemon=True)
         thread.start()
         _threads[thread] = self._jobs
         weakref.finalize(self, self._jobs.put, None).atexit = False
@@ -49,13 +61,17 @@ class Worker:
             with _restarting:
                 if self._process != os.getpid():
                     self._start()
-        future: Future[_T] = Future()
-        self._jobs.put((future, work))
+        until = monotonic() + seconds
+        if not self._places.acquire(timeout=seconds):
+            raise TimeoutError
+        job = _Job(work)
+        self._jobs.put(job)
         try:
-            return future.result(seconds)
-        except TimeoutError:
-            future.cancel()
-            raise
+            result: _T = job.future.result(until - monotonic())
+        finally:
+            if job.future.cancel():  # it has not begun, so that it never will
+                job.work = None
+        return result
 
 
 _PATIENCE_SECONDS = 5.0
@@ -74,13 +90,12 @@ def _end_all() -> None:
         thread.join(max(0.0, end - monotonic()))
 
 
-def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
+def _work(jobs: queue.SimpleQueue[_Job | None], places: threading.Semaphore) -> None:
     while (job := jobs.get()) is not None:
-        future, work = job
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-        del future, work, job
+        places.release()
+        if job.future.set_running_or_notify_cancel() and job.work is not None:
+            try:
+                job.future.set_result(job.work())
+            except BaseException as error:
+                job.future.set_exception(error)
+        del job
