@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,15 @@ def load_state(folder: Path, binding: dict[str, Any]) -> State | None:
         )
         raise InvalidInput(msg, where=folder)
     return state
+
+
+def forget(folder: Path) -> None:
+    """Throw the state of a run away. The checkpoint goes first: without it nothing else counts, so a run that is killed
+    in here begins anew, and does not go on without its history.
+    """
+    with suppress(OSError):
+        (folder / FILE_NAME).unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def differences(mine: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[str]:

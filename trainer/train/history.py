@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.errors import StorageFailed
+from apl_guard.storage import write_file
 
 _SMOOTHING = 0.95
 
@@ -62,12 +63,9 @@ class History:
         self._append(self.entries[self._written :])
 
     def _write(self) -> None:
-        try:
-            self.path.unlink(missing_ok=True)
-        except OSError as error:
-            raise StorageFailed(f"the history cannot be replaced: {error.strerror}", path=self.path) from error
-        self._written = 0
-        self._append(self.entries)
+        # Whole or as it was: what a killed run leaves behind is read by the next.
+        write_file(self.path, "".join(json.dumps(entry) + "\n" for entry in self.entries).encode())
+        self._written = len(self.entries)
 
     def _append(self, entries: list[dict[str, Any]]) -> None:
         try:

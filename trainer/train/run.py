@@ -11,7 +11,6 @@ prompt with a neutral description in place of the name, and to leave every other
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import frozen, model_digest
 from apl_guard.trainer.train.adversary import Adversary
-from apl_guard.trainer.train.checkpoint import State, load_state, only_run, save_state
+from apl_guard.trainer.train.checkpoint import State, forget, load_state, only_run, save_state
 from apl_guard.trainer.train.history import History
 from apl_guard.trainer.train.loss import apl_loss, distance
 from apl_guard.trainer.train.measure import Gauge, Measurement
@@ -80,7 +79,7 @@ def train(
 
     with only_run(output), frozen(pipe, config.gradient_checkpointing):
         if restart:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            forget(unfinished)
         make_folder(unfinished)  # here, for making the data may take hours
         data = prepare(pipe, config, people, prompts, progress)
         binding = {"config": config.model_dump(), "model": model_digest(pipe), "data": data.digest}
@@ -185,7 +184,7 @@ def train(
             folder=output,
         )
         write_prefix(pipe, config, data, result, history)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        forget(unfinished)
     return result
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from apl_guard.prefix import Prefix
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.identities import Identities
 from apl_guard.trainer.train import TrainResult, train
+from apl_guard.trainer.train.history import History
 from apl_guard.trainer.train.start import start_vectors
 
 
@@ -268,6 +271,47 @@ def stopped_run(pipe: Any, people: Identities, config: TrainConfig, output: Path
         module.lr_factor = original
 
 
+def test_a_run_that_is_killed_while_its_state_is_thrown_away_keeps_its_history(
+    pipe: Any, people: Identities, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when a part of it is gone, and started again, it ends with the history of every step."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(pipe, people, config, whole)
+
+    def half_done(folder: Path, **_: Any) -> None:
+        (folder / "history.jsonl").unlink()
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", half_done)
+        with pytest.raises(StopError):
+            run(pipe, people, config, killed)
+    run(pipe, people, config, killed)
+
+    assert (killed / "history.jsonl").read_text() == (whole / "history.jsonl").read_text()
+
+
+def test_the_history_of_a_stopped_run_is_not_lost_where_it_cannot_be_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, or where the run is killed at that moment."""
+    path = tmp_path / "history.jsonl"
+    path.write_text('{"step": 1, "identity": 0.5, "generic": 0.1}\n{"step": 2, "identity"')
+
+    def full(self: Path, mode: str = "r", *others: Any, **options: Any) -> Any:
+        if mode[0] != "r":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return own(self, mode, *others, **options)
+
+    own = Path.open
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(StorageFailed):
+            History(path, keep_until=1)
+
+    assert [entry["step"] for entry in History(path, keep_until=1).entries] == [1]
+
+
 def test_an_unfinished_run_is_not_mixed_with_other_options(
     pipe: Any, people: Identities, config: TrainConfig, tmp_path: Path
 ) -> None:
@@ -300,8 +344,6 @@ def test_a_full_disk_is_a_typed_error(pipe: Any, people: Identities, config: Tra
     unfinished = tmp_path / "prefix" / "unfinished"
     unfinished.mkdir(parents=True)
     stopped_run(pipe, people, config, tmp_path / "other")
-
-    from apl_guard.trainer.train.history import History
 
     history = History(unfinished / "history.jsonl", keep_until=0)
     history.path.unlink()
