@@ -210,17 +210,25 @@ class Prefix:
         return {_METADATA_KEY: self.metadata.canonical_json(), _DIGEST_KEY: self.digest}
 
     def to_bytes(self) -> bytes:
-        """The content of its file, which `parse` reads.
+        """The content of its file, which `parse` reads; equal prefixes have equal bytes.
 
         Raises:
             PrefixInvalid: It is larger than a prefix file may be.
         """
         from safetensors.numpy import save
 
-        content = save(self._arrays, self.header())
+        content = _ordered(save(self._arrays, self.header()))
         if len(content) > MAX_FILE_BYTES:
             raise PrefixInvalid(f"{len(content)} bytes, expected ≤ {MAX_FILE_BYTES}: fewer vectors", where="vectors")
         return content
+
+
+def _ordered(content: bytes) -> bytes:
+    """A safetensors file whose header is sorted; the library writes the entries of `__metadata__` in any order."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # values begin at a multiple of eight
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def _as_array(values: Any) -> npt.NDArray[np.float32]:
