@@ -141,6 +141,7 @@ class DrawsPlain(Protocol):
             request: What `read` returned, or the same saying something else.
 
         Raises:
+            GuardUnavailable: What draws is no longer what drew the request.
             Exception: Whatever the pipe raises, unchanged.
         """
 

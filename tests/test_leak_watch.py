@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig
 
-from apl_guard import AuditUnavailable, Guard, InvalidInput, LeakWatch, OutputCheckFailed, Prefix
+from apl_guard import AuditUnavailable, Guard, GuardUnavailable, InvalidInput, LeakWatch, OutputCheckFailed, Prefix
 from apl_guard.audit.export import calls
 from apl_guard.audit.log import AuditLog
 from apl_guard.detect.leaks import Seen, compare
 from apl_guard.encoder.token_embedding import token_embedding
-from apl_guard.testing import pictures_for, random_prefix, tiny_variant
+from apl_guard.testing import pictures_for, random_prefix, tiny_pipe, tiny_variant
 from apl_guard.trainer import minifaces
 
 PEOPLE = np.eye(6, dtype=np.float32)
@@ -283,6 +284,22 @@ def test_nothing_is_drawn_without_protection_unless_that_is_on_record(make, monk
     with pytest.raises(AuditUnavailable):
         guard.measure_leaks()
     assert drawn == []
+
+
+@pytest.mark.parametrize("what", ["a LoRA", "another text encoder"])
+def test_what_another_model_draws_is_no_measurement(make, pipe, metrics_registry, tmp_path, what):
+    """Such as with weights that somebody loaded for another customer after the call."""
+    guard = make(pipe=pipe)
+    draw(guard)
+    if what == "a LoRA":
+        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    else:
+        pipe.text_encoder = tiny_pipe(seed=1).text_encoder
+
+    with pytest.raises(GuardUnavailable):
+        guard.measure_leaks()
+    assert counted(metrics_registry, "leaked") == 0
+    assert [each for each in records(tmp_path / "audit") if each["event"] == "leak.sample"] == []
 
 
 def test_what_cannot_draw_again_is_refused_when_the_guard_is_made(tmp_path):

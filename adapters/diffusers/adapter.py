@@ -188,8 +188,7 @@ class DiffusersAdapter:
             output = self._call(view, **(arguments | marked(request, mark, source)))
             seconds = perf_counter() - began
         _check_plain_rows(received, tokenizers)
-        has_new_weights = Channel.ADAPTER_WEIGHTS not in request.used and has_adapter_weights(self._pipe)
-        if has_new_weights or self.fingerprints() != before:
+        if self._has_new_weights(request) or self.fingerprints() != before:
             raise PrefixNotApplied("the pipe got other weights, or another tokenizer, while it drew")
         cuts = {
             encoder.slot: tokenizer.tokens_cut[-request.batch :]
@@ -207,13 +206,21 @@ class DiffusersAdapter:
         """Draw without the prefix, from random numbers of its own.
 
         Raises:
+            GuardUnavailable: LoRA or similar weights came into the pipe since the request was read.
             Exception: Whatever the pipe raises, unchanged.
         """
         arguments = {name: _copied(value) for name, value in request.arguments.items()}
         if "generator" in self._signature.parameters:
             arguments["generator"] = torch.Generator().manual_seed(secrets.randbits(63))
         output = self._call(view_of(self._pipe, lambda _, tokenizer: tokenizer), **arguments)
+        if self._has_new_weights(request):
+            raise GuardUnavailable(
+                "the pipe got LoRA or similar weights meanwhile, so nothing is drawn to compare with"
+            )
         return Generation(output, _count_images(output))
+
+    def _has_new_weights(self, request: GenerationRequest) -> bool:
+        return Channel.ADAPTER_WEIGHTS not in request.used and has_adapter_weights(self._pipe)
 
     def _still_fits(self, prefix: Prefix) -> Mapping[str, Fingerprint]:
         """The fingerprints of the text encoders, which must be those for which the prefix was found a moment ago."""

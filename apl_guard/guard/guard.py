@@ -249,7 +249,8 @@ class Guard:
         Raises:
             InvalidInput: The guard was made without a leak watch.
             OutputCheckFailed: The recogniser failed. That sample is dropped.
-            GuardUnavailable: The guard is closed, or the record cannot be written.
+            GuardUnavailable: The guard is closed, the record cannot be written, or the pipe is no longer the one that
+                drew a sample, which is dropped.
             Exception: Whatever the pipe raises, unchanged.
         """
         self._check_open()

@@ -39,6 +39,8 @@ class _Waiting:
     decision_id: str
     request: GenerationRequest
     pictures: list[Picture]
+    drawn_by: object
+    """The fingerprints of the text encoders."""
 
 
 class LeakSamples:
@@ -65,6 +67,7 @@ class LeakSamples:
             )
         self._watch = watch
         self._backend: DrawsPlain = backend
+        self._fingerprints = backend.fingerprints
         self._audit = audit
         self._metrics = metrics
         self._waiting: deque[_Waiting] = deque(maxlen=watch.keep)
@@ -81,12 +84,13 @@ class LeakSamples:
             return
         try:
             pictures = [picture.copy() for picture in read_pictures(output)]  # the caller may draw into their own
+            drawn_by = self._fingerprints()
         except OutputCheckFailed:
             return  # such as latents
         except Exception as error:  # such as no memory: the call has ended well and stays so
             _log.warning("a sample of leaks was not kept (%s, decision %s)", type(error).__name__, decision.id)
             return
-        self._waiting.append(_Waiting(decision.id, request, pictures))
+        self._waiting.append(_Waiting(decision.id, request, pictures, drawn_by))
 
     def measure(self, most: int | None = None) -> tuple[LeakSample, ...]:
         """Draw, look, record and count what waits; see `Guard.measure_leaks`."""
@@ -105,6 +109,8 @@ class LeakSamples:
         return tuple(measured)
 
     def _measure(self, waiting: _Waiting) -> LeakSample:
+        if self._fingerprints() != waiting.drawn_by:
+            raise GuardUnavailable("the backend has other text encoders than drew the sample, so nothing is measured")
         n = len(waiting.pictures)
         self._audit.leak_drawing(waiting.decision_id, 2 * n)  # on record whatever becomes of it
         plain, another = (read_pictures(self._backend.draw_plain(waiting.request).output) for _ in range(2))
