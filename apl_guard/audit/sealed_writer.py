@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import queue
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ class SealedWriter:
                 f"the thread that seals the audit log cannot start ({error}), so there are no images"
             ) from error
         _writing.add(self)
+        _close_with_process()
 
     def check_exposure(self) -> None:
         """Refuse to go on where nobody could tell later that records were changed.
@@ -245,6 +247,13 @@ _writing: set[SealedWriter] = set()
 def _close_all() -> None:
     for writer in list(_writing):
         writer.close()
+
+
+def _close_with_process() -> None:
+    """Processes that `multiprocessing` started end without what `atexit` calls, and with what it calls itself."""
+    process, util = (sys.modules.get(f"multiprocessing.{name}") for name in ("process", "util"))
+    if process is not None and util is not None and process.parent_process() is not None:
+        util.Finalize(None, _close_all, exitpriority=-1)  # after those of the program, which may still write
 
 
 def leave_all() -> None:

@@ -1,6 +1,7 @@
 """How a log ends that nobody closes: whenever the garbage collector comes, whatever locks its thread then holds."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import threading
@@ -159,3 +160,45 @@ def test_a_log_whose_thread_cannot_start_is_refused(folders, monkeypatch):
     DurableLog(log, [witness]).close()
     assert "audit.recovery" in [record["event"] for record in records(log)]
     assert verify_log(log, [witness]).verdict is Verdict.VALID
+
+
+def test_a_process_of_multiprocessing_closes_its_log_as_it_ends(folders):
+    """Forked or started anew, for `atexit` does not run there; what its program writes last is in it."""
+    log, witness = folders
+    program = """
+import multiprocessing, sys
+from multiprocessing.util import Finalize
+from pathlib import Path
+from logs import call
+from apl_guard.audit.durable import DurableLog
+
+def work(log, witness, number):
+    durable = DurableLog(log, [witness])
+    call(durable, number)
+    Finalize(None, call, (durable, number + 1), exitpriority=0)
+
+if __name__ == "__main__":
+    log, witness = map(Path, sys.argv[1:])
+    durable = DurableLog(log, [witness])
+    for number, method in ((10, "fork"), (20, "spawn")):
+        process = multiprocessing.get_context(method).Process(target=work, args=(log, witness, number))
+        process.start()
+        process.join()
+    call(durable, 30)
+"""
+    (folders[0].parent / "program.py").write_text(program)
+    place = [str(Path(__file__).parent), str(Path.cwd())]
+    subprocess.run(
+        [sys.executable, str(folders[0].parent / "program.py"), str(log), str(witness)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(place)},
+        check=True,
+        timeout=120,
+    )
+
+    found = records(log)
+    ended = [r["decision_id"][-2:] for r in found if r["event"] == "guard.outcome"]
+    assert sorted(ended) == ["0a", "0b", "14", "15", "1e"]
+    assert [r["open"] for r in found if r["event"] == "audit.close"] == [[], [], []]
+    assert [r["event"] for r in found if r["event"] == "audit.recovery"] == []
+    report = verify_log(log, [witness])
+    assert (report.verdict, report.records) == (Verdict.VALID, report.witnessed)

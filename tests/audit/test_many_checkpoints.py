@@ -5,6 +5,7 @@ import tracemalloc
 
 import pytest
 
+from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import Checkpoint
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.merkle import Tree, leaf_hash
@@ -82,3 +83,21 @@ def test_a_signature_that_does_not_fit_is_named(slow, tmp_path, bad):
 
     assert report.verdict == Verdict.TAMPERED
     assert report.findings == [f"checkpoint {bad} is not signed with the key of epoch 0.0"]
+
+
+def test_many_records_without_a_checkpoint_take_little_memory(folders, monkeypatch):
+    """Such as those of a log whose checkpoints somebody removed."""
+    log, _ = folders
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "sync", lambda _: None)
+        durable = DurableLog(log, options=LogOptions(checkpoint_records=10**9, checkpoint_seconds=1e6))
+        for _ in range(15_000):
+            durable.append("guard.refusal", {}, decision=None)
+        durable.leave()  # as if its process had died
+    tracemalloc.start()
+    report = verify_log(log)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert report.records == 15_001
+    assert peak < 1 << 20
