@@ -132,7 +132,7 @@ def tamper(state, bases, chance):
             place.write_bytes(chance.choice([b"", segments[0].read_bytes(), segments[-1].read_bytes(), b"x\n", b"x"]))
 
 
-@settings(max_examples=30_000 if TORTURE else 150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3_000 if TORTURE else 150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     base=st.sampled_from(["closed", "torn"]),
     times=st.sampled_from([0, 1, 1, 1, 2, 3]),
@@ -186,7 +186,7 @@ def at(content, place):
     return content
 
 
-@settings(max_examples=30_000 if TORTURE else 300)
+@settings(max_examples=10_000 if TORTURE else 300)
 @given(data=st.data())
 def test_both_say_the_same_about_any_receipt(receipts, data):
     """Whole, edited, cut off, or put together from several: both accept it, with the same records, or neither does."""

@@ -179,7 +179,7 @@ def check_policies(log, rows):
 
 
 @settings(
-    max_examples=500 if TORTURE else 8,
+    max_examples=200 if TORTURE else 8,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
