@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,23 @@ def test_the_noise_levels_are_those_that_the_pipeline_visits(pipe: Any) -> None:
     for time in pipe.scheduler.timesteps:
         nearest = (times - time).abs().argmin()
         assert (times[nearest] - time).abs() <= times.diff().max(), "beside the levels"
+
+
+@pytest.mark.parametrize(
+    ("model", "squares", "shift"),
+    [("sd3", 256, 3.0), ("sd3", 1024, 3.0), ("flux dev", 256, math.exp(0.5)), ("flux dev", 4096, math.exp(1.15))],
+)
+def test_levels_are_moved_towards_the_noise_as_published(model: str, squares: int, shift: float) -> None:
+    """SD3 by 3 for every size, Flux.1 [dev] by e^0.5 for 256 squares and by e^1.15 for 4,096, in numbers."""
+    pipe = MAKE[model]()
+    side = math.isqrt(squares) * 2 * pipe.vae_scale_factor
+
+    process = family_of(pipe, CONFIG.model_copy(update={"picture_size": side})).process
+
+    t = torch.tensor([0, 499, 999])
+    u = (t + 1) / 1000
+    _, sigma = process.shares(t, torch.empty(0))
+    torch.testing.assert_close(sigma, shift * u / (1 + (shift - 1) * u), rtol=1e-5, atol=0)
 
 
 def test_levels_do_not_depend_on_what_was_drawn_before(pipe: Any) -> None:
