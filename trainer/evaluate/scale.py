@@ -74,9 +74,10 @@ def measure_scale(
     if unknown or not axes:
         raise InvalidInput(f"found {unknown or 'none'}; expected some of {list(AXES)}", where="axes")
     curves = [Curve(*_LABELS[axis]) for axis in axes]
-    for curve, (axis, values) in zip(curves, axes.items(), strict=True):
-        for value in values:
-            config, count = vary(recipe, len(people.identities), axis, value)
+    # All of them here: a value that cannot be is not to be found after hours of training with those before it.
+    varied = [[(value, *vary(recipe, len(people.identities), axis, value)) for value in axes[axis]] for axis in axes]
+    for curve, points in zip(curves, varied, strict=True):
+        for value, config, count in points:
             prefix = _trained(pipe, config, _some(people, count), output, progress)
             point = _measure(Setting.of(pipe, prefix, progress=progress, **options), _some(people, count))
             curve.points.append({"x": value, "label": f"{curve.x} = {value:g}", **point})

@@ -130,6 +130,16 @@ def test_values_that_cannot_be_are_refused(axis: str, value: float) -> None:
         vary(RECIPE, 6, axis, value)
 
 
+def test_the_last_value_that_cannot_be_is_found_before_the_first_is_trained(tmp_path: Path) -> None:
+    """There is no model here to train on."""
+    people = Identities.model_validate({"identities": [{"name": "Ada", "neutral": {"coarse": "a woman"}}]})
+
+    with pytest.raises(InvalidInput, match="identities: found 2; expected 1 to 1"):
+        measure_scale(None, RECIPE, people, tmp_path, {"vectors": (1,), "identities": (1, 2)})
+
+    assert not list(tmp_path.iterdir())
+
+
 def test_axes_that_are_unknown_are_refused(tmp_path: Path) -> None:
     """The message says which there are."""
     people = Identities.model_validate({"identities": [{"name": "Ada", "neutral": {}}]})
