@@ -207,14 +207,19 @@ class SealedWriter:
             with self._sealing, disk.lock(self._lock_file):
                 self._has_some = self._has_enough = False
                 self._new_records = 0
-                since, self._unsealed_since = self._unsealed_since, None
+                began = monotonic()
                 try:
                     self._checkpoints.add(self.writer.id, self.writer.durable, closed=closed)
                 except BaseException:
-                    self._unsealed_since = monotonic() if since is None else since
+                    if self._unsealed_since is None:
+                        self._unsealed_since = began
                     self._has_some = True  # the thread tries again, also where no record comes
                     self._bell.put(None)
                     raise
+                # Not before: while one attempt after the other fails slowly, nothing is sealed either.
+                self._unsealed_since = None
+                if self._new_records:  # they came meanwhile
+                    self._unsealed_since = began
         except Exception as error:  # whatever it is: the thread must go on trying, and the guard say why it stops
             own = str(error) if isinstance(error, AplGuardError) else type(error).__name__
             self._problem = getattr(error, "strerror", None) or own

@@ -2,6 +2,7 @@
 
 import fcntl
 import shutil
+import threading
 import time
 
 import pytest
@@ -105,6 +106,36 @@ def test_a_seal_that_fails_while_nobody_calls_is_made_up_for(folders):
         gone.rename(witness)
         assert wait_for(lambda: durable._core._unsealed_since is None)
         call(durable, 1)
+
+    assert verify_log(log, [witness]).verdict is Verdict.VALID
+
+
+def test_nothing_is_written_while_a_late_seal_is_tried_again(folders, monkeypatch):
+    """A witness on a slow network fails after seconds, each time; calls must not pass in between."""
+    log, witness = folders
+    options = LogOptions(max_exposure_seconds=0.1, checkpoint_seconds=0.01)
+    fails, tries = threading.Semaphore(0), []
+
+    def fail_slowly(*_, **__):
+        tries.append(1)
+        fails.acquire()
+        raise OSError(110, "Connection timed out")
+
+    with DurableLog(log, [witness], options=options) as durable:
+        with monkeypatch.context() as patched:
+            patched.setattr(durable._core._checkpoints, "add", fail_slowly)
+            call(durable, 0)
+            assert wait_for(lambda: len(tries) == 1)
+            time.sleep(0.2)
+            fails.release()
+            assert wait_for(lambda: len(tries) == 2)
+            try:
+                with pytest.raises(AuditUnavailable, match="no checkpoint"):
+                    call(durable, 1)
+            finally:
+                fails.release(1000)
+        assert wait_for(lambda: durable._core._unsealed_since is None)
+        call(durable, 2)
 
     assert verify_log(log, [witness]).verdict is Verdict.VALID
 
