@@ -10,6 +10,7 @@ import typer
 
 from apl_guard.cli.options import Guidance, ImagesPerPerson, Quiet
 from apl_guard.cli.seed import seed_option
+from apl_guard.cli.stopped import telling_where_it_stopped
 
 app = typer.Typer(
     help="The reference world: cartoon people who do not exist, and a model that draws them.",
@@ -194,7 +195,7 @@ def scale(
         "seed": seed,
     }
     settings = {"recipe": recipe.model_dump(), "measurement": measurement, "model": model_digest(pipe)}
-    with only_run(output):
+    with only_run(output), telling_where_it_stopped():
         known = curves_so_far(output / "curves.json", settings)
 
         def keep(curves: list[Curve]) -> None:

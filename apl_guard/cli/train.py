@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 
 from apl_guard.cli.options import Neutral, Quiet
+from apl_guard.cli.stopped import telling_where_it_stopped
 
 
 class TrainCommand(typer.core.TyperCommand):
@@ -88,11 +89,8 @@ def train(
 
     from apl_guard.trainer.train import train as run
 
-    try:
+    with telling_where_it_stopped():
         result = run(options, model, identities, generic, output, restart=restart, progress=not quiet)
-    except KeyboardInterrupt as stopped:
-        typer.echo(str(stopped) or "stopped", err=True)
-        raise typer.Exit(130) from None
     measurement = result.measurement
     typer.echo(
         f"{result.folder}: identity gap closed {measurement.gap_closed:.1%}, "

@@ -100,6 +100,23 @@ def test_curves_that_say_not_how_they_were_made_are_not_added_to(weights: Path, 
     assert not list(tmp_path.glob("people*"))
 
 
+def test_a_scale_that_is_stopped_says_where_training_stands(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What training says of its last checkpoint reaches the terminal, with the exit code of Ctrl-C."""
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt("stopped at step 3; the same command goes on from here")
+
+    monkeypatch.setattr("apl_guard.trainer.evaluate.scale.train", stopped)
+    command = ["minifaces", "scale", "--output", tmp_path, "--config", tmp_path / "recipe.yaml", "--axis", "eta"]
+
+    answer = CliRunner().invoke(app, [str(part) for part in command])
+
+    assert answer.exit_code == 130
+    assert "stopped at step 3; the same command goes on from here" in answer.stderr
+
+
 def test_a_prefix_of_other_options_is_not_taken(weights: Path, tmp_path: Path) -> None:
     """A folder of another recipe is refused with its name."""
     people, pipe = load_identities(weights / "identities.yaml"), small_pipe(shallow=True)
