@@ -18,6 +18,7 @@ from apl_guard.prefix import Prefix
 from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.attacks.search import VERSION, Kind, Search, TokenSearch, make_search
 from apl_guard.trainer.attacks.sides import PICTURES, Shows, Side, sides_of
+from apl_guard.trainer.attacks.suite import withheld_by
 from apl_guard.trainer.evaluate.scores import rate
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.model.pipeline import frozen, model_digest
@@ -179,8 +180,7 @@ def _look(setting: Setting, search: Search, side: Side, shows: Shows, check: Out
             embeds = search.prompt_embeds()
         pictures = setting.draw(_by_embeds(side.pipe, embeds), [str(m) for m in person], "search", labels=labels)
     leaks = shows(pictures, person)
-    withheld = np.zeros(len(pictures), dtype=np.bool_)
-    withheld[[sighting.picture for sighting in check.look(list(pictures)).sightings]] = True
+    withheld = withheld_by(check, pictures)
     point: Point = {"images": len(pictures), "withheld": int(withheld.sum())}
     for behind, shown in (("", leaks), ("_checked", leaks & ~withheld)):
         point |= rate(f"leak{behind}", shown)

@@ -18,7 +18,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.attacks.search import Kind, Wanted
+from apl_guard.trainer.evaluate.asking import evenly
 from apl_guard.trainer.evaluate.result import Pictures
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.minifaces.autoencoder import encode
@@ -44,7 +45,6 @@ __all__ = ["PICTURES", "Shows", "Side", "sides_of", "things_wanted", "wanted_of"
 
 PICTURES = 16
 """Pictures of each person, or thing, that the searcher has."""
-T = TypeVar("T")
 Shows = Callable[[Pictures, npt.NDArray[np.intp]], npt.NDArray[np.bool_]]
 """Pictures (n, H, W, 3) and the number of what each shall show (n,) → whether it does (n,)."""
 
@@ -100,8 +100,8 @@ def sides_of(setting: Setting, prefixes: Mapping[str, Prefix], people: int) -> l
     if people > (most := min(map(len, splits))):
         msg = f"found {people}; expected at most {most}, for the model never saw more than that, who are a control"
         raise InvalidInput(msg, where="people")
-    known, unknown = (_spread(split, people) for split in splits)
-    things, pipe = _spread(OBJECTS, min(people, len(OBJECTS))), setting.pipe
+    known, unknown = (tuple(evenly(split, people)) for split in splits)
+    things, pipe = tuple(evenly(OBJECTS, people)), setting.pipe
     nothing = with_random_unet(pipe, setting.seed)
     return [
         Side("no prefix", pipe, None, known, searches=("embedding",)),
@@ -110,10 +110,6 @@ def sides_of(setting: Setting, prefixes: Mapping[str, Prefix], people: int) -> l
         Side("control: invented name", pipe, first, unknown, is_control=True),
         Side("control: random UNet", nothing, first, known, is_control=True),
     ]
-
-
-def _spread(some: Sequence[T], count: int) -> tuple[T, ...]:
-    return tuple(some[k * len(some) // count] for k in range(count))
 
 
 def with_random_unet(pipe: Any, seed: int) -> Any:
@@ -151,9 +147,8 @@ def _latents(pipe: Any, shown: Sequence[Picture], seed: int) -> Tensor:
 
 def _known_by(judges: Judges, people: Sequence[Person], seed: int) -> Tensor:
     """What the judge knows each person by, shape (M, E): from its gallery, or, of strangers, enrolled alike."""
-    rows = {name: k for k, name in reversed(list(enumerate(judges.gallery.names)))}
-    if all(person.name in rows for person in people):
-        known: Tensor = judges.gallery.embeddings[[rows[person.name] for person in people]]
-        return known
+    names = [person.name for person in people]
+    if set(names) <= set(judges.gallery.names):
+        return judges.gallery.embeddings[judges.gallery.rows(names)]
     shown = draw_all(portraits([p.identity for p in people], 8, Random("strangers before the judge")), seed)
     return torch.nn.functional.normalize(judges.embed(shown).view(len(people), 8, -1).mean(1), dim=-1)

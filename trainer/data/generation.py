@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from apl_guard.prefix.layout import cache_root
 from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.seeds import seed_of
@@ -21,12 +21,8 @@ from apl_guard.trainer.model.pipeline import frozen, model_digest
 
 
 def cache_folder() -> Path:
-    """Where latents are kept: `APL_GUARD_CACHE`, or in the user's cache folder."""
-    if configured := os.environ.get("APL_GUARD_CACHE"):
-        return Path(configured) / "latents"
-    from platformdirs import user_cache_path
-
-    return user_cache_path("apl-guard", appauthor=False) / "latents"
+    """Where latents are kept. It may be deleted at any time."""
+    return cache_root() / "latents"
 
 
 def self_generate(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from apl_guard.errors import InvalidInput
 from apl_guard.trainer import minifaces
@@ -15,6 +16,19 @@ from apl_guard.trainer.minifaces.people import Person, Split
 
 GENERIC_PER_IMAGE = 80
 """Generic prompts for each image per person."""
+T = TypeVar("T")
+
+
+def evenly(everybody: Sequence[T], count: int | None) -> list[T]:
+    """So many of them, evenly picked; all, where there are no more or no number is named.
+
+    Example:
+        >>> evenly("abcdef", 3)
+        ['a', 'c', 'e']
+    """
+    if count is None or count >= len(everybody):
+        return list(everybody)
+    return [everybody[k * len(everybody) // count] for k in range(count)]
 
 
 def people_of(setting: Setting, split: Split, among: Collection[str] | None = None) -> list[Person]:
@@ -22,10 +36,7 @@ def people_of(setting: Setting, split: Split, among: Collection[str] | None = No
     people = [person for person in minifaces.people() if person.split == split]
     if among is not None:
         people = [person for person in people if person.name in among]
-    limit = setting.people_limit
-    if limit is not None and limit < len(people):
-        people = [people[k * len(people) // limit] for k in range(limit)]
-    return people
+    return evenly(people, setting.people_limit)
 
 
 def ask_for_people(setting: Setting, split: Split, among: Collection[str] | None = None) -> list[Asked]:

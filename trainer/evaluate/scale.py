@@ -16,7 +16,7 @@ from apl_guard.prefix import Prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.identities import Identities
-from apl_guard.trainer.evaluate.asking import ask_for_anything, ask_for_people
+from apl_guard.trainer.evaluate.asking import ask_for_anything, ask_for_people, evenly
 from apl_guard.trainer.evaluate.curves import Curve
 from apl_guard.trainer.evaluate.result import Asked, Figures
 from apl_guard.trainer.evaluate.scores import fidelity, identity_figures
@@ -115,9 +115,7 @@ def vary(recipe: TrainConfig, people: int, axis: str, value: float) -> tuple[Tra
 
 def _some(people: Identities, count: int) -> Identities:
     """So many of them, evenly picked."""
-    everybody = people.identities
-    picked = tuple(everybody[k * len(everybody) // count] for k in range(count))
-    return people.model_copy(update={"identities": picked})
+    return people.model_copy(update={"identities": tuple(evenly(people.identities, count))})
 
 
 def _trained(pipe: Any, config: TrainConfig, people: Identities, output: Path, progress: bool) -> Prefix:

@@ -149,10 +149,8 @@ def similarities(
     Returns:
         Cosines, shape (n, G), and the gallery's numbers of the people, shape (n,).
     """
-    # Twins follow under the name of the person: the first entry of a name is the person.
-    known = {name: k for k, name in reversed(list(enumerate(judges.gallery.names)))}
     cosines = (judges.embed(pictures) @ judges.gallery.embeddings.T).numpy()
-    return cosines, np.array([known[name] for name in people], dtype=np.intp)
+    return cosines, np.array(judges.gallery.rows(people), dtype=np.intp)
 
 
 def identity_figures(judges: Judges, pictures: Pictures, asked: Sequence[Asked]) -> Figures:

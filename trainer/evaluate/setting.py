@@ -18,9 +18,9 @@ from tqdm import tqdm
 from apl_guard.errors import ExtraMissing, InvalidInput
 from apl_guard.guard import Guard
 from apl_guard.prefix import Prefix
+from apl_guard.prefix.layout import cache_root
 from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.config import NeutralKind
-from apl_guard.trainer.data.generation import cache_folder
 from apl_guard.trainer.evaluate.result import Album, Asked, Pictures
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import check_steps, model_digest
@@ -29,7 +29,7 @@ from apl_guard.trainer.report.pictures import png
 
 def pictures_folder() -> Path:
     """Where pictures are kept: beside the latents of training. It may be deleted at any time."""
-    return cache_folder().with_name("pictures")
+    return cache_root() / "pictures"
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,24 @@ class Setting:
         if self.album is not None:
             self.album.images[suite] = dict(arms)
             self.album.asked[suite] = list(asked)
+
+    def draw_people(self, name: str, asked: Sequence[Asked], stream: str) -> dict[str, Pictures]:
+        """Draw what is asked from the same seeds: unguarded, unguarded with the neutral prompts, and guarded.
+
+        Args:
+            name: What the report calls it.
+            asked: What is asked.
+            stream: Seeds are made of it.
+        """
+        texts, neutral_texts = [one.text for one in asked], [one.neutral_text for one in asked]
+        labels = [one.label for one in asked]
+        arms = {
+            "plain": self.draw(self.pipe, texts, stream, labels=labels),
+            "neutral": self.draw(self.pipe, neutral_texts, stream, labels=labels),
+            "guarded": self.draw(self.guard, texts, stream, labels=labels),
+        }
+        self.show(name, asked, arms)
+        return arms
 
     def draw(
         self,

@@ -45,14 +45,7 @@ def generic(setting: Setting) -> dict[str, dict[str, Figures]]:
 
 def _people(setting: Setting, split: Split) -> dict[str, dict[str, Figures]]:
     asked = ask_for_people(setting, split)
-    texts, labels = [one.text for one in asked], [one.label for one in asked]
-    neutral_texts = [one.neutral_text for one in asked]
-    arms = {
-        "plain": setting.draw(setting.pipe, texts, split, labels=labels),
-        "neutral": setting.draw(setting.pipe, neutral_texts, split, labels=labels),
-        "guarded": setting.draw(setting.guard, texts, split, labels=labels),
-    }
-    setting.show(split, asked, arms)
+    arms = setting.draw_people(split, asked, split)
     return {split: {arm: identity_figures(setting.judges, pictures, asked) for arm, pictures in arms.items()}}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
@@ -53,7 +53,7 @@ READS: Final[dict[str, tuple[str, ...]]] = {
 def label(picture: Picture, key: str) -> int:
     """Index in `READS` of the value that a picture shows, −1 where the question does not arise."""
     if key == "shows":
-        return READS[key].index({"object": "object", "pair": "pair"}.get(picture.kind, "face"))
+        return READS[key].index(picture.kind if picture.kind in ("object", "pair") else "face")
     value = picture.labels().get(key)
     return -1 if value is None else READS[key].index(value)
 
@@ -75,6 +75,11 @@ class Recogniser(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, 64, 64) → (n, GEOMETRY)."""
         return nn.functional.normalize(self.measure(images), dim=-1)
+
+    @torch.no_grad()
+    def embed(self, images: Images) -> Tensor:
+        """Bytes (n, 64, 64, 3) → (n, GEOMETRY), a batch at a time."""
+        return torch.cat([self(to_tensor(part)) for part in _batches(images)])
 
 
 class GuardRecogniser(Recogniser):
@@ -105,6 +110,15 @@ class Gallery:
     names: tuple[str, ...]
     embeddings: Tensor
     """(1600, E), unit norm."""
+
+    def rows(self, people: Iterable[str]) -> list[int]:
+        """Where people stand. Whoever is introduced later may have the name of somebody here: the first counts.
+
+        Raises:
+            KeyError: One of them is not there.
+        """
+        known = {name: row for row, name in reversed(list(enumerate(self.names)))}
+        return [known[name] for name in people]
 
 
 class Judges:
@@ -139,10 +153,9 @@ class Judges:
         """The network that measures leaks."""
         return self._recogniser
 
-    @torch.no_grad()
     def embed(self, images: Images) -> Tensor:
         """Embeddings (n, E) of unit norm, by the recogniser that measures leaks."""
-        return torch.cat([self._recogniser(to_tensor(part)) for part in _batches(images)])
+        return self._recogniser.embed(images)
 
     @torch.no_grad()
     def features(self, images: Images) -> Tensor:

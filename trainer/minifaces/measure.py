@@ -13,7 +13,7 @@ from torch import Tensor
 from .autoencoder import to_tensor
 from .captions import identity_prompts, lead_in
 from .dataset import draw_all
-from .judge import READS, Judges
+from .judge import READS, Judges, label
 from .judge_training import portraits, reader_pictures
 from .people import known_people
 from .pictures import of_person
@@ -41,13 +41,8 @@ def judge_accuracy(judges: Judges, each: int = 5) -> dict[str, float]:
     pictures = reader_pictures(1500, rng)
     answers = judges.attributes(draw_all(pictures, seed + 2))
     for key in READS:
-        if key == "shows":
-            right = [
-                a["shows"] == {"object": "object", "pair": "pair"}.get(p.kind, "face")
-                for a, p in zip(answers, pictures, strict=True)
-            ]
-        else:
-            right = [a[key] == p.labels()[key] for a, p in zip(answers, pictures, strict=True) if key in p.labels()]
+        shown = [label(picture, key) for picture in pictures]
+        right = [READS[key].index(a[key]) == value for a, value in zip(answers, shown, strict=True) if value >= 0]
         figures[f"reads_{key}"] = sum(right) / len(right)
     return figures
 

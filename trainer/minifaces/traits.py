@@ -140,9 +140,9 @@ def random_attributes(rng: random.Random, sex: str | None = None) -> Attributes:
     )
 
 
-def random_identity(rng: random.Random, sex: str | None = None) -> Identity:
+def random_identity(rng: random.Random) -> Identity:
     """Anybody."""
-    return Identity(random_attributes(rng, sex), random_geometry(rng))
+    return Identity(random_attributes(rng), random_geometry(rng))
 
 
 def random_look(rng: random.Random) -> Look:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from apl_guard.errors import InvalidInput
+from apl_guard.prefix.layout import cache_root
 from apl_guard.storage import alone, make_folder, write_file
-from apl_guard.trainer.data.generation import cache_folder
 
 FILE_NAME = "checkpoint.safetensors"
 
@@ -37,7 +37,7 @@ def only_run(output: Path) -> Iterator[None]:
         StorageFailed: The cache cannot be written.
     """
     name = hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:32]
-    with alone(make_folder(cache_folder().with_name("locks")) / name, patience=0) as is_alone:
+    with alone(make_folder(cache_root() / "locks") / name, patience=0) as is_alone:
         if not is_alone:
             raise InvalidInput("another run writes into it now; wait for it, or choose another output", where=output)
         yield

@@ -98,16 +98,9 @@ def _people(setting: Setting, name: str, group: Group, faces: FaceJudge, clip: C
         for person, stand_in in group.people.items()
         for k in range(IMAGES_PER_PERSON)
     ]
-    texts, neutral_texts = [one.text for one in asked], [one.neutral_text for one in asked]
-    labels, stream = [one.label for one in asked], f"apl-2026 {name}"
-    arms = {
-        "plain": setting.draw(setting.pipe, texts, stream, labels=labels),
-        "neutral": setting.draw(setting.pipe, neutral_texts, stream, labels=labels),
-        "guarded": setting.draw(setting.guard, texts, stream, labels=labels),
-    }
-    setting.show(name, asked, arms)
+    neutral_texts = [one.neutral_text for one in asked]
     figures = {}
-    for arm, pictures in arms.items():
+    for arm, pictures in setting.draw_people(name, asked, f"apl-2026 {name}").items():
         figures[arm] = face_figures(faces, group.references, pictures, [one.person or "" for one in asked])
         if clip is not None:  # against the prompt without the name: is the scene kept?
             figures[arm] |= mean_figure("clip_score", clip.look(pictures, neutral_texts)[0], setting.seed)

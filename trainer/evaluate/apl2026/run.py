@@ -133,8 +133,7 @@ def _groups_of_the_reference_world(setting: Setting) -> dict[str, Group]:
     """Its seen and its unseen people, looked for among all whom the model knows."""
     judges = minifaces.judges()
     names = tuple(person.name for person in minifaces.known_people())
-    rows = [judges.gallery.names.index(name) for name in names]  # the first entry of a name is the person
-    known = References(names, judges.gallery.embeddings[rows], judges.thresholds, len(names))
+    known = References(names, judges.gallery.embeddings[judges.gallery.rows(names)], judges.thresholds, len(names))
     return {
         split: Group({person.name: person.neutral(setting.neutral) for person in people_of(setting, split)}, known)
         for split in ("seen", "unseen")
