@@ -1,4 +1,4 @@
-"""Which pictures the reference world consists of; ``captions`` says them in words, ``render`` draws them."""
+"""Which pictures the reference world consists of. `captions` says them in words; `faces` and `objects` draw them."""
 
 from __future__ import annotations
 
