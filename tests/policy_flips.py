@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from policy_documents import document
+
 from apl_guard.encoder.fingerprint import Fingerprint
 from apl_guard.policy import Action, Mode, OnError, Role, ShareKey, Verb, WithoutPrefix
 from apl_guard.policy.acceptance import Match
@@ -21,17 +23,6 @@ SIGNER = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE\n----
 
 def rule(action, *, id="second", channels=("prompt",), then=None, **when):
     return {"id": id, "when": {"channels": list(channels), **when}, "then": {"action": action, **(then or {})}}
-
-
-def document(*rules, tests=None, **spec):
-    parts = {} if tests is None else {"tests": tests}
-    return {
-        "apiVersion": "apl-guard/v1",
-        "kind": "Policy",
-        "metadata": {"name": "base", "version": 1},
-        "spec": {"rules": list(rules), **spec},
-        **parts,
-    }
 
 
 ALLOW = rule("allow", id="first", channels=["prompt", "negative_prompt"])

@@ -5,6 +5,7 @@ import hashlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from policy_documents import policy
 
 from apl_guard import Action, InvalidInput, Policy, RequestTooLarge, decide
 from apl_guard.decision.findings import Findings
@@ -18,17 +19,6 @@ PREFIX = {"id": "prefix", "when": {"channels": ["prompt"]}, "then": {"action": "
 
 def rule(id="r", channels=("prompt",), action="block", then=None, **when):
     return {"id": id, "when": {"channels": channels, **when}, "then": {"action": action, **(then or {})}}
-
-
-def policy(*rules, **spec):
-    return Policy.model_validate(
-        {
-            "apiVersion": "apl-guard/v1",
-            "kind": "Policy",
-            "metadata": {"name": "p", "version": 1},
-            "spec": {"rules": rules, **spec},
-        }
-    )
 
 
 def request(*used, prompts=("a cat",), **others):

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from policy_documents import policy
 
 from apl_guard import Action, Guard, Policy, PolicyBlocked, PolicyInvalid, decide
 from apl_guard.detect import Detectors
@@ -23,17 +24,6 @@ def named(action, channels=("prompt",), id="named", **then):
 
 
 OTHERS = {"when": {"channels": ["prompt"], "names": ["others"]}}
-
-
-def policy(*rules, **spec):
-    return Policy.model_validate(
-        {
-            "apiVersion": "apl-guard/v1",
-            "kind": "Policy",
-            "metadata": {"name": "p", "version": 1},
-            "spec": {"rules": rules, **spec},
-        }
-    )
 
 
 def ask(found, *prompts, negative=(), **others):

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from detectors import save_gliner
+from policy_documents import policy
 
 from apl_guard import Action, PolicyInvalid
 from apl_guard.detect.person import PersonDetector
-from apl_guard.policy import Person, Policy
+from apl_guard.policy import Person
 
 WORDS = "a photo of Mara Voss and cat person by the sea"
 TEXTS = ["a photo of Mara Voss, and a cat by the sea", "a cat", "", "¿ Mara-Voss's  cat?", "猫 и кот"]
@@ -106,14 +107,7 @@ def test_a_policy_uses_it_like_any_other_detector(copy):
         },
     ]
     person = {"model": str(copy), "labels": ["person"], "neutral": "x", "milliseconds": 60_000}
-    found = Policy.model_validate(
-        {
-            "apiVersion": "apl-guard/v1",
-            "kind": "Policy",
-            "metadata": {"name": "p", "version": 1},
-            "spec": {"rules": rules, "person": person},
-        }
-    )
+    found = policy(*rules, person=person)
     in_force = PolicyInForce(found)
     asked = as_request(Case.model_validate({"name": "t", "given": {"prompt": "cat"}, "expect": {"action": "allow"}}))
     decision = in_force.decide(asked, Context())

@@ -5,20 +5,10 @@ import logging
 
 import pytest
 import torch
+from policy_documents import policy
 
-from apl_guard import Guard, Policy, PolicyBlocked, PrefixNotFound, PrefixRegistry
+from apl_guard import Guard, PolicyBlocked, PrefixNotFound, PrefixRegistry
 from apl_guard.testing import random_prefix
-
-
-def policy(*rules, **spec):
-    return Policy.model_validate(
-        {
-            "apiVersion": "apl-guard/v1",
-            "kind": "Policy",
-            "metadata": {"name": "p", "version": 1},
-            "spec": {"rules": rules, **spec},
-        }
-    )
 
 
 def prompts(action, when=None, **then):

@@ -10,6 +10,7 @@ import pytest
 from detectors import save_detector
 from hypothesis import given
 from hypothesis import strategies as st
+from policy_documents import policy
 
 from apl_guard import Action, Guard, Policy, PolicyInvalid, RequestTooLarge, decide
 from apl_guard.audit import AuditLog
@@ -32,17 +33,6 @@ BATCH = 16
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return save_detector(tmp_path_factory.mktemp("detector"))
-
-
-def policy(*rules, **spec):
-    return Policy.model_validate(
-        {
-            "apiVersion": "apl-guard/v1",
-            "kind": "Policy",
-            "metadata": {"name": "p", "version": 1},
-            "spec": {"rules": rules, **spec},
-        }
-    )
 
 
 def rule(id, action, channels=("prompt",), **when):

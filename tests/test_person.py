@@ -11,6 +11,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from policy_documents import document
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
@@ -125,20 +126,13 @@ def detector(folder, least=0.5, **settings):
 def policy(folder, action="anonymize", names=(), when=None, on_error="block", **person):
     named = {"channels": ["prompt"], "entities": ["person"], **(when or {})}
     return Policy.model_validate(
-        {
-            "apiVersion": "apl-guard/v1",
-            "kind": "Policy",
-            "metadata": {"name": "p", "version": 1},
-            "spec": {
-                "on_error": on_error,
-                "names": names,
-                "person": {"model": str(folder), "milliseconds": 60_000, **person},
-                "rules": [
-                    {"id": "allow", "when": {"channels": ["prompt", "negative_prompt"]}, "then": {"action": "allow"}},
-                    {"id": "person", "when": named, "then": {"action": action}},
-                ],
-            },
-        }
+        document(
+            {"id": "allow", "when": {"channels": ["prompt", "negative_prompt"]}, "then": {"action": "allow"}},
+            {"id": "person", "when": named, "then": {"action": action}},
+            on_error=on_error,
+            names=names,
+            person={"model": str(folder), "milliseconds": 60_000, **person},
+        )
     )
 
 

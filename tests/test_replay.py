@@ -6,8 +6,9 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from policy_documents import policy
 
-from apl_guard import InvalidInput, Policy, cli
+from apl_guard import InvalidInput, cli
 from apl_guard.audit import AuditLog
 from apl_guard.audit.reading import read_log
 from apl_guard.in_force import PolicyInForce
@@ -20,17 +21,6 @@ STARS = {"id": "stars", "people": [{"name": "Mara Voss"}]}
 
 def rule(id, action, channels=("prompt",), **when):
     return {"id": id, "when": {"channels": channels, **when}, "then": {"action": action}}
-
-
-def policy(*rules, **spec):
-    return Policy.model_validate(
-        {
-            "apiVersion": "apl-guard/v1",
-            "kind": "Policy",
-            "metadata": {"name": "p", "version": 1},
-            "spec": {"rules": rules, **spec},
-        }
-    )
 
 
 ALLOW = rule("allow", "allow", ["prompt", "negative_prompt"])

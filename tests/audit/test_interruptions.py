@@ -191,10 +191,8 @@ def test_a_closing_that_is_interrupted_is_done_again(tmp_path):
     assert at > 150
 
 
-def test_who_is_interrupted_while_waiting_holds_nobody_up(folders, monkeypatch):
-    """A signal comes while the main thread waits for another that writes: its own record is never begun."""
-    log, witness = folders
-    durable = DurableLog(log, [witness])
+def writing(durable, monkeypatch):
+    """A thread in the middle of writing the record `first`, and the event that lets it end."""
     begun, go, sync = threading.Event(), threading.Event(), disk.sync
 
     def slow_sync(handle):
@@ -206,6 +204,14 @@ def test_who_is_interrupted_while_waiting_holds_nobody_up(folders, monkeypatch):
     other = threading.Thread(target=durable.append, args=("first", {}), kwargs={"decision": None})
     other.start()
     begun.wait()
+    return other, go
+
+
+def test_who_is_interrupted_while_waiting_holds_nobody_up(folders, monkeypatch):
+    """A signal comes while the main thread waits for another that writes: its own record is never begun."""
+    log, witness = folders
+    durable = DurableLog(log, [witness])
+    other, go = writing(durable, monkeypatch)
     with pytest.raises(Stopped), signalled(stop):
         durable.append("second", {}, decision=None)
     go.set()
@@ -220,17 +226,7 @@ def test_who_is_interrupted_while_closing_waits_for_the_others_once_more(folders
     """Ctrl-C while another thread writes, and then the end of the program: its record comes before the last one."""
     log, witness = folders
     durable = DurableLog(log, [witness])
-    begun, go, sync = threading.Event(), threading.Event(), disk.sync
-
-    def slow_sync(handle):
-        begun.set()
-        assert go.wait(20)
-        sync(handle)
-
-    monkeypatch.setattr(disk, "sync", slow_sync)
-    other = threading.Thread(target=durable.append, args=("first", {}), kwargs={"decision": None})
-    other.start()
-    begun.wait()
+    other, go = writing(durable, monkeypatch)
     with pytest.raises(Stopped), signalled(stop):
         durable.close()
     again = threading.Thread(target=durable.close)

@@ -10,6 +10,7 @@ from collections import Counter
 
 import instant
 import pytest
+from policy_documents import document
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
@@ -51,14 +52,7 @@ CASES = {
 def policy(rules, **spec):
     if any("names" in rule["when"] for rule in rules):
         spec["names"] = [{"id": "stars", "people": [{"name": "Mara Voss", "neutral": "a woman"}]}]
-    return Policy.model_validate(
-        {
-            "apiVersion": "apl-guard/v1",
-            "kind": "Policy",
-            "metadata": {"name": "p", "version": 1},
-            "spec": {"rules": rules, **spec},
-        }
-    )
+    return Policy.model_validate(document(*rules, **spec))
 
 
 def ask(*arguments):
