@@ -45,7 +45,8 @@ suite: install
 
 wheel: install
 	rm -rf dist
-	$(BIN)/python -m build --wheel --outdir dist . > /dev/null
+	umask 022; SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2> /dev/null || date +%s) \
+		$(BIN)/python -m build --wheel --outdir dist . > /dev/null
 
 # The wheel stands alone in a second environment, which borrows the dependencies of the first.
 wheel-suite: wheel
@@ -58,7 +59,8 @@ wheel-suite: wheel
 
 # On demand: the oldest versions that pyproject.toml allows, in an environment of their own. It wants Python 3.11 or 3.12, and
 # torch of that age comes with 3 GB of CUDA. Left out are the tests of pipelines that diffusers of that age does not have,
-# and one that computes in float64, which version 4 of transformers cannot.
+# one that computes in float64, which version 4 of transformers cannot, and one of how much a random model of
+# that age learns in 40 steps (less).
 OLDEST := tests $(addprefix --ignore=tests/,test_gliner.py benchmarks fuzz trust $(addprefix trainer/,attacks bench demo evaluate peers personalise) \
 	adapters/test_exported_prefix.py $(addprefix adapters/diffusers/test_,arguments.py bypasses.py changes_during_a_call.py disguises.py families.py put_in_afterwards.py variants.py ways_of_running.py))
 oldest:
@@ -66,7 +68,8 @@ oldest:
 	build/oldest/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints-oldest.txt \
 		--editable ".[eval,faces,names,postgres,regex,remote,otel,dev]"
 	OMP_NUM_THREADS=1 build/oldest/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(OLDEST) \
-		--deselect tests/adapters/inject/test_inject.py::test_gradients_flow_to_the_vectors
+		--deselect tests/adapters/inject/test_inject.py::test_gradients_flow_to_the_vectors \
+		--deselect "tests/trainer/train/test_train_flow.py::test_the_guarded_pipeline_answers_as_the_neutral_prompt_does[flux dev]"
 
 # On demand: coverage-guided fuzzing of what reads files from strangers.
 FUZZ_SECONDS ?= 60

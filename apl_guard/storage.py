@@ -13,7 +13,25 @@ from pathlib import Path
 
 from apl_guard.errors import StorageFailed
 
-__all__ = ["alone", "check_place", "make_folder", "read_regular", "sync_folder", "write_file", "write_folder"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    FULL_SYNC: int | None = None
+else:
+    FULL_SYNC = getattr(fcntl, "F_FULLFSYNC", None)
+
+__all__ = [
+    "FULL_SYNC",
+    "alone",
+    "check_place",
+    "make_folder",
+    "open_at_once",
+    "read_regular",
+    "sync",
+    "sync_folder",
+    "write_file",
+    "write_folder",
+]
 
 _LOOK_AGAIN_SECONDS = 0.01
 
@@ -81,6 +99,11 @@ def check_place(path: Path) -> None:
         raise StorageFailed("its folder cannot be written; choose another place", path=path)
 
 
+def open_at_once(path: str, flags: int) -> int:
+    """Open a file for `open(…, opener=open_at_once)`, which does not wait for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_regular(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
     """Read a file that a user names. Pipes and devices, for which one could wait or read without end, are refused.
 
@@ -97,12 +120,9 @@ def read_regular(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
         ...     read_regular(write_file(Path(folder, "a.txt"), b"whole"), limit=5)
         b'whole'
     """
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    if not follow_links:
-        flags |= getattr(os, "O_NOFOLLOW", 0)
-    handle = os.open(path, flags)
-    with os.fdopen(handle, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
+    no_links = 0 if follow_links else getattr(os, "O_NOFOLLOW", 0)
+    with open(path, "rb", opener=lambda name, flags: open_at_once(name, flags | no_links)) as stream:
+        if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         content = stream.read(limit + 1)
     if len(content) > limit:
@@ -191,7 +211,26 @@ def _write_through(path: Path, content: bytes) -> None:
     with path.open("wb") as stream:
         stream.write(content)
         stream.flush()
-        os.fsync(stream.fileno())
+        sync(stream.fileno())
+
+
+def sync(handle: int) -> None:
+    """Return when what was written to an open file or folder is on disk.
+
+    On macOS, fsync leaves it in the memory of the drive, where a power cut loses it, so the drive is told to empty
+    that; a network share, which cannot, gets the fsync.
+
+    Raises:
+        OSError: It is not on disk.
+    """
+    if FULL_SYNC is not None:
+        try:
+            fcntl.fcntl(handle, FULL_SYNC)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL):
+                raise
+    os.fsync(handle)
 
 
 def sync_folder(folder: Path) -> None:
@@ -200,7 +239,7 @@ def sync_folder(folder: Path) -> None:
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        sync(handle)
     finally:
         os.close(handle)
 

@@ -1,11 +1,13 @@
 """The wheel holds every file of the package and nothing else, also when it is built from the source distribution."""
 
+import ast
 import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -101,6 +103,39 @@ def test_a_second_spelling_does_not_import(name):
     found = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True)
 
     assert "attempted relative import beyond top-level package" in found.stderr
+
+
+def test_every_package_that_is_imported_is_named():
+    """In the dependencies or an extra. Many come along with others, until those no longer need them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [extra for name, extra in project["optional-dependencies"].items() if name not in ("dev", "fuzz")]
+    promised = [*project["dependencies"], *(one for extra in extras for one in extra)]
+    named = {canonical_name(Requirement(one).name) for one in promised} | {"tokenizers"}  # a part of transformers
+    distributions = packages_distributions()
+    missing = {
+        f"{name}: {top}"
+        for name, file in sources().items()
+        if name.endswith(".py") and not name.startswith("apl_guard/testing/")  # for tests, whose own needs it states
+        for top in imported(file) - set(sys.stdlib_module_names) - {"apl_guard"}
+        if not named & {canonical_name(one) for one in distributions.get(top, [])}
+    }
+
+    assert missing == {"apl_guard/registry/source.py: aiohttp"}  # once fsspec has said that it is there
+
+
+def imported(file):
+    """The packages on top of all that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def canonical_name(distribution):
+    return distribution.lower().replace("_", "-")
 
 
 def test_the_oldest_versions_are_the_lower_bounds():

@@ -13,7 +13,8 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from apl_guard.errors import AuditUnavailable
-from apl_guard.storage import sync_folder
+from apl_guard.storage import FULL_SYNC, sync_folder
+from apl_guard.storage import sync as _sync_all
 
 try:
     import fcntl
@@ -25,7 +26,9 @@ else:
 __all__ = [
     "HAS_LOCKS",
     "append_through",
+    "check_disk",
     "check_owner",
+    "check_system",
     "create_private",
     "destroy",
     "is_locked",
@@ -43,7 +46,7 @@ _LOOK_AGAIN_SECONDS = 0.002
 _LOOK_AGAIN_SECONDS_AT_MOST = 0.05
 
 # macOS has no fdatasync; where there is one it spares the writing of times.
-sync = getattr(os, "fdatasync", os.fsync)
+sync = getattr(os, "fdatasync", _sync_all)
 
 
 def write_all(handle: int, content: bytes) -> None:
@@ -88,7 +91,7 @@ def create_private(path: Path, content: bytes) -> None:
     try:
         try:
             write_all(handle, content)
-            os.fsync(handle)
+            _sync_all(handle)
         finally:
             os.close(handle)
         with contextlib.suppress(FileExistsError):
@@ -110,7 +113,7 @@ def destroy(path: Path) -> None:
     handle = os.open(path, os.O_WRONLY)
     try:
         write_all(handle, bytes(os.fstat(handle).st_size))
-        os.fsync(handle)
+        _sync_all(handle)
     finally:
         os.close(handle)
     path.unlink()
@@ -136,6 +139,45 @@ def read_private(path: Path) -> bytes:
             f"{path}: the key cannot be read ({error.strerror}); put it back from where its backup is, or start "
             "a log in a new folder"
         ) from error
+
+
+def check_system() -> None:
+    """Refuse to write to a log in a folder where the system lacks what that needs, before anything else is changed.
+
+    Raises:
+        AuditUnavailable: There are no file locks of POSIX, as on Windows.
+    """
+    if not HAS_LOCKS:
+        raise AuditUnavailable(
+            "a log in a folder needs a system with file locks of POSIX; log to your platform instead: "
+            "audit=AuditLog(logger=…)"
+        )
+
+
+def check_disk(folder: Path) -> None:
+    """Refuse a folder where records that were acknowledged may not outlast a power cut.
+
+    Raises:
+        AuditUnavailable: It is on a network file system, or on macOS on one that cannot empty the memory of its drive.
+        OSError: The folder cannot be opened.
+    """
+    if kind := network_file_system(folder):
+        raise AuditUnavailable(
+            f"{folder} is on {kind}, whose locks and syncs do not keep their word; put the log on a "
+            "local disk and the witness there"
+        )
+    if FULL_SYNC is None:
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.fcntl(handle, FULL_SYNC)
+    except OSError as error:
+        raise AuditUnavailable(
+            f"{folder} is on a file system that cannot empty the memory of its drive ({error.strerror}), so a power "
+            "cut could lose records; put the log on a local disk and the witness there"
+        ) from error
+    finally:
+        os.close(handle)
 
 
 def check_owner(path: Path) -> None:

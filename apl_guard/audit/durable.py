@@ -39,10 +39,7 @@ class DurableLog:
         keys: Path | None = None,
         options: LogOptions | None = None,
     ) -> None:
-        if not disk.HAS_LOCKS:
-            raise AuditUnavailable(
-                "a log in a folder needs a system with file locks of POSIX; log to your platform instead"
-            )
+        disk.check_system()
         self._folder = folder.absolute()
         self._witnesses = [witness.absolute() for witness in witnesses]
         self._keys = self._folder / KEYS if keys is None else keys.absolute()
@@ -137,11 +134,7 @@ class DurableLog:
             self._folder.mkdir(parents=True, exist_ok=True)
             if (self._folder / LOG_FILE).exists():
                 disk.check_owner(self._folder / LOG_FILE)
-            if kind := disk.network_file_system(self._folder):
-                raise AuditUnavailable(
-                    f"{self._folder} is on {kind}, whose locks and syncs do not keep their word; put the log on a "
-                    "local disk and the witness there"
-                )
+            disk.check_disk(self._folder)
             with disk.lock(self._folder / LOCK):
                 self._identity = open_or_create(self._folder, self._keys, self._options.epochs)
                 self._digest_keys = DigestKeys(self._keys)

@@ -44,6 +44,7 @@ def erase(
         OSError: The key cannot be destroyed.
     """
     found = DigestKeys.of_log(folder, keys)
+    disk.check_system()
     disk.check_owner(folder / LOG_FILE)  # before anything is destroyed that could then not be recorded
     if subject is not None:
         names = [SubjectKeys(found.folder, key).name_of(subject) for key in found.kept().values()]

@@ -57,6 +57,7 @@ def destroy_digest_key(folder: Path, id: str, *, witnesses: Sequence[Path] = (),
         OSError: The key cannot be destroyed.
     """
     found = DigestKeys.of_log(folder, keys)
+    disk.check_system()
     disk.check_owner(folder / LOG_FILE)  # before it is destroyed, which could then not be recorded
     found.destroy(id)
     with DurableLog(folder, witnesses, keys) as log:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from apl_guard.audit import disk, merkle
 from apl_guard.errors import AuditUnavailable
+from apl_guard.storage import sync
 
 __all__ = ["KEY_BYTES", "KeyState", "SealKey", "public_keys", "signature_fits"]
 
@@ -179,4 +180,4 @@ def _unpack(slot: bytes) -> KeyState | None:
 def _write_slot(handle: int, slot: int, content: bytes) -> None:
     if os.pwrite(handle, content, slot * _SLOT) != len(content):
         raise OSError(5, "only a part of the key was written")
-    os.fsync(handle)
+    sync(handle)

@@ -20,6 +20,7 @@ from apl_guard.policy.problems import describe, did_you_mean
 from apl_guard.policy.schema import Api, Kind, Metadata, Rule, Spec
 from apl_guard.policy.words import Mode, Verb
 from apl_guard.policy.yaml_tree import MAX_BYTES, read_tree
+from apl_guard.storage import open_at_once
 
 __all__ = ["Policy", "built_in_policies", "named_files", "policy_files"]
 
@@ -173,7 +174,7 @@ def _folder(path_or_name: str | os.PathLike[str]) -> Path:
 
 def _read_start(path: Path) -> bytes:
     """As much of a file as a policy may have, and one byte. A pipe in its place does not hold the reader up."""
-    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as stream:
+    with open(path, "rb", opener=open_at_once) as stream:
         return stream.read(MAX_BYTES + 1) or b""
 
 

@@ -89,8 +89,8 @@ def signalled(handler):
 def test_an_interruption_anywhere_in_the_code_loses_nothing(folders, monkeypatch, segment_bytes, crowded):
     """A record is interrupted at each place in turn. The next one is written, and the whole log is valid."""
     log, witness = folders
-    options = LogOptions(checkpoint_seconds=1e6, heartbeat_seconds=1e6, segment_bytes=segment_bytes)
-    durable = DurableLog(log, [witness], options=options)
+    never = {"checkpoint_seconds": 1e6, "heartbeat_seconds": 1e6, "max_exposure_seconds": 1e6}
+    durable = DurableLog(log, [witness], options=LogOptions(segment_bytes=segment_bytes, **never))
     promised, at = [], 0
 
     def write(name):

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -94,7 +94,8 @@ def _end_without_us(theirs: Connection) -> None:
     """End this process when the one that asked closes its end of a pipe, or is killed; nobody else would tell."""
 
     def wait() -> None:
-        theirs.poll(None)
+        with suppress(OSError):  # a closed pipe, on Windows
+            theirs.poll(None)
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

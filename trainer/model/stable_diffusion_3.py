@@ -59,8 +59,9 @@ class StableDiffusion3(Flow):
         clip = torch.cat(hidden, dim=-1)
         if self.t5_slot in self.slots:
             t5 = self.encode_t5(rows, vectors)
-        else:  # the pipeline puts zeros in its place
-            t5 = clip.new_zeros(len(clip), self.t5_length, self.pipe.transformer.config.joint_attention_dim)
+        else:  # the pipeline puts zeros in its place; how many, depends on the version of diffusers
+            zeros = self.pipe._get_t5_prompt_embeds("", max_sequence_length=self.t5_length)
+            t5 = zeros.expand(len(clip), -1, -1)
         clip = pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
         return Condition(torch.cat([clip, t5.to(clip)], dim=1), torch.cat(pooled, dim=-1))
 

@@ -1,0 +1,41 @@
+"""Reading what somebody names leaves nothing open."""
+
+import contextlib
+import os
+
+import pytest
+
+from apl_guard import Policy, PolicyInvalid, PrefixInvalid
+from apl_guard.policy import Names
+from apl_guard.policy.document import named_files
+from apl_guard.policy.names_file import read_names
+from apl_guard.prefix.tensorfile import read_file
+from apl_guard.storage import read_regular
+
+
+def next_handle():
+    """The number that the next file gets, which grows with each that stays open."""
+    handle = os.open(os.devnull, os.O_RDONLY)
+    os.close(handle)
+    return handle
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda folder: read_regular(folder, 9),
+        read_file,
+        Policy.load,
+        named_files,
+        lambda folder: read_names(Names(id="stars", file=folder.name), folder.parent),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_costs_no_handle(read, tmp_path):
+    """A service looks at its files again and again; it would run out of handles."""
+    (tmp_path / "folder").mkdir()
+    before = next_handle()
+    for _ in range(3):
+        with contextlib.suppress(OSError, PolicyInvalid, PrefixInvalid):
+            read(tmp_path / "folder")
+
+    assert next_handle() == before
