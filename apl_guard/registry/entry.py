@@ -15,11 +15,11 @@ from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, NAME_PATTERN, SIGNATURE_NAME
 from apl_guard.prefix.tensorfile import parse_model, read_file
 
-__all__ = ["EntryFile", "RegistryEntry", "read_entry", "state_of"]
+__all__ = ["LIMITS_BESIDE", "EntryFile", "RegistryEntry", "read_entry", "state_of"]
 
 MAX_CARD_BYTES = 1 << 20
-MAX_SIGNATURE_BYTES = 64 << 10
-_LIMITS = {ENTRY_NAME: 16 << 10, CARD_NAME: MAX_CARD_BYTES, SIGNATURE_NAME: MAX_SIGNATURE_BYTES}
+LIMITS_BESIDE = {ENTRY_NAME: 16 << 10, CARD_NAME: MAX_CARD_BYTES, SIGNATURE_NAME: 64 << 10}
+"""What may stand beside the prefix, and the most bytes of each."""
 
 
 class EntryFile(BaseModel):
@@ -67,7 +67,7 @@ def state_of(folder: Path) -> tuple[tuple[int, int, int] | None, ...]:
     """
     (folder / FILE_NAME).lstat()
     states: list[tuple[int, int, int] | None] = []
-    for name in (FILE_NAME, *_LIMITS):
+    for name in (FILE_NAME, *LIMITS_BESIDE):
         try:
             status = (folder / name).lstat()
         except FileNotFoundError:
@@ -90,7 +90,7 @@ def read_entry(folder: Path, name: str | None, version: int) -> RegistryEntry:
     """
     state = state_of(folder) if (folder / FILE_NAME).exists() else None
     files = {FILE_NAME: read_file(folder / FILE_NAME, follow_links=False)}
-    for other, limit in _LIMITS.items():
+    for other, limit in LIMITS_BESIDE.items():
         if (folder / other).exists():
             files[other] = read_file(folder / other, limit=limit, follow_links=False)
     signature = files.pop(SIGNATURE_NAME, None)

@@ -13,17 +13,9 @@ from time import monotonic
 from typing import Any
 
 from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable
-from apl_guard.prefix.layout import (
-    CARD_NAME,
-    ENTRY_NAME,
-    FILE_NAME,
-    REVOKED_FOLDER,
-    REVOKED_NAME,
-    SIGNATURE_NAME,
-    is_name,
-)
+from apl_guard.prefix.layout import FILE_NAME, REVOKED_FOLDER, REVOKED_NAME, is_name
 from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, printable
-from apl_guard.registry.entry import MAX_CARD_BYTES, MAX_SIGNATURE_BYTES
+from apl_guard.registry.entry import LIMITS_BESIDE
 from apl_guard.registry.revoked import (
     MAX_REVOKED_BYTES,
     RevokedFile,
@@ -35,12 +27,7 @@ from apl_guard.registry.revoked import (
 
 __all__ = ["LIMITS", "Source", "as_url", "check_protocol", "opened"]
 
-LIMITS = {
-    ENTRY_NAME: 16 << 10,
-    CARD_NAME: MAX_CARD_BYTES,
-    SIGNATURE_NAME: MAX_SIGNATURE_BYTES,
-    FILE_NAME: MAX_FILE_BYTES,  # last: a version counts as soon as this is there
-}
+LIMITS = {**LIMITS_BESIDE, FILE_NAME: MAX_FILE_BYTES}  # last: a version counts as soon as the prefix is there
 _MAX_VERSIONS = 2000
 _SILENCE_SECONDS = 10.0
 """How long a server may say nothing, where aiohttp itself would wait for five minutes, and SFTP for ever."""
