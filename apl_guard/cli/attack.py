@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from apl_guard.cli.options import Quiet
-from apl_guard.cli.seed import seed_option
+from apl_guard.cli.options import Quiet, seed_option
 
 
 class Searches(StrEnum):

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from apl_guard.cli.options import Guidance, Quiet
-from apl_guard.cli.seed import seed_option
+from apl_guard.cli.options import Guidance, Quiet, seed_option
 
 
 def bench(

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apl_guard.cli.options import Neutral, Quiet
-from apl_guard.cli.seed import seed_option
+from apl_guard.cli.options import Neutral, Quiet, seed_option
 
 if TYPE_CHECKING:
     from apl_guard.trainer.evaluate.result import EvalResult

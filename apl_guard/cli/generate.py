@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apl_guard.cli.options import Device, PolicyOption, PrefixOption
-from apl_guard.cli.seed import seed_option
+from apl_guard.cli.options import Device, PolicyOption, PrefixOption, seed_option
 from apl_guard.cli.services import Arguments, find_service
 from apl_guard.errors import AplGuardError, InvalidInput, PolicyBlocked
 from apl_guard.storage import make_folder, write_file

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from apl_guard.cli.options import Guidance, ImagesPerPerson, Quiet
-from apl_guard.cli.seed import seed_option
+from apl_guard.cli.options import Guidance, ImagesPerPerson, Quiet, seed_option
 from apl_guard.cli.stopped import telling_where_it_stopped
 
 app = typer.Typer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ __all__ = [
     "Quiet",
     "complete_policy",
     "put_out",
+    "seed_option",
 ]
 
 
@@ -73,6 +74,16 @@ PrefixOption = Annotated[
     str | None, typer.Option("--prefix", help="Prefix folder or name.", show_default="the registered one that fits")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.", callback=_silence_libraries)]
+
+
+def seed_option(help: str, **options: Any) -> Any:
+    """The option of a seed, in the range of `TrainConfig.seed`, which torch and every part of the trainer take.
+
+    Args:
+        help: What the seed is of.
+        options: Further ones of `typer.Option`.
+    """
+    return typer.Option(min=-(2**62), max=2**62 - 1, help=help, **options)
 
 
 def put_out(text: str, output: Path | None) -> None:
