@@ -1,4 +1,4 @@
-"""A verifier written from docs/audit-format.md alone: Python's own library, Ed25519, and nothing of the package.
+"""A verifier that does what docs/audit-format.md says: Python's own library, Ed25519, and nothing of the package.
 
 It is held against the product in test_independent_verifier.py. By hand:
 

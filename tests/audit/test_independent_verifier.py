@@ -1,4 +1,4 @@
-"""The product and a verifier that was written from the documentation alone say the same about any log and receipt."""
+"""The product and a verifier that shares no code with it say the same about any log and receipt."""
 
 import ast
 import contextlib

@@ -191,7 +191,7 @@ def test_what_cannot_be_measured_is_refused_before_the_first_search(world, tmp_p
         measure_curves(world, mine | {"foreign": random_prefix(other, n=2)}, ("tokens",), 1, 1, output, check)
     other.save_pretrained(tmp_path / "model")
     arguments = ["attack", "--model", str(tmp_path / "model"), "--prefix", "minifaces", "--output", str(output)]
-    with pytest.raises(ModelInvalid, match="look at 64"):
+    with pytest.raises(ModelInvalid, match="look at images of 64"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert not output.exists()
 

@@ -98,7 +98,7 @@ def test_a_full_row_keeps_its_end():
 
 def test_the_plan_counts_the_attack(pipe, people, monkeypatch):
     """Four steps and a target for two of six examples, where a pass takes a second."""
-    monkeypatch.setattr("apl_guard.trainer.train.plan._time", lambda work, repetitions: 1.0)
+    monkeypatch.setattr("apl_guard.trainer.train.plan._time", lambda work: 1.0)
     plain = make_plan(CONFIG.model_copy(update={"adversarial": 0}), pipe, people, GENERIC)
     hardened = make_plan(CONFIG, pipe, people, GENERIC)
     assert plain.seconds_steps == CONFIG.steps
