@@ -33,6 +33,7 @@ class InterruptAt:
         self.places = {}
 
     def __enter__(self):
+        sys._getframe().f_trace_opcodes = True  # Python 3.12 looks for it when tracing begins, in any frame
         sys.settrace(self.trace)
 
     def __exit__(self, *_):

@@ -13,9 +13,7 @@ from apl_guard.trainer.data.identities import Identities
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-NAMES = ("Ada Lum", "Bo Tarn", "Cy Wend", "Di Oak", "Ed Fell", "Flo Marsh", "Gus Holt", "Hal Reed")
-THINGS = ("cat", "red car", "man", "house", "boat", "tree", "lamp", "dog")
-GENERIC = tuple(f"a photo of a {thing}" for thing in THINGS)
+from names_and_prompts import NAMES
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from conftest import GENERIC, NAMES
+from names_and_prompts import GENERIC, NAMES
 
 from apl_guard.testing import tiny_pipe
 from apl_guard.trainer.config import TrainConfig

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GENERIC, NAMES
 from diffusers import UNet2DConditionModel
+from names_and_prompts import GENERIC, NAMES
 from PIL import Image
 
 from apl_guard.errors import IdentitiesInvalid, InvalidInput, ModelInvalid

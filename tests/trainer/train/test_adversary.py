@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import GENERIC
+from names_and_prompts import GENERIC
 
 from apl_guard.testing import tiny_pipe
 from apl_guard.trainer.config import TrainConfig

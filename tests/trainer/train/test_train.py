@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GENERIC
+from names_and_prompts import GENERIC
 from safetensors.torch import load_file
 from small_model import small_pipe
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GENERIC, NAMES
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from names_and_prompts import GENERIC, NAMES
 from PIL import Image
 from typer.testing import CliRunner
 

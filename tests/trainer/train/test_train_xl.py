@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GENERIC
+from names_and_prompts import GENERIC
 from typer.testing import CliRunner
 
 from apl_guard import Guard
