@@ -7,12 +7,14 @@ continues another, is shown with a number of hashes that grows with the logarith
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 
 __all__ = [
     "Tree",
     "consistency_proof",
     "inclusion_proof",
+    "inclusion_proofs",
     "leaf_hash",
     "root_of",
     "verify_consistency",
@@ -96,12 +98,23 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
         leaves: Hashes of all leaves.
         index: Which of them.
     """
-    if len(leaves) <= 1:
-        return []
-    split = _split(len(leaves))
-    if index < split:
-        return [*inclusion_proof(leaves[:split], index), root_of(leaves[split:])]
-    return [*inclusion_proof(leaves[split:], index - split), root_of(leaves[:split])]
+    (proof,) = inclusion_proofs(leaves, [(index, len(leaves))])
+    return proof
+
+
+def inclusion_proofs(leaves: Iterable[bytes], places: Iterable[tuple[int, int]]) -> list[list[bytes]]:
+    """The same for many leaves, each in the tree over the first of them, from one look at them that keeps few.
+
+    Args:
+        leaves: Hashes of leaves; more than the largest tree has are not looked at.
+        places: Which of them, and the size of the tree.
+
+    Raises:
+        ValueError: There are fewer leaves than a tree has.
+    """
+    paths = [_siblings(index, size) for index, size in places]
+    roots = _roots_over(leaves, {part for path in paths for part in path})
+    return [[roots[part] for part in path] for path in paths]
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> bool:
@@ -132,23 +145,30 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
     return last == 0 and found == root
 
 
-def consistency_proof(leaves: Sequence[bytes], first: int) -> list[bytes]:
-    """The hashes that show that the tree over all leaves continues the one over the first of them.
+def consistency_proof(leaves: Iterable[bytes], first: int, second: int) -> list[bytes]:
+    """The hashes that show that a tree continues the one over the first of its leaves, from one look that keeps few.
 
     Args:
-        leaves: Hashes of all leaves of the later tree.
+        leaves: Hashes of leaves; more than the later tree has are not looked at.
         first: Size of the earlier tree, at least 1.
+        second: Size of the later tree.
+
+    Raises:
+        ValueError: There are fewer leaves than the later tree has.
     """
-    return _subproof(leaves, first, complete=True)
-
-
-def _subproof(leaves: Sequence[bytes], first: int, *, complete: bool) -> list[bytes]:
-    if first == len(leaves):
-        return [] if complete else [root_of(leaves)]
-    split = _split(len(leaves))
-    if first <= split:
-        return [*_subproof(leaves[:split], first, complete=complete), root_of(leaves[split:])]
-    return [*_subproof(leaves[split:], first - split, complete=False), root_of(leaves[:split])]
+    path, low, high = [], 0, second
+    while high != first:
+        split = low + _split(high - low)
+        if first <= split:
+            path.append(range(split, high))
+            high = split
+        else:
+            path.append(range(low, split))
+            low = split
+    if low:  # who has the root of the earlier tree has this one too where it is all of it
+        path.append(range(low, high))
+    roots = _roots_over(leaves, path)
+    return [roots[part] for part in reversed(path)]
 
 
 def verify_consistency(first: int, second: int, proof: Sequence[bytes], first_root: bytes, second_root: bytes) -> bool:
@@ -194,3 +214,49 @@ def verify_consistency(first: int, second: int, proof: Sequence[bytes], first_ro
 def _split(size: int) -> int:
     """The largest power of two below the size."""
     return 1 << (size - 1).bit_length() - 1
+
+
+def _siblings(index: int, size: int) -> list[range]:
+    """The leaves under each hash that leads from one leaf to the root."""
+    path, low, high = [], 0, size
+    while high - low > 1:
+        split = low + _split(high - low)
+        if index < split:
+            path.append(range(split, high))
+            high = split
+        else:
+            path.append(range(low, split))
+            low = split
+    return path[::-1]
+
+
+def _roots_over(leaves: Iterable[bytes], parts: Collection[range]) -> dict[range, bytes]:
+    """The root over each part of the leaves. A part begins where its largest perfect subtree can stand in the tree."""
+    pieces = {part: _perfect(part) for part in parts}
+    wanted = {piece for found in pieces.values() for piece in found}
+    ends = {piece.stop for piece in wanted}
+    found: dict[range, bytes] = {}
+    tree = Tree()
+    for leaf in islice(leaves, max(ends, default=0)):
+        if tree.size + 1 in ends:
+            stop, node, span = tree.size + 1, leaf, 1
+            for peak in (*reversed(tree.peaks), b""):
+                if (piece := range(stop - span, stop)) in wanted:
+                    found[piece] = node
+                if not tree.size & span:
+                    break
+                node, span = _node_hash(peak, node), 2 * span
+        tree.append(leaf)
+    if len(found) < len(wanted):
+        raise ValueError(f"{tree.size} leaves are fewer than the tree has")
+    return {part: Tree(len(part), [found[piece] for piece in pieces[part]]).root for part in parts}
+
+
+def _perfect(part: range) -> list[range]:
+    """The perfect subtrees over a part of the leaves, the largest first."""
+    found, start = [], part.start
+    for bit in reversed(range(len(part).bit_length())):
+        if len(part) >> bit & 1:
+            found.append(range(start, start + (1 << bit)))
+            start += 1 << bit
+    return found

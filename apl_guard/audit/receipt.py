@@ -7,7 +7,8 @@ need only SHA-256 and Ed25519.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from apl_guard.audit.checkpoint_file import CheckpointFile
 from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.merkle import (
     consistency_proof,
-    inclusion_proof,
+    inclusion_proofs,
     leaf_hash,
     verify_consistency,
     verify_inclusion,
@@ -26,7 +27,7 @@ from apl_guard.audit.reading import find_decision, is_about
 from apl_guard.audit.record import Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
-from apl_guard.audit.signed import identity_of, look_for, parse_signed, with_key
+from apl_guard.audit.signed import Signed, identity_of, look_for, parse_signed, with_key
 from apl_guard.errors import InvalidInput
 
 __all__ = ["MAX_BYTES", "check_receipt", "missing_at", "prove", "prove_consistency"]
@@ -63,11 +64,9 @@ def prove(folder: Path, decision_id: str) -> dict[str, Any]:
         "checkpoints": [],
         "records": [],
     }
-    leaves: dict[str, list[bytes]] = {}
     places: dict[int, int] = {}
     newest = 0
-    for found in records:
-        writer, seq = found.record.writer, found.record.seq
+    for writer, seq in places_of:
         signed = covering.get((writer, seq))
         if signed is None:
             raise InvalidInput(
@@ -75,19 +74,20 @@ def prove(folder: Path, decision_id: str) -> dict[str, Any]:
                 where=folder,
             )
         checkpoint = signed.checkpoint
-        if writer not in leaves:
-            row = Row(folder / SEGMENTS, writer, writers_in(folder / SEGMENTS)[writer])
-            leaves[writer] = [line.leaf for line in row]
         if checkpoint.number not in places:
             places[checkpoint.number] = len(receipt["checkpoints"])
             receipt["checkpoints"].append(with_key(folder, identity, ends, signed))
         newest = max(newest, checkpoint.generation)
-        proof = inclusion_proof(leaves[writer][: checkpoint.size], seq)
+    try:
+        proofs = _proofs(folder, covering)
+    except ValueError as error:
+        raise _does_not_prove(folder, error) from error
+    for found, place in zip(records, places_of, strict=True):
         receipt["records"].append(
             {
                 "line": found.line.content.decode(),
-                "checkpoint": places[checkpoint.number],
-                "proof": [each.hex() for each in proof],
+                "checkpoint": places[covering[place].checkpoint.number],
+                "proof": [each.hex() for each in proofs[place]],
             }
         )
     receipt["generations"] = [
@@ -96,10 +96,31 @@ def prove(folder: Path, decision_id: str) -> dict[str, Any]:
     try:
         check_receipt(receipt, identity.root)
     except InvalidInput as error:
-        raise InvalidInput(
-            f"does not prove it ({error}); see: apl-guard audit verify {folder}", where=folder
-        ) from error
+        raise _does_not_prove(folder, error) from error
     return receipt
+
+
+def _proofs(folder: Path, covering: Mapping[tuple[str, int], Signed]) -> dict[tuple[str, int], list[bytes]]:
+    """The way of each record to the root that its checkpoint signs, from one look at the records of each writer.
+
+    Raises:
+        ValueError: Records are missing.
+    """
+    found: dict[tuple[str, int], list[bytes]] = {}
+    for writer in {writer for writer, _ in covering}:
+        sizes = {seq: signed.checkpoint.size for (of, seq), signed in covering.items() if of == writer}
+        proofs = inclusion_proofs(_leaves(folder, writer), sizes.items())
+        found |= {(writer, seq): proof for seq, proof in zip(sizes, proofs, strict=True)}
+    return found
+
+
+def _leaves(folder: Path, writer: str) -> Iterator[bytes]:
+    segments = folder / SEGMENTS
+    return (line.leaf for line in Row(segments, writer, writers_in(segments).get(writer, [])))
+
+
+def _does_not_prove(folder: Path, error: Exception) -> InvalidInput:
+    return InvalidInput(f"does not prove it ({error}); see: apl-guard audit verify {folder}", where=folder)
 
 
 def check_receipt(content: bytes | Mapping[str, Any], public_key: str) -> list[Record]:
@@ -174,7 +195,6 @@ def prove_consistency(folder: Path, first: int, second: int) -> dict[str, Any]:
         raise InvalidInput(
             f"checkpoints {first} and {second}; expected two of 0 to {count - 1}, the earlier first", where=folder
         )
-    history = [leaf_hash(line) for line in islice(file, second)]
     lines = {number: line for number, line in enumerate(islice(file, second + 1)) if number in (first, second)}
     (_, ends), signed = look_for(folder, file, []), [parse_signed(folder, lines[number]) for number in (first, second)]
     early, late = (each.checkpoint for each in signed)
@@ -186,8 +206,8 @@ def prove_consistency(folder: Path, first: int, second: int) -> dict[str, Any]:
         )
     except (InvalidInput, IndexError) as error:
         raise InvalidInput(f"does not prove it ({error}); verify the log", where=folder) from error
-    proof = inclusion_proof(history, first)
-    if not verify_inclusion(history[first], first, second, proof, bytes.fromhex(late.history)):
+    (proof,) = inclusion_proofs(map(leaf_hash, file), [(first, second)])
+    if not verify_inclusion(leaf_hash(lines[first]), first, second, proof, bytes.fromhex(late.history)):
         raise InvalidInput(f"checkpoint {second} does not continue checkpoint {first}", where=folder)
     result: dict[str, Any] = {
         "first": lines[first].decode(),
@@ -196,9 +216,9 @@ def prove_consistency(folder: Path, first: int, second: int) -> dict[str, Any]:
         "records": None,
     }
     if early.writer == late.writer and early.size:
-        row = Row(folder / SEGMENTS, late.writer, writers_in(folder / SEGMENTS).get(late.writer, []))
-        leaves = [line.leaf for line in row][: late.size]
-        steps = consistency_proof(leaves, early.size) if len(leaves) == late.size else []
+        steps: list[bytes] = []
+        with suppress(ValueError):  # records are missing
+            steps = consistency_proof(_leaves(folder, late.writer), early.size, late.size)
         roots = bytes.fromhex(early.root), bytes.fromhex(late.root)
         if not verify_consistency(early.size, late.size, steps, *roots):
             raise InvalidInput(

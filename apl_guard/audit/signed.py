@@ -66,17 +66,22 @@ def look_for(
     """
     covering: dict[tuple[str, int], Signed] = {}
     ends = []
-    named = {writer.encode() for writer, _ in records}
+    uncovered: dict[bytes, list[int]] = {}
+    for writer, seq in sorted(records, reverse=True):
+        uncovered.setdefault(writer.encode(), []).append(seq)
     for line in file:
         is_end = b'"next":null' not in line
-        if not is_end and not any(writer in line for writer in named):
+        if not is_end and not any(writer in line for writer in uncovered):
             continue  # of the many lines of a log, few matter
         signed = parse_signed(folder, line)
         if is_end:
             ends.append(signed)
-        for writer, seq in records:
-            if writer == signed.checkpoint.writer and seq < signed.checkpoint.size:
-                covering.setdefault((writer, seq), signed)
+        writer, size = signed.checkpoint.writer, signed.checkpoint.size
+        left = uncovered.get(writer.encode(), [])
+        while left and left[-1] < size:
+            covering[writer, left.pop()] = signed
+        if not left:
+            uncovered.pop(writer.encode(), None)
     return covering, ends
 
 

@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from apl_guard.audit import disk
+from apl_guard.audit import disk, merkle
 from apl_guard.audit.checkpoint import Checkpoint
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.merkle import Tree, leaf_hash
@@ -83,6 +83,43 @@ def test_a_signature_that_does_not_fit_is_named(slow, tmp_path, bad):
 
     assert report.verdict == Verdict.TAMPERED
     assert report.findings == [f"checkpoint {bad} is not signed with the key of epoch 0.0"]
+
+
+@pytest.fixture
+def long(folders, monkeypatch):
+    """A log with one long row, in which one guard put sixty policies in force."""
+    log, _ = folders
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "sync", lambda _: None)
+        with DurableLog(log, options=LogOptions(checkpoint_records=500, checkpoint_seconds=1e6)) as durable:
+            for number in range(15_000):
+                about = {"guard": "g1"} if number % 250 == 0 else {}
+                durable.append("policy.reloaded", about, decision=None)
+    return log
+
+
+def test_a_receipt_takes_little_memory_however_many_records_there_are(long):
+    """Their hashes alone would be a megabyte, of each list of them."""
+    prove(long, "g1")
+    last = sum(1 for _ in (long / CHECKPOINTS).open()) - 1
+
+    _, of_prove = most_memory(lambda: prove(long, "g1"))
+    proof, of_consistency = most_memory(lambda: prove_consistency(long, 0, last))
+
+    assert proof["records"]
+    assert max(of_prove, of_consistency) < 1 << 20
+
+
+def test_a_receipt_for_many_records_looks_at_the_row_once(long, monkeypatch):
+    """And not once for each of them: a guard that runs for a month may read its policy again a hundred times."""
+    hashed = []
+    real = merkle._node_hash
+    monkeypatch.setattr(merkle, "_node_hash", lambda left, right: hashed.append(1) or real(left, right))
+
+    receipt = prove(long, "g1")
+
+    assert len(receipt["records"]) == 60
+    assert len(hashed) < 10 * 15_000
 
 
 def test_many_records_without_a_checkpoint_take_little_memory(folders, monkeypatch):

@@ -52,7 +52,11 @@ def test_roots_and_proofs_are_those_of_another_implementation(entries, data):
     ]
     assert merkle.verify_inclusion(hashes[index], index, len(hashes), proof, other.get_root())
     assert merkle.verify_consistency(
-        first, len(hashes), merkle.consistency_proof(hashes, first), other.get_root(first), other.get_root()
+        first,
+        len(hashes),
+        merkle.consistency_proof(hashes, first, len(hashes)),
+        other.get_root(first),
+        other.get_root(),
     )
 
 
@@ -81,7 +85,7 @@ def test_every_wrong_consistency_proof_of_small_trees_is_refused():
         hashes = leaves(second)
         root = merkle.root_of(hashes)
         for first in range(1, second + 1):
-            proof = merkle.consistency_proof(hashes, first)
+            proof = merkle.consistency_proof(hashes, first, len(hashes))
             early = merkle.root_of(hashes[:first])
             assert merkle.verify_consistency(first, second, proof, early, root)
             forked = merkle.root_of([*hashes[: first - 1], bytes(32)])
@@ -100,7 +104,7 @@ def test_a_proof_for_a_larger_tree_proves_nothing_about_a_smaller_one():
     root, early = merkle.root_of(hashes), merkle.root_of(hashes[:7])
 
     assert not merkle.verify_inclusion(hashes[7], 0, 1, merkle.inclusion_proof(hashes, 7), root)
-    assert not merkle.verify_consistency(3, 4, merkle.consistency_proof(hashes, 7), early, root)
+    assert not merkle.verify_consistency(3, 4, merkle.consistency_proof(hashes, 7, 8), early, root)
 
 
 def test_a_proof_for_a_smaller_tree_proves_nothing_about_a_larger_one():
@@ -109,7 +113,7 @@ def test_a_proof_for_a_smaller_tree_proves_nothing_about_a_larger_one():
     root, early = merkle.root_of(hashes), merkle.root_of(hashes[:2])
 
     assert not merkle.verify_inclusion(hashes[0], 0, 8, merkle.inclusion_proof(hashes, 0), root)
-    assert not merkle.verify_consistency(2, 8, merkle.consistency_proof(hashes, 2), early, root)
+    assert not merkle.verify_consistency(2, 8, merkle.consistency_proof(hashes, 2, 4), early, root)
 
 
 def test_no_tree_continues_an_empty_or_a_larger_one():
