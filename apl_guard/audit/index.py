@@ -46,6 +46,7 @@ class Index:
     def __init__(self, log: Path, path: Path | None = None) -> None:
         self._segments = find_segments(log)
         self._path = path or log / INDEX_FILE
+        self._counted_at: int | None = None
         if path is not None:
             index_file.check_is_ours(path)
         try:
@@ -114,11 +115,12 @@ class Index:
         Raises:
             StorageFailed: The index cannot be written.
         """
+        self._counted_at = None
         try:
             self._database.execute("BEGIN IMMEDIATE")
             with self._database:  # at once, so that who asks meanwhile has the answer from before or from after
                 self._database.execute("DELETE FROM records")
-                return max(self._database.executemany(_INSERT, self._new()).rowcount, 0)
+                return max(self._database.executemany(_INSERT, self._new({})).rowcount, 0)
         except sqlite3.DatabaseError as error:
             if says_nothing_about_the_index(error):
                 raise self._failed(error) from error
@@ -128,7 +130,7 @@ class Index:
         except sqlite3.DatabaseError as error:
             raise self._failed(error) from error
 
-    def newer(self, than: Mapping[str, int], limit: int = 1000) -> list[dict[str, Any]]:
+    def newer(self, than: Mapping[str, int], limit: int = 1000) -> Iterator[dict[str, Any]]:
         """Records after those that are known, in the order in which they were written by each writer.
 
         Args:
@@ -138,14 +140,12 @@ class Index:
         Raises:
             StorageFailed: The index cannot be read.
         """
-        found: list[dict[str, Any]] = []
-        for (writer,) in self._rows("SELECT DISTINCT writer FROM records ORDER BY writer", []):
-            rows = self._rows(
-                "SELECT line FROM records WHERE writer = ? AND seq > ? ORDER BY seq LIMIT ?",
-                [writer, than.get(writer, -1), limit - len(found)],
-            )
-            found += [json.loads(line) for (line,) in rows]
-        return found
+        query = "SELECT line FROM records WHERE writer = ? AND seq > ? ORDER BY seq LIMIT ?"
+        for writer, last in sorted(self.places().items()):
+            known = than.get(writer, -1)
+            if known < last and limit > 0:
+                yield from (json.loads(line) for (line,) in self._each(query, [writer, known, limit]))
+                limit -= last - known
 
     def open_decisions(self, since: str | None = None, until: str | None = None) -> int:
         """How many decisions of a time have no outcome, at whatever time that would be, and no word of its failure.
@@ -182,10 +182,13 @@ class Index:
         Raises:
             StorageFailed: The index cannot be read.
         """
-        return dict(self._rows("SELECT writer, max(seq) FROM records GROUP BY writer", []))
+        try:
+            return {writer: last for writer, (_, last) in self._count().items()}
+        except sqlite3.DatabaseError as error:
+            raise self._failed(error) from error
 
-    def ask(self, question: Question) -> list[dict[str, Any]]:
-        """Answer a question.
+    def ask(self, question: Question) -> Iterator[dict[str, Any]]:
+        """Answer a question, row by row: there may be more than fit into memory.
 
         Returns:
             The records, the newest first; or where it groups, the groups with their `count`, the largest first.
@@ -195,10 +198,10 @@ class Index:
             StorageFailed: The index cannot be read.
         """
         query, values = question.to_sql()
-        rows = self._rows(query, values)
-        if question.group_by:
-            return [dict(zip([*question.group_by, "count"], row, strict=True)) for row in rows]
-        return [json.loads(line) for (line,) in rows]
+        for row in self._each(query, values):
+            yield (
+                dict(zip([*question.group_by, "count"], row, strict=True)) if question.group_by else json.loads(row[0])
+            )
 
     def differences(self) -> Iterator[str]:
         """Where the index says something else than the log, or nothing. Records newer than the index do not count."""
@@ -230,17 +233,17 @@ class Index:
             with self._database:
                 (now,) = self._database.execute("PRAGMA data_version").fetchone()
                 if now != version:  # it is the first time, or somebody else has added something
-                    rows, version = self._new(), now
+                    rows, version = self._new(self._count()), now
                 batch = list(islice(rows, _BATCH))
                 self._database.executemany(_INSERT, batch)
+            for writer, seq, *_ in batch:
+                self._counted[writer] = self._counted.get(writer, (0, -1))[0] + 1, seq
             added += len(batch)
             if len(batch) < _BATCH:
                 return added
 
-    def _new(self) -> Iterator[_Entry]:
-        """The records of the log that are not in the index."""
-        known = self._database.execute("SELECT writer, count(*), max(seq) FROM records GROUP BY writer")
-        places = {writer: (count, last) for writer, count, last in known}
+    def _new(self, places: Mapping[str, tuple[int, int]]) -> Iterator[_Entry]:
+        """The records of the log that are not in the index, which holds so many of each writer, up to this one."""
         present = writers_in(self._segments)
         if places.keys() - present.keys():
             raise sqlite3.DatabaseError("a writer is too many")
@@ -249,6 +252,14 @@ class Index:
             if count != last + 1:
                 raise sqlite3.DatabaseError("a record is missing")
             yield from self._new_of(writer, numbers, last)
+
+    def _count(self) -> dict[str, tuple[int, int]]:
+        """Writer → how many of its records are here, and the last. Counted anew only if somebody else has written."""
+        (now,) = self._database.execute("PRAGMA data_version").fetchone()
+        if now != self._counted_at:
+            rows = self._database.execute("SELECT writer, count(*), max(seq) FROM records GROUP BY writer")
+            self._counted, self._counted_at = {writer: (count, last) for writer, count, last in rows}, now
+        return dict(self._counted)
 
     def _new_of(self, writer: str, numbers: list[int], last: int) -> Iterator[_Entry]:
         """The records after the last one that is known. What stands before that is not read."""
@@ -277,8 +288,11 @@ class Index:
         raise sqlite3.DatabaseError("a record stands somewhere else")
 
     def _rows(self, query: str, values: Sequence[Any]) -> list[Any]:
+        return list(self._each(query, values))
+
+    def _each(self, query: str, values: Sequence[Any]) -> Iterator[Any]:
         try:
-            return self._database.execute(query, values).fetchall()
+            yield from self._database.execute(query, values)
         except sqlite3.DatabaseError as error:
             raise self._failed(error) from error
 

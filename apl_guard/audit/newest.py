@@ -7,6 +7,8 @@ of other writers. Within a writer, the order is by number.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import nlargest
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -34,14 +36,18 @@ def newest(index: Index, log: Path, count: int) -> list[dict[str, Any]]:
     """
     places = index.places()
     found = index.newer({writer: last - count for writer, last in places.items()}, limit=count * len(places))
-    sealed = _sealed(log)
-    keyed = []
+    return [record for _, record in nlargest(count, _placed(found, _sealed(log)), key=lambda each: each[0])][::-1]
+
+
+def _placed(
+    records: Iterable[dict[str, Any]], sealed: Mapping[str, list[tuple[int, int]]]
+) -> Iterator[tuple[tuple[float, str, str, int], dict[str, Any]]]:
+    """Each record, of each writer in order, with what tells its place beside those of others."""
     latest: dict[str, str] = {}
-    for record in found:  # of each writer in order
+    for record in records:
         writer, seq = record["writer"], record["seq"]
         latest[writer] = max(latest.get(writer, ""), str(record["timestamp"]))
-        keyed.append(((_place(sealed.get(writer), seq), latest[writer], writer, seq), record))
-    return [record for _, record in sorted(keyed, key=lambda each: each[0])[-count:]]
+        yield (_place(sealed.get(writer), seq), latest[writer], writer, seq), record
 
 
 def _place(sealed: list[tuple[int, int]] | None, seq: int) -> float:

@@ -85,10 +85,10 @@ def query(
     with Index(folder, index) as opened:
         with reading(folder):
             opened.update()
-        found = opened.ask(question)
-    for row in found:
-        typer.echo(json.dumps(row) if as_json else _line(row) if not group_by else _counted(row))
-    if not found and not as_json:
+        row = None
+        for row in opened.ask(question):
+            typer.echo(json.dumps(row) if as_json else _line(row) if not group_by else _counted(row))
+    if row is None and not as_json:
         typer.echo("nothing found")
 
 
@@ -123,7 +123,7 @@ def tail(
             if len(rows) < _AT_ONCE:
                 time.sleep(_LOOK_AGAIN_SECONDS)
             opened.update()
-            rows = opened.newer(shown, _AT_ONCE)
+            rows = list(opened.newer(shown, _AT_ONCE))
 
 
 def stats(

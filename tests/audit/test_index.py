@@ -9,14 +9,17 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import tracemalloc
 
 import pytest
 from logs import TORTURE, call, expected, make_log
 
 from apl_guard import InvalidInput
+from apl_guard.audit import disk
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.index import Index
 from apl_guard.audit.index_file import open_database
+from apl_guard.audit.newest import newest
 from apl_guard.audit.question import COLUMNS, Question
 from apl_guard.audit.reading import read_log, read_rows
 from apl_guard.audit.record import Record
@@ -31,11 +34,11 @@ def test_answers_are_those_of_reading_every_record(log):
         assert index.update() == len(expected(log))
         assert index.update() == 0
         for name in COLUMNS:
-            groups = index.ask(Question({}, group_by=[name], limit=1000))
+            groups = list(index.ask(Question({}, group_by=[name], limit=1000)))
             assert sum(group["count"] for group in groups) == len(expected(log))
             for group in groups:
                 if group[name] is not None:
-                    found = index.ask(Question({name: group[name]}, limit=1000))
+                    found = list(index.ask(Question({name: group[name]}, limit=1000)))
                     key = lambda r: (r["writer"], r["seq"])  # noqa: E731
                     wanted = expected(log, **{name: group[name]})
                     assert sorted(map(key, found)) == sorted(map(key, wanted))
@@ -270,6 +273,51 @@ def test_looking_for_open_decisions_takes_work_in_proportion_to_the_log(tmp_path
     assert steps(400) < 6 * steps(100)
 
 
+def test_following_takes_work_in_proportion_to_what_is_new(tmp_path):
+    """Twice a second: the index of a large log is not counted through each time, unless somebody else wrote to it."""
+
+    def steps(calls):
+        log = tmp_path / str(calls)
+        make_log(log, tmp_path / "witness", calls=calls, writers=1)
+        taken = []
+        with Index(log) as index:
+            index.update()
+            shown = index.places()
+            index._database.set_progress_handler(lambda: taken.append(1), 10)
+            index.update()
+            assert list(index.newer(shown)) == []
+        return len(taken)
+
+    assert steps(400) < 2 * steps(100)
+
+
+def test_answers_take_little_memory_however_long_the_log(folders, monkeypatch):
+    """Rows are read and printed one by one, and of the newest of each writer only the newest of all are kept."""
+
+    def most_memory(answer):
+        tracemalloc.start()
+        try:
+            return sum(1 for _ in answer()), tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    log, _ = folders
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "sync", lambda _: None)
+        for _ in range(10):
+            with DurableLog(log) as durable:
+                for _ in range(500):
+                    durable.append("guard.refusal", {"error": "x" * 500}, decision=None)
+    with Index(log) as index:
+        index.update()
+        found, of_all = most_memory(lambda: index.ask(Question({"event": "guard.refusal"}, limit=10**9)))
+        shown, of_newest = most_memory(lambda: newest(index, log, 500))
+
+    assert (found, shown) == (5000, 500)
+    assert of_all < 1 << 20
+    assert of_newest < 3 << 20
+
+
 def test_a_log_on_a_disk_that_cannot_be_written_is_verified_and_asked(log, run, tmp_path):
     """Such as one that was put away: its index speaks for nothing bad, and answers come with an index elsewhere."""
     if shutil.which("mount") is None or os.geteuid() != 0:
@@ -340,7 +388,7 @@ def test_following_shows_every_record_once(log):
         index.update()
         found, new = [], True
         while new:
-            new = index.newer(known, limit=7)
+            new = list(index.newer(known, limit=7))
             found += new
             known |= {row["writer"]: row["seq"] for row in new}
 

@@ -74,10 +74,10 @@ def _measure(log: Path, witness: Path) -> None:
         say("index, made", seconds, f"  {indexed / size:.1f} times the log")
         say("index, brought up to date", _timed(index.update)[1])
         newest = Question({"event": "guard.decision"}, limit=1)
-        ((decision,), seconds) = _timed(lambda: index.ask(newest))
+        ((decision,), seconds) = _timed(lambda: list(index.ask(newest)))
         say("the newest decision", seconds)
-        say("calls by tenant", _timed(lambda: index.ask(Question({}, group_by=["tenant"])))[1])
-        say("calls of a subject", _timed(lambda: index.ask(Question({"subject": decision["subject"]})))[1])
+        say("calls by tenant", _timed(lambda: list(index.ask(Question({}, group_by=["tenant"]))))[1])
+        say("calls of a subject", _timed(lambda: list(index.ask(Question({"subject": decision["subject"]}))))[1])
         say("decisions without outcome", _timed(index.open_decisions)[1])
     say("receipt for a decision", _timed(lambda: prove(log, decision["decision_id"]))[1])
 
