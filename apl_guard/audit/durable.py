@@ -14,6 +14,7 @@ from apl_guard.audit.checkpoint import LOG_FILE, Identity
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.folder import KEYS, LOCK, SEGMENTS, open_or_create
 from apl_guard.audit.sealed_writer import LogOptions, SealedWriter, leave_all
+from apl_guard.audit.witness import Witness
 from apl_guard.errors import AplGuardError, AuditUnavailable
 
 __all__ = ["SEGMENTS", "DurableLog", "LogOptions"]
@@ -139,7 +140,11 @@ class DurableLog:
                 self._identity = open_or_create(self._folder, self._keys, self._options.epochs)
                 self._digest_keys = DigestKeys(self._keys)
                 _ = self._digest_keys.in_use  # so that what is wrong with it shows at the start
-                self._core = SealedWriter(self._folder, self._keys, self._identity, self._witnesses, self._options)
+            witnesses = [Witness(witness, self._folder, self._identity) for witness in self._witnesses]
+            for witness in witnesses:
+                witness.compare()  # takes long where the log is old; meanwhile, others have to be able to seal
+            with disk.lock(self._folder / LOCK):
+                self._core = SealedWriter(self._folder, self._keys, self._identity, witnesses, self._options)
                 self._core.start()
         except (OSError, AplGuardError) as error:
             if isinstance(error, AuditUnavailable):

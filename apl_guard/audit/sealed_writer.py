@@ -56,7 +56,7 @@ class SealedWriter:
         folder: The folder of the log. Its lock is held.
         keys: The folder of its keys.
         identity: The identity of the log.
-        witnesses: Folders that receive the checkpoints.
+        witnesses: Who receives the checkpoints.
         options: How often it is sealed.
 
     Raises:
@@ -65,7 +65,7 @@ class SealedWriter:
     """
 
     def __init__(
-        self, folder: Path, keys: Path, identity: Identity, witnesses: Sequence[Path], options: LogOptions
+        self, folder: Path, keys: Path, identity: Identity, witnesses: Sequence[Witness], options: LogOptions
     ) -> None:
         self.is_left = False
         self._options = options
@@ -81,9 +81,8 @@ class SealedWriter:
         self._new_records = 0
         self._unsealed_since: float | None = None
         self._problem = "no checkpoint was made"
-        copies = [Witness(witness, folder, identity) for witness in witnesses]
         self._checkpoints = CheckpointLog(
-            folder, keys / seal_key.FILE_NAME, identity, copies, epoch_seconds=options.epoch_seconds
+            folder, keys / seal_key.FILE_NAME, identity, witnesses, epoch_seconds=options.epoch_seconds
         )
         self._checkpoints.refresh()
         self._checkpoints.export()

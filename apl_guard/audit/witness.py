@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import BinaryIO
 
 from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import LOG_FILE, Identity, key_file
@@ -36,8 +35,36 @@ class Witness:
         self._matched = 0  # the first bytes, of which it is known that they are the same on both sides
         self._generations = 0
 
+    def compare(self) -> None:
+        """Hold the copy against the original, as far as that was not done before. Both may grow meanwhile.
+
+        Raises:
+            OSError: One cannot be read.
+            AuditUnavailable: The copy is not the beginning of the original.
+        """
+        source, target = self._log / CHECKPOINTS, self.folder / CHECKPOINTS
+        there = target.stat().st_size if target.exists() else 0
+        if there < self._matched:
+            raise self._differs(f"has lost checkpoints: {there} bytes, there were {self._matched}")
+        if there == self._matched:
+            return
+        if not source.exists():
+            raise self._differs("holds checkpoints, the log none")
+        with source.open("rb") as original, target.open("rb") as copy:
+            at = self._matched
+            original.seek(at)
+            copy.seek(at)
+            while at < there:
+                ours, theirs = original.read(min(_CHUNK, there - at)), copy.read(min(_CHUNK, there - at))
+                if ours != theirs or not ours:
+                    raise self._differs(
+                        "holds checkpoints that the log does not: it was cut off, or goes on from a copy"
+                    )
+                at += len(theirs)
+        self._matched = there
+
     def update(self, generations: int) -> None:
-        """Bring the copy up to date.
+        """Bring the copy up to date. Called with the log's lock held.
 
         Args:
             generations: How many generations of keys are announced. What is prepared may be made anew before it is.
@@ -47,33 +74,15 @@ class Witness:
             AuditUnavailable: It is not the beginning of the original.
         """
         self._copy_public(generations)
+        self.compare()
         source, target = self._log / CHECKPOINTS, self.folder / CHECKPOINTS
-        there = target.stat().st_size if target.exists() else 0
-        if there < self._matched:
-            raise self._differs(f"has lost checkpoints: {there} bytes, there were {self._matched}")
         if not source.exists():
-            if there:
-                raise self._differs("holds checkpoints, the log none")
             return
         with source.open("rb") as original:
-            if there > self._matched:
-                with target.open("rb") as copy:
-                    self._compare(original, copy, there)
-            original.seek(there)
+            original.seek(self._matched)
             while chunk := original.read(_CHUNK):
                 disk.append_through(target, chunk)
-                self._matched = there = there + len(chunk)
-
-    def _compare(self, original: BinaryIO, copy: BinaryIO, end: int) -> None:
-        at = self._matched
-        original.seek(at)
-        copy.seek(at)
-        while at < end:
-            ours, theirs = original.read(min(_CHUNK, end - at)), copy.read(min(_CHUNK, end - at))
-            if ours != theirs:
-                raise self._differs("holds checkpoints that the log does not: it was cut off, or goes on from a copy")
-            at += len(theirs)
-        self._matched = end
+                self._matched += len(chunk)
 
     def _copy_public(self, generations: int) -> None:
         """The identity and the public keys, so that the copy can be checked on its own."""

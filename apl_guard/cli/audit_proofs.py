@@ -70,7 +70,9 @@ def erase(
 
     if (subject is None) == (decision is None):
         raise InvalidInput("expected one of --subject and --decision", where="erase")
-    for kid in destroy(folder, subject=subject, decision_id=decision, witnesses=witness or (), keys=keys):
+    with reading(folder):
+        destroyed = destroy(folder, subject=subject, decision_id=decision, witnesses=witness or (), keys=keys)
+    for kid in destroyed:
         typer.echo(f"destroyed key {kid}")
 
 
@@ -86,5 +88,6 @@ def reveal(
     """
     from apl_guard.audit.erase import reveal as read
 
-    texts = read(folder, decision, witnesses=witness or (), keys=keys)
+    with reading(folder):
+        texts = read(folder, decision, witnesses=witness or (), keys=keys)
     typer.echo(json.dumps(texts) if texts is not None else "not recorded, or erased")

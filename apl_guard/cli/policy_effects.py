@@ -13,6 +13,7 @@ import typer
 
 from apl_guard.cli.moment import Since, Until, moments_of
 from apl_guard.cli.options import Json, PolicyName, complete_policy
+from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
 from apl_guard.policy import Policy, built_in_policies
 from apl_guard.request import Channel
@@ -166,17 +167,18 @@ def replay_log(
     first, last = moments_of(since, until)
     records = (
         fields
-        for fields in (found.fields for found in read_log(log))
+        for fields in (found.fields for found in read_log(log, containing=b'"guard.decision"'))
         if (first or "") <= str(fields.get("timestamp", "")) < (last or "~")
         and (under is None or _name_of_policy(fields) == under)
     )
-    for call in replay(tried, records, before):
-        after = " or ".join(sorted(action.value for action in call.after))
-        counts[call.change] += 1
-        if call.change != "same":
-            ways[call.before.value, after] += 1
-            if len(listed) < show:
-                listed.append((call.timestamp, call.decision_id, call.tenant, call.before.value, after))
+    with reading(log):
+        for call in replay(tried, records, before):
+            after = " or ".join(sorted(action.value for action in call.after))
+            counts[call.change] += 1
+            if call.change != "same":
+                ways[call.before.value, after] += 1
+                if len(listed) < show:
+                    listed.append((call.timestamp, call.decision_id, call.tenant, call.before.value, after))
     if as_json:
         changes = [{"before": old, "after": new, "calls": number} for (old, new), number in ways.most_common()]
         names = ("timestamp", "decision_id", "tenant", "before", "after")

@@ -2,12 +2,14 @@
 
 import shutil
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
 from apl_guard.audit import disk, merkle
 from apl_guard.audit.checkpoint import Checkpoint
 from apl_guard.audit.durable import DurableLog, LogOptions
+from apl_guard.audit.folder import LOCK
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.receipt import prove, prove_consistency
 from apl_guard.audit.seal_key import SealKey
@@ -120,6 +122,27 @@ def test_a_receipt_for_many_records_looks_at_the_row_once(long, monkeypatch):
 
     assert len(receipt["records"]) == 60
     assert len(hashed) < 10 * 15_000
+
+
+def test_others_seal_while_a_witness_is_read_at_the_start(slow, tmp_path, monkeypatch):
+    """After a year that is gigabytes, perhaps from another machine: a lock held so long would stop every guard."""
+    log, witness = (Path(shutil.copytree(place, tmp_path / place.name)) for place in slow)
+    copy = next(witness.iterdir()) / CHECKPOINTS
+    was_free = []
+    real = Path.open
+
+    def look(path, mode="r", *more, **options):
+        if (path, mode) == (copy, "rb"):
+            with real(log / LOCK, "rb") as stream:
+                was_free.append(disk.try_lock(stream.fileno()))
+        return real(path, mode, *more, **options)
+
+    monkeypatch.setattr(Path, "open", look)
+    with DurableLog(log, [witness]) as durable:
+        durable.append("guard.refusal", {}, decision=None)
+
+    assert was_free == [True]
+    assert verify_log(log, [witness]).verdict == Verdict.VALID
 
 
 def test_many_records_without_a_checkpoint_take_little_memory(folders, monkeypatch):

@@ -63,10 +63,13 @@ def test_what_the_index_knows_is_not_read_again(copy):
         assert new < read_by(index.update) < new + 2 * sum(last.values())
 
 
-def test_a_terminal_sees_a_bar_and_a_file_does_not(copy):
+@pytest.mark.parametrize(
+    "asked", ["audit verify LOG --witness WITNESS", "policy replay anonymize_faces LOG --since 2100-01-01"]
+)
+def test_a_terminal_sees_a_bar_and_a_file_does_not(copy, asked):
     """On the error stream, so that answers can be piped."""
-    log, witness = copy
-    command = [sys.executable, "-c", SLOW, "audit", "verify", str(log), "--witness", str(witness)]
+    places = dict(zip(("LOG", "WITNESS"), map(str, copy), strict=True))
+    command = [sys.executable, "-c", SLOW, *(places.get(word, word) for word in asked.split())]
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with os.fdopen(ours, "rb", buffering=0) as terminal:
@@ -76,7 +79,7 @@ def test_a_terminal_sees_a_bar_and_a_file_does_not(copy):
     piped = subprocess.run(command, capture_output=True, check=True)
 
     assert shown.stdout == piped.stdout
-    assert (piped.stderr, piped.stdout[:5]) == (b"", b"valid")
+    assert piped.stderr == b""
 
 
 @pytest.mark.parametrize("cut", [0, 40])
