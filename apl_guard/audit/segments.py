@@ -18,6 +18,8 @@ from apl_guard.storage import sync_folder
 __all__ = ["SEGMENT_BYTES", "Rest", "Segments", "describe_rest", "segment_name"]
 
 SEGMENT_BYTES = 64 << 20
+_LAST = 999_999
+"""The greatest number that readers know in a name."""
 _CHUNK = 1 << 20
 _LOOKS = 100
 _LOOK_AGAIN_SECONDS = 0.01
@@ -93,14 +95,20 @@ class Segments:
         """Begin the next segment, and return its number when its content is on disk.
 
         Raises:
-            OSError: It is not on disk; the number is used up.
+            OSError: It is not on disk. Where nothing is left of it, the next has its number, for a disk may be full
+                all night while calls go on to come in.
         """
         self._check_are_there()
         number = self.next_number
+        if number > _LAST:
+            raise OSError(errno.EOVERFLOW, "this process has begun a million segments; start the service anew")
         path = self._folder / segment_name(self._writer, number)
-        self.next_number += 1
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
-        handle = os.open(path, flags, 0o640)
+        try:
+            handle = os.open(path, flags, 0o640)
+        except FileExistsError:  # an interruption left it
+            self.next_number += 1
+            raise
         try:
             _lock_new(handle)
             disk.write_all(handle, content)
@@ -108,10 +116,12 @@ class Segments:
             sync_folder(self._folder)
         except BaseException:
             os.close(handle)
-            with contextlib.suppress(OSError):
+            try:
                 path.unlink()
+            except OSError:
+                self.next_number += 1
             raise
-        self._handle, self._number = handle, number
+        self._handle, self._number, self.next_number = handle, number, number + 1
         if self._alive is None:
             self._alive = handle
         return number

@@ -211,6 +211,43 @@ def test_a_file_begun_in_vain_that_cannot_be_removed_is_passed_over(folders, mon
     assert decided == [f"{number:032x}" for number in (1, 2, 3)]
 
 
+def test_a_disk_that_is_full_all_night_uses_up_no_numbers(folders, monkeypatch):
+    """There are a million of them, and what stood in a segment beyond would be read by nobody."""
+    log, witness = folders
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with DurableLog(log, [witness]) as durable:
+        call(durable, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(disk, "write_all", full)
+            for number in range(50):
+                with pytest.raises(AuditUnavailable, match="No space left"):
+                    call(durable, 100 + number)
+        call(durable, 2)
+
+    assert sorted(path.name[-12:] for path in (log / "segments").iterdir()) == ["000000.jsonl", "000001.jsonl"]
+    assert verify_log(log, [witness]).verdict == Verdict.VALID
+
+
+def test_a_writer_without_numbers_left_refuses_rather_than_writes_what_nobody_reads(folders):
+    """Each record that was acknowledged is found."""
+    log, witness = folders
+    options = LogOptions(segment_bytes=1000)
+    durable = DurableLog(log, [witness], options=options)
+    durable._core.writer._segments.next_number = 999_999
+    for number in range(5):
+        with contextlib.suppress(AuditUnavailable):
+            call(durable, number)
+    with contextlib.suppress(AuditUnavailable):
+        durable.close()
+
+    report = verify_log(log, [witness])
+    assert report.findings == []
+    assert any("999999" in path.name for path in (log / "segments").iterdir())
+
+
 def test_a_lock_that_another_process_never_lets_go_of_is_an_error(folders, monkeypatch):
     """Such as one that waits for its witness: no guard waits for it without end, and those that run say what is wrong.
 
