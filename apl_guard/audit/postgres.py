@@ -14,9 +14,10 @@ from typing import Any
 
 from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.reading import say_where_reading_stops
-from apl_guard.audit.record import Record
+from apl_guard.audit.record import MAX_LINE, Record
 from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Line, Row
+from apl_guard.audit.segments import segment_name
 from apl_guard.audit.signed import identity_of
 from apl_guard.errors import ExtraMissing, InvalidInput, StorageFailed
 from apl_guard.storage import write_file
@@ -80,7 +81,7 @@ def export_to_postgres(folder: Path, address: str) -> int:
                 with connection.transaction(), connection.cursor() as cursor:
                     cursor.executemany(_INSERT, [_row(log, writer, line) for writer, line in batch])
                 for writer, line in batch:
-                    reached[writer] = [line.seq, line.segment]
+                    reached[writer] = [line.seq, line.segment, line.offset]
                 write_file(cursor_file, json.dumps(reached).encode())
                 sent += len(batch)
     except ValueError as error:
@@ -94,8 +95,10 @@ def export_to_postgres(folder: Path, address: str) -> int:
 def _batches(segments: Path, reached: dict[str, list[int]]) -> Iterator[list[tuple[str, Line]]]:
     batch: list[tuple[str, Line]] = []
     for writer, numbers in writers_in(segments).items():
-        last, segment = reached.get(writer, [-1, 0])
-        row = Row(segments, writer, numbers, start=segment)
+        last, segment, offset = reached.get(writer, [-1, 0, 0])
+        if not _stands(segments / segment_name(writer, segment), offset, last):
+            offset = 0  # a power cut may have taken what was sent already
+        row = Row(segments, writer, numbers, start=segment, offset=offset)
         for line in row:
             if line.seq > last:
                 batch.append((writer, line))
@@ -108,6 +111,16 @@ def _batches(segments: Path, reached: dict[str, list[int]]) -> Iterator[list[tup
         yield batch
 
 
+def _stands(segment: Path, offset: int, seq: int) -> bool:
+    """Whether the record of this number begins at a byte of a segment."""
+    try:
+        with segment.open("rb") as stream:
+            stream.seek(offset)
+            return Record.head(stream.readline(MAX_LINE + 2).rstrip(b"\n"))[1] == seq
+    except (OSError, ValueError):
+        return False
+
+
 def _row(log: str, writer: str, line: Line) -> tuple[str | int | None, ...]:
     fields = Record.parse(line.content).fields
     decision = fields.get("decision_id")
@@ -118,7 +131,7 @@ def _row(log: str, writer: str, line: Line) -> tuple[str | int | None, ...]:
 def _read(path: Path) -> dict[str, list[int]]:
     try:
         found = json.loads(path.read_bytes())
-        return {str(writer): [int(seq), int(segment)] for writer, (seq, segment) in found.items()}
+        return {str(writer): [int(each) for each in (seq, segment, at)] for writer, (seq, segment, at) in found.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 

@@ -15,6 +15,7 @@ from apl_guard import InvalidInput, StorageFailed
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.postgres import SCHEMA, export_to_postgres
 from apl_guard.audit.reading import read_log
+from apl_guard.audit.row import bytes_read
 from apl_guard.audit.verify import Verdict, verify_log
 
 psycopg = pytest.importorskip("psycopg", reason="needs psycopg (pip install 'apl-guard[postgres]')")
@@ -108,6 +109,36 @@ def test_every_record_is_copied_once(table, folders):
     assert owner.execute("SELECT count(*) FROM apl_guard_audit WHERE decision_id = %s", [f"{77:032x}"]).fetchone() == (
         2,
     )
+
+
+def test_an_export_reads_what_is_new_and_not_each_segment_again(table, folders):
+    """An hourly one of a service that was restarted each day for a year would read most of the log each hour."""
+    log, witness = folders
+    make_log(log, witness, calls=40, writers=4, segment_bytes=1 << 20)
+    export_to_postgres(log, table[1])
+    with DurableLog(log, [witness]) as durable:
+        call(durable, 77)
+    read = []
+    before = bytes_read.set(read.append)
+    try:
+        assert export_to_postgres(log, table[1]) == 4
+    finally:
+        bytes_read.reset(before)
+
+    assert sum(read) < 10_000 < sum(path.stat().st_size for path in (log / "segments").iterdir())
+
+
+def test_an_export_goes_on_behind_a_record_that_a_power_cut_took(table, folders):
+    """It was read before the call that wrote it knew that it was on disk."""
+    log, witness = folders
+    make_log(log, witness, calls=3, writers=1, segment_bytes=1 << 20)
+    (segment,) = (log / "segments").iterdir()
+    whole = segment.read_bytes()
+    export_to_postgres(log, table[1])
+    segment.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    assert export_to_postgres(log, table[1]) == 0
+    segment.write_bytes(whole)
+    assert export_to_postgres(log, table[1]) == 0
 
 
 def test_what_a_damaged_log_lacks_is_said(table, folders, caplog):
