@@ -25,7 +25,6 @@ __all__ = [
     "alone",
     "check_place",
     "make_folder",
-    "open_at_once",
     "read_regular",
     "sync",
     "sync_folder",
@@ -99,13 +98,9 @@ def check_place(path: Path) -> None:
         raise StorageFailed("its folder cannot be written; choose another place", path=path)
 
 
-def open_at_once(path: str, flags: int) -> int:
-    """Open a file for `open(…, opener=open_at_once)`, which does not wait for the other end of a pipe."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 def read_regular(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
-    """Read a file that a user names. Pipes and devices, for which one could wait or read without end, are refused.
+    """Read a file that a user names. Pipes and devices are refused: one could wait or read without end, or take a part
+    for the whole.
 
     Args:
         path: The file.
@@ -120,8 +115,8 @@ def read_regular(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
         ...     read_regular(write_file(Path(folder, "a.txt"), b"whole"), limit=5)
         b'whole'
     """
-    no_links = 0 if follow_links else getattr(os, "O_NOFOLLOW", 0)
-    with open(path, "rb", opener=lambda name, flags: open_at_once(name, flags | no_links)) as stream:
+    besides = getattr(os, "O_NONBLOCK", 0) | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | besides)) as stream:
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
         content = stream.read(limit + 1)

@@ -101,7 +101,7 @@ def test_a_file_is_read(tmp_path):
         (GOOD, "just text", "policy"),
         (GOOD, "- a list", "policy"),
         (GOOD, "\x00", "not valid YAML"),
-        ("version: 2", "version: 2\n  description: '" + "x" * MAX_BYTES + "'", "at most 262144"),
+        ("version: 2", "version: 2\n  description: '" + "x" * MAX_BYTES + "'", "larger than 262144"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, old, new, expected):
@@ -190,9 +190,22 @@ def test_a_policy_that_is_not_there():
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 def test_a_file_that_never_ends_is_not_read_to_its_end():
-    """As large as it may be is all that is taken."""
-    with pytest.raises(PolicyInvalid, match="at most"):
+    """A device is refused."""
+    with pytest.raises(PolicyInvalid, match="not a regular file"):
         Policy.load("/dev/zero")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_part_of_a_policy_is_not_taken_for_the_whole():
+    """As in `policy explain <(kubectl … )`, where the rules that block may come a moment later."""
+    reader, writer = os.pipe()
+    os.write(writer, GOOD.encode())
+    try:
+        with pytest.raises(PolicyInvalid, match="not a regular file"):
+            Policy.load(f"/dev/fd/{reader}")
+    finally:
+        os.close(reader)
+        os.close(writer)
 
 
 def test_the_digest_is_that_of_the_content(tmp_path):

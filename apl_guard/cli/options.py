@@ -36,13 +36,14 @@ class Neutral(StrEnum):
 
 
 def complete_policy(incomplete: str) -> list[str]:
-    """What a shell may complete the name of a policy to: built-in ones, and files."""
+    """What a shell may complete the name of a policy to: built-in ones, and files. Where nothing fits, it completes
+    folders and all else by itself, with a slash behind them and blanks escaped."""
     within = incomplete[: incomplete.rfind("/") + 1]
     try:
         entries = sorted(Path(within or ".").iterdir())
     except OSError:
         entries = []
-    files = [f"{within}{entry.name}" for entry in entries if entry.is_dir() or entry.suffix in (".yaml", ".yml")]
+    files = [f"{within}{entry.name}" for entry in entries if entry.suffix in (".yaml", ".yml")]
     return [name for name in [*built_in_policies(), *files] if name.startswith(incomplete)]
 
 

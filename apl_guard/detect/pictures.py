@@ -67,8 +67,8 @@ def _split(found: Any) -> list[npt.NDArray[Any]]:
     if not isinstance(array, np.ndarray) or array.ndim not in (3, 4) or array.shape[-1] != 3 or not array.size:
         shape = f" of shape {array.shape}" if isinstance(array, np.ndarray) else ""
         raise OutputCheckFailed(
-            f"found {type(found).__name__}{shape}; expected pictures in three colours. Ask for output_type 'pil', "
-            "'np' or 'pt'"
+            f"found {type(found).__name__}{shape}; expected pictures in three colours, as output_type 'pil', 'np' or "
+            "'pt' gives them, in a list or as `images`"
         )
     return list(array) if array.ndim == 4 else [array]
 

@@ -53,9 +53,8 @@ def of_all_processes() -> CollectorRegistry:
     try:
         _AllProcesses(registry)  # type: ignore[no-untyped-call]
     except ValueError as error:
-        raise MetricsUnavailable(
-            f"{FOLDER_VARIABLE} is {os.environ.get(FOLDER_VARIABLE, 'not set')!r}; expected a folder that is there"
-        ) from error
+        found = repr(os.environ[FOLDER_VARIABLE]) if FOLDER_VARIABLE in os.environ else "not set"
+        raise MetricsUnavailable(f"{FOLDER_VARIABLE} is {found}; expected a folder that is there") from error
     return registry
 
 

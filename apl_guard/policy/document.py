@@ -20,7 +20,7 @@ from apl_guard.policy.problems import describe, did_you_mean
 from apl_guard.policy.schema import Api, Kind, Metadata, Rule, Spec
 from apl_guard.policy.words import Mode, Verb
 from apl_guard.policy.yaml_tree import MAX_BYTES, read_tree
-from apl_guard.storage import open_at_once
+from apl_guard.storage import read_regular
 
 __all__ = ["Policy", "built_in_policies", "named_files", "policy_files"]
 
@@ -108,7 +108,7 @@ class Policy(BaseModel):
         """
         try:
             path = _path(path_or_name)
-            content = _read_start(path)
+            content = read_regular(path, MAX_BYTES)
         except (OSError, TypeError, ValueError) as error:
             names = ", ".join(built_in_policies()) + did_you_mean(str(path_or_name), built_in_policies())
             reason = getattr(error, "strerror", None) or "not a path"
@@ -158,7 +158,7 @@ def named_files(path_or_name: str | os.PathLike[str]) -> list[Path]:
     """The lists that a policy file names, also where the policy cannot be used; none where it cannot be read."""
     try:
         path = _path(path_or_name)
-        return policy_files(path_or_name, Policy.parse(_read_start(path), where=path))[1:]
+        return policy_files(path_or_name, Policy.parse(read_regular(path, MAX_BYTES), where=path))[1:]
     except (OSError, ValueError, PolicyInvalid):
         return []
 
@@ -170,12 +170,6 @@ def _path(path_or_name: str | os.PathLike[str]) -> Path:
 def _folder(path_or_name: str | os.PathLike[str]) -> Path:
     """Where the lists of a policy are: beside it, or where the platform keeps those of built-in policies."""
     return names_folder() if str(path_or_name) in built_in_policies() else Path(path_or_name).parent
-
-
-def _read_start(path: Path) -> bytes:
-    """As much of a file as a policy may have, and one byte. A pipe in its place does not hold the reader up."""
-    with open(path, "rb", opener=open_at_once) as stream:
-        return stream.read(MAX_BYTES + 1) or b""
 
 
 def built_in_policies() -> dict[str, Path]:
