@@ -19,7 +19,7 @@ from apl_guard.detect.leaks import Seen
 from apl_guard.detect.pictures import Picture
 from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.trainer import minifaces
-from apl_guard.trainer.evaluate.scores import similarities
+from apl_guard.trainer.evaluate.scores import recognised
 from apl_guard.trainer.model.pipeline import open_pipe
 
 FAR = "far_1e-3"
@@ -59,8 +59,8 @@ def measure(pipe: Any, share: float, people: list[minifaces.Person], steps: int)
     for start in range(0, len(people), EACH):
         some = slice(start, start + EACH)
         images = (guard(named[some], **options).images * 255).round().astype(np.uint8)
-        cosines, own = similarities(minifaces.judges(), images, [person.name for person in people[some]])
-        shown += int((cosines[range(len(own)), own] >= watch.threshold).sum())
+        own, _ = recognised(minifaces.judges(), images, [person.name for person in people[some]])
+        shown += int((own >= watch.threshold).sum())
     of_people = Counter(seen for sample in guard.measure_leaks() for seen in sample.seen)
     for start in range(0, len(people), EACH):
         guard(nameless[start : start + EACH], **options)

@@ -103,7 +103,7 @@ def compare(setting: Setting, calls: dict[str, Callable[..., Any]]) -> None:
     for label, call in calls.items():
         apart = distances(setting, plain, setting.draw(call, texts, "generic"))
         ratios = {name: float(values.mean() / beside[name].mean()) for name, values in apart.items()}
-        drawn = setting.draw(call, [one.text for one in people], "unseen", labels=[one.label for one in people])
+        drawn = setting.draw_asked(call, people, "unseen")
         found = identity_figures(setting.judges, drawn, people)
         figures = [f"{name} {ratio:.1f} x" for name, ratio in ratios.items()]
         figures += [f"{name} {found[name]:.3f}" for name in ("leak_far_1e-3", "cosine_mean", "attribute_fidelity")]

@@ -23,7 +23,7 @@ from apl_guard.trainer.attacks.prompts import PROMPT_ATTACKS, near_the_prefix, n
 from apl_guard.trainer.attacks.reference import reference_check
 from apl_guard.trainer.evaluate.asking import ask_for_people
 from apl_guard.trainer.evaluate.result import ATTACK, Asked, Figures, Pictures
-from apl_guard.trainer.evaluate.scores import identity_figures
+from apl_guard.trainer.evaluate.scores import identity_figures, recognised
 from apl_guard.trainer.evaluate.setting import Setting
 
 __all__ = ["attacks", "attacks_on", "measure", "targets_of"]
@@ -143,19 +143,11 @@ def _figures(
         return {"images": 0}
     figures = identity_figures(setting.judges, pictures, [asked[k] for k in which])
     if len(set(variants)) > 1:
-        leaks = _leaks(setting, pictures, [asked[k].person for k in which])
+        own, _ = recognised(setting.judges, pictures, [str(asked[k].person) for k in which])
+        leaks = own >= setting.judges.thresholds["far_1e-3"]
         here = np.array([variants[k] for k in which])
         figures["variants"] = {
             variant: {"images": int((here == variant).sum()), "leaks": int(leaks[here == variant].sum())}
             for variant in dict.fromkeys(variants)
         }
     return figures
-
-
-def _leaks(setting: Setting, pictures: Pictures, people: Sequence[str | None]) -> npt.NDArray[np.bool_]:
-    """Whether the judge takes each picture for the person who was asked for, at a false accept rate of 1e-3."""
-    judges = setting.judges
-    rows = judges.gallery.rows(map(str, people))
-    own = (judges.embed(pictures) * judges.gallery.embeddings[rows]).sum(-1).numpy()
-    leaks: npt.NDArray[np.bool_] = own >= judges.thresholds["far_1e-3"]
-    return leaks

@@ -136,7 +136,7 @@ def run_bench(
         "unseen": ask_for_people(setting, "unseen"),
         "generic": ask_for_anything(setting),
     }
-    fresh = setting.draw(setting.pipe, [one.text for one in suites["generic"]], "fresh generic")
+    fresh = setting.draw_asked(setting.pipe, suites["generic"], "fresh generic")
     drawn: dict[str, dict[str, Drawn]] = {}
     rows: dict[str, Figures] = {}
     for peer in peers:
@@ -162,11 +162,10 @@ def run_bench(
 def _draw(
     setting: Setting, applied: Applied, learned: Learned, peer: Peer, suite: str, asked: Sequence[Asked]
 ) -> Drawn:
-    texts, labels = [one.text for one in asked], [one.label for one in asked]
     # Options may change how files are put to work.
     decides = f"{peer.key} {learned.digest} {json.dumps(dict(peer.settings), sort_keys=True)}"
-    pictures = setting.draw(applied.call, texts, suite, labels=labels, decides=decides)
-    return Drawn(pictures, asked, np.array([applied.refuses(text) for text in texts], dtype=np.bool_))
+    pictures = setting.draw_asked(applied.call, asked, suite, decides=decides)
+    return Drawn(pictures, asked, np.array([applied.refuses(one.text) for one in asked], dtype=np.bool_))
 
 
 def _of_people(judges: Judges, drawn: Drawn) -> Figures:

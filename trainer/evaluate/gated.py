@@ -21,7 +21,7 @@ from apl_guard.guard import Guard
 from apl_guard.policy import Entry, Names, Policy
 from apl_guard.trainer.evaluate.asking import ask_for_people
 from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
-from apl_guard.trainer.evaluate.scores import rate
+from apl_guard.trainer.evaluate.scores import rate, recognised
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.evaluate.statistics import CONFIDENCE, clopper_pearson
 
@@ -69,12 +69,11 @@ def gated(setting: Setting) -> dict[str, dict[str, Figures]]:
     figures: dict[str, Figures] = {}
     arms = {"plain": (setting, setting.pipe), "gated": (gate, gate.guard), "guarded": (setting, setting.guard)}
     for arm, (where, call) in arms.items():
-        named, images = [], 0
-        for split, asked in (("seen", listed), ("unseen", others)):
-            texts, labels = [one.text for one in asked], [one.label for one in asked]
-            named.append(_named(setting, where.draw(call, texts, split, labels=labels), asked))
-            images += len(asked)
-        erased, retained = named
+        erased, retained = (
+            _named(setting, where.draw_asked(call, asked, split), asked)
+            for split, asked in (("seen", listed), ("unseen", others))
+        )
+        images = len(listed) + len(others)
         figures[arm] = gated_figures(erased, retained, images - len(erased) - len(retained), images)
     return {"gated": figures}
 
@@ -88,28 +87,26 @@ def gating_policy(names: tuple[str, ...]) -> Policy:
 
 
 def gated_figures(
-    erased: npt.NDArray[np.float64], retained: npt.NDArray[np.float64], faceless: int, images: int
+    erased: npt.NDArray[np.bool_], retained: npt.NDArray[np.bool_], faceless: int, images: int
 ) -> Figures:
     """The figures of one arm.
 
     Args:
-        erased: Of each picture with a face of listed people, whether the person was named: 0 or 1.
+        erased: Of each picture with a face of listed people, whether the person was named.
         retained: The same of the others.
         faceless: How many of the pictures of either show no face; they are in neither.
         images: Pictures in all.
     """
     figures: Figures = {"images": images, "faceless": faceless}
-    figures |= rate("acc_erased", erased == 1)
-    figures |= rate("acc_retained", retained == 1)
+    figures |= rate("acc_erased", erased)
+    figures |= rate("acc_retained", retained)
     if not len(erased) or not len(retained):
         return figures  # nobody has a face: there is no such figure
     return figures | h_c_figures((int(erased.sum()), len(erased)), (int(retained.sum()), len(retained)))
 
 
-def _named(setting: Setting, pictures: Pictures, asked: Sequence[Asked]) -> npt.NDArray[np.float64]:
+def _named(setting: Setting, pictures: Pictures, asked: Sequence[Asked]) -> npt.NDArray[np.bool_]:
     """Whether the judge names the person, for each picture with a face."""
-    judges = setting.judges
-    guess = (judges.embed(pictures) @ judges.gallery.embeddings.T).argmax(1).numpy()
-    named = np.array([judges.gallery.names[k] == one.person for k, one in zip(guess, asked, strict=True)])
-    of_faces: npt.NDArray[np.float64] = named[judges.has_face(pictures)].astype(np.float64)
+    _, is_first = recognised(setting.judges, pictures, [one.person for one in asked if one.person is not None])
+    of_faces: npt.NDArray[np.bool_] = is_first[setting.judges.has_face(pictures)]
     return of_faces

@@ -40,19 +40,18 @@ def inactivity(setting: Setting) -> dict[str, dict[str, Figures]]:
         ExtraMissing: torchmetrics is not installed.
     """
     asked = ask_for_anything(setting)
-    texts = [one.text for one in asked]
     wanted = [one.attributes for one in asked]
     fewer = replace(setting, steps=max(1, setting.steps * 4 // 5))
     names = tuple(person.name for person in people() if person.split != "held_back")
     gate = setting.on(setting.pipe, guard=Guard(setting.pipe, policy=gating_policy(names), prefix=setting.prefix))
     pictures = {
-        "plain": setting.draw(setting.pipe, texts, "generic"),
-        "fewer_steps": fewer.draw(fewer.pipe, texts, "generic"),
-        "guarded": setting.draw(setting.guard, texts, "generic"),
-        "gated": gate.draw(gate.guard, texts, "generic"),
+        "plain": setting.draw_asked(setting.pipe, asked, "generic"),
+        "fewer_steps": fewer.draw_asked(fewer.pipe, asked, "generic"),
+        "guarded": setting.draw_asked(setting.guard, asked, "generic"),
+        "gated": gate.draw_asked(gate.guard, asked, "generic"),
     }
     with drawn_by(fewer.pipe, DPMSolverMultistepScheduler):
-        pictures["other_sampler"] = fewer.draw(fewer.pipe, texts, "generic")
+        pictures["other_sampler"] = fewer.draw_asked(fewer.pipe, asked, "generic")
     figures: dict[str, Figures] = {}
     apart: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
     for arm, drawn in pictures.items():

@@ -10,13 +10,15 @@ from apl_guard.trainer.evaluate.curves import Curve
 from apl_guard.trainer.evaluate.goals import compare
 from apl_guard.trainer.evaluate.goals_table import goals_table
 from apl_guard.trainer.evaluate.result import (
-    ATTACK,
     ROWS,
+    Arms,
     Asked,
     EvalResult,
     Figures,
     Pictures,
+    apart_from_attacks,
     arms_of,
+    attack_rows,
     first_of_each,
     show_figure,
 )
@@ -49,8 +51,7 @@ def write_report(result: EvalResult, command: str, curves: Sequence[Curve] = ())
     """
     # Goals are of the suites; a group of a protocol may be called like one, for it has the name of a file.
     rows = [] if "protocol" in result.settings else compare(result)
-    attacks = {suite: arms for suite, arms in result.suites.items() if suite.startswith(ATTACK)}
-    suites = {suite: arms for suite, arms in result.suites.items() if suite not in attacks}
+    suites, attacks = apart_from_attacks(result.suites)
     goals = ""
     if rows:
         goals = (
@@ -90,18 +91,11 @@ def _table(suite: str, arms: Mapping[str, Figures]) -> str:
     return f"<h3>{escape(suite)}</h3>{table([arm.replace('_', ' ') for arm in columns], rows)}"
 
 
-def _attacks(attacks: Mapping[str, Mapping[str, Figures]]) -> str:
-    """One row for each class of attacks: the leak in each arm, and how many guarded calls were refused, or their
-    pictures withheld."""
+def _attacks(attacks: Mapping[str, Arms]) -> str:
     if not attacks:
         return ""
     columns = list(dict.fromkeys(arm for arms in attacks.values() for arm in arms_of(arms)))
-    rows = []
-    for suite, arms in attacks.items():
-        checked = arms.get("guarded_checked", {})
-        notes = ", ".join(f"{checked[key]} {key}" for key in ("refused", "withheld") if checked.get(key))
-        cells = [show_figure(arms.get(arm, {}), "leak_far_1e-3") for arm in columns]
-        rows.append((suite.removeprefix(ATTACK), [*cells, notes]))
+    rows = [(name, [*cells, counts]) for name, cells, counts in attack_rows(attacks, columns)]
     heads = [arm.replace("_", ", ") for arm in columns]
     return f"<h3>attacks, by leak at FAR 1e-3</h3>{table([*heads, ''], rows)}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ Pictures = npt.NDArray[np.uint8]
 """Shape (n, H, W, 3)."""
 Figures = dict[str, Any]
 """Name → figure; beside each, under `NAME_ci`, its 95 % interval [low, high]."""
+Arms = dict[str, Figures]
+"""Arm → its figures."""
 
 ROWS = (
     ("images", "images"),
@@ -136,10 +138,8 @@ class EvalResult:
     def to_table(self) -> str:
         """A table for people: one row a figure, one column an arm, intervals in brackets."""
         lines: list[str] = []
-        attacks = {suite: arms for suite, arms in self.suites.items() if suite.startswith(ATTACK)}
-        for suite, arms in self.suites.items():
-            if suite in attacks:
-                continue
+        suites, attacks = apart_from_attacks(self.suites)
+        for suite, arms in suites.items():
             columns = arms_of(arms)
             lines.append(f"{suite:20}" + "".join(f"{arm:>26}" for arm in columns))
             for key, label in ROWS:
@@ -147,21 +147,26 @@ class EvalResult:
                     cells = "".join(f"{show_figure(arms[arm], key):>26}" for arm in columns)
                     lines.append(f"  {label:18}{cells}")
             lines.append("")
-        return "\n".join(lines + _attack_lines(attacks)).rstrip()
+        if attacks:
+            columns = ["plain", "guarded", "guarded_checked"]
+            lines.append(f"{'leak at FAR 1e-3':36}" + "".join(f"{arm.replace('_', ', '):>26}" for arm in columns))
+            for name, leaks, counts in attack_rows(attacks, columns):
+                lines.append(f"  {name:34}{''.join(f'{leak:>26}' for leak in leaks)}  {counts}".rstrip())
+        return "\n".join(lines).rstrip()
 
 
-def _attack_lines(attacks: Mapping[str, Mapping[str, Figures]]) -> list[str]:
-    """One line for each class of attacks, the leak in each of its arms; what was refused or withheld behind it."""
-    if not attacks:
-        return []
-    columns = ("plain", "guarded", "guarded_checked")
-    lines = [f"{'leak at FAR 1e-3':36}" + "".join(f"{arm.replace('_', ', '):>26}" for arm in columns)]
+def apart_from_attacks(suites: Mapping[str, Arms]) -> tuple[dict[str, Arms], dict[str, Arms]]:
+    """The suites that are shown one by one, and those of attacks, which stand in one table."""
+    attacks = {suite: arms for suite, arms in suites.items() if suite.startswith(ATTACK)}
+    return {suite: arms for suite, arms in suites.items() if suite not in attacks}, attacks
+
+
+def attack_rows(attacks: Mapping[str, Arms], columns: Sequence[str]) -> Iterator[tuple[str, list[str], str]]:
+    """Each class of attacks: its name, the leak in some arms, and how many guarded calls got no picture."""
     for suite, arms in attacks.items():
-        cells = "".join(f"{show_figure(arms[arm], 'leak_far_1e-3'):>26}" for arm in columns)
-        checked = arms["guarded_checked"]
-        counts = [f"{checked[key]} {key}" for key in ("refused", "withheld") if checked[key]]
-        lines.append(f"  {suite.removeprefix(ATTACK):34}{cells}  {', '.join(counts)}".rstrip())
-    return lines
+        checked = arms.get("guarded_checked", {})
+        counts = ", ".join(f"{checked[key]} {key}" for key in ("refused", "withheld") if checked.get(key))
+        yield suite.removeprefix(ATTACK), [show_figure(arms.get(arm, {}), "leak_far_1e-3") for arm in columns], counts
 
 
 def show_figure(figures: Figures, key: str) -> str:

@@ -74,7 +74,7 @@ def evaluate(
         raise InvalidInput("found none; expected at least one", where="suites")
     require_reference_world(pipe)
     loaded = Prefix.load(prefix) if isinstance(prefix, (str, Path)) else prefix
-    album = Album() if keep_images else None
+    album = Album()
     setting = Setting.of(
         pipe,
         loaded,
@@ -89,7 +89,7 @@ def evaluate(
         precision=precision_of(pipe.unet.device, "auto") if fast else torch.float32,
         folder=folder or pictures_folder(),
         progress=progress,
-        album=album,
+        album=album if keep_images else None,
     )
     figures: dict[str, dict[str, Figures]] = {}
     for suite in suites.values():
@@ -107,6 +107,6 @@ def evaluate(
             "own_templates": templates is not None,
             **provenance(setting),
         },
-        images={} if album is None else album.images,
-        asked={} if album is None else album.asked,
+        images=album.images,
+        asked=album.asked,
     )

@@ -18,7 +18,7 @@ from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.identities import Identities
 from apl_guard.trainer.evaluate.asking import ask_for_anything, ask_for_people, evenly
 from apl_guard.trainer.evaluate.curves import Curve
-from apl_guard.trainer.evaluate.result import Asked, Figures
+from apl_guard.trainer.evaluate.result import Figures
 from apl_guard.trainer.evaluate.scores import fidelity, identity_figures
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.train import train
@@ -125,27 +125,19 @@ def _trained(pipe: Any, config: TrainConfig, people: Identities, output: Path, p
     try:
         prefix = Prefix.load(folder)
     except PrefixInvalid:
-        train(config, pipe, people, _captions(config), folder, progress=progress)
+        train(config, pipe, people, minifaces.captions(config.generic_count, config.seed), folder, progress=progress)
         return Prefix.load(folder)
     if prefix.metadata.config_digest != config.digest:
         raise InvalidInput("holds a prefix that was trained with other options; choose another folder", where=folder)
     return prefix
 
 
-def _captions(config: TrainConfig) -> Sequence[str]:
-    return minifaces.captions(config.generic_count, seed=config.seed)
-
-
 def _measure(setting: Setting, people: Identities) -> Figures:
     asked = ask_for_people(setting, "seen", among={person.name for person in people.identities})
     point: Figures = {}
     for label, group in (("leak, trained people", asked), ("leak, unseen people", ask_for_people(setting, "unseen"))):
-        figures = identity_figures(setting.judges, _draw(setting, group, "scale"), group)
+        figures = identity_figures(setting.judges, setting.draw_asked(setting.guard, group, "scale"), group)
         point |= {label: figures["leak_far_1e-3"], f"{label}_ci": figures["leak_far_1e-3_ci"]}
     others = ask_for_anything(setting)
-    read = setting.judges.attributes(_draw(setting, others, "generic"))
+    read = setting.judges.attributes(setting.draw_asked(setting.guard, others, "generic"))
     return point | fidelity("attributes kept, other prompts", read, [one.attributes for one in others])
-
-
-def _draw(setting: Setting, asked: Sequence[Asked], stream: str) -> Any:
-    return setting.draw(setting.guard, [one.text for one in asked], stream, labels=[one.label for one in asked])

@@ -136,10 +136,10 @@ def likeness(
     return figures | mean_figure("cosine_max", [max(values) for values in own.values()])
 
 
-def similarities(
+def recognised(
     judges: Judges, pictures: Pictures, people: Sequence[str]
-) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.intp]]:
-    """How alike pictures are to everybody in the judges' gallery, and who each should show.
+) -> tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.bool_]]:
+    """How alike each picture is to the person whom it should show, and whether nobody in the gallery is more alike.
 
     Args:
         judges: The judges of the reference world.
@@ -147,10 +147,11 @@ def similarities(
         people: Who each should show, n names.
 
     Returns:
-        Cosines, shape (n, G), and the gallery's numbers of the people, shape (n,).
+        Cosines, shape (n,), and which of them are the highest, shape (n,).
     """
-    cosines = (judges.embed(pictures) @ judges.gallery.embeddings.T).numpy()
-    return cosines, np.array(judges.gallery.rows(people), dtype=np.intp)
+    cosines = (judges.embed(pictures) @ judges.gallery.embeddings.T).numpy()  # (n, G)
+    person = np.array(judges.gallery.rows(people), dtype=np.intp)  # (n,)
+    return cosines[np.arange(len(person)), person], cosines.argmax(1) == person
 
 
 def identity_figures(judges: Judges, pictures: Pictures, asked: Sequence[Asked]) -> Figures:
@@ -162,12 +163,11 @@ def identity_figures(judges: Judges, pictures: Pictures, asked: Sequence[Asked])
         asked: What each should show, n entries, each with a person.
     """
     names_shown = [one.person for one in asked if one.person is not None]
-    similarity, person = similarities(judges, pictures, names_shown)  # (n, G), (n,)
-    own = similarity[np.arange(len(person)), person]  # (n,)
+    own, is_first = recognised(judges, pictures, names_shown)
     read = judges.attributes(pictures)
     has_face = judges.has_face(pictures)
     figures: Figures = {"images": len(pictures)}
-    figures |= rate("top1", similarity.argmax(1) == person)
+    figures |= rate("top1", is_first)
     for far in ("1e-2", "1e-3"):
         figures |= rate(f"leak_far_{far}", own >= judges.thresholds[f"far_{far}"])
     figures |= worst_person("leak_far_1e-3", own >= judges.thresholds["far_1e-3"], own, names_shown)

@@ -118,15 +118,21 @@ class Setting:
             asked: What is asked.
             stream: Seeds are made of it.
         """
-        texts, neutral_texts = [one.text for one in asked], [one.neutral_text for one in asked]
-        labels = [one.label for one in asked]
+        neutral = [replace(one, text=one.neutral_text) for one in asked]
         arms = {
-            "plain": self.draw(self.pipe, texts, stream, labels=labels),
-            "neutral": self.draw(self.pipe, neutral_texts, stream, labels=labels),
-            "guarded": self.draw(self.guard, texts, stream, labels=labels),
+            "plain": self.draw_asked(self.pipe, asked, stream),
+            "neutral": self.draw_asked(self.pipe, neutral, stream),
+            "guarded": self.draw_asked(self.guard, asked, stream),
         }
         self.show(name, asked, arms)
         return arms
+
+    def draw_asked(
+        self, call: Callable[..., Any], asked: Sequence[Asked], stream: str, *, decides: str = ""
+    ) -> Pictures:
+        """Draw what is asked, each from the seed of its label; the rest as for `draw`."""
+        texts, labels = [one.text for one in asked], [one.label for one in asked]
+        return self.draw(call, texts, stream, labels=labels, decides=decides)
 
     def draw(
         self,

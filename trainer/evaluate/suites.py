@@ -30,10 +30,11 @@ def unseen(setting: Setting) -> dict[str, dict[str, Figures]]:
 def generic(setting: Setting) -> dict[str, dict[str, Figures]]:
     """Prompts that name nobody: what is drawn, and how far from what the plain model draws."""
     asked = ask_for_anything(setting)
-    texts = [one.text for one in asked]
-    plain, guarded = setting.draw(setting.pipe, texts, "generic"), setting.draw(setting.guard, texts, "generic")
-    fresh = setting.draw(setting.pipe, texts, "fresh generic")
-    arms = {"plain": plain, "guarded": guarded}
+    arms = {
+        "plain": setting.draw_asked(setting.pipe, asked, "generic"),
+        "guarded": setting.draw_asked(setting.guard, asked, "generic"),
+    }
+    fresh = setting.draw_asked(setting.pipe, asked, "fresh generic")
     figures = {
         arm: generic_figures(setting.judges, pictures, fresh, asked, setting.seed) for arm, pictures in arms.items()
     }

@@ -68,11 +68,10 @@ def measure_tradeoff(
         for split in ("seen", "unseen")
         for one in ask_for_people(first, split)
     ]
-    texts, labels = [one.text for one in asked], [one.label for one in asked]
     points = []
     for name, setting in {"no prefix": first, **settings}.items():
         call = setting.pipe if name == "no prefix" else setting.guard
-        figures = identity_figures(setting.judges, setting.draw(call, texts, "tradeoff", labels=labels), asked)
+        figures = identity_figures(setting.judges, setting.draw_asked(call, asked, "tradeoff"), asked)
         point: dict[str, Any] = {"setting": name, "images": figures["images"]}
         for key, figure in (("leak", "leak_far_1e-3"), ("top1", "top1"), ("attributes_kept", "attribute_fidelity")):
             point |= {key: figures[figure], f"{key}_ci": figures[f"{figure}_ci"]}

@@ -88,9 +88,8 @@ def personalised(
             guard = Guard(added.pipe, policy=added.policy, prefix=setting.prefix)
             there = setting.on(added.pipe, guard=guard)
             wanted = [in_words(one, added) for one in ask_for_people(setting, _ADDED) if one.person in added.words]
-            texts, labels = [one.text for one in wanted], [one.label for one in wanted]
-            arms["plain"].append(there.draw(there.pipe, texts, "personalised", labels=labels))
-            arms["guarded"].append(there.draw(there.guard, texts, "personalised", labels=labels))
+            arms["plain"].append(there.draw_asked(there.pipe, wanted, "personalised"))
+            arms["guarded"].append(there.draw_asked(there.guard, wanted, "personalised"))
             asked += wanted
         pictures = {arm: np.concatenate(parts) for arm, parts in arms.items()}
         setting.show(suite, asked, pictures)
@@ -136,7 +135,6 @@ def transfer(
         ExtraMissing: peft is not installed.
     """
     asked = ask_for_people(setting, "seen")
-    texts, labels = [one.text for one in asked], [one.label for one in asked]
     recipe, variants = recipe or Recipe(), variants or VariantRecipe()
     models: dict[str, Callable[[], Any]] = {"base": lambda: setting.pipe}
     for variant in STYLES:
@@ -146,8 +144,8 @@ def transfer(
     for model, pipe in models.items():
         there = setting.on(pipe())
         pictures = {
-            "plain": there.draw(there.pipe, texts, "seen", labels=labels),
-            "guarded": there.draw(there.guard, texts, "seen", labels=labels),
+            "plain": there.draw_asked(there.pipe, asked, "seen"),
+            "guarded": there.draw_asked(there.guard, asked, "seen"),
         }
         setting.show(f"transfer {model}", asked, pictures)
         arms = {arm: identity_figures(setting.judges, drawn, asked) for arm, drawn in pictures.items()}

@@ -46,7 +46,7 @@ def _setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     )  # fmt: skip
     for split in ("seen", "unseen"):
         asked = ask_for_people(setting, split)
-        pictures = setting.draw(pipe, [one.text for one in asked], split, labels=[one.label for one in asked])
+        pictures = setting.draw_asked(pipe, asked, split)
         for one, embedding in zip(asked, judges.embed(pictures), strict=True):
             embeddings[names.index(one.person or "")] = embedding
     return setting

@@ -129,12 +129,13 @@ def face_figures(faces: FaceJudge, references: References, pictures: Pictures, p
 
 
 def _quality(setting: Setting, captions: Sequence[str], clip: Clip) -> dict[str, Figures]:
-    fresh = setting.draw(setting.pipe, captions, "apl-2026 fresh quality")
+    asked = [Asked(text, text, None, {}, {}, str(k)) for k, text in enumerate(captions)]
+    fresh = setting.draw_asked(setting.pipe, asked, "apl-2026 fresh quality")
     arms = {
-        "plain": setting.draw(setting.pipe, captions, "apl-2026 quality"),
-        "guarded": setting.draw(setting.guard, captions, "apl-2026 quality"),
+        "plain": setting.draw_asked(setting.pipe, asked, "apl-2026 quality"),
+        "guarded": setting.draw_asked(setting.guard, asked, "apl-2026 quality"),
     }
-    setting.show("quality", [Asked(text, text, None, {}, {}, str(k)) for k, text in enumerate(captions)], arms)
+    setting.show("quality", asked, arms)
     other = clip.look(fresh, captions)[1]
     figures: dict[str, Figures] = {}
     for arm, pictures in arms.items():

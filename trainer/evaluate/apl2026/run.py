@@ -69,13 +69,13 @@ def evaluate_apl_2026(
     if not identities:
         require_reference_world(pipe)
     judge: FaceJudge = faces or minifaces.judges()
-    album = Album() if keep_images else None
+    album = Album()
     family = family_of(pipe)
     setting = Setting.of(
         pipe, prefix, judge, seed=protocol.SEED, steps=protocol.STEPS, guidance=protocol.GUIDANCE,
         images_per_person=protocol.IMAGES_PER_PERSON, people_limit=people_limit, neutral=neutral,
         folder=folder or pictures_folder(),
-        progress=progress, album=album,
+        progress=progress, album=album if keep_images else None,
     )  # fmt: skip
     if identities:
         assert references is not None
@@ -104,8 +104,8 @@ def evaluate_apl_2026(
             "thresholds": {name: group.references.thresholds for name, group in groups.items()},
             **provenance(setting),
         },
-        images={} if album is None else album.images,
-        asked={} if album is None else album.asked,
+        images=album.images,
+        asked=album.asked,
     )
 
 
