@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from apl_guard.audit import AuditLog, Outcome
-from apl_guard.backend import Backend, Generation, Receipt
+from apl_guard.audit import Outcome
+from apl_guard.backend import Generation, Receipt
 from apl_guard.decision import Decision, Protection, protection_of
 from apl_guard.detect.output import Looked, OutputCheck
 from apl_guard.errors import (
@@ -20,12 +20,11 @@ from apl_guard.errors import (
     PrefixNotApplied,
 )
 from apl_guard.guard.explain import explain, explain_failure
-from apl_guard.guard.leak_samples import LeakSamples
+from apl_guard.guard.parts import Parts
 from apl_guard.guard.refusal import refuse, unavailable
 from apl_guard.in_force import PolicyInForce
 from apl_guard.metrics import Stage, Watch
 from apl_guard.policy import Action, Mode, OnError
-from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
 from apl_guard.registry.fit import Fit
 from apl_guard.request import GenerationRequest
@@ -50,37 +49,18 @@ class Call:
     """One call on its way through the guard.
 
     Args:
-        request: What was asked.
-        backend: The adapter that read it.
-        in_force: What decides about it.
-        audit: Where decision and outcome are recorded.
-        find_prefix: Finds the prefix for the text encoders that are in the pipe now, by name or None, under
-            what the policy accepts.
+        request: What was asked, as the adapter read it.
+        parts: Those of the guard.
+        in_force: What decides about it. The guard may have another policy by the time that the call ends.
         watch: What times and counts the call.
-        output_check: What looks at the finished pictures, or None.
-        leak_samples: What keeps some of the calls, to measure leaks, or None.
     """
 
-    def __init__(
-        self,
-        request: GenerationRequest,
-        backend: Backend,
-        in_force: PolicyInForce,
-        audit: AuditLog,
-        find_prefix: Callable[[str | None, Acceptance], Fit],
-        watch: Watch,
-        output_check: OutputCheck | None = None,
-        leak_samples: LeakSamples | None = None,
-    ) -> None:
+    def __init__(self, request: GenerationRequest, parts: Parts, in_force: PolicyInForce, watch: Watch) -> None:
         self._request = request
-        self._backend = backend
+        self._parts = parts
         self._in_force = in_force
         self._policy = in_force.policy
-        self._audit = audit
-        self._find_prefix = find_prefix
         self._watch = watch
-        self._output_check = output_check
-        self._leak_samples = leak_samples
         self._fit: Fit | None = None
         self._prefix: Prefix | None = None
         self._in_front: Prefix | None = None
@@ -107,19 +87,20 @@ class Call:
             with self._watch.stage(Stage.DECIDE):
                 self._decision = self._in_force.decide(self._request, context, findings)
         except Exception as error:
-            refuse(error, self._backend, self._policy, self._audit, self._watch, result="failed")
+            refuse(error, self._parts, self._policy, self._watch, result="failed")
             raise unavailable(error) from error
         try:
-            self._record(Stage.RECORD_DECISION, lambda: self._audit.decision(self._decision, self._request))
+            self._record(Stage.RECORD_DECISION, lambda: self._parts.audit.decision(self._decision, self._request))
         except Exception as error:
             self._watch.ended("failed", self._policy, error)
             raise unavailable(error) from error
         # From here on there is a decision on record, and whatever happens, an outcome.
         try:
             self._watch.decided(self._decision, self._policy, self._request)
-            self._warn(self._decision)
+            for what in self._decision.unsafe:
+                self._warn(what)
             if self._decision.prefixed:
-                self._take_prefix(self._decision)
+                self._take_prefix()
             self._request = self._request.saying(self._decision.texts)
         except BaseException as error:
             self._end("failed", error)
@@ -137,12 +118,12 @@ class Call:
         if self._prefix is not None and self._in_front is not None:
             self._check_receipt(self._in_front, generation)
             self._watch.used(self._prefix)
-        if self._output_check is not None and self._decision.mode != Mode.OFF:
-            self._look_at(generation, self._output_check)
+        if self._parts.output_check is not None and self._decision.mode != Mode.OFF:
+            self._look_at(generation, self._parts.output_check)
         outcome = self._end("passed")
         self._watch.released(self._decision, generation.images, self._protection)
-        if self._leak_samples is not None:
-            self._leak_samples.offer(self._decision, self._request, generation.output, self._protection)
+        if self._parts.leak_samples is not None:
+            self._parts.leak_samples.offer(self._decision, self._request, generation.output, self._protection)
         return Guarded(generation.output, self._decision, outcome)
 
     @property
@@ -159,30 +140,29 @@ class Call:
         proven = self._prefix is not None and not self._slots_without_prefix
         return protection_of(self._decision, proven=proven, failed=failed)
 
-    def _take_prefix(self, decision: Decision) -> None:
+    def _take_prefix(self) -> None:
         """Find the prefix, or go on without where the policy says so in so many words."""
         try:
             with self._watch.stage(Stage.FIND_PREFIX):
-                self._fit = self._find_prefix(decision.prefix, self._policy.spec.prefix)
+                self._fit = self._parts.finder.find(self._decision.prefix, self._policy.spec.prefix)
                 self._prefix = self._fit.prefix
-                self._in_front = self._prefix.first(decision.rows(self._prefix.n))
+                self._in_front = self._prefix.first(self._decision.rows(self._prefix.n))
         except Exception as error:
             if self._policy.spec.on_error != OnError.PASSTHROUGH:
                 raise
             self._unprotected = error
             self._watch.went_on(Stage.FIND_PREFIX, error)
-            what = f"on_error: {OnError.PASSTHROUGH.value} ({type(error).__name__})"
-            _log.warning("policy '%s' switches protection off: %s (decision %s)", decision.policy, what, decision.id)
+            self._warn(f"on_error: {OnError.PASSTHROUGH.value} ({type(error).__name__})")
 
-    def _warn(self, decision: Decision) -> None:
+    def _warn(self, what: str) -> None:
         """Say each time that protection was switched off."""
-        for what in decision.unsafe:
-            _log.warning("policy '%s' switches protection off: %s (decision %s)", decision.policy, what, decision.id)
+        decision = self._decision
+        _log.warning("policy '%s' switches protection off: %s (decision %s)", decision.policy, what, decision.id)
 
     def _generate(self) -> Generation:
         try:
             with self._watch.generating():
-                generation = self._backend.generate(self._request, self._in_front)
+                generation = self._parts.backend.generate(self._request, self._in_front)
         except BaseException as error:
             self._end("failed" if isinstance(error, AplGuardError) else "backend_error", error)
             raise
@@ -227,7 +207,7 @@ class Call:
 
     def _end(self, result: str, error: BaseException | None = None) -> Outcome:
         """Record how the call ended. Nothing is released if that fails."""
-        generation, prefix, check = self._generation, self._prefix, self._output_check
+        generation, prefix, check = self._generation, self._prefix, self._parts.output_check
         outcome = Outcome(
             id=self._decision.id,
             result=result,
@@ -247,7 +227,7 @@ class Call:
             generation_ms=_milliseconds(self._watch.generation_seconds),
         )
         try:
-            self._record(Stage.RECORD_OUTCOME, lambda: self._audit.outcome(outcome))
+            self._record(Stage.RECORD_OUTCOME, lambda: self._parts.audit.outcome(outcome))
         except Exception as unwritten:
             self._watch.ended("failed", self._policy, unwritten)
             raise unavailable(unwritten) from (error or unwritten)
@@ -255,7 +235,7 @@ class Call:
         return outcome
 
     def _record(self, stage: Stage, write: Callable[[], None]) -> None:
-        with self._watch.stage(stage), self._watch.recording(self._audit.sink):
+        with self._watch.stage(stage), self._watch.recording(self._parts.audit.sink):
             write()
 
 

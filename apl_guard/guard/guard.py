@@ -168,9 +168,8 @@ class Guard:
         if self._self_test_error is not None:
             self._check_open()
             error = SelfTestFailed(f"the last self-test failed, so there is no image: {self._self_test_error}")
-            parts = self._parts
-            with parts.metrics.watch(parts.backend.name, parts.tracing) as watch:
-                refuse(error, parts.backend, self.policy, parts.audit, watch)
+            with self._parts.watch() as watch:
+                refuse(error, self._parts, self.policy, watch)
             raise error
         return self._generate(*args, **kwargs)
 
@@ -219,23 +218,14 @@ class Guard:
         self._check_open()
         parts = self._parts
         in_force = parts.policy.in_force
-        with parts.metrics.watch(parts.backend.name, parts.tracing) as watch:
+        with parts.watch() as watch:
             try:
                 with watch.stage(Stage.READ):
                     request = parts.backend.read(args, kwargs)
             except Exception as error:
-                refuse(error, parts.backend, in_force.policy, parts.audit, watch)
+                refuse(error, parts, in_force.policy, watch)
                 raise
-            return Call(
-                request,
-                parts.backend,
-                in_force,
-                parts.audit,
-                parts.finder.find,
-                watch,
-                parts.output_check,
-                parts.leak_samples,
-            ).run()
+            return Call(request, parts, in_force, watch).run()
 
     def measure_leaks(self, most: int | None = None) -> tuple[LeakSample, ...]:
         """Generate the prompts of sampled calls twice more **without protection**, and compare who is in the images.

@@ -17,7 +17,7 @@ from apl_guard.detect.output import OutputCheck
 from apl_guard.errors import InvalidInput
 from apl_guard.guard.leak_samples import LeakSamples
 from apl_guard.in_force.reloadable import ReloadablePolicy
-from apl_guard.metrics import Metrics
+from apl_guard.metrics import Metrics, Watch
 from apl_guard.policy import Policy
 from apl_guard.prefix import Prefix
 from apl_guard.registry import PrefixRegistry, RegistryEntry
@@ -44,6 +44,10 @@ class Parts:
     leak_samples: LeakSamples | None
     opened: ExitStack
     """What ends with the guard."""
+
+    def watch(self) -> Watch:
+        """Begin to watch a call."""
+        return self.metrics.watch(self.backend.name, self.tracing)
 
 
 def put_together(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from apl_guard.audit import AuditLog
-from apl_guard.backend import Backend, BackendFailed
+from apl_guard.backend import BackendFailed
 from apl_guard.errors import AplGuardError, GuardUnavailable
+from apl_guard.guard.parts import Parts
 from apl_guard.metrics import Watch
 from apl_guard.policy import Policy
 from apl_guard.request.ids import new_id
@@ -12,22 +12,13 @@ from apl_guard.request.ids import new_id
 __all__ = ["refuse", "unavailable"]
 
 
-def refuse(
-    error: Exception,
-    backend: Backend,
-    policy: Policy,
-    audit: AuditLog,
-    watch: Watch,
-    *,
-    result: str | None = None,
-) -> None:
+def refuse(error: Exception, parts: Parts, policy: Policy, watch: Watch, *, result: str | None = None) -> None:
     """Record and count a call about which nothing is decided, such as one whose arguments the adapter could not read.
 
     Args:
         error: Why.
-        backend: The adapter.
+        parts: Those of the guard.
         policy: The policy in force.
-        audit: Where it is recorded.
         watch: What times and counts the call.
         result: How the call ended, one of `apl_guard.metrics.RESULTS`. None stands for what the error says.
 
@@ -41,8 +32,8 @@ def refuse(
         elif isinstance(error, BackendFailed):  # it was asked something to read the arguments
             result = "backend_error"
     try:
-        with watch.recording(audit.sink):
-            audit.refusal(new_id(), backend.name, policy, result, type(error).__name__)
+        with watch.recording(parts.audit.sink):
+            parts.audit.refusal(new_id(), parts.backend.name, policy, result, type(error).__name__)
     except Exception as unwritten:
         watch.ended("failed", policy, unwritten)
         raise unavailable(unwritten) from error

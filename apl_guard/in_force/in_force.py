@@ -98,7 +98,7 @@ class PolicyInForce:
 
     def explain(self, request: GenerationRequest, context: Context) -> Explanation:
         """Decide, and say of every rule whether it applies and why."""
-        findings = self._detectors.look(request, context.tenant)
+        findings = self.look(request, context)
         decision = decide(self.policy, request, context, findings)
         return Explanation(decision, judge(self.policy, request, context, findings))
 
