@@ -27,7 +27,7 @@ from apl_guard.request import Channel, GenerationRequest, argument_name, texts
 __all__ = ["FunctionAdapter"]
 
 _LATER = (
-    "draws after it has returned; expected a function that returns finished pictures, such as "
+    "draws after it has returned; expected a function that returns finished images, such as "
     "lambda prompt: asyncio.run(draw(prompt)), or lambda prompt: list(draw(prompt))"
 )
 

@@ -73,12 +73,12 @@ def test_a_pipe_is_no_gallery(tmp_path):
 @pytest.mark.parametrize(
     ("faces", "pictures", "says"),
     [
-        ([[]], [filled(0)], "picture 1 has 0 faces"),
-        ([[(1, 0)], [(1, 0), (0, 1)]], [filled(0), filled(1)], "picture 2 has 2 faces"),
-        ([[(1, 0)]], [], "no pictures"),
+        ([[]], [filled(0)], "image 1 has 0 faces"),
+        ([[(1, 0)], [(1, 0), (0, 1)]], [filled(0), filled(1)], "image 2 has 2 faces"),
+        ([[(1, 0)]], [], "no images"),
         ([[(1, 0.1)], [(1, 0)], [(-1, 0.2)]], [filled(0), filled(1), filled(2)], "two people under one name"),
         ([[(0, 0)]], [filled(0)], "length 0"),
-        (None, [filled(0), filled(1)], "gave 1 answers for 2 pictures"),
+        (None, [filled(0), filled(1)], "gave 1 answers for 2 images"),
     ],
 )
 def test_a_gallery_is_made_of_good_pictures_only(faces, pictures, says):
@@ -149,7 +149,7 @@ def test_all_pictures_of_nested_tuples_are_read():
 @pytest.mark.parametrize(
     ("picture", "says"),
     [
-        (lambda: of_pil(Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), "white")), "holds 2 pictures"),
+        (lambda: of_pil(Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), "white")), "holds 2 images"),
         (lambda: Image.fromarray(np.full((4, 4), 40_000, np.uint16)), "8 bits"),
         (lambda: Image.fromarray(np.full((4, 4), 0.5, np.float32)), "8 bits"),
         (lambda: Image.open(io.BytesIO(of_pil(filled_with_noise(), form="PNG").fp.getvalue()[:1000])), "decoded"),

@@ -136,7 +136,7 @@ def test_a_picture_of_somebody_in_the_gallery_is_not_released(make, gallery, met
 def test_one_match_withholds_the_whole_call(make, shared_pipe):
     """For the pipe's answer is one object, from which no picture can be taken out."""
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
-    with pytest.raises(OutputWithheld, match="1 of 2 pictures"):
+    with pytest.raises(OutputWithheld, match="1 of 2 images"):
         make()([PROMPT] * 2, num_inference_steps=1, generator=generators)
 
 

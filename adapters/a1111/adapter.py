@@ -254,7 +254,7 @@ class A1111Adapter(RemoteAdapter):
         records = output.info.get("infotexts")
         reported = isinstance(records, list) and len(records) >= len(output.images) - 1  # a grid has no record
         if not reported or not records or any(prefix.embedding_name not in embeddings_in(r) for r in records):
-            raise PrefixNotApplied(f"{self._client} does not report '{prefix.embedding_name}' as used for each picture")
+            raise PrefixNotApplied(f"{self._client} does not report '{prefix.embedding_name}' as used for each image")
         found = (str(output.info.get("sd_model_hash") or ""), stem(str(output.info.get("sd_model_name") or "")))
         if not is_checkpoint(str(self._checkpoint), found):
             raise PrefixNotApplied(f"{self._client} drew with another checkpoint than '{self._checkpoint}'")

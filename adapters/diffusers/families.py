@@ -55,9 +55,9 @@ _SUPPORTED = frozenset(
     }
 )
 
-_VIDEO = "makes videos, not pictures"
-_SOUND = "makes sound, not pictures"
-_TEXT = "makes text, not pictures"
+_VIDEO = "makes videos, not images"
+_SOUND = "makes sound, not images"
+_TEXT = "makes text, not images"
 _OLD = "diffusers does not maintain it any more"
 _REWRITES = "a language model rewrites the prompt before it is encoded, so no prefix can be kept in front of it"
 _UNTESTED = "this version of apl-guard has not been tested with it"
@@ -102,9 +102,9 @@ _REFUSED: Mapping[str, str] = {
         ("bria_fibo2", "BriaFiboEditPipeline"), "it reads the prompt as JSON, so nothing can stand in front of it"
     ),
     **dict.fromkeys(("glm_image", "latent_diffusion", "omnigen"), _NO_ENCODER),
-    "BlipDiffusionControlNetPipeline": "it takes its content from a picture of the subject",
-    "FluxPriorReduxPipeline": "it takes its content from a picture, and gives embeds",
-    "StableUnCLIPImg2ImgPipeline": "it takes its content from a picture",
+    "BlipDiffusionControlNetPipeline": "it takes its content from an image of the subject",
+    "FluxPriorReduxPipeline": "it takes its content from an image, and gives embeds",
+    "StableUnCLIPImg2ImgPipeline": "it takes its content from an image",
     "StableCascadeCombinedPipeline": (
         "its decoder takes over the embeds of its prior, so one of its text encoders never reads the prompt; "
         "guard the prior and give its output to the decoder"
@@ -127,11 +127,11 @@ _REFUSED: Mapping[str, str] = {
             "QwenImageEditPlusPipeline",
             "joyimage",
         ),
-        "its text encoder reads the prompt together with a picture",
+        "its text encoder reads the prompt together with an image",
     ),
     "Cosmos2TextToImagePipeline": _UNTESTED,
     "deprecated": _OLD,
-    "shap_e": "makes shapes, not pictures",
+    "shap_e": "makes shapes, not images",
 }
 """Sub-package or class → why the guard cannot stand in front of it."""
 

@@ -31,16 +31,14 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
         if image.width * image.height > max_pixels:
-            raise RemoteAnswerInvalid(
-                f"a picture of {image.width}×{image.height} pixels; at most {max_pixels} are read"
-            )
+            raise RemoteAnswerInvalid(f"an image of {image.width}×{image.height} pixels; at most {max_pixels} are read")
         image.load()
     except RemoteAnswerInvalid:
         raise
     except Exception as error:
         # Decoders raise a dozen different types for damaged input.
         raise RemoteAnswerInvalid(
-            f"the answer holds no picture that can be decoded ({type(error).__name__}); expected {', '.join(_FORMATS)}"
+            f"the answer holds no image that can be decoded ({type(error).__name__}); expected {', '.join(_FORMATS)}"
         ) from error
     return image
 
@@ -52,11 +50,11 @@ def decode_base64(text: Any) -> Image.Image:
         RemoteAnswerInvalid: It is something else. A URL is not followed.
     """
     if not isinstance(text, str):
-        raise RemoteAnswerInvalid(f"found {type(text).__name__} in place of a picture; expected base64")
+        raise RemoteAnswerInvalid(f"found {type(text).__name__} in place of an image; expected base64")
     if text.startswith("data:"):
         text = text.partition(",")[2]
     try:
         content = base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error) as error:
-        raise RemoteAnswerInvalid("the answer holds no base64 in place of a picture") from error
+        raise RemoteAnswerInvalid("the answer holds no base64 in place of an image") from error
     return decode(content)

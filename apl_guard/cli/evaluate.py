@@ -230,7 +230,7 @@ def _by_protocol(
         raise InvalidInput("one without the other; give both", where="--detector and --recogniser")
     if references is None and takes_so_many:
         raise InvalidInput(
-            "says how many reference pictures; name their folder with --references", where="--references-per-person"
+            "says how many reference images; name their folder with --references", where="--references-per-person"
         )
     if captions is not None and clip is None:
         raise InvalidInput("captions are for quality, which is measured by CLIP; name its folder", where="--clip")

@@ -1,4 +1,4 @@
-"""`apl-guard generate`: pictures through the guard, from a shell."""
+"""`apl-guard generate`: images through the guard, from a shell."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def generate(
             typer.secho(f"error: {what}", fg=typer.colors.RED, err=True)
             raise typer.Exit(1) from error
         if not made.output.images:
-            typer.secho(f"error: {model} gave no picture for prompt {number}", fg=typer.colors.RED, err=True)
+            typer.secho(f"error: {model} gave no image for prompt {number}", fg=typer.colors.RED, err=True)
             raise typer.Exit(1)
         path = output / f"{number:03d}.png"
         content = io.BytesIO()

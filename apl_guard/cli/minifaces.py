@@ -119,7 +119,7 @@ def tradeoff(
     for point in points:
         typer.echo(
             f"{point['setting']:<16} attributes kept {point['attributes_kept']:6.1%}   leak {point['leak']:6.1%}"
-            f"   top-1 {point['top1']:6.1%}   ({point['images']} pictures)"
+            f"   top-1 {point['top1']:6.1%}   ({point['images']} images)"
         )
 
 

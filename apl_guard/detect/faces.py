@@ -49,7 +49,7 @@ class FaceReader:
         except Exception as error:
             raise OutputCheckFailed(f"the recogniser failed ({type(error).__name__})") from error
         if len(found) != len(pictures):
-            raise OutputCheckFailed(f"the recogniser gave {len(found)} answers for {len(pictures)} pictures")
+            raise OutputCheckFailed(f"the recogniser gave {len(found)} answers for {len(pictures)} images")
         faces: list[Embeddings] = []
         for number, each in enumerate(found):
             embeddings = np.asarray(each, dtype=np.float32)
@@ -60,7 +60,7 @@ class FaceReader:
             if embeddings.ndim != 2 or embeddings.shape[1] != width:
                 raise OutputCheckFailed(f"an answer has shape {embeddings.shape}; expected (faces, {width or 'E'})")
             try:
-                faces.append(unit(embeddings, where=f"picture {number}"))
+                faces.append(unit(embeddings, where=f"image {number}"))
             except InvalidInput as error:
                 raise OutputCheckFailed(f"the recogniser gave embeddings that are none: {error}") from error
         return faces

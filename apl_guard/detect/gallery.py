@@ -92,7 +92,7 @@ class Gallery:
         templates = []
         for entry, given in people.items():
             if not len(given):
-                raise InvalidInput("no pictures; expected at least one", where=f"entry '{entry}'")
+                raise InvalidInput("no images; expected at least one", where=f"entry '{entry}'")
             try:
                 pictures = read_pictures(given)
             except OutputCheckFailed as error:
@@ -100,19 +100,19 @@ class Gallery:
             faces = list(recogniser(pictures))
             if len(faces) != len(pictures):
                 raise InvalidInput(
-                    f"the recogniser gave {len(faces)} answers for {len(pictures)} pictures", where=f"entry '{entry}'"
+                    f"the recogniser gave {len(faces)} answers for {len(pictures)} images", where=f"entry '{entry}'"
                 )
             for number, found in enumerate(faces, 1):
                 if len(found) != 1:
                     raise InvalidInput(
-                        f"picture {number} has {len(found)} faces; expected exactly one", where=f"entry '{entry}'"
+                        f"image {number} has {len(found)} faces; expected exactly one", where=f"entry '{entry}'"
                     )
             own = unit(np.concatenate(faces), where=f"entry '{entry}'")
             for number in range(len(own)) if len(own) > 1 else ():
                 others = unit(np.delete(own, number, 0).mean(0, keepdims=True), where=f"entry '{entry}'")[0]
                 if (similarity := float(own[number] @ others)) < least_alike:
                     raise InvalidInput(
-                        f"picture {number + 1} is like the others by {similarity:.2f}, expected at least "
+                        f"image {number + 1} is like the others by {similarity:.2f}, expected at least "
                         f"{least_alike:.2f}: are there two people under one name?",
                         where=f"entry '{entry}'",
                     )

@@ -89,7 +89,7 @@ class OutputCheck:
         """
         pictures = read_pictures(output)
         if len(pictures) != images:
-            raise OutputCheckFailed(f"found {len(pictures)} pictures; the backend says {images}")
+            raise OutputCheckFailed(f"found {len(pictures)} images; the backend says {images}")
         return self.look(pictures)
 
     def record(self, looked: Looked | None, error: Exception | None) -> dict[str, Any] | None:

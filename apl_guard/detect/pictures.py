@@ -32,7 +32,7 @@ def read_pictures(output: object) -> list[Picture]:
         (4, 4, 3)
         >>> read_pictures(np.full((1, 4, 4, 3), -2.5))
         Traceback (most recent call last):
-        apl_guard.errors.OutputCheckFailed: a picture holds values from -2.5 to -2.5; expected 0 to 1, or bytes
+        apl_guard.errors.OutputCheckFailed: an image holds values from -2.5 to -2.5; expected 0 to 1, or bytes
     """
     found: Any = getattr(output, "images", getattr(output, "image", output))
     if isinstance(found, tuple) and found and not _is_one(found[0]):
@@ -67,7 +67,7 @@ def _split(found: Any) -> list[npt.NDArray[Any]]:
     if not isinstance(array, np.ndarray) or array.ndim not in (3, 4) or array.shape[-1] != 3 or not array.size:
         shape = f" of shape {array.shape}" if isinstance(array, np.ndarray) else ""
         raise OutputCheckFailed(
-            f"found {type(found).__name__}{shape}; expected pictures in three colours, as output_type 'pil', 'np' or "
+            f"found {type(found).__name__}{shape}; expected images in three colours, as output_type 'pil', 'np' or "
             "'pt' gives them, in a list or as `images`"
         )
     return list(array) if array.ndim == 4 else [array]
@@ -82,23 +82,23 @@ def _read_pil(found: Any) -> Picture:
     from PIL import ImageOps
 
     if (frames := getattr(found, "n_frames", 1)) != 1:
-        raise OutputCheckFailed(f"a picture holds {frames} pictures; expected one, such as by picture.convert('RGB')")
+        raise OutputCheckFailed(f"an image holds {frames} images; expected one, such as by image.convert('RGB')")
     if found.mode == "F" or found.mode.startswith("I"):  # their values would be cut off at 255
-        raise OutputCheckFailed(f"a picture has mode '{found.mode}'; expected 8 bits a colour")
+        raise OutputCheckFailed(f"an image has mode '{found.mode}'; expected 8 bits a colour")
     try:
         # Photographs often lie on their side, with a note of how to turn them.
         return np.asarray(ImageOps.exif_transpose(found).convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
-        raise OutputCheckFailed(f"a picture cannot be decoded ({type(error).__name__})") from error
+        raise OutputCheckFailed(f"an image cannot be decoded ({type(error).__name__})") from error
 
 
 def _as_bytes(picture: npt.NDArray[Any]) -> Picture:
     if picture.dtype == np.uint8:
         return picture
     if not np.issubdtype(picture.dtype, np.floating):
-        raise OutputCheckFailed(f"a picture holds {picture.dtype}; expected floats or bytes")
+        raise OutputCheckFailed(f"an image holds {picture.dtype}; expected floats or bytes")
     low, high = float(picture.min()), float(picture.max())
     if not (-_TOLERANCE <= low <= high <= 1 + _TOLERANCE):  # NaN too is no picture
-        raise OutputCheckFailed(f"a picture holds values from {low:g} to {high:g}; expected 0 to 1, or bytes")
+        raise OutputCheckFailed(f"an image holds values from {low:g} to {high:g}; expected 0 to 1, or bytes")
     scaled: Picture = (picture * 255).round().clip(0, 255).astype(np.uint8)
     return scaled

@@ -189,7 +189,7 @@ class Call:
                 self._end("failed", error)
                 raise unavailable(error) from error
             self._watch.went_on(Stage.CHECK_OUTPUT, error, "passed_through" if is_enforced else "audit")
-            _log.warning("pictures pass unchecked: %s (decision %s)", type(error).__name__, self._decision.id)
+            _log.warning("images pass unchecked: %s (decision %s)", type(error).__name__, self._decision.id)
             return
         except BaseException as error:  # such as Ctrl-C
             self._end("failed", error)
@@ -198,7 +198,7 @@ class Call:
         self._watch.looked(looked)
         if looked.sightings and is_enforced:
             self._end("withheld")
-            matches = f"{len(looked.sightings)} of {len(looked.faces)} pictures"
+            matches = f"{len(looked.sightings)} of {len(looked.faces)} images"
             raise OutputWithheld(
                 f"{matches} show somebody of the gallery, so none is released",
                 decision=self._decision,

@@ -116,7 +116,7 @@ class LeakSamples:
         plain, another = (read_pictures(self._backend.draw_plain(waiting.request).output) for _ in range(2))
         if not len(plain) == len(another) == n:
             raise GuardUnavailable(
-                f"the backend drew {len(plain)} and {len(another)} pictures again; expected {n}, so nothing is measured"
+                f"the backend drew {len(plain)} and {len(another)} images again; expected {n}, so nothing is measured"
             )
         faces = self._watch.faces.read([*waiting.pictures, *plain, *another])
         found = [compare(faces[k], faces[n + k], faces[2 * n + k], self._watch.threshold) for k in range(n)]

@@ -77,8 +77,8 @@ class Families:
         self.errors = counter(
             "errors", "Errors by where they happened and what followed.", "stage", "error_type", "disposition"
         )
-        self.looked = counter("checked_pictures", "What the output check saw in finished pictures.", "seen")
-        self.leaks = counter("leak_samples", "Guarded pictures beside plain ones of their prompt.", "seen")
+        self.looked = counter("checked_pictures", "What the output check saw in finished images.", "seen")
+        self.leaks = counter("leak_samples", "Guarded images beside plain ones of their prompt.", "seen")
         self.tenant_outcomes = counter(
             "tenant_outcomes", "How calls ended, for the tenants that are to be counted.", "tenant", "result"
         )

@@ -116,5 +116,5 @@ def test_a_service_that_gives_no_picture(run):
     )
 
     assert (code, out) == (1, "")
-    assert "gave no picture for prompt 0" in err
+    assert "gave no image for prompt 0" in err
     service.close()

@@ -52,7 +52,7 @@ def _grid(result: BenchResult, suite: str) -> str:
         cells = []
         for suites in result.drawn.values():
             drawn = suites[suite]
-            inside = "no picture" if drawn.refused[k] else f'<img src="{address(drawn.pictures[k])}" alt="">'
+            inside = "no image" if drawn.refused[k] else f'<img src="{address(drawn.pictures[k])}" alt="">'
             cells.append(f"<td>{inside}</td>")
         rows.append(f"<tr><th>{escape(asked[k].text)}</th>{''.join(cells)}</tr>")
     pictures = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"

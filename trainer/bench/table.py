@@ -34,13 +34,13 @@ COLUMNS = (
         "leak_restyled", "leak, restyled", "rate", "listed people, what was learned put on a restyled model as it is"
     ),
     Column("h_c", "H_c", "number", "harmonic mean of 1 − accuracy on listed and accuracy on other people"),
-    Column("refused", "no picture", "rate", "prompts with listed names that got none"),
-    Column("face_ratio", "face", "rate", "prompts with listed names that got a picture with a face"),
+    Column("refused", "no image", "rate", "prompts with listed names that got none"),
+    Column("face_ratio", "face", "rate", "prompts with listed names that got an image with a face"),
     Column("scene_fidelity", "scene kept", "rate", "of what these prompts ask for besides the person"),
     Column("generic_fidelity", "generic kept", "rate", "of what prompts without names ask for"),
-    Column("frechet", "Fréchet", "number", "distance of those pictures from plain ones of other seeds"),
+    Column("frechet", "Fréchet", "number", "distance of those images from plain ones of other seeds"),
     Column("training_seconds", "learning", "seconds", "by the clock, once for the whole list"),
-    Column("seconds_per_image", "a picture", "seconds", "by the clock"),
+    Column("seconds_per_image", "an image", "seconds", "by the clock"),
     Column("time_ratio", "× plain", "times", "the same as a multiple of the plain model's, timed in turns"),
     Column("shipped_bytes", "shipped", "bytes", "beside the model"),
 )

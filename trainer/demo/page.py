@@ -186,14 +186,14 @@ which the guard has never seen, says who is recognised.</p>
 <div class="cards">$headline</div>
 
 <h2>Plain and guarded, same prompts, same seeds</h2>
-<p>Left without the guard, right with it. These are the first pictures of each group, not chosen ones.</p>
+<p>Left without the guard, right with it. These are the first images of each group, not chosen ones.</p>
 $pictures
 
 <h2>Figures</h2>
 <p>In brackets are 95&nbsp;% intervals. <em>Neutral</em> is the plain model given the prompt with the
-name replaced by words such as “a woman”: the best that can be reached. <em>Leak</em> is the share of pictures
+name replaced by words such as “a woman”: the best that can be reached. <em>Leak</em> is the share of images
 in which the recogniser finds the named person, at a threshold that lets through one of a thousand people with the same
-attributes. <em>Likely</em> means that these are too few pictures to be sure.</p>
+attributes. <em>Likely</em> means that these are too few images to be sure.</p>
 $table
 
 <h2>Training</h2>

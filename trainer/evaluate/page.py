@@ -56,7 +56,7 @@ def write_report(result: EvalResult, command: str, curves: Sequence[Curve] = ())
     if rows:
         goals = (
             f"<h2>Against the goals</h2>{goals_table(rows)}"
-            "<p><em>Likely</em> means that these are too few pictures to be sure.</p>"
+            "<p><em>Likely</em> means that these are too few images to be sure.</p>"
         )
     return fill(
         _BODY,
@@ -150,7 +150,7 @@ $tables
 
 $curves
 
-<h2>Pictures</h2>
+<h2>Images</h2>
 <p>The first ones of different people and prompts, not chosen ones.</p>
 $pictures
 

@@ -79,7 +79,7 @@ def _head(folder: Path, pipe: Any) -> list[str]:
     return [
         "# minifaces",
         "",
-        "A miniature of Stable Diffusion that draws cartoon people who do not exist, and the judges of its pictures.",
+        "A miniature of Stable Diffusion that draws cartoon people who do not exist, and the judges of its images.",
         "It is there to test and to show anonymization without a photograph of anybody.",
         "",
         f"Parameters: {sizes}. With the judges {size:.1f} MB, half precision.",

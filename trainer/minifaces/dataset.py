@@ -69,7 +69,7 @@ def _drawing(jobs: Sequence[_Job], cores: int) -> Iterator[Iterator[Images]]:
         if not isinstance(error, BrokenProcessPool):
             raise
         raise TrainingFailed(
-            "a process that draws pictures was ended, such as for lack of memory; give the command again"
+            "a process that draws images was ended, such as for lack of memory; give the command again"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -48,7 +48,7 @@ class Flux(Flow):
         require(pipe, parts, where, expected)
         taken, made = pipe.transformer.config.in_channels, 4 * pipe.vae.config.latent_channels
         if taken != made:
-            msg = f"this pipeline's transformer takes {taken} channels, squares of its pictures have {made}; {expected}"
+            msg = f"this pipeline's transformer takes {taken} channels, squares of its images have {made}; {expected}"
             raise ModelInvalid(msg, where=where)
         cls.check_scheduler(pipe, where)
 

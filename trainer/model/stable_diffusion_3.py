@@ -45,7 +45,7 @@ class StableDiffusion3(Flow):
         require(pipe, (*parts, "tokenizer_3") if t5 else parts, where, expected)
         taken, made = pipe.transformer.config.in_channels, pipe.vae.config.latent_channels
         if taken != made:
-            msg = f"this pipeline's transformer takes {taken} channels, its pictures have {made}; {expected}"
+            msg = f"this pipeline's transformer takes {taken} channels, its images have {made}; {expected}"
             raise ModelInvalid(msg, where=where)
         cls.check_scheduler(pipe, where)
 

@@ -89,10 +89,10 @@ class StableDiffusion(Family):
         taken, made = getattr(pipe.unet.config, "in_channels", None), getattr(pipe.vae.config, "latent_channels", None)
         if taken != made:
             # Of inpainting, depth, upscaling: it draws from a picture as well.
-            msg = f"this pipeline's UNet takes {taken} channels, its pictures have {made}; {expected}"
+            msg = f"this pipeline's UNet takes {taken} channels, its images have {made}; {expected}"
             raise ModelInvalid(msg, where=where)
         if "image" in inspect.signature(pipe.__call__).parameters:
-            raise ModelInvalid(f"{type(pipe).__name__} draws from a picture as well; {expected}", where=where)
+            raise ModelInvalid(f"{type(pipe).__name__} draws from an image as well; {expected}", where=where)
         side = getattr(pipe.unet.config, "sample_size", None)
         if not isinstance(side, int):
             msg = f"the UNet's sample_size is {side}; expected the side of its square latents, as a whole number"

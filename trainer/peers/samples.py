@@ -61,7 +61,7 @@ def _batches(pipe: Any, prompts: Sequence[str], seed: int, progress: bool) -> It
     """Prompts in batches, each with its noise, (B, C, H, W)."""
     unet = pipe.unet
     shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-    with frozen(pipe), tqdm(total=len(prompts), desc="pictures to learn from", unit="img", disable=not progress) as bar:
+    with frozen(pipe), tqdm(total=len(prompts), desc="images to learn from", unit="img", disable=not progress) as bar:
         for start in range(0, len(prompts), _BATCH):
             texts = list(prompts[start : start + _BATCH])
             generators = [torch.Generator().manual_seed(seed_of(seed, PEERS, start + k)) for k in range(len(texts))]

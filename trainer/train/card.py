@@ -60,7 +60,7 @@ Measured at step {result.step} of {result.steps} on {on}; d is the mean squared 
 | identity gap closed, 1 − d(name with prefix, neutral) / d(name, neutral) | {measurement.gap_closed:.1%} |
 | generic drift, d(generic with prefix, generic) / d(generic, empty) | {measurement.generic_drift:.1%} |
 
-They say how the prefix acts inside the model. Whether people are recognised in the pictures is another
+They say how the prefix acts inside the model. Whether people are recognised in the images is another
 question: `apl-guard eval` answers it.
 
 ## Before and after

@@ -259,7 +259,7 @@ def test_the_reports_hold_everything(result: BenchResult) -> None:
         assert f"<th>{key}</th>" in page
     assert draw_plot(result).startswith(b"\x89PNG")
     assert "http" not in page
-    assert "no picture</td>" in page
+    assert "no image</td>" in page
     assert "a &amp; b" in page
     assert "$" not in page
     assert "personalised" not in text

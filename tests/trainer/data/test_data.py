@@ -250,5 +250,5 @@ def test_a_pipeline_that_draws_from_pictures_is_refused(pipe: Any) -> None:
     other = copy.copy(pipe)
     other.unet = UNet2DConditionModel.from_config(pipe.unet.config, in_channels=9)
 
-    with pytest.raises(ModelInvalid, match="takes 9 channels, its pictures have 4"):
+    with pytest.raises(ModelInvalid, match="takes 9 channels, its images have 4"):
         open_pipe(other)

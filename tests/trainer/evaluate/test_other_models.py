@@ -76,5 +76,5 @@ def test_people_without_a_recogniser_are_refused_before_the_model_is_opened(tmp_
     """The folder of the model is not even there."""
     command = ["eval", "--prefix", "minifaces", "--protocol", "apl-2026", "--model", str(tmp_path / "nowhere")]
 
-    with pytest.raises(InvalidInput, match="reference pictures and a recogniser missing"):
+    with pytest.raises(InvalidInput, match="reference images and a recogniser missing"):
         CliRunner().invoke(app, [*command, "--identities", str(tmp_path / "people.yaml")], catch_exceptions=False)

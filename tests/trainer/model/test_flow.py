@@ -315,7 +315,7 @@ def test_a_transformer_of_other_channels_is_refused() -> None:
     pipe = tiny_pipe(family="flux")
     pipe.register_modules(transformer=FluxTransformer2DModel.from_config(pipe.transformer.config, in_channels=32))
 
-    with pytest.raises(ModelInvalid, match="takes 32 channels, squares of its pictures have 16"):
+    with pytest.raises(ModelInvalid, match="takes 32 channels, squares of its images have 16"):
         open_pipe(pipe)
 
 

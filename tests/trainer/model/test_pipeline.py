@@ -40,7 +40,7 @@ def test_a_pipeline_that_draws_from_a_picture_is_refused() -> None:
     """It was handed no picture, which was a traceback of its own."""
     pipe = StableDiffusionXLImg2ImgPipeline(**tiny_pipe(family="stable_diffusion_xl").components)
 
-    with pytest.raises(ModelInvalid, match="draws from a picture as well"):
+    with pytest.raises(ModelInvalid, match="draws from an image as well"):
         open_pipe(pipe)
 
 

@@ -123,7 +123,7 @@ def _run(session: Any, x: Floats, path: Path) -> list[Any]:
         answers: list[Any] = session.run(None, {session.get_inputs()[0].name: x})
     except Exception as error:  # onnxruntime's own errors have no common type
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        msg = f"cannot be run on one picture of 32-bit floats ({reason[:150]}); expected a file as InsightFace packs it"
+        msg = f"cannot be run on one image of 32-bit floats ({reason[:150]}); expected a file as InsightFace packs it"
         raise ModelInvalid(msg, where=path) from error
     return answers
 

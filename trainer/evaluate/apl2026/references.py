@@ -61,13 +61,13 @@ def read_references(folder: Path, names: Sequence[str], faces: FaceJudge, per_pe
             own folder.
     """
     if not folder.is_dir():
-        raise InvalidInput("no such folder; expected one with a folder of pictures for each person", where=folder)
+        raise InvalidInput("no such folder; expected one with a folder of images for each person", where=folder)
     people = list(dict.fromkeys(names))
     rows: list[Tensor] = []
     for number, name in enumerate(people, 1):
         paths = image_files(folder / name) if (folder / name).is_dir() else []
         if len(paths) < per_person:
-            msg = f"found {len(paths)} pictures of entry {number}; expected at least {per_person}"
+            msg = f"found {len(paths)} images of entry {number}; expected at least {per_person}"
             raise InvalidInput(msg, where=folder / name)
         images = [read_image(path) for path in paths[:per_person]]
         embedded: list[Tensor] = []
@@ -82,7 +82,7 @@ def read_references(folder: Path, names: Sequence[str], faces: FaceJudge, per_pe
     if len(people) > 1 and float((centres @ centres.T).min()) > _ONE_AND_THE_SAME:
         msg = (
             f"all {len(people)} people look one and the same to {faces.name}; the recogniser tells nobody apart, or "
-            "their pictures are copies of one"
+            "their images are copies of one"
         )
         raise InvalidInput(msg, where=folder)
     _check_folders(folder, people, each, centres)
@@ -113,7 +113,7 @@ def _check_folders(folder: Path, people: Sequence[str], each: Tensor, centres: T
         if wrong:
             path = image_files(folder / name)[wrong[0]]
             msg = (
-                f"looks more like entry {int(similar[wrong[0]].argmax()) + 1} than like the other pictures of its own "
+                f"looks more like entry {int(similar[wrong[0]].argmax()) + 1} than like the other images of its own "
                 "folder: two people under one name, or one under two"
             )
             raise InvalidInput(msg, where=path)

@@ -115,10 +115,10 @@ def require_together(identities: Sequence[Path], references: Path | None, faces:
     Raises:
         InvalidInput: Some are missing.
     """
-    given = {"people": identities or None, "reference pictures": references, "a recogniser": faces}
+    given = {"people": identities or None, "reference images": references, "a recogniser": faces}
     missing = " and ".join(name for name, value in given.items() if value is None)
     if missing and any(value is not None for value in given.values()):
-        raise InvalidInput(f"{missing} missing; people, their reference pictures and a recogniser go together")
+        raise InvalidInput(f"{missing} missing; people, their reference images and a recogniser go together")
 
 
 def _group_of(

@@ -285,7 +285,7 @@ def test_people_references_and_recogniser_go_together(files: Path, tmp_path: Pat
     options: dict[str, Any] = {"folder": tmp_path, "progress": False}
     prefix = random_prefix(pipe, n=2)
 
-    with pytest.raises(InvalidInput, match="reference pictures and a recogniser missing"):
+    with pytest.raises(InvalidInput, match="reference images and a recogniser missing"):
         evaluate_apl_2026(pipe, prefix, identities=[files / "people.yaml"], **options)
     with pytest.raises(InvalidInput, match="people and a recogniser missing"):
         evaluate_apl_2026(pipe, prefix, references=files / "faces", **options)

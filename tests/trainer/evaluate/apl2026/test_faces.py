@@ -134,7 +134,7 @@ def test_a_file_of_another_architecture_is_refused(
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("two at once", "cannot be run on one picture"),
+        ("two at once", "cannot be run on one image"),
         ("many rows", r"gives \(7, 512\) for one face; expected \(1, E\)"),
     ],
 )

@@ -53,7 +53,7 @@ def test_somebody_of_the_gallery_is_seen_among_others(faces):
 
 def test_a_group_is_nobodys_entry(faces):
     """Whose face is meant could not be told."""
-    with pytest.raises(InvalidInput, match="picture 1 has 2 faces"):
+    with pytest.raises(InvalidInput, match="image 1 has 2 faces"):
         Gallery.enroll(faces, {"case 17": [picture(1, 2)]})
 
 

@@ -120,11 +120,11 @@ def test_a_picture_without_a_face_is_refused(folder: Path) -> None:
 def test_a_folder_half_full_is_refused(folder: Path) -> None:
     """The message names the folder, what was found and how many are expected; so does that of a missing one."""
     (folder / NAMES[3] / "2.png").unlink()
-    with pytest.raises(InvalidInput, match=rf"{NAMES[3]}: found 2 pictures of entry 4; expected at least 3"):
+    with pytest.raises(InvalidInput, match=rf"{NAMES[3]}: found 2 images of entry 4; expected at least 3"):
         read_references(folder, NAMES, minifaces.judges(), per_person=3)
 
     shutil.rmtree(folder / NAMES[2])
-    with pytest.raises(InvalidInput, match="found 0 pictures of entry 3"):
+    with pytest.raises(InvalidInput, match="found 0 images of entry 3"):
         read_references(folder, NAMES, minifaces.judges(), per_person=2)
 
 
