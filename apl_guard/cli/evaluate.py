@@ -11,7 +11,7 @@ import typer
 from apl_guard.cli.options import Neutral, Quiet, seed_option
 
 if TYPE_CHECKING:
-    from apl_guard.trainer.evaluate.result import EvalResult
+    from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge
 
 
 class Suite(StrEnum):
@@ -171,10 +171,24 @@ def evaluate(
         }
         result = run(open_reference_world(model), loaded, **shared)
     else:
-        result = _by_protocol(
-            model, loaded, shared, identities or [], references, references_per_person,
-            _is_typed(context, "references_per_person"), detector, recogniser, clip, captions,
-        )  # fmt: skip
+        from apl_guard.trainer.evaluate.apl2026.run import evaluate_apl_2026, require_together
+        from apl_guard.trainer.model.pipeline import open_pipe
+
+        if references is None and _is_typed(context, "references_per_person"):
+            raise InvalidInput(
+                "says how many reference images; name their folder with --references", where="--references-per-person"
+            )
+        shared |= {
+            "faces": _open_faces(detector, recogniser),
+            "identities": identities or [],
+            "references": references,
+            "references_per_person": references_per_person,
+            **_quality(clip, captions),
+        }
+        # Here, for opening a model may take minutes.
+        require_together(shared["identities"], references, shared["faces"])
+        pipe = open_pipe(model, precision="auto") if identities else open_reference_world(model)
+        result = evaluate_apl_2026(pipe, loaded, **shared)
     # First: whatever may become of the report, the figures are not lost.
     typer.echo(result.to_json() if format is Format.JSON else result.to_table())
     if report is not None:
@@ -204,48 +218,28 @@ def _is_typed(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _by_protocol(
-    model: str,
-    prefix: Any,
-    shared: dict[str, Any],
-    identities: list[Path],
-    references: Path | None,
-    references_per_person: int,
-    takes_so_many: bool,
-    detector: Path | None,
-    recogniser: Path | None,
-    clip: Path | None,
-    captions: Path | None,
-) -> EvalResult:
+def _open_faces(detector: Path | None, recogniser: Path | None) -> FaceJudge | None:
+    """The recogniser that was named, if one was."""
+    from apl_guard.errors import InvalidInput
+    from apl_guard.trainer.evaluate.apl2026.recognisers import open_faces
+
+    if (detector is None) != (recogniser is None):
+        raise InvalidInput("one without the other; give both", where="--detector and --recogniser")
+    return None if detector is None or recogniser is None else open_faces(detector, recogniser)
+
+
+def _quality(clip: Path | None, captions: Path | None) -> dict[str, Any]:
+    """What quality is measured by: nothing, where no CLIP was named."""
     from apl_guard.errors import InvalidInput
     from apl_guard.trainer.data.captions import generic_captions
     from apl_guard.trainer.data.folders import read_prompts
     from apl_guard.trainer.evaluate.apl2026.clip import Clip
-    from apl_guard.trainer.evaluate.apl2026.recognisers import open_faces
-    from apl_guard.trainer.evaluate.apl2026.run import evaluate_apl_2026, require_together
-    from apl_guard.trainer.evaluate.reference_world import open_reference_world
-    from apl_guard.trainer.model.pipeline import open_pipe
 
-    if (detector is None) != (recogniser is None):
-        raise InvalidInput("one without the other; give both", where="--detector and --recogniser")
-    if references is None and takes_so_many:
-        raise InvalidInput(
-            "says how many reference images; name their folder with --references", where="--references-per-person"
-        )
-    if captions is not None and clip is None:
-        raise InvalidInput("captions are for quality, which is measured by CLIP; name its folder", where="--clip")
-    faces = None if detector is None or recogniser is None else open_faces(detector, recogniser)
-    looks = None if clip is None else Clip(clip)
-    texts = read_prompts(captions) if captions is not None else generic_captions(500, seed=0)
-    require_together(identities, references, faces)  # here, for opening a model may take minutes
-    return evaluate_apl_2026(
-        open_pipe(model, precision="auto") if identities else open_reference_world(model),
-        prefix,
-        faces=faces,
-        identities=identities,
-        references=references,
-        references_per_person=references_per_person,
-        clip=looks,
-        captions=texts if looks is not None else (),
-        **shared,
-    )
+    if clip is None:
+        if captions is not None:
+            raise InvalidInput("captions are for quality, which is measured by CLIP; name its folder", where="--clip")
+        return {}
+    return {
+        "clip": Clip(clip),
+        "captions": read_prompts(captions) if captions is not None else generic_captions(500, seed=0),
+    }
