@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from apl_guard.cli.options import Device, PolicyOption, PrefixOption, seed_option
-from apl_guard.cli.services import Arguments, find_service
+from apl_guard.cli.services import Arguments, find_service, given
 from apl_guard.errors import AplGuardError, InvalidInput, PolicyBlocked
 from apl_guard.storage import make_folder, write_file
 
@@ -105,8 +105,7 @@ def _open_local(
     pipe = open_model(model)
     pipe.set_progress_bar_config(leave=False)
     place(pipe, device)
-    options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance}
-    options = {name: value for name, value in options.items() if value is not None}
+    options = given(num_inference_steps=steps, guidance_scale=guidance)
     return pipe, lambda prompt: ((prompt,), {"generator": torch.Generator("cpu").manual_seed(seed), **options})
 
 

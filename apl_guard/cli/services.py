@@ -8,7 +8,7 @@ from typing import Any
 
 from apl_guard.errors import InvalidInput
 
-__all__ = ["Arguments", "find_service"]
+__all__ = ["Arguments", "find_service", "given"]
 
 KEY_VARIABLE = "APL_GUARD_API_KEY"
 
@@ -45,21 +45,22 @@ def find_service(
     if kind == "a1111":
         from apl_guard.adapters.a1111 import A1111
 
-        fields = _given(seed=seed, steps=steps, cfg_scale=guidance)
+        fields = given(seed=seed, steps=steps, cfg_scale=guidance)
         return A1111(url, checkpoint=checkpoint, insecure_http=insecure_http), lambda prompt: ((prompt,), fields)
     if kind == "comfyui":
         from apl_guard.adapters.comfyui import ComfyUI, text_to_image
 
-        options = _given(seed=seed, steps=steps, cfg=guidance)
+        options = given(seed=seed, steps=steps, cfg=guidance)
         client = ComfyUI(url, models=[str(checkpoint)], insecure_http=insecure_http)
         return client, lambda prompt: ((text_to_image(str(checkpoint), prompt, **options),), {})
     from apl_guard.adapters.openai_images import OpenAIImages
 
     # Many services take none of these, so what was not asked for is not sent.
-    fields = _given(seed=seed or None, num_inference_steps=steps, guidance_scale=guidance)
+    fields = given(seed=seed or None, num_inference_steps=steps, guidance_scale=guidance)
     key = os.environ.get(KEY_VARIABLE)
     return OpenAIImages(url, key, str(checkpoint), insecure_http=insecure_http), lambda prompt: ((prompt,), fields)
 
 
-def _given(**options: Any) -> dict[str, Any]:
+def given(**options: Any) -> dict[str, Any]:
+    """The options that have a value."""
     return {name: value for name, value in options.items() if value is not None}

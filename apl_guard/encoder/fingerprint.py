@@ -12,7 +12,7 @@ import json
 import threading
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,14 +21,15 @@ from apl_guard.encoder.weights import adapters_in, digest_of, remembered, weight
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Fingerprint", "architecture_of", "fingerprint", "probe_ids", "tokenizer_state"]
+__all__ = ["Fingerprint", "Sha256", "architecture_of", "fingerprint", "probe_ids", "tokenizer_state"]
 
 # Texts whose token ids tell tokenizers with one vocabulary but other merges or normalisation apart.
 _PROBE_TEXTS = ("", "a photo of Mara Voss", "İstanbul\u00a0CAFÉ  naïve", "don't, it's 2026!", "北京 😀")
 # What changes the function of a text encoder without changing its weights.
 _ARCHITECTURE = ("hidden_act", "num_attention_heads", "layer_norm_eps", "max_position_embeddings")
 
-_Digest = Field(pattern=r"^[0-9a-f]{64}$")
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A digest in hex."""
 
 
 class Fingerprint(BaseModel):
@@ -41,8 +42,8 @@ class Fingerprint(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    weights: str = _Digest
-    tokenizer: str = _Digest
+    weights: Sha256
+    tokenizer: Sha256
 
     @property
     def key(self) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from apl_guard.encoder.fingerprint import Fingerprint, architecture_of, fingerprint, probe_ids
+from apl_guard.encoder.fingerprint import Fingerprint, Sha256, architecture_of, fingerprint, probe_ids
 from apl_guard.encoder.token_embedding import says_where
 from apl_guard.encoder.weights import adapters_in, digest_of, projection_of, remembered, table_name, weights_of
 from apl_guard.errors import ModelInvalid
@@ -51,9 +51,6 @@ def _is_sketch(text: str) -> str:
     return text
 
 
-_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
 class Traits(BaseModel):
     """What a text encoder is known by, beside its fingerprint. All digests are SHA-256 in hex."""
 
@@ -61,19 +58,19 @@ class Traits(BaseModel):
 
     kind: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     """The model type of its configuration, such as `clip_text_model`."""
-    architecture: _Digest
+    architecture: Sha256
     """Of the values of its configuration that change what it computes."""
     vocabulary: Annotated[int, Field(ge=1, le=1 << 24)]
     """How many rows of the token embedding count. Rows behind them were added later."""
-    embedding: _Digest
+    embedding: Sha256
     """Of these rows in float16."""
-    embedding_bf16: _Digest
+    embedding_bf16: Sha256
     """Of these rows in bfloat16."""
-    weights_bf16: _Digest
+    weights_bf16: Sha256
     """Of all weights in bfloat16."""
-    projection: _Digest | None
+    projection: Sha256 | None
     """Of the projection in float16, where there is one."""
-    tokenizer: _Digest
+    tokenizer: Sha256
     """Of what the tokenizer does with the first `vocabulary` ids."""
     probe: Annotated[str, AfterValidator(_is_sketch)]
     """What it answers to fixed token ids, as a sketch that keeps distances."""

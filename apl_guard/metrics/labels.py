@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable
 from enum import StrEnum
 
 from apl_guard import errors
@@ -135,21 +134,18 @@ class Known:
     """The values of one label that the configuration names, up to a limit.
 
     Args:
-        values: Those known from the start.
         most: How many can become known. What comes after, such as the digest of a policy that is edited every
             minute, counts as `other`.
 
     Example:
-        >>> tenants = Known(["acme"])
-        >>> tenants("acme"), tenants("a name from a request"), tenants(None)
+        >>> tenants = Known()
+        >>> tenants.add("acme"), tenants("a name from a request"), tenants(None)
         ('acme', 'other', 'none')
     """
 
-    def __init__(self, values: Iterable[str] = (), *, most: int = 64) -> None:
+    def __init__(self, most: int = 64) -> None:
         self._most = most
         self._values: set[str] = set()
-        for value in values:
-            self.add(value)
 
     def add(self, value: str) -> str:
         """Make a value known, and return what stands for it."""

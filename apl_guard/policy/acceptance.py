@@ -9,6 +9,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from apl_guard.encoder.fingerprint import Sha256
+
 __all__ = ["Acceptance", "Match"]
 
 
@@ -46,7 +48,7 @@ class Acceptance(BaseModel):
     slots: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """The slots that suffice. None asks for every text encoder that carries the prompt."""
 
-    digests: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
+    digests: tuple[Sha256, ...] = ()
     """Digests of the prefixes that may be used; empty for any."""
     signers: tuple[Annotated[str, AfterValidator(_check_public_key)], ...] = ()
     """Public keys in PEM, one of which must have signed the prefix; empty asks for no signature."""

@@ -7,6 +7,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from apl_guard.encoder.fingerprint import Sha256
 from apl_guard.policy.words import Id, Part, Role
 
 __all__ = ["Entry", "Listed", "Names", "Pattern", "Person"]
@@ -32,7 +33,7 @@ class Names(Part):
     people: Annotated[tuple[Entry, ...], Field(min_length=1)] | None = None
     file: Annotated[str, Field(min_length=1, max_length=300)] | None = None
     """A CSV file with the columns `name` and, if wanted, `aliases` (separated by `;`) and `neutral`."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Sha256 | None = None
     """Digest of the file. Given in the policy, no other content is accepted."""
     _read: tuple[Listed, ...] = PrivateAttr(default=())
 
@@ -80,7 +81,7 @@ class Person(Part):
 
     model: Annotated[str, Field(min_length=1, max_length=1000)]
     """Its folder, as `save_pretrained` writes it, from the root or from the folder of the policy."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Sha256 | None = None
     """Digest of its `model.safetensors`. Given, no other weights are accepted."""
     labels: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=100)], ...], Field(min_length=1)] | None = (
         None

@@ -19,22 +19,7 @@ __all__ = ["adopt", "register"]
 
 
 def register(shelf: Shelf, folder: str | Path, name: str | None, *, replace: bool) -> RegistryEntry:
-    """Check a prefix and add it as the next version of its name.
-
-    Args:
-        shelf: The folder of the registry.
-        folder: The prefix folder that training wrote.
-        name: What to call it; None for its own name.
-        replace: Whether it may be the next version of another prefix of this name.
-
-    Returns:
-        The new version, or the one in use if it is the same prefix.
-
-    Raises:
-        PrefixInvalid: The prefix is missing or damaged.
-        InvalidInput: The name is taken by another prefix, reserved or malformed.
-        StorageFailed: The registry could not be written.
-    """
+    """Check a prefix and add it to a folder as the next version of its name; see `PrefixRegistry.register`."""
     path = find_path(folder)
     source = path if path.is_dir() else path.parent
     content = read_file(path / FILE_NAME if path.is_dir() else path)
@@ -65,21 +50,7 @@ def register(shelf: Shelf, folder: str | Path, name: str | None, *, replace: boo
 
 
 def adopt(shelf: Shelf, entry: RegistryEntry) -> RegistryEntry:
-    """Add a version of another registry under its own number and with its signature.
-
-    Args:
-        shelf: The folder of the registry.
-        entry: What was read of it there.
-
-    Returns:
-        The new version, or the one that is here already if it is the same prefix. If that has no signature yet, it
-        gets the one that came later.
-
-    Raises:
-        PrefixInvalid: It is damaged.
-        InvalidInput: It has no number, or this registry has that version, or a later one, of another prefix.
-        StorageFailed: The registry could not be written.
-    """
+    """Add a version of another registry to a folder; see `PrefixRegistry.adopt`."""
     if entry.prefix is None:
         raise PrefixInvalid(entry.problem or "damaged", where=entry.name)
     if ENTRY_NAME not in entry.files:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from apl_guard.encoder.fingerprint import Sha256
 from apl_guard.errors import PrefixInvalid
 from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, NAME_PATTERN, SIGNATURE_NAME
@@ -30,7 +31,7 @@ class EntryFile(BaseModel):
     format: Literal["apl-guard-entry/1"] = "apl-guard-entry/1"
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     version: Annotated[int, Field(ge=1, strict=True)]
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    digest: Sha256
     """Of the prefix."""
     registered: datetime
 

@@ -10,11 +10,11 @@ import hashlib
 import threading
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from apl_guard.errors import PrefixInvalid, PrefixRolledBack, RegistryUnavailable, StorageFailed
 from apl_guard.prefix.layout import cache_root
-from apl_guard.prefix.tensorfile import parse_json, read_file
+from apl_guard.prefix.tensorfile import parse_model, read_file
 from apl_guard.storage import write_file
 
 __all__ = ["Memory"]
@@ -91,8 +91,8 @@ class Memory:
             return _File(registry=self.location)
         try:
             content = read_file(self._path, limit=_MAX_BYTES)
-            return _File.model_validate(parse_json(content, "memory of a registry", self._path))
-        except (PrefixInvalid, ValidationError) as error:
+            return parse_model(_File, content, "memory of a registry", self._path)
+        except PrefixInvalid as error:
             raise RegistryUnavailable(
                 f"{self._path} is damaged, so it is unknown what was seen of {self.location}; remove it to begin anew"
             ) from error

@@ -17,18 +17,7 @@ __all__ = ["publish", "publish_revoked"]
 
 
 def publish(entry: RegistryEntry, revoked: RevokedFile, target: str | Path) -> None:
-    """Copy a version, and a list of revocations, to a registry.
-
-    Args:
-        entry: The version.
-        revoked: What must not be used any more. It is added to what the other registry has on its list.
-        target: A folder, a URL, or `owner/name` on the hub.
-
-    Raises:
-        InvalidInput: It has no number, or the other registry has that version or a later one.
-        RegistryUnavailable: The other registry cannot be reached or written.
-        StorageFailed: The other registry could not be written.
-    """
+    """Copy a version, and a list of revocations, to a registry; see `PrefixRegistry.publish`."""
     if ENTRY_NAME not in entry.files:
         raise InvalidInput("has no version; register it first", where=entry.name)
     publish_revoked(revoked, target)  # first, so that they are there whatever becomes of the version
@@ -40,16 +29,7 @@ def publish(entry: RegistryEntry, revoked: RevokedFile, target: str | Path) -> N
 
 
 def publish_revoked(revoked: RevokedFile, target: str | Path) -> None:
-    """Add a list of revocations to that of a registry.
-
-    Args:
-        revoked: What must not be used any more.
-        target: A folder, a URL, or `owner/name` on the hub.
-
-    Raises:
-        RegistryUnavailable: The other registry cannot be reached or written.
-        StorageFailed: The other registry could not be written.
-    """
+    """Add a list of revocations to that of a registry; see `PrefixRegistry.publish_revoked`."""
     url = as_url(target)
     if url is not None:
         push_revoked(url, revoked)

@@ -106,6 +106,10 @@ class PrefixRegistry:
         Args:
             entry: What was read of it there.
 
+        Returns:
+            The new version, or the one that is here already if it is the same prefix. If that has no signature yet,
+            it gets the one that came later.
+
         Raises:
             PrefixInvalid: It is damaged.
             InvalidInput: It has no number, or this registry has that version, or a later one, of another prefix.

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from apl_guard.encoder.fingerprint import Sha256
 from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable, StorageFailed
 from apl_guard.prefix.layout import REVOKED_FOLDER, REVOKED_NAME
 from apl_guard.prefix.tensorfile import parse_model, read_file
@@ -43,7 +44,7 @@ class Revocation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    digest: Sha256
     reason: Annotated[str, Field(max_length=500)]
     when: datetime
 
