@@ -107,7 +107,7 @@ def test_a_similarity_is_recovered_from_points(
 @pytest.mark.parametrize(
     ("detector", "recogniser", "where", "message"),
     [
-        ("yunet", "arcface", "arcface", "embeddings of 512; expected SFace"),
+        ("yunet", "arcface", "arcface", "embeddings of 512 numbers; expected SFace"),
         ("yunet", "scrfd", "scrfd", r"recogniser of another architecture.*9 outputs"),
         ("arcface", "arcface", "arcface", "detector of another architecture, with 1 outputs"),
         ("without_landmarks", "arcface", "without_landmarks", "not SCRFD's scores, boxes and landmarks"),
