@@ -1,4 +1,4 @@
-"""Every option of prefix training, in one frozen model that can be saved, loaded and compared.
+"""Every option of prefix training, in one frozen model that can be written, read and compared.
 
 What is not here is not an option: a field that nothing reads is a bug, an unknown key is an error.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from apl_guard.errors import ConfigInvalid
-from apl_guard.storage import read_regular, write_file
-from apl_guard.trainer.plain_yaml import MAX_YAML_BYTES, NotYamlError, read_yaml
+from apl_guard.policy.problems import did_you_mean
+from apl_guard.trainer.plain_yaml import NotYamlError, read_yaml, read_yaml_file
 
 NeutralKind = Literal["coarse", "attributes"]
 
@@ -167,12 +166,7 @@ class TrainConfig(BaseModel):
             ConfigInvalid: The file is missing, is not YAML, or has a field that is unknown or out of range.
         """
         path = Path(path)
-        try:
-            values = read_yaml(read_regular(path, MAX_YAML_BYTES).decode("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigInvalid(f"the configuration cannot be read: {error}", where=path) from error
-        except NotYamlError as error:
-            raise ConfigInvalid(f"the configuration is not valid YAML: {error}", where=path) from error
+        values = read_yaml_file(path, ConfigInvalid, "the configuration")
         if values is not None and not isinstance(values, dict):
             msg = f"found a {type(values).__name__}; expected a mapping of options to values"
             raise ConfigInvalid(msg, where=path)
@@ -195,13 +189,9 @@ class TrainConfig(BaseModel):
         except ValidationError as error:
             raise _explain(error, source) from None
 
-    def save(self, path: Path | str) -> None:
-        """Write all options as YAML, whole or not at all.
-
-        Raises:
-            StorageFailed: The file cannot be written.
-        """
-        write_file(Path(path), yaml.safe_dump(self.model_dump(), sort_keys=False).encode())
+    def to_bytes(self) -> bytes:
+        """All options, as the YAML file that `load` reads."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False).encode()
 
     def with_overrides(self, assignments: Sequence[str]) -> TrainConfig:
         """Apply `key=value` texts, their values read as YAML.
@@ -236,9 +226,8 @@ def _explain(error: ValidationError, source: str) -> ConfigInvalid:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        close = get_close_matches(field, TrainConfig.model_fields, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "see TrainConfig for the options there are"
-        return ConfigInvalid(f"unknown option '{field}'; {hint}", where=source)
+        hint = did_you_mean(field, TrainConfig.model_fields) or "; see TrainConfig for the options there are"
+        return ConfigInvalid(f"unknown option '{field}'{hint}", where=source)
     found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
     label = f"option '{field}': " if field else ""
     return ConfigInvalid(f"{label}{first['msg']}{found}", where=source)

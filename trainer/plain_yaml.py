@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-__all__ = ["MAX_YAML_BYTES", "NotYamlError", "read_yaml"]
+from apl_guard.errors import InvalidInput
+from apl_guard.storage import read_regular
 
-MAX_YAML_BYTES = 256 << 20
-"""The most that a file may have that is read."""
+__all__ = ["NotYamlError", "read_yaml", "read_yaml_file"]
+
+_MAX_BYTES = 256 << 20
 
 
 class NotYamlError(ValueError):
@@ -53,3 +56,22 @@ def read_yaml(text: str) -> Any:
     except (yaml.YAMLError, ValueError, OverflowError, AttributeError) as error:
         # What PyYAML lets through of a date that does not exist, or of a tag on what it does not fit.
         raise NotYamlError("a value cannot be read, such as a date that does not exist") from error
+
+
+def read_yaml_file(path: Path, wrong: type[InvalidInput], what: str) -> Any:
+    """Read a file of one document.
+
+    Args:
+        path: The file.
+        wrong: The error that says what is wrong with it.
+        what: What it calls the file.
+
+    Raises:
+        InvalidInput: The file is missing, or is no YAML.
+    """
+    try:
+        return read_yaml(read_regular(path, _MAX_BYTES).decode("utf-8"))
+    except NotYamlError as error:
+        raise wrong(f"{what} is not valid YAML: {error}", where=path) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise wrong(f"{what} cannot be read: {error}", where=path) from error

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.identities import Identities
+from apl_guard.trainer.minifaces import known_people
+from apl_guard.trainer.minifaces.judge import Gallery, Judges, Reader, Recogniser
+from apl_guard.trainer.minifaces.traits import GEOMETRY
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -29,6 +33,16 @@ def _pipe() -> Any:
     pipe = tiny_pipe()
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(name="judges", scope="session")
+def _judges() -> Judges:
+    """Judges of random weights, who know everybody of the reference world and nine look-alikes of each."""
+    torch.manual_seed(0)
+    known = [person.name for person in known_people()]
+    names = (*known, *(f"twin {k}" for k in range(9 * len(known))))
+    embeddings = torch.nn.functional.normalize(torch.randn(len(names), GEOMETRY), dim=-1)
+    return Judges(Recogniser(), Reader(), Gallery(names, embeddings), {"far_1e-2": 0.2, "far_1e-3": 0.3})
 
 
 @pytest.fixture(name="people", scope="session")

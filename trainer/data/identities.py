@@ -20,9 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from apl_guard.errors import IdentitiesInvalid
 from apl_guard.policy.problems import did_you_mean
 from apl_guard.prefix.tensorfile import printable
-from apl_guard.storage import read_regular
 from apl_guard.trainer.config import NeutralKind
-from apl_guard.trainer.plain_yaml import MAX_YAML_BYTES, NotYamlError, read_yaml
+from apl_guard.trainer.plain_yaml import read_yaml_file
 
 DEFAULT_TEMPLATES = (
     "a photo of {name}",
@@ -125,12 +124,7 @@ def load_identities(path: Path | str) -> Identities:
         IdentitiesInvalid: The file is missing, is not YAML, has unknown keys, a key twice, duplicate names, or nobody.
     """
     path = Path(path)
-    try:
-        values = read_yaml(read_regular(path, MAX_YAML_BYTES).decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise IdentitiesInvalid(f"the identities cannot be read: {error}", where=path) from error
-    except NotYamlError as error:
-        raise IdentitiesInvalid(f"the identities are not valid YAML: {error}", where=path) from error
+    values = read_yaml_file(path, IdentitiesInvalid, "the file of identities")
     if not isinstance(values, dict):
         msg = f"found {_kind(values)}; expected identities: [{{name: Mara Voss, neutral: {{coarse: a woman}}}}]"
         raise IdentitiesInvalid(msg, where=path)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 from typing import Any
 
+from apl_guard.trainer.evaluate.curves import Curve
 from apl_guard.trainer.evaluate.goals import compare
 from apl_guard.trainer.evaluate.goals_table import goals_table
 from apl_guard.trainer.evaluate.result import EvalResult, Pictures
@@ -87,7 +86,7 @@ def write_html(
     result: EvalResult,
     groups: Mapping[str, Sequence[Pair]],
     history: Sequence[Mapping[str, Any]],
-    tradeoff: Sequence[Mapping[str, Any]],
+    tradeoff: Sequence[Curve],
     facts: Mapping[str, str],
 ) -> str:
     """Write the page.
@@ -96,8 +95,7 @@ def write_html(
         result: The figures.
         groups: The pictures.
         history: The entries of `history.jsonl` of the training run; may be empty.
-        tradeoff: Points of the curve of leak against attributes kept, each with `setting`, `leak` and
-            `attributes_kept`; may be empty.
+        tradeoff: The curve of leak against attributes kept, as `read_curves` gives it; may be empty.
         facts: What was done, label → text.
     """
     rows = compare(result)
@@ -108,7 +106,7 @@ def write_html(
         pictures="".join(_gallery(title, pairs) for title, pairs in groups.items()),
         table=goals_table(rows),
         curves=_curves(history),
-        tradeoff=_tradeoff(tradeoff),
+        tradeoff="".join(_tradeoff(curve) for curve in tradeoff),
         facts=facts_list(facts),
     )
 
@@ -152,28 +150,15 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
     return line_chart(loss, "step", "Loss") + line_chart(shares, "step", "Evaluation", percent=True)
 
 
-def _tradeoff(points: Sequence[Mapping[str, Any]]) -> str:
-    if not points:
-        return ""
-    line = sorted((float(p["attributes_kept"]), float(p["leak"])) for p in points)
-    chart = line_chart({"leak at FAR 1e-3": line}, "attributes kept", "Leak", percent=True, dots=True)
-    rows = [(str(p["setting"]), [f"{float(p[key]):.1%}" for key in ("attributes_kept", "leak")]) for p in points]
+def _tradeoff(curve: Curve) -> str:
+    chart = line_chart(curve.series, curve.x, "Leak", percent=True, dots=True)
+    names = list(curve.series)
+    rows = [(str(p["label"]), [f"{float(p[name]):.1%}" for name in ("x", *names)]) for p in curve.points]
     return (
-        "<h2>Leak against attributes kept</h2><p>The more of a person a neutral prompt keeps, the more of "
+        f"<h2>{escape(curve.title)}</h2><p>The more of a person a neutral prompt keeps, the more of "
         "the person can be found. Where to stand on this curve is a setting.</p>"
-        f"{chart}{table(['attributes kept', 'leak'], rows, corner='setting')}"
+        f"{chart}{table([curve.x, *names], rows, corner='setting')}"
     )
-
-
-def read_tradeoff(path: Path) -> list[dict[str, Any]]:
-    """Read the points of the curve of leak against attributes kept: a JSON object with the list `points`.
-
-    Each point has `setting`, `leak` and `attributes_kept`. A file that is not there gives an empty list.
-    """
-    if not path.is_file():
-        return []
-    points = json.loads(path.read_text(encoding="utf-8"))["points"]
-    return [dict(point) for point in points]
 
 
 _BODY = """\

@@ -12,8 +12,9 @@ from apl_guard.prefix import Prefix
 from apl_guard.storage import check_place, write_file
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.demo.page import draw_grid, pick_pairs, read_tradeoff, write_html
+from apl_guard.trainer.demo.page import draw_grid, pick_pairs, write_html
 from apl_guard.trainer.evaluate import evaluate
+from apl_guard.trainer.evaluate.curves import read_curves
 from apl_guard.trainer.evaluate.result import EvalResult
 from apl_guard.trainer.minifaces.judge import Judges
 from apl_guard.trainer.model.pipeline import open_pipe
@@ -111,10 +112,9 @@ def run_demo(
         "more figures": "apl-guard eval --model minifaces --prefix minifaces --images-per-person 20",
         "time": f"{seconds / 60:.1f} minutes",
     }
-    page = write_html(
-        result, groups, read_history(folder / "history.jsonl"),
-        read_tradeoff(minifaces.prefix_path().parent / "curves.json"), facts,
-    )  # fmt: skip
+    curves = minifaces.prefix_path().parent / "curves.json"
+    tradeoff = read_curves(curves) if curves.is_file() else []
+    page = write_html(result, groups, read_history(folder / "history.jsonl"), tradeoff, facts)
     grid, report = output / "grid.png", output / "report.html"
     write_file(output / "evaluation.json", result.to_json().encode())
     write_file(grid, draw_grid(groups))

@@ -23,6 +23,7 @@ from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.config import NeutralKind
 from apl_guard.trainer.evaluate.result import Album, Asked, Pictures
 from apl_guard.trainer.model.families import family_of
+from apl_guard.trainer.model.family import computing_in
 from apl_guard.trainer.model.pipeline import check_steps, model_digest
 from apl_guard.trainer.report.pictures import png
 
@@ -194,8 +195,8 @@ class Setting:
     def _draw(self, call: Callable[..., Any], texts: list[str], seeds: list[int]) -> Pictures:
         self.pipe.set_progress_bar_config(**{**getattr(self.pipe, "_progress_bar_config", {}), "disable": True})
         family = family_of(self.pipe)
-        cast = self.precision != torch.float32
-        with torch.autocast(family.device.type, dtype=self.precision) if cast else family.mixed():
+        plain = self.precision == torch.float32
+        with family.mixed() if plain else computing_in(self.precision, family.device):
             output = call(
                 texts,
                 num_inference_steps=self.steps,

@@ -16,8 +16,10 @@ import torch.nn.functional as F  # noqa: N812
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from apl_guard.trainer.model.pipeline import find_device
+
 from .dataset import Images
-from .training import autocast, device, fit, write_torch
+from .training import autocast, fit, write_torch
 
 LATENT_CHANNELS: Final = 24
 PATCH: Final = 8
@@ -96,16 +98,17 @@ def train_decoder(
     vae: AutoencoderKL, code: PatchCode, images: Images, steps: int, batch: int, checkpoint: Path
 ) -> None:
     """Draw from the code; a little noise on it, for what a denoiser makes is never exact."""
-    half = nn.ModuleList([vae.post_quant_conv, vae.decoder]).to(device())
+    where = find_device()
+    half = nn.ModuleList([vae.post_quant_conv, vae.decoder]).to(where)
     data = torch.from_numpy(images)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         picked = data[torch.randint(len(data), (batch,), generator=generator)]
         z = code.encode(picked)
-        z = (z + 0.05 * torch.randn(z.shape, generator=generator)).to(device())
+        z = (z + 0.05 * torch.randn(z.shape, generator=generator)).to(where)
         with autocast():
             y = vae.decode(z).sample.float()
-        x = to_tensor(picked).to(device())
+        x = to_tensor(picked).to(where)
         return drawing_loss(y, x), {"l1": float(F.l1_loss(y.detach(), x))}
 
     fit(
@@ -124,14 +127,15 @@ def train_encoder(
     vae: AutoencoderKL, code: PatchCode, images: Images, steps: int, batch: int, checkpoint: Path
 ) -> None:
     """Compute the code."""
-    half = nn.ModuleList([vae.encoder, vae.quant_conv]).to(device())
+    where = find_device()
+    half = nn.ModuleList([vae.encoder, vae.quant_conv]).to(where)
     data = torch.from_numpy(images)
 
     def loss(generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         picked = data[torch.randint(len(data), (batch,), generator=generator)]
         with autocast():
-            mean, log_variance = vae.quant_conv(vae.encoder(to_tensor(picked).to(device()))).float().chunk(2, dim=1)
-        error = F.mse_loss(mean, code.encode(picked).to(device()))
+            mean, log_variance = vae.quant_conv(vae.encoder(to_tensor(picked).to(where))).float().chunk(2, dim=1)
+        error = F.mse_loss(mean, code.encode(picked).to(where))
         return error + 0.01 * (log_variance - LOG_VARIANCE).square().mean(), {"error": float(error.detach())}
 
     fit(

@@ -24,6 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from apl_guard.errors import InvalidInput
 from apl_guard.storage import make_folder, write_file
+from apl_guard.trainer.model.pipeline import find_device
 
 from .autoencoder import PatchCode, decode, new_autoencoder, train_decoder, train_encoder
 from .captions import caption, random_lead_in
@@ -45,7 +46,7 @@ from .recipe import Recipe
 from .shipped import save_model, write_identities
 from .text_encoder import encode_captions, train_text_encoder
 from .tokenizer import train_tokenizer
-from .training import device, write_torch, writing
+from .training import write_torch, writing
 from .traits import Identity
 
 NAMED_IN_VOCABULARY: Final = 0.08
@@ -66,11 +67,11 @@ class Build:
         self.work = output / "work"
         make_folder(self.work)
         self._bind()
-        self.seconds: dict[str, float] = self._json("seconds.json", dict)
+        self.seconds: dict[str, float] = self._json("seconds.json")
 
     def _bind(self) -> None:
         """Keep stages of two recipes apart: one would be taken for the other."""
-        mine, known = asdict(self.recipe), self._json("recipe.json", dict)
+        mine, known = asdict(self.recipe), self._json("recipe.json")
         if known and known != mine:
             differs = ", ".join(sorted(key for key in mine if known.get(key) != mine[key]))
             msg = f"holds a build by another recipe (other {differs}); choose another folder, or delete this one"
@@ -84,15 +85,15 @@ class Build:
         rng = random.Random(1)
         return [random_picture(rng) for _ in range(self.recipe.pictures)]
 
-    def images(self, style: Literal["plain", "inked"] = "plain") -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def images(self, style: Literal["plain", "inked"] = "plain") -> Images:
         path = self.work / f"{style}.npy"
         share, seed = (slice(None), 1) if style == "plain" else (slice(self.recipe.pictures // 8), 2)
         self._stage(
             f"drawing ({style})",
             path,
-            lambda to: _save_npy(to, draw_all(self.pictures()[share], seed, style, progress=True)),
+            lambda to: np.save(to, draw_all(self.pictures()[share], seed, style, progress=True)),
         )
-        images: np.ndarray[Any, np.dtype[np.uint8]] = np.load(path)
+        images: Images = np.load(path)
         return images
 
     def captions(self, *, led: bool) -> list[str]:
@@ -128,7 +129,7 @@ class Build:
 
         self._stage("autoencoder", self.work / "vae", make)
         vae: AutoencoderKL = AutoencoderKL.from_pretrained(self.work / "vae")
-        return vae.to(device()).eval().requires_grad_(False)
+        return vae.to(find_device()).eval().requires_grad_(False)
 
     def text_encoder(self) -> CLIPTextModel:
         def make(to: Path) -> None:
@@ -143,7 +144,7 @@ class Build:
 
         self._stage("text encoder", self.work / "text_encoder", make)
         encoder: CLIPTextModel = CLIPTextModel.from_pretrained(self.work / "text_encoder")
-        return encoder.to(device()).eval().requires_grad_(False)
+        return encoder.to(find_device()).eval().requires_grad_(False)
 
     def prompt_embeds(self) -> Tensor:
         path = self.work / "prompt_embeds.pt"
@@ -172,7 +173,7 @@ class Build:
 
         self._stage("denoiser (base)", self.work / "unet-base", make)
         unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(self.work / "unet-base")
-        return unet.to(device()).eval().requires_grad_(False)
+        return unet.to(find_device()).eval().requires_grad_(False)
 
     def judges(self) -> Path:
         def make(to: Path) -> None:
@@ -217,7 +218,7 @@ class Build:
                 : len(images) // 3
             ].numpy()
             images[blurred] = decode(self.autoencoder(), self.code().encode(images[blurred]))
-            _save_npy(to, images)
+            np.save(to, images)
 
         path = self.work / f"seen-by-{judge}.npy"
         self._stage(f"drawing ({judge})", path, make)
@@ -269,20 +270,17 @@ class Build:
             make(temporary)
             temporary.rename(path)
         # read again: another process may be building another stage
-        self.seconds = self._json("seconds.json", dict)
+        self.seconds = self._json("seconds.json")
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
         write_file(self.work / "seconds.json", json.dumps(self.seconds).encode())
 
-    def _json(self, name: str, default: Callable[[], Any]) -> Any:
+    def _json(self, name: str) -> dict[str, Any]:
         path = self.work / name
         try:
-            return json.loads(path.read_text()) if path.exists() else default()
+            content: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         except ValueError as error:
             raise InvalidInput("is damaged; delete it, or choose another folder", where=path) from error
-
-
-def _save_npy(path: Path, images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-    np.save(path, images)
+        return content
 
 
 def build(output: Path, recipe: Recipe | None = None) -> Path:

@@ -9,11 +9,12 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from apl_guard.trainer.model.pipeline import find_device
 from apl_guard.trainer.model.unets import quick_attention
 
 from .autoencoder import LATENT_CHANNELS
 from .text_encoder import WIDTH
-from .training import autocast, device, fit
+from .training import autocast, fit
 
 EMPTY_SHARE: Final = 0.1
 """Captions replaced by the empty one, so that the model can be guided away from it (Ho & Salimans 2022)."""
@@ -79,7 +80,7 @@ def train_denoiser(
 
     v = √ᾱ ε − √(1−ᾱ) z₀ (Salimans & Ho 2022, eq. 11).
     """
-    unet = (start_from or new_denoiser().to(device())).train().requires_grad_(True)
+    unet = (start_from or new_denoiser().to(find_device())).train().requires_grad_(True)
     where = unet.device
     scheduler = new_scheduler()
     empty = empty_embeds.to(where).float()

@@ -127,8 +127,9 @@ class Judges:
     def __init__(
         self, recogniser: Recogniser, reader: Reader, gallery: Gallery, thresholds: Mapping[str, float]
     ) -> None:
-        self._recogniser = recogniser.eval().requires_grad_(False)
-        self._reader = reader.eval().requires_grad_(False)
+        self.recogniser = recogniser.eval().requires_grad_(False)
+        """The network that measures leaks."""
+        self.reader = reader.eval().requires_grad_(False)
         self.gallery = gallery
         self.thresholds = dict(thresholds)
         """Cosine similarities above which a picture is taken for a person, set on twin impostors."""
@@ -139,35 +140,30 @@ class Judges:
     def digest(self) -> str:
         """SHA-256 of all weights, of the gallery and of the thresholds: equal where every answer is."""
         digest = hashlib.sha256(json.dumps([self.gallery.names, self.thresholds], sort_keys=True).encode())
-        for tensor in (*self._recogniser.state_dict().values(), *self._reader.state_dict().values()):
+        for tensor in (*self.recogniser.state_dict().values(), *self.reader.state_dict().values()):
             digest.update(tensor.contiguous().numpy().tobytes())
         digest.update(self.gallery.embeddings.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def knowing(self, gallery: Gallery) -> Judges:
         """The same judges with another gallery; their thresholds stay what they are."""
-        return Judges(self._recogniser, self._reader, gallery, self.thresholds)
-
-    @property
-    def recogniser(self) -> Recogniser:
-        """The network that measures leaks."""
-        return self._recogniser
+        return Judges(self.recogniser, self.reader, gallery, self.thresholds)
 
     def embed(self, images: Images) -> Tensor:
         """Embeddings (n, E) of unit norm, by the recogniser that measures leaks."""
-        return self._recogniser.embed(images)
+        return self.recogniser.embed(images)
 
     @torch.no_grad()
     def features(self, images: Images) -> Tensor:
         """The reader's features (n, 128): the space of the Fréchet distance."""
-        return torch.cat([self._reader.trunk(to_tensor(part)) for part in _batches(images)])
+        return torch.cat([self.reader.trunk(to_tensor(part)) for part in _batches(images)])
 
     @torch.no_grad()
     def attributes(self, images: Images) -> list[dict[str, str]]:
         """What the reader reads: one value for every key of `READS`."""
         answers: list[dict[str, str]] = []
         for part in _batches(images):
-            logits = self._reader(to_tensor(part))
+            logits = self.reader(to_tensor(part))
             chosen = {key: value.argmax(-1).tolist() for key, value in logits.items()}
             answers += [{key: READS[key][chosen[key][i]] for key in READS} for i in range(len(part))]
         return answers

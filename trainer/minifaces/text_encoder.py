@@ -22,6 +22,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from apl_guard.trainer.model.pipeline import find_device
+
 from .autoencoder import to_tensor
 from .captions import LEAD_IN_WORDS, lead_in
 from .convnet import Embedder
@@ -29,7 +31,7 @@ from .dataset import Images
 from .judge import READS, label
 from .pictures import Picture
 from .tokenizer import WINDOW
-from .training import autocast, device, fit
+from .training import autocast, fit
 from .traits import GEOMETRY, GEOMETRY_VARIANCE
 
 WIDTH: Final = 192
@@ -123,7 +125,7 @@ def train_text_encoder(
     checkpoint: Path,
 ) -> CLIPTextModel:
     """``captions[i]`` says ``images[i % len(images)]``, which draws the picture of that number; all losses together."""
-    pair = Pair(new_text_encoder(tokenizer)).to(device())
+    pair = Pair(new_text_encoder(tokenizer)).to(find_device())
     rows = [torch.tensor(ids) for ids in tokenizer(list(captions), truncation=True, max_length=WINDOW)["input_ids"]]
     pixels = torch.from_numpy(images)
     lengths = torch.tensor([len(row) for row in rows])
@@ -133,7 +135,7 @@ def train_text_encoder(
     end = int(tokenizer.eos_token_id)
 
     def hidden(batch_rows: list[Tensor]) -> Tensor:
-        ids = nn.utils.rnn.pad_sequence(batch_rows, batch_first=True, padding_value=end).to(device())
+        ids = nn.utils.rnn.pad_sequence(batch_rows, batch_first=True, padding_value=end).to(find_device())
         with autocast():
             states: Tensor = pair.text(input_ids=ids).last_hidden_state
         return states.float()  # (b, longest, WIDTH)
@@ -147,7 +149,7 @@ def train_text_encoder(
         mine = [rows[i] for i in picks]
         pads = mine[0].new_full((max(map(len, mine)) + PADS,), end)
         plain = hidden([*mine, pads])[:-1]
-        x = to_tensor(pixels[picks % len(pixels)]).to(device())
+        x = to_tensor(pixels[picks % len(pixels)]).to(find_device())
         x = x + 0.03 * torch.randn(x.shape, generator=generator).to(x)
         with autocast():
             seen = pair.image(x).float()

@@ -6,8 +6,9 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,20 +17,16 @@ from tqdm import tqdm
 
 from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.storage import write_file
-from apl_guard.trainer.model.family import precision_of
+from apl_guard.trainer.model.family import computing_in, precision_of
+from apl_guard.trainer.model.pipeline import find_device
 
 SAVE_EVERY_SECONDS = 60.0
 
 
-def device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def autocast(where: torch.device | None = None) -> torch.autocast:
+def autocast(where: torch.device | None = None) -> AbstractContextManager[Any]:
     """bfloat16 where the processor computes in it; elsewhere, where it would take ten times as long, float32."""
-    where = where or device()
-    return torch.autocast(where.type, torch.bfloat16, enabled=precision_of(where, "auto") == torch.bfloat16)
+    where = where or find_device()
+    return computing_in(precision_of(where, "auto"), where)
 
 
 def warmup_cosine(step: int, steps: int, warmup: int = 100) -> float:

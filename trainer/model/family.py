@@ -21,7 +21,7 @@ from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.condition import Condition
 from apl_guard.trainer.model.diffusion import Process
 
-__all__ = ["Family", "precision_of"]
+__all__ = ["Family", "computing_in", "precision_of", "require", "run_encoder"]
 
 _GUIDANCE = 5.0
 
@@ -132,9 +132,7 @@ class Family(ABC):
 
     def cast(self) -> AbstractContextManager[Any]:
         """While this is in force, networks compute in `dtype`."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return computing_in(self.dtype, self.device)
 
     def mixed(self) -> AbstractContextManager[Any]:
         """While this is in force, the pipe draws though its denoiser and its text encoders are of two formats."""
@@ -213,6 +211,11 @@ class Family(ABC):
             yield
         finally:
             network.disable_gradient_checkpointing()
+
+
+def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
+    """While this is in force, networks on a device compute in a number format; in their own, if it is float32."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def run_encoder(text_encoder: Any, row: Tensor, vectors: Tensor | None, **options: Any) -> Any:

@@ -85,6 +85,11 @@ def open_pipe(
     return pipe.to(device)
 
 
+def with_parts(pipe: Any, **parts: Any) -> Any:
+    """A pipe with some parts of its own; it shares all others with the one it is made of."""
+    return type(pipe)(**pipe.components | parts, requires_safety_checker=False)
+
+
 def model_digest(pipe: Any) -> str:
     """The SHA-256 of what makes the images of a pipe: all weights, how strongly adapters act, the schedule, and what
     SDXL takes for an empty negative prompt."""

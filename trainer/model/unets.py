@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,12 +17,12 @@ from apl_guard.errors import ConfigInvalid, ModelInvalid
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.condition import Condition
 from apl_guard.trainer.model.diffusion import Process, process_of
-from apl_guard.trainer.model.family import Family, require, run_encoder
+from apl_guard.trainer.model.family import Family, computing_in, require, run_encoder
 
 __all__ = ["StableDiffusion", "StableDiffusionXL", "predict", "quick_attention"]
 
 
-def predict(unet: Any, z_t: Tensor, t: Tensor, c: Tensor | Condition, dtype: torch.dtype) -> Tensor:
+def predict(unet: Any, z_t: Tensor, t: Tensor, c: Tensor | Condition, dtype: torch.dtype = torch.float32) -> Tensor:
     """ε(z_t, t, c): one pass of a UNet.
 
     Args:
@@ -35,10 +35,7 @@ def predict(unet: Any, z_t: Tensor, t: Tensor, c: Tensor | Condition, dtype: tor
     Returns:
         Shape (B, C, H, W), float32.
     """
-    cast: AbstractContextManager[Any] = nullcontext()
-    if dtype != torch.float32:
-        cast = torch.autocast(z_t.device.type, dtype=dtype)
-    with cast:
+    with computing_in(dtype, z_t.device):
         return _ask(unet, z_t, t, c if isinstance(c, Condition) else Condition(c)).float()
 
 

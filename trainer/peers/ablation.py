@@ -34,7 +34,7 @@ from tqdm import tqdm
 from apl_guard.trainer.model.condition import Condition
 from apl_guard.trainer.model.diffusion import process_of
 from apl_guard.trainer.model.unets import predict
-from apl_guard.trainer.peers.learning import Learner
+from apl_guard.trainer.peers.learning import learner
 from apl_guard.trainer.peers.peer import Applied, Files, Task
 from apl_guard.trainer.peers.samples import draw_latents
 from apl_guard.trainer.peers.weights import changes_of, cross_attention, with_changes
@@ -99,7 +99,7 @@ class Ablation:
         process = process_of(pipe.scheduler)
         embeds = PromptEmbeds(pipe, [*anchors, *(text for texts in named for text in texts)])
         generator = torch.Generator().manual_seed(task.seed)
-        with Learner(pipe, partial(cross_attention, keys_and_values=True), self.lr) as learner:
+        with learner(pipe, partial(cross_attention, keys_and_values=True), self.lr) as (unet, step):
             for _ in tqdm(range(self.steps), desc=self.key, unit="step", disable=not progress):
                 m = torch.randint(len(x), (self.batch,), generator=generator)
                 t = torch.randint(process.levels, (self.batch,), generator=generator)
@@ -109,10 +109,10 @@ class Ablation:
                 c = embeds([anchors[k] for k in m])
                 c_star = embeds([rng.choice(named[k]) for k in m])
                 both = Condition.cat([c_star, c])
-                phi = predict(learner.unet, torch.cat([x_t, x_t]), torch.cat([t, t]), both, torch.float32)
+                phi = predict(unet, torch.cat([x_t, x_t]), torch.cat([t, t]), both)
                 phi_name, phi_anchor = phi.chunk(2)
-                learner.step(ablation_loss(phi_name, phi_anchor, process.truth(z, noise, t), self.lambda_))
-            return changes_of(pipe.unet, learner.unet)
+                step(ablation_loss(phi_name, phi_anchor, process.truth(z, noise, t), self.lambda_))
+            return changes_of(pipe.unet, unet)
 
     def apply(self, pipe: Any, files: Files) -> Applied:
         """A copy of the model with the learned projections."""

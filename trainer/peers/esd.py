@@ -30,7 +30,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from apl_guard.trainer.model.unets import predict
-from apl_guard.trainer.peers.learning import Learner
+from apl_guard.trainer.peers.learning import learner
 from apl_guard.trainer.peers.peer import Applied, Files, Task
 from apl_guard.trainer.peers.samples import draw_stages
 from apl_guard.trainer.peers.weights import changes_of, cross_attention, with_changes
@@ -86,18 +86,18 @@ class ESD:
         )  # (M, S, C, H, W), (S,)
         embeds = PromptEmbeds(pipe, [*prompts, ""])
         generator = torch.Generator().manual_seed(task.seed)
-        with Learner(pipe, cross_attention, self.lr) as learner:
+        with learner(pipe, cross_attention, self.lr) as (unet, step):
             for _ in tqdm(range(self.steps), desc=self.key, unit="step", disable=not progress):
                 m = torch.randint(len(prompts), (self.batch,), generator=generator)
                 s = torch.randint(len(t), (self.batch,), generator=generator)
                 x_t, t_s = x[m, s].to(pipe.unet.device), t[s].to(pipe.unet.device)
                 c, nothing = embeds([prompts[k] for k in m]), embeds([""] * self.batch)
                 with torch.no_grad():
-                    eps = predict(pipe.unet, x_t, t_s, nothing, torch.float32)
-                    eps_c = predict(pipe.unet, x_t, t_s, c, torch.float32)
-                learned = predict(learner.unet, x_t, t_s, c, torch.float32)
-                learner.step(distance(learned, esd_target(eps, eps_c, self.eta)).mean())
-            return changes_of(pipe.unet, learner.unet)
+                    eps = predict(pipe.unet, x_t, t_s, nothing)
+                    eps_c = predict(pipe.unet, x_t, t_s, c)
+                learned = predict(unet, x_t, t_s, c)
+                step(distance(learned, esd_target(eps, eps_c, self.eta)).mean())
+            return changes_of(pipe.unet, unet)
 
     def apply(self, pipe: Any, files: Files) -> Applied:
         """A copy of the model with the learned cross-attention."""

@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from apl_guard.errors import ModelInvalid
+from apl_guard.trainer.model.pipeline import with_parts
 from apl_guard.trainer.peers.peer import Files
 
 FILE = "changes.safetensors"
@@ -46,9 +47,8 @@ def named_parameters(unet: Any) -> dict[str, nn.Parameter]:
 
 def with_own_unet(pipe: Any) -> Any:
     """A pipe whose UNet and scheduler are copies; all else is shared."""
-    parts = dict(pipe.components)
-    parts |= {"unet": copy.deepcopy(pipe.unet), "scheduler": type(pipe.scheduler).from_config(pipe.scheduler.config)}
-    own = type(pipe)(**parts, requires_safety_checker=False)
+    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    own = with_parts(pipe, unet=copy.deepcopy(pipe.unet), scheduler=scheduler)
     own.set_progress_bar_config(disable=True)
     return own
 

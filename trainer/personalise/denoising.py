@@ -7,6 +7,8 @@ z_t      the latents of a picture, noised to level t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +17,9 @@ from torch import Tensor
 
 from apl_guard.trainer.minifaces.autoencoder import encode
 from apl_guard.trainer.minifaces.denoiser import random_timesteps
+from apl_guard.trainer.minifaces.training import fit
 from apl_guard.trainer.model.diffusion import process_of
+from apl_guard.trainer.model.unets import quick_attention
 from apl_guard.trainer.personalise.drawings import Drawings, Prior, draw_prior, embeds_of
 from apl_guard.trainer.personalise.recipe import Recipe
 
@@ -70,3 +74,17 @@ class Lessons:
         each = denoising_loss(self.pipe, unet, z, c, generator)
         drawings, prior = each[:batch].mean(), each[batch:].mean()
         return drawings + prior, {"drawings": float(drawings.detach()), "prior": float(prior.detach())}
+
+    def teach(self, unet: Any, label: str, steps: int, rate: float, checkpoint: Path, *, progress: bool) -> None:
+        """Let what learns in a denoiser learn; of a killed run, what is left.
+
+        Raises:
+            InvalidInput: The state of the run that was killed is damaged.
+            StorageFailed: The state cannot be written.
+        """
+        loss = partial(self.loss, unet)
+        with quick_attention(unet):
+            fit(
+                label, unet, loss, steps=steps, learning_rate=rate, warmup=steps // 8, checkpoint=checkpoint,
+                progress=progress,
+            )  # fmt: skip

@@ -13,8 +13,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from apl_guard.trainer.minifaces.training import fit
-from apl_guard.trainer.model.unets import quick_attention
+from apl_guard.trainer.model.pipeline import with_parts
 from apl_guard.trainer.personalise.added import Added, decided_by, names_of
 from apl_guard.trainer.personalise.denoising import Lessons
 from apl_guard.trainer.personalise.drawings import Drawings
@@ -34,27 +33,16 @@ def dreambooth(pipe: Any, drawings: Drawings, recipe: Recipe, *, progress: bool 
     Raises:
         StorageFailed: The cache cannot be written.
     """
-    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
 
     def make(checkpoint: Path, folder: Path) -> None:
         lessons = Lessons.of(pipe, drawings, recipe, progress=progress)
         unet = copy.deepcopy(pipe.unet).train().requires_grad_(True)
-        with quick_attention(unet):
-            fit(
-                "DreamBooth",
-                unet,
-                lambda generator: lessons.loss(unet, generator),
-                steps=recipe.dreambooth_steps,
-                learning_rate=recipe.dreambooth_rate,
-                checkpoint=checkpoint,
-                warmup=recipe.dreambooth_steps // 8,
-                progress=progress,
-            )
+        steps, rate = recipe.dreambooth_steps, recipe.dreambooth_rate
+        lessons.teach(unet, "DreamBooth", steps, rate, checkpoint, progress=progress)
         unet.save_pretrained(folder)
 
     settings = ("prior", "batch", "prior_batch", "dreambooth_steps", "dreambooth_rate")
     folder = kept("dreambooth", decided_by(pipe, drawings, recipe, *settings), make)
     unet = UNet2DConditionModel.from_pretrained(folder).to(pipe.unet.device, pipe.unet.dtype)
-    parts = pipe.components | {"unet": unet}
-    added = StableDiffusionPipeline(**parts, requires_safety_checker=False)
-    return Added(added, names_of(drawings), policy="anonymize_faces")
+    return Added(with_parts(pipe, unet=unet), names_of(drawings), policy="anonymize_faces")

@@ -13,8 +13,7 @@ from typing import Any, Final
 import torch
 
 from apl_guard.errors import ExtraMissing
-from apl_guard.trainer.minifaces.training import fit
-from apl_guard.trainer.model.unets import quick_attention
+from apl_guard.trainer.model.pipeline import with_parts
 from apl_guard.trainer.personalise.added import Added, decided_by, names_of
 from apl_guard.trainer.personalise.denoising import Lessons
 from apl_guard.trainer.personalise.drawings import Drawings
@@ -61,27 +60,13 @@ def lora(pipe: Any, drawings: Drawings, recipe: Recipe, *, progress: bool = True
                     target_modules=list(_LAYERS),
                 )
             )
-        with quick_attention(unet):
-            fit(
-                "LoRA",
-                unet,
-                lambda generator: lessons.loss(unet, generator),
-                steps=recipe.lora_steps,
-                learning_rate=recipe.lora_rate,
-                checkpoint=checkpoint,
-                warmup=recipe.lora_steps // 8,
-                progress=progress,
-            )
+        lessons.teach(unet, "LoRA", recipe.lora_steps, recipe.lora_rate, checkpoint, progress=progress)
         # As peft names them: the names of older diffusers exist for attention layers only.
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
 
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise ExtraMissing("eval", needs="peft") from error
+    ExtraMissing.check("eval", "peft")
     settings = ("prior", "batch", "prior_batch", "lora_steps", "lora_rate", "lora_rank")
     folder = kept("lora", decided_by(pipe, drawings, recipe, *settings) | {"layers": _LAYERS, "start": "seed 0"}, make)
-    parts = pipe.components | {"unet": copy.deepcopy(pipe.unet)}
-    added = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    added = with_parts(pipe, unet=copy.deepcopy(pipe.unet))
     added.load_lora_weights(folder)
     return Added(added, names_of(drawings), policy="anonymize_personalised")

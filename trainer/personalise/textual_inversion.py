@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from apl_guard.storage import write_file
 from apl_guard.trainer.minifaces.autoencoder import encode
 from apl_guard.trainer.minifaces.training import fit
+from apl_guard.trainer.model.pipeline import with_parts
 from apl_guard.trainer.model.unets import quick_attention
 from apl_guard.trainer.personalise.added import Added, decided_by
 from apl_guard.trainer.personalise.denoising import denoising_loss
@@ -53,8 +54,6 @@ def textual_inversion(pipe: Any, drawings: Drawings, recipe: Recipe, *, progress
     Raises:
         StorageFailed: The cache cannot be written.
     """
-    from diffusers import StableDiffusionPipeline
-
     words = {person.name: word_for(person.name) for person in drawings.people}
 
     def make(checkpoint: Path, folder: Path) -> None:
@@ -68,8 +67,7 @@ def textual_inversion(pipe: Any, drawings: Drawings, recipe: Recipe, *, progress
     settings = ("inversion_steps", "inversion_rate", "inversion_repeats", "inversion_descriptions")
     decides = decided_by(pipe, drawings, recipe, *settings) | {"start": "description"}
     folder = kept("textual-inversion", decides, make)
-    parts = pipe.components | {name: copy.deepcopy(pipe.components[name]) for name in ("text_encoder", "tokenizer")}
-    added = StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    added = with_parts(pipe, text_encoder=copy.deepcopy(pipe.text_encoder), tokenizer=copy.deepcopy(pipe.tokenizer))
     added.load_textual_inversion([str(folder / f"{word[1:-1]}.safetensors") for word in words.values()])
     return Added(added, words, policy="anonymize_personalised")
 

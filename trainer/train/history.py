@@ -44,7 +44,13 @@ class History:
                 if entry["step"] > keep_until or (entry["step"] == keep_until and "gap_closed" in entry):
                     break
                 self.add(**entry)
-        self._write()
+        # Whole or as it was: what a killed run leaves behind is read by the next.
+        write_file(path, self.to_bytes())
+        self._written = len(self.entries)
+
+    def to_bytes(self) -> bytes:
+        """All entries, as they stand in the file."""
+        return "".join(json.dumps(entry) + "\n" for entry in self.entries).encode()
 
     def add(self, **entry: Any) -> None:
         """Add an entry."""
@@ -60,17 +66,9 @@ class History:
         Raises:
             StorageFailed: The file cannot be written.
         """
-        self._append(self.entries[self._written :])
-
-    def _write(self) -> None:
-        # Whole or as it was: what a killed run leaves behind is read by the next.
-        write_file(self.path, "".join(json.dumps(entry) + "\n" for entry in self.entries).encode())
-        self._written = len(self.entries)
-
-    def _append(self, entries: list[dict[str, Any]]) -> None:
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(entry) + "\n" for entry in entries)
+                file.writelines(json.dumps(entry) + "\n" for entry in self.entries[self._written :])
         except OSError as error:
             raise StorageFailed(f"the history cannot be written: {error.strerror}", path=self.path) from error
         self._written = len(self.entries)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -45,21 +44,18 @@ def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult
     Raises:
         StorageFailed: Something cannot be written.
     """
-    import yaml
-
     prefix = as_prefix(pipe, config, result)
     people, generic = data.held_identity, data.held_generic
     per_person = max(1, len(people) // max(1, len(set(people.people.tolist()))))
     prompts = [*people.prompts[::per_person][:_SHOWN_PEOPLE], *generic.prompts[:_SHOWN_GENERIC]]
     side = max(96, min(family_of(pipe, config).side, 192))
     picture = before_and_after(pipe, config, prompts, result.vectors, side)
-    lines = "".join(json.dumps(entry) + "\n" for entry in history.entries)
     card = Card(config=config, result=result, metadata=prefix.metadata, prompts=tuple(prompts), people=len(data.names))
     write_folder(
         result.folder,
         {
-            "config.yaml": yaml.safe_dump(config.model_dump(), sort_keys=False).encode(),
-            "history.jsonl": lines.encode(),
+            "config.yaml": config.to_bytes(),
+            "history.jsonl": history.to_bytes(),
             "before_and_after.png": png(picture),
         },
     )

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from small_model import small_pipe
 from typer.testing import CliRunner
 
@@ -25,8 +24,7 @@ from apl_guard.trainer.data.identities import load_identities
 from apl_guard.trainer.evaluate.asking import ask_for_people
 from apl_guard.trainer.evaluate.result import Asked
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.minifaces.judge import Gallery, Judges, Reader, Recogniser
-from apl_guard.trainer.minifaces.traits import GEOMETRY
+from apl_guard.trainer.minifaces.judge import Gallery, Judges
 from apl_guard.trainer.minifaces.variants import VariantRecipe
 from apl_guard.trainer.model.pipeline import model_digest
 from apl_guard.trainer.peers.peer import Applied, Files, Peer, Task
@@ -38,14 +36,6 @@ from apl_guard.trainer.train.card import training_seconds
 
 KNOWN = [person.name for person in minifaces.known_people()]
 FAST_UCE = UCE(templates=1, generic=2)
-
-
-@pytest.fixture(name="judges", scope="module")
-def _judges() -> Judges:
-    torch.manual_seed(0)
-    names = (*KNOWN, *(f"twin {k}" for k in range(9 * len(KNOWN))))
-    embeddings = torch.nn.functional.normalize(torch.randn(len(names), GEOMETRY), dim=-1)
-    return Judges(Recogniser(), Reader(), Gallery(names, embeddings), {"far_1e-2": 0.2, "far_1e-3": 0.3})
 
 
 @pytest.fixture(name="world", scope="module")
@@ -207,7 +197,7 @@ def test_refused_prompts_are_counted_among_all(judges: Judges) -> None:
     embeddings = judges.gallery.embeddings.clone()
     embeddings[:4] = judges.embed(pictures)
     gallery = Gallery(judges.gallery.names, embeddings)
-    exact = Judges(judges._recogniser, judges._reader, gallery, {"far_1e-3": 0.99})
+    exact = Judges(judges.recogniser, judges.reader, gallery, {"far_1e-3": 0.99})
     seen = exact.attributes(pictures)
     asked = [Asked("", "", KNOWN[k], {}, {"clothing": seen[k]["clothing"]}) for k in range(4)]
     faces = [answer["shows"] == "face" for answer in seen]

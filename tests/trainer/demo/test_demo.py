@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from PIL import Image
 from small_model import small_pipe
@@ -15,8 +14,7 @@ from apl_guard.prefix import Prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.demo.run import run_demo
-from apl_guard.trainer.minifaces.judge import Gallery, Judges, Reader, Recogniser
-from apl_guard.trainer.minifaces.traits import GEOMETRY
+from apl_guard.trainer.minifaces.judge import Judges
 
 
 @pytest.fixture(name="weights")
@@ -37,16 +35,9 @@ def _weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         sampling_steps=1,
     )
     (folder / "prefix").mkdir()
-    recipe.save(folder / "prefix" / "config.yaml")
+    (folder / "prefix" / "config.yaml").write_bytes(recipe.to_bytes())
     monkeypatch.setattr(minifaces, "WEIGHTS", folder)
     return folder
-
-
-@pytest.fixture(name="judges")
-def _judges() -> Judges:
-    names = tuple(person.name for person in minifaces.known_people())
-    gallery = Gallery(names, torch.nn.functional.normalize(torch.randn(len(names), GEOMETRY), dim=-1))
-    return Judges(Recogniser(), Reader(), gallery, {"far_1e-2": 0.2, "far_1e-3": 0.3})
 
 
 def test_the_demo_trains_measures_and_reports(weights: Path, judges: Judges, tmp_path: Path) -> None:

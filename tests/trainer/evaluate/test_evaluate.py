@@ -15,25 +15,17 @@ from typer.testing import CliRunner
 from apl_guard.errors import InvalidInput
 from apl_guard.testing import random_prefix
 from apl_guard.trainer import minifaces
-from apl_guard.trainer.demo.page import draw_grid, pick_pairs, read_tradeoff, write_html
+from apl_guard.trainer.demo.page import draw_grid, pick_pairs, write_html
 from apl_guard.trainer.evaluate import EvalResult, evaluate
 from apl_guard.trainer.evaluate.asking import read_templates
+from apl_guard.trainer.evaluate.curves import read_curves
 from apl_guard.trainer.evaluate.goals import compare
 from apl_guard.trainer.evaluate.scores import Asked, fidelity, identity_figures
 from apl_guard.trainer.evaluate.tradeoff import measure_tradeoff
-from apl_guard.trainer.minifaces.judge import READS, Gallery, Judges, Reader, Recogniser
-from apl_guard.trainer.minifaces.traits import GEOMETRY
+from apl_guard.trainer.minifaces.judge import READS, Gallery, Judges
 from apl_guard.trainer.suites import choose
 
 KNOWN = [person.name for person in minifaces.known_people()]
-
-
-@pytest.fixture(name="judges", scope="module")
-def _judges() -> Judges:
-    torch.manual_seed(0)
-    names = (*KNOWN, *(f"twin {k}" for k in range(9 * len(KNOWN))))
-    embeddings = torch.nn.functional.normalize(torch.randn(len(names), GEOMETRY), dim=-1)
-    return Judges(Recogniser(), Reader(), Gallery(names, embeddings), {"far_1e-2": 0.2, "far_1e-3": 0.3})
 
 
 @pytest.fixture(name="world", scope="module")
@@ -131,14 +123,14 @@ def test_the_judges_verdicts_are_counted(judges: Judges) -> None:
     asked = [Asked("", "", KNOWN[k], {}, {}) for k in range(4)]
     embeddings = judges.gallery.embeddings.clone()
     embeddings[:4] = judges.embed(pictures)
-    exact = Judges(judges._recogniser, judges._reader, Gallery(judges.gallery.names, embeddings), {
+    exact = Judges(judges.recogniser, judges.reader, Gallery(judges.gallery.names, embeddings), {
         "far_1e-2": 0.5, "far_1e-3": 0.99,
     })  # fmt: skip
     embeddings_of_strangers = embeddings.clone()
     embeddings_of_strangers[:4] = -embeddings[:4]
     strangers = Judges(
-        judges._recogniser,
-        judges._reader,
+        judges.recogniser,
+        judges.reader,
         Gallery(judges.gallery.names, embeddings_of_strangers),
         exact.thresholds,
     )
@@ -196,7 +188,7 @@ def test_the_report_is_one_file_with_everything_in_it(result: EvalResult, tmp_pa
     (tmp_path / "curves.json").write_text('{"points": [{"setting": "<coarse>", "leak": 0.01, "attributes_kept": 0.5}]}')
 
     groups = pick_pairs(result)
-    page = write_html(result, groups, history, read_tradeoff(tmp_path / "curves.json"), {"model": "a & b"})
+    page = write_html(result, groups, history, read_curves(tmp_path / "curves.json"), {"model": "a & b"})
 
     assert set(groups) == {
         "People seen in training", "People never seen in training", "People without a name", "Objects",

@@ -36,7 +36,7 @@ def _weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "identities.yaml").write_text(yaml.safe_dump({"identities": entries}))
     monkeypatch.setattr(minifaces, "WEIGHTS", folder)
     monkeypatch.setattr(minifaces, "judges", lambda: judges)
-    RECIPE.save(tmp_path / "recipe.yaml")
+    (tmp_path / "recipe.yaml").write_bytes(RECIPE.to_bytes())
     return folder
 
 

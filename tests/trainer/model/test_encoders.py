@@ -66,7 +66,7 @@ def test_gradients_reach_the_vectors_of_every_text_encoder(family: str) -> None:
     side = pipe.unet.config.sample_size
     z_t, t = torch.randn(2, pipe.unet.config.in_channels, side, side), torch.tensor([500, 500])
 
-    eps = predict(pipe.unet, z_t, t, encoders.embed(encoders.tokenize(PROMPTS, N), P), torch.float32)
+    eps = predict(pipe.unet, z_t, t, encoders.embed(encoders.tokenize(PROMPTS, N), P))
     torch.autograd.backward(eps.pow(2).sum())
 
     assert P.grad is not None

@@ -110,7 +110,7 @@ def test_esd_learns_what_its_equation_says(pipe: Any, task: Task) -> None:
     c, nothing = (encode_prompts(pipe.text_encoder, pipe.tokenizer, texts) for texts in (prompts, [""] * 4))
     with torch.no_grad():
         eps, eps_c, learned = (
-            predict(unet, x[:, 1], t[1].expand(4), cond, torch.float32)
+            predict(unet, x[:, 1], t[1].expand(4), cond)
             for unet, cond in ((pipe.unet, nothing), (pipe.unet, c), (edited.unet, c))
         )
     target = esd_target(eps, eps_c, peer.eta)
@@ -161,8 +161,7 @@ def test_ablation_brings_a_name_to_its_neutral_text(pipe: Any, people: Identitie
     c_star, c = (encode_prompts(pipe.text_encoder, pipe.tokenizer, part) for part in texts)
     with torch.no_grad():
         before, wanted, after = (
-            predict(unet, x_t, t, cond, torch.float32)
-            for unet, cond in ((pipe.unet, c_star), (pipe.unet, c), (edited.unet, c_star))
+            predict(unet, x_t, t, cond) for unet, cond in ((pipe.unet, c_star), (pipe.unet, c), (edited.unet, c_star))
         )
 
     assert distance(after, wanted).mean() < 0.7 * distance(before, wanted).mean()

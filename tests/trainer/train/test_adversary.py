@@ -57,8 +57,8 @@ def test_more_steps_bring_the_answer_nearer_to_the_name(attack):
     for steps in (1, 4, 12):
         rows, vectors = make(steps)
         with torch.no_grad():
-            eps = predict(pipe.unet, z_t[:B], batch.t[:B], Encoders(pipe).embed(rows[:B], vectors), torch.float32)
-            wanted = predict(pipe.unet, z_t[:B], batch.t[:B], named[:B], torch.float32)
+            eps = predict(pipe.unet, z_t[:B], batch.t[:B], Encoders(pipe).embed(rows[:B], vectors))
+            wanted = predict(pipe.unet, z_t[:B], batch.t[:B], named[:B])
         distances.append(distance(eps, wanted).mean().item())
     assert distances[0] > distances[1] > distances[2]
 
@@ -82,7 +82,7 @@ def test_the_prefix_learns_and_the_attack_does_not(attack):
     """Gradients reach the prefix alone, and equal steps make equal attacks, so that a resumed run is the same."""
     pipe, P, _, batch, z_t, _, make = attack
     rows, vectors = make(2)
-    loss = predict(pipe.unet, z_t, batch.t, Encoders(pipe).embed(rows, vectors), torch.float32).pow(2).mean()
+    loss = predict(pipe.unet, z_t, batch.t, Encoders(pipe).embed(rows, vectors)).pow(2).mean()
     torch.autograd.backward(loss)
     assert P.grad is not None
     assert P.grad.abs().sum() > 0

@@ -14,7 +14,7 @@ def test_saved_options_load_again(tmp_path: Path) -> None:
     """What was saved is what is loaded, digest and all."""
     config = TrainConfig(lr=1e-3, identity_weight_end=2.0, neutral="attributes", time_limit_minutes=3)
 
-    config.save(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_bytes(config.to_bytes())
 
     assert TrainConfig.load(tmp_path / "config.yaml") == config
     assert TrainConfig.load(tmp_path / "config.yaml").digest == config.digest
