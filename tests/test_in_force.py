@@ -1,14 +1,15 @@
 """Policies in force: their own tests, reloading while calls run, and what the command line shows of them."""
 
 import json
-import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jsonschema
 import pytest
 import yaml
 
-from apl_guard import Guard, InvalidInput, Policy, PolicyBlocked, PolicyInvalid, PrefixNotFound, cli
+from apl_guard import Guard, InvalidInput, Policy, PolicyBlocked, PolicyInvalid, PrefixNotFound
 from apl_guard.in_force import PolicyInForce
 from apl_guard.policy import built_in_policies
 
@@ -67,17 +68,9 @@ def path(tmp_path):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(run):
     """Run `apl-guard policy` in this process; its exit code, output and errors."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["apl-guard", "policy", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return call
+    return partial(run, "policy")
 
 
 def reloads(registry, outcome):
@@ -208,15 +201,14 @@ class TestReload:
                 decision = guard.check("a cat")
                 seen.append((decision.policy_version, decision.action.value))
 
-        threads = [threading.Thread(target=ask) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for content in [block, STARS] * 10:
-            path.write_text(content)
-            guard.reload_policy()
-        ended.set()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(3) as pool:
+            asking = [pool.submit(ask) for _ in range(3)]
+            for content in [block, STARS] * 10:
+                path.write_text(content)
+                guard.reload_policy()
+            ended.set()
+        for each in asking:
+            each.result()
 
         assert set(seen) == {(1, "allow"), (2, "block")}
 

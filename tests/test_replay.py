@@ -1,14 +1,14 @@
 """A policy tried on the calls of a log: held against deciding about the same calls with their texts at hand."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from policy_documents import policy
 
-from apl_guard import InvalidInput, cli
+from apl_guard import InvalidInput
 from apl_guard.audit import AuditLog
 from apl_guard.audit.reading import read_log
 from apl_guard.in_force import PolicyInForce
@@ -142,7 +142,7 @@ def test_a_record_that_is_none_is_a_typed_error(log, changes):
     assert message.startswith("decision")
 
 
-def test_the_command_counts_and_lists(log, tmp_path, capsys, monkeypatch):
+def test_the_command_counts_and_lists(log, tmp_path, run):
     """As text and as JSON."""
     folder, _ = log
     files = {}
@@ -150,23 +150,18 @@ def test_the_command_counts_and_lists(log, tmp_path, capsys, monkeypatch):
         files[name] = tmp_path / f"{name}.yaml"
         files[name].write_text(found.model_dump_json(exclude_none=True))
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["apl-guard", "policy", "replay", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0, capsys.readouterr().out
-
-    code, out = run(files["new"], folder, "--was", files["old"], "--show", 1)
+    ask = partial(run, "policy", "replay")
+    code, out, _ = ask(files["new"], folder, "--was", files["old"], "--show", 1)
     assert code == 0
     assert out.startswith("60 calls under p version 1:")
     assert "allow → anonymize" in out
-    shown = json.loads(run(files["new"], folder, "--json", "--show", 3)[1])
+    shown = json.loads(ask(files["new"], folder, "--json", "--show", 3)[1])
     assert shown["calls"] == sum(shown["counts"].values()) == 60
     assert len(shown["listed"]) == 3
-    assert run(files["new"], tmp_path)[0] == 2
+    assert ask(files["new"], tmp_path)[0] == 2
 
 
-def test_the_command_takes_the_calls_of_one_policy_and_of_a_time(tmp_path, capsys, monkeypatch):
+def test_the_command_takes_the_calls_of_one_policy_and_of_a_time(tmp_path, run):
     """A log may hold the calls of several guards: those of others would count as undecided, or as changed."""
     prompt = frozenset({Channel.PROMPT})
     times = {}
@@ -183,12 +178,7 @@ def test_the_command_takes_the_calls_of_one_policy_and_of_a_time(tmp_path, capsy
     file.write_text(POLICIES["always"].model_dump_json(exclude_none=True))
 
     def count(*options):
-        monkeypatch.setattr(
-            sys, "argv", ["apl-guard", "policy", "replay", str(file), str(tmp_path / "log"), "--json", *options]
-        )
-        with pytest.raises(SystemExit):
-            cli.main()
-        return json.loads(capsys.readouterr().out)["calls"]
+        return json.loads(run("policy", "replay", file, tmp_path / "log", "--json", *options)[1])["calls"]
 
     assert count() == 3
     assert count("--under", "mine") == 2

@@ -1,6 +1,6 @@
 """`apl-guard generate` with a service in place of a model."""
 
-import sys
+from functools import partial
 
 import pytest
 from a1111_server import A1111Server
@@ -8,22 +8,11 @@ from comfyui_server import ComfyUIServer
 from PIL import Image
 from services import Service, Status, b64, png, raising
 
-from apl_guard import cli
-
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """Run the program in this process; its exit code, output and errors."""
-
-    def call(*arguments):
-        command = ["apl-guard", "generate", "--output", tmp_path / "out", *arguments]
-        monkeypatch.setattr(sys, "argv", list(map(str, command)))
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code or 0, captured.out, captured.err
-
-    return call
+def run(run, tmp_path):
+    """Run `apl-guard generate` in this process; its exit code, output and errors."""
+    return partial(run, "generate", "--output", tmp_path / "out")
 
 
 @pytest.fixture

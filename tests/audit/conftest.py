@@ -3,11 +3,12 @@
 import contextlib
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from apl_guard import Guard, InvalidInput, PolicyBlocked, backend, cli
+from apl_guard import Guard, InvalidInput, PolicyBlocked, backend
 from apl_guard.audit import AuditLog
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the modules that the tests here share
@@ -45,16 +46,9 @@ def adapter(monkeypatch):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the program in this process; its exit code and output."""
-
-    def go(*arguments):
-        monkeypatch.setattr(sys, "argv", ["apl-guard", "audit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code or 0, capsys.readouterr()
-
-    return go
+def run(run):
+    """Run `apl-guard audit` in this process; its exit code, output and errors."""
+    return partial(run, "audit")
 
 
 @pytest.fixture

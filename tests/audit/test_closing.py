@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,19 +100,14 @@ def test_a_log_is_closed_once_however_many_close_it(folders):
     durable = DurableLog(log, [witness])
     call(durable, 1)
     begin = threading.Barrier(8)
-    found = []
 
-    def close():
+    def close(_):
         begin.wait()
         durable.close()
-        found.append(verify_log(log, [witness]).verdict)
+        return verify_log(log, [witness]).verdict
 
-    threads = [threading.Thread(target=close) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == [Verdict.VALID] * 8
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(close, range(8))) == [Verdict.VALID] * 8
     assert [record["event"] for record in records(log)].count("audit.close") == 1
 
 
@@ -130,13 +126,10 @@ def test_a_log_that_is_closed_while_threads_write_is_valid(tmp_path):
                         durable.append(event, {"decision_id": decision}, decision=decision, **place)
                         promised.append((event, decision))
 
-        threads = [threading.Thread(target=write, args=(thread,)) for thread in range(6)]
-        for thread in threads:
-            thread.start()
-        assert wait_for(lambda promised=promised, least=number * 5: len(promised) > least)
-        durable.close()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(6) as pool, contextlib.closing(durable):
+            written = pool.map(write, range(6))
+            assert wait_for(lambda promised=promised, least=number * 5: len(promised) > least)
+        list(written)
 
         assert verify_log(log, [witness]).verdict is Verdict.VALID
         *written, last = records(log)

@@ -18,17 +18,6 @@ from apl_guard.audit.verify import Verdict, verify_log
 
 
 @pytest.fixture
-def run(run):
-    """Run the program in this process; its exit code, output and errors."""
-
-    def go(*arguments):
-        code, said = run(*arguments)
-        return code, said.out, said.err
-
-    return go
-
-
-@pytest.fixture
 def guard(folders, prefix):
     """A guard that keeps texts, encrypted for their subject."""
     log, witness = folders

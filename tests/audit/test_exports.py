@@ -21,7 +21,7 @@ def test_csv_has_one_row_for_each_call(log, run, tmp_path):
     assert Counter(row["result"] for row in rows) == Counter(str(row["result"]) for row in calls(log))
     assert not [cell for row in rows for cell in row.values() if cell[:1] in "=+-@" and cell]
     assert {row["tenant"] for row in rows if row["tenant"]} == {"acme", "'=cmd|' /C calc'!A0"}
-    assert run("export", log, "--csv", "--until", "2020-01-01")[1].out.count("\n") == 1
+    assert run("export", log, "--csv", "--until", "2020-01-01")[1].count("\n") == 1
 
 
 @pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
@@ -61,8 +61,8 @@ REQUIRED = FIELDS.keys() - {"decision_visibility_other", "decision_ground_refere
 def test_statements_of_reasons(log, run):
     """The database's own field names and values; each decision once, with an id that is never used again."""
     arguments = ["--dsa", "--territory", "FR", "--territory", "DE", "--action", "block", "--action", "anonymize"]
-    code, captured = run("export", log, *arguments, "--terms-url", "https://example.org/terms")
-    found = [json.loads(line) for line in captured.out.splitlines()]
+    code, out, _ = run("export", log, *arguments, "--terms-url", "https://example.org/terms")
+    found = [json.loads(line) for line in out.splitlines()]
 
     assert code == 0
     decided = [r["decision_id"] for r in expected(log, event="guard.decision") if r["effective_action"] != "allow"]
@@ -106,16 +106,16 @@ def test_export_wants_one_form(log, run):
 )
 def test_what_a_form_would_pass_over_is_refused(log, run, form, option):
     """Nobody takes all calls for those that were asked for."""
-    code, captured = run("export", log, *form, *option)
-    assert (code, captured.out, captured.err.startswith(f"error: {option[0]}: goes with ")) == (2, "", True)
+    code, out, errors = run("export", log, *form, *option)
+    assert (code, out, errors.startswith(f"error: {option[0]}: goes with ")) == (2, "", True)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
 def test_a_pipe_is_not_made_a_file(log, run, tmp_path):
     """An export never takes the place of a pipe or a device."""
     os.mkfifo(tmp_path / "pipe")
-    code, captured = run("export", log, "--csv", "--output", tmp_path / "pipe")
-    assert (code, "is a device or a pipe" in captured.err) == (1, True)
+    code, _, errors = run("export", log, "--csv", "--output", tmp_path / "pipe")
+    assert (code, "is a device or a pipe" in errors) == (1, True)
     assert (tmp_path / "pipe").is_fifo()
 
 

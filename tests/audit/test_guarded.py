@@ -8,6 +8,7 @@ import json
 import random
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import instant
 import pytest
@@ -59,11 +60,8 @@ def test_calls_records_and_metrics_agree_exactly_after_a_soak_with_faults(prefix
             with lock:
                 seen[how] += 1
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
     monkeypatch.setattr(disk, "sync", real)
     with pytest.raises(RuntimeError):
         guard("break")  # so that a last gap is recorded

@@ -152,9 +152,9 @@ class TestMixedUp:
         shutil.copytree(other / "segments", log / "segments", dirs_exist_ok=True)
 
         for _ in range(2):
-            code, captured = run("verify", log, "--witness", witness)
+            code, out, _ = run("verify", log, "--witness", witness)
             assert code == 1
-            assert "take its segments away" in captured.out
+            assert "take its segments away" in out
             DurableLog(log, [witness]).close()
         for path in (other / "segments").iterdir():
             (log / "segments" / path.name).unlink()
@@ -178,9 +178,9 @@ class TestMixedUp:
         for path in log.glob("keys-*.pub"):
             path.unlink()
 
-        code, captured = run("verify", log, "--witness", witness)
+        code, out, _ = run("verify", log, "--witness", witness)
         assert code == 1
-        assert "missing or changed; the witness has them: keys-000000.pub" in captured.out
+        assert "missing or changed; the witness has them: keys-000000.pub" in out
         with pytest.raises(AuditUnavailable, match="put them back from a witness"):
             DurableLog(log)
         for path in next(witness.iterdir()).glob("keys-*.pub"):
@@ -194,10 +194,10 @@ class TestMixedUp:
         make_log(log, witness, calls=3, writers=1)
         make_log(log.with_name("other"), witness.with_name("another"), calls=3, writers=1)
 
-        code, captured = run("verify", next(witness.iterdir()))
+        code, out, _ = run("verify", next(witness.iterdir()))
         assert code == 1
-        assert "if this is a witness, verify the log and name this with --witness" in captured.out
-        code, captured = run("verify", log, "--witness", witness.with_name("another"))
+        assert "if this is a witness, verify the log and name this with --witness" in out
+        code, out, _ = run("verify", log, "--witness", witness.with_name("another"))
         assert code == 1
-        assert "one of them belongs to something else" in captured.out
-        assert "other logs" not in captured.out
+        assert "one of them belongs to something else" in out
+        assert "other logs" not in out

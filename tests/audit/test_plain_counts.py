@@ -5,8 +5,8 @@ import io
 import itertools
 import json
 import shutil
-import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -73,11 +73,8 @@ def write(log, processes):
 
     for threads, is_closed in [*processes, ([[]], True)]:
         durable = DurableLog(log, options=OPTIONS)
-        running = [threading.Thread(target=work, args=(durable, steps)) for steps in threads]
-        for thread in running:
-            thread.start()
-        for thread in running:
-            thread.join()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(work, itertools.repeat(durable), threads))
         durable.close() if is_closed else durable.leave()
 
 

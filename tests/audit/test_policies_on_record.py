@@ -44,17 +44,6 @@ def audit(folders):
         yield audit
 
 
-@pytest.fixture
-def run(run):
-    """Run the program in this process; its exit code and output."""
-
-    def go(*arguments):
-        code, said = run(*arguments)
-        return code, said.out
-
-    return go
-
-
 def events(log, kind="policy."):
     return [found.fields for found in read_log(log) if found.fields["event"].startswith(kind)]
 
@@ -175,7 +164,7 @@ def test_they_are_sealed_and_verified_like_calls(folders, path, prefix, run):
 
     report = verify_log(log, [witness])
     assert report.verdict == Verdict.TAMPERED
-    code, out = run("verify", log, "--witness", witness)
+    code, out, _ = run("verify", log, "--witness", witness)
     assert (code, "record 1 " in out) == (1, True)
 
 

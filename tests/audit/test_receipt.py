@@ -202,8 +202,8 @@ def test_a_witness_tells_a_receipt_that_was_signed_with_a_stolen_key(copy, run, 
     def verdict(place, decision, *witnesses):
         assert run("prove", place, decision, "--output", receipt)[0] == 0
         options = [option for folder in witnesses for option in ("--witness", folder)]
-        code, captured = run("verify", receipt, "--public-key", key, *options, "--json")
-        assert json.loads(captured.out)["verdict"] == {0: "valid", 1: "tampered", 3: "unverifiable"}.get(code)
+        code, out, _ = run("verify", receipt, "--public-key", key, *options, "--json")
+        assert json.loads(out)["verdict"] == {0: "valid", 1: "tampered", 3: "unverifiable"}.get(code)
         return code
 
     assert verdict(log, f"{80:032x}", witness) == 0

@@ -73,8 +73,8 @@ def test_a_record_that_hides_what_follows_is_found(copy, run, unreadable):
     assert report.verdict == Verdict.TAMPERED
     assert any(f"{WRITER}: record 1 cannot be read" in finding for finding in report.findings)
     for command in (["query", "--limit", 1000, "--json"], ["tail", "-n", 1000, "--json"]):
-        code, captured = run(command[0], log, *command[1:])
-        shown = [json.loads(line) for line in captured.out.splitlines()]
+        code, out, _ = run(command[0], log, *command[1:])
+        shown = [json.loads(line) for line in out.splitlines()]
         assert (code, len(shown)) == (0, len(before) + 1)
         assert shown.count(next(r for r in shown if r["writer"] == WRITER)) == 1
     for command in (["stats"], ["policies"], ["export", "--csv"], ["export", "--dsa"], ["query"], ["tail"]):

@@ -4,6 +4,8 @@ import json
 import os
 import random
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import mutants
 import pytest
@@ -36,10 +38,10 @@ class TestExitCodes:
         segment = sorted((log / "segments").iterdir())[0]
         segment.write_bytes(segment.read_bytes().replace(b"anonymize", b"allowance", 1))
 
-        code, captured = run("verify", log, "--witness", witness, "--json")
+        code, out, _ = run("verify", log, "--witness", witness, "--json")
 
         assert code == 1
-        (finding,) = json.loads(captured.out)["findings"]
+        (finding,) = json.loads(out)["findings"]
         assert segment.name.split(".")[0] in finding
         assert "record 1 " in finding
 
@@ -58,10 +60,10 @@ class TestExitCodes:
         with segment.open("ab") as stream:
             stream.write(b'{"writer":"')
 
-        code, captured = run("verify", log, "--witness", witness)
+        code, out, _ = run("verify", log, "--witness", witness)
 
         assert code == 2
-        assert "torn" in captured.out
+        assert "torn" in out
 
     def test_2_ends_with_the_next_start(self, run, folders):
         """The next process records what was torn and seals the rest."""
@@ -69,17 +71,17 @@ class TestExitCodes:
         log, witness = folders
         DurableLog(log, [witness]).close()
 
-        code, captured = run("verify", log, "--witness", witness)
+        code, out, _ = run("verify", log, "--witness", witness)
 
         assert code == 0
-        assert "recorded and set aside" in captured.out
+        assert "recorded and set aside" in out
 
     def test_3_without_a_witness(self, run, copy):
         """However whole the log looks."""
-        code, captured = run("verify", copy[0])
+        code, out, _ = run("verify", copy[0])
 
         assert code == 3
-        assert "written anew" in captured.out
+        assert "written anew" in out
 
     def test_3_with_an_empty_witness(self, run, copy, tmp_path):
         """Which has nothing to hold it against."""
@@ -108,8 +110,8 @@ class TestExitCodes:
             ([], 3, "unverifiable"),
         ):
             assert run("verify", receipt, *arguments)[0] == code
-            found, captured = run("verify", receipt, *arguments, "--json")
-            answer = json.loads(captured.out)
+            found, out, _ = run("verify", receipt, *arguments, "--json")
+            answer = json.loads(out)
             assert (found, answer["verdict"], len(answer["records"])) == (code, verdict, 0 if code else 2)
 
     def test_4_wrong_options(self, run, copy):
@@ -216,8 +218,6 @@ def test_a_listing_that_lacks_a_segment_begun_meanwhile_is_made_again(folders, m
 @pytest.mark.parametrize("again", range(40 if TORTURE else 1))
 def test_a_log_in_use_is_valid_at_any_moment(folders, again):
     """Verification does not disturb the writer, nor the writer the verification."""
-    import threading
-
     log, witness = folders
     options = LogOptions(
         checkpoint_seconds=0.01, checkpoint_records=8, segment_bytes=3000, epochs=8, epoch_seconds=0.05
@@ -231,26 +231,22 @@ def test_a_log_in_use_is_valid_at_any_moment(folders, again):
             call(durable, number)
             number += 1
 
-    threads = [threading.Thread(target=write) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
-        for _ in range(15):
-            report = verify_log(log, [witness])
-            assert report.verdict == Verdict.VALID, report
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
-        durable.close()
+    with durable, ThreadPoolExecutor(3) as pool:
+        written = [pool.submit(write) for _ in range(3)]
+        try:
+            for _ in range(15):
+                report = verify_log(log, [witness])
+                assert report.verdict == Verdict.VALID, report
+        finally:
+            stop.set()
+        for each in written:
+            each.result()
     report = verify_log(log, [witness])
     assert (report.verdict, report.records) == (Verdict.VALID, report.witnessed)
 
 
 def test_a_copy_of_a_log_in_use_is_valid_and_not_gone_on_with(folders, tmp_path):
     """In the order of the documentation: the witness, then checkpoints, then records."""
-    import threading
-
     log, witness = folders
     options = LogOptions(checkpoint_seconds=0.01, checkpoint_records=8, segment_bytes=3000)
     stop, copied = threading.Event(), tmp_path / "copy"
@@ -261,9 +257,8 @@ def test_a_copy_of_a_log_in_use_is_valid_and_not_gone_on_with(folders, tmp_path)
             call(durable, number)
             number += 1
 
-    with DurableLog(log, [witness], options=options) as durable:
-        thread = threading.Thread(target=write)
-        thread.start()
+    with DurableLog(log, [witness], options=options) as durable, ThreadPoolExecutor(1) as pool:
+        written = pool.submit(write)
         try:
             for _ in range(5):
                 shutil.rmtree(copied, ignore_errors=True)
@@ -278,7 +273,7 @@ def test_a_copy_of_a_log_in_use_is_valid_and_not_gone_on_with(folders, tmp_path)
                 assert report.witnessed > 0
         finally:
             stop.set()
-            thread.join()
+        written.result()
     shutil.copytree(log / "keys", copied / "keys")
     with pytest.raises(AuditUnavailable, match="goes on from a copy"):
         DurableLog(copied, [witness])

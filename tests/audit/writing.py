@@ -17,6 +17,8 @@ import sys
 import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from apl_guard.audit import seal_key
@@ -24,13 +26,36 @@ from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.errors import AuditUnavailable
 
 
-def write_on(durable, pipe, name):
-    """Write calls without end; each promised record is told at once."""
-    for number in itertools.count():
+def write(durable, name, calls, promised=lambda record: None):
+    """Write calls; each promised record is told at once."""
+    for number in calls:
         decision = f"{name}-{number}"
         for event, place in (("guard.decision", {"opens": True}), ("guard.outcome", {"closes": True})):
             durable.append(event, {"decision_id": decision}, decision=decision, **place)
-            os.write(pipe, f"{event} {decision}\n".encode())
+            promised(f"{event} {decision}\n".encode())
+
+
+def write_on(durable, pipe, name):
+    """Write calls without end."""
+    write(durable, name, itertools.count(), partial(os.write, pipe))
+
+
+def forked(work):
+    """Do some work in a child, which ends with 0 if it could; the child's id."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def ended(child):
+    """How a child ended."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def write_until_killed(log, witness, pipe, name):
@@ -42,126 +67,68 @@ def write_until_killed(log, witness, pipe, name):
     for thread in range(4):
         threading.Thread(target=write_on, args=(durable, pipe, f"{name}-{thread}"), daemon=True).start()
     time.sleep(60)
+    os._exit(1)  # nobody comes here
 
 
-def rounds(log, witness, count, seed):
-    """Kill as many children. Prints every record that one of them was promised."""
+def write_until_stopped(log, witness, pipe, name):
+    """Four threads, of a program that ends as programs do."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    durable = DurableLog(log, [witness], options=LogOptions(checkpoint_records=16, segment_bytes=6000))
+    threading.excepthook = lambda _: None  # the log is closed under them
+    for thread in range(3):
+        threading.Thread(target=write_on, args=(durable, pipe, f"{name}-{thread}"), daemon=True).start()
+    write_on(durable, pipe, f"{name}-main")
+
+
+def rounds(work, by, log, witness, count, seed):
+    """End as many children by a signal at a random time. Prints every record that one of them was promised."""
     chance = random.Random(seed)
     for number in range(count):
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(reading)
-            try:
-                write_until_killed(log, witness, writing, f"r{number}")
-            finally:
-                os._exit(1)  # nobody comes here but after an error
+            work(log, witness, writing, f"r{number}")
         os.close(writing)
-        if number % 4:  # every fourth may die while it opens the log, the others while they write
+        if number % 4 or by != signal.SIGKILL:  # every fourth may die while it opens the log, others while they write
             select.select([reading], [], [], 30)
         time.sleep(chance.uniform(0, 0.05))
-        os.kill(child, signal.SIGKILL)
+        os.kill(child, by)
         with os.fdopen(reading) as stream:
             promised = stream.read()
-        _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):
-            sys.exit(f"round {number}: the child ended by itself")
+        if (code := ended(child)) != (143 if by == signal.SIGTERM else -by):
+            sys.exit(f"round {number}: the child ended with {code}")
         # The pipe cuts nothing off: a line goes out in one write.
-        sys.stdout.write(promised)
-
-
-def stops(log, witness, count, seed):
-    """Stop as many children, which end as programs do. Prints every record that one of them was promised."""
-    chance = random.Random(seed)
-    for number in range(count):
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.close(reading)
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-            durable = DurableLog(log, [witness], options=LogOptions(checkpoint_records=16, segment_bytes=6000))
-
-            threading.excepthook = lambda _: None  # the log is closed under them
-            for thread in range(3):
-                threading.Thread(target=write_on, args=(durable, writing, f"s{number}-{thread}"), daemon=True).start()
-            write_on(durable, writing, f"s{number}-main")
-        os.close(writing)
-        select.select([reading], [], [], 30)
-        time.sleep(chance.uniform(0, 0.05))
-        os.kill(child, signal.SIGTERM)
-        with os.fdopen(reading) as stream:
-            promised = stream.read()
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status != 143:
-            sys.exit(f"round {number}: the child ended with {status}")
         sys.stdout.write(promised)
         sys.stdout.flush()
 
 
 def crowd(log, witness, processes, calls):
     """Start processes at once, each with four threads, and let them end."""
-    children = []
-    for process in range(processes):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                durable = DurableLog(log, [witness], options=LogOptions(segment_bytes=50_000))
 
-                def write(thread, durable=durable, process=process):
-                    for number in range(calls):
-                        decision = f"p{process}-{thread}-{number}"
-                        fields = {"decision_id": decision}
-                        durable.append("guard.decision", fields, decision=decision, opens=True)
-                        durable.append("guard.outcome", fields, decision=decision, closes=True)
+    def work(process):
+        durable = DurableLog(log, [witness], options=LogOptions(segment_bytes=50_000))
+        with durable, ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda thread: write(durable, f"p{process}-{thread}", range(calls)), range(4)))
 
-                threads = [threading.Thread(target=write, args=(thread,)) for thread in range(4)]
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    thread.join()
-                durable.close()
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    print(json.dumps(codes))
+    children = [forked(partial(work, process)) for process in range(processes)]
+    print(json.dumps([ended(child) for child in children]))
 
 
 def fork(log, witness):
     """A process forks while its threads write and its checkpoints are made; parent and child both go on."""
     durable = DurableLog(log, [witness], options=LogOptions(checkpoint_records=4, checkpoint_seconds=0.001))
 
-    def write(name, count):
-        for number in range(count):
-            fields = {"decision_id": f"{name}-{number}"}
-            durable.append("guard.decision", fields, decision=fields["decision_id"], opens=True)
-            durable.append("guard.outcome", fields, decision=fields["decision_id"], closes=True)
+    def work(name):
+        with durable, ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda thread: write(durable, f"{name}{thread}", range(10)), range(3)))
 
-    threads = [threading.Thread(target=write, args=(f"parent{number}", 60)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    children = []
-    for number in range(4):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                inner = [threading.Thread(target=write, args=(f"child{number}{n}", 10)) for n in range(3)]
-                for thread in inner:
-                    thread.start()
-                for thread in inner:
-                    thread.join()
-                durable.close()
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    for thread in threads:
-        thread.join()
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    durable.close()
+    with durable, ThreadPoolExecutor(3) as pool:
+        written = [pool.submit(write, durable, f"parent{thread}", range(60)) for thread in range(3)]
+        children = [forked(partial(work, f"child{number}")) for number in range(4)]
+        for each in written:
+            each.result()
+        codes = [ended(child) for child in children]
     print(json.dumps(codes))
 
 
@@ -242,9 +209,9 @@ if __name__ == "__main__":
     what, log, witness, *rest = sys.argv[1:]
     match what:
         case "rounds":
-            rounds(Path(log), Path(witness), int(rest[0]), int(rest[1]))
+            rounds(write_until_killed, signal.SIGKILL, Path(log), Path(witness), int(rest[0]), int(rest[1]))
         case "stops":
-            stops(Path(log), Path(witness), int(rest[0]), int(rest[1]))
+            rounds(write_until_stopped, signal.SIGTERM, Path(log), Path(witness), int(rest[0]), int(rest[1]))
         case "crowd":
             crowd(Path(log), Path(witness), int(rest[0]), int(rest[1]))
         case "fork":

@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -149,11 +150,8 @@ def _measure(act: Callable[[], object], seconds: float, threads: int) -> list[fl
             act()
             mine.append(time.perf_counter() - began)
 
-    running = [threading.Thread(target=work, args=(mine,)) for mine in times]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, times))
     _spent.append(time.process_time())
     return sorted(value for mine in times for value in mine)
 

@@ -24,9 +24,9 @@ import pstats
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -121,11 +121,8 @@ def _times(call, callers: int, seconds: float) -> list[float]:  # type: ignore[n
             call()
             own.append(time.perf_counter() - began)
 
-    threads = [threading.Thread(target=run, args=(own,)) for own in times]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(callers) as pool:
+        list(pool.map(run, times))
     return [each for own in times for each in own]
 
 

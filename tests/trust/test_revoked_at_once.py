@@ -2,6 +2,7 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
@@ -46,11 +47,8 @@ def test_of_two_who_push_at_the_same_moment_neither_is_lost(publish, crowded, tm
     for registry, digest in zip(registries, "ab", strict=True):
         registry.revoke(digest * 64, f"reason {digest}")
     monkeypatch.setattr(crowded, "meeting", threading.Barrier(2))
-    threads = [threading.Thread(target=registry.publish_revoked, args=(URL,)) for registry in registries]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda registry: registry.publish_revoked(URL), registries))
     monkeypatch.setattr(crowded, "meeting", None)
 
     assert len(listed(crowded)) == 1  # the list alone has lost one

@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
@@ -62,21 +63,15 @@ def server(monkeypatch):
 
 def at_once(*work):
     """Run each in a thread of its own, all at once; what they raised."""
-    start, raised = threading.Barrier(len(work)), []
+    start = threading.Barrier(len(work))
 
     def run(do):
         start.wait()
-        try:
-            do()
-        except Exception as error:
-            raised.append(error)
+        do()
 
-    threads = [threading.Thread(target=run, args=(do,)) for do in work]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return raised
+    with ThreadPoolExecutor(len(work)) as pool:
+        done = [pool.submit(run, do) for do in work]
+    return [each.exception() for each in done if each.exception()]
 
 
 class TestOneThatChanges:

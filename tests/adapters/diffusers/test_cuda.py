@@ -3,7 +3,7 @@
 Skipped, and visibly so, where there is no GPU.
 """
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -105,21 +105,15 @@ def test_threads_with_different_guards_and_a_user_of_the_bare_encoders():
     ]
     alone = [m.draw(guard, PROMPT) for guard in guards]
     bare = _embeds(m.pipe)
-    wrong = []
 
-    def work(i):
-        wrong.extend(i for _ in range(5) if not torch.equal(alone[i], m.draw(guards[i], PROMPT)))
+    def works(i):
+        return all(torch.equal(alone[i], m.draw(guards[i], PROMPT)) for _ in range(5))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        if not torch.equal(bare, _embeds(m.pipe)):
-            wrong.append("bare")
-    for thread in threads:
-        thread.join()
-
-    assert wrong == []
+    with ThreadPoolExecutor(8) as pool:
+        guarded = [pool.submit(works, i) for i in range(8)]
+        while not all(each.done() for each in guarded):
+            assert torch.equal(bare, _embeds(m.pipe))
+    assert [each.result() for each in guarded] == [True] * 8
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The guard in front of pipelines of diffusers: same call, the picture of the prefix, nothing left open."""
 
 import shutil
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -171,24 +171,15 @@ def test_threads_with_different_guards_on_one_pipe(shared_pipe, draw):
     guards = [Guard(shared_pipe, prefix=random_prefix(shared_pipe, n=3 + i, seed=i)) for i in range(3)]
     alone = [draw(guard, "a man") for guard in guards]
     embeds_alone = shared_pipe.encode_prompt("a man", "cpu", 1, False)[0]
-    wrong = []
 
-    def work(i):
-        for _ in range(3):
-            if not torch.equal(alone[i], draw(guards[i], "a man")):
-                wrong.append(i)
+    def works(i):
+        return all(torch.equal(alone[i], draw(guards[i], "a man")) for _ in range(3))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        with torch.no_grad():
-            if not torch.equal(embeds_alone, shared_pipe.encode_prompt("a man", "cpu", 1, False)[0]):
-                wrong.append("unguarded")
-    for thread in threads:
-        thread.join()
-
-    assert wrong == []
+    with ThreadPoolExecutor(3) as pool, torch.no_grad():
+        guarded = [pool.submit(works, i) for i in range(3)]
+        while not all(each.done() for each in guarded):
+            assert torch.equal(embeds_alone, shared_pipe.encode_prompt("a man", "cpu", 1, False)[0])
+    assert [each.result() for each in guarded] == [True] * 3
 
 
 def test_a_swapped_encoder_is_noticed(pipe, prefix):

@@ -1,7 +1,7 @@
 """In every family of pipelines, the picture is that of the sequence made by hand."""
 
 import inspect
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
 import pytest
@@ -208,21 +208,13 @@ def test_threads_with_different_guards_and_a_user_of_the_bare_encoders(made):
     alone = [m.draw(guard, "a man", num_inference_steps=1, guidance_scale=1.0) for guard in guards]
     with torch.no_grad():
         bare = m.pipe.encode_prompt("a man", device="cpu", do_classifier_free_guidance=False)[0]
-    wrong = []
 
-    def work(i):
-        if not torch.equal(alone[i], m.draw(guards[i], "a man", num_inference_steps=1, guidance_scale=1.0)):
-            wrong.append(i)
+    def works(i):
+        return torch.equal(alone[i], m.draw(guards[i], "a man", num_inference_steps=1, guidance_scale=1.0))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        with torch.no_grad():
+    with ThreadPoolExecutor(8) as pool, torch.no_grad():
+        guarded = [pool.submit(works, i) for i in range(8)]
+        while not all(each.done() for each in guarded):
             again = m.pipe.encode_prompt("a man", device="cpu", do_classifier_free_guidance=False)[0]
-        if not torch.equal(bare, again):
-            wrong.append("bare")
-    for thread in threads:
-        thread.join()
-
-    assert wrong == []
+            assert torch.equal(bare, again)
+    assert [each.result() for each in guarded] == [True] * 8

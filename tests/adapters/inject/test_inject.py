@@ -4,7 +4,7 @@ import copy
 import itertools
 import pickle
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -181,11 +181,8 @@ def test_threads_with_different_prefixes_on_one_encoder(shared_pipe, prompt_embe
             if not torch.equal(first, expected):
                 wrong.append(seed)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
 
     assert wrong == []
     assert type(encoder.get_input_embeddings()) is torch.nn.Embedding
