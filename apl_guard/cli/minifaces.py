@@ -114,7 +114,9 @@ def tradeoff(
     if len(named) < len(prefixes) or "no prefix" in named:
         raise InvalidInput("two have one name, or one is called 'no prefix'; points are called by it", where="prefixes")
     pipe = open_pipe(minifaces.model_path())
-    points = measure_tradeoff(pipe, named, images_per_person, people, seed, guidance=guidance)
+    points = measure_tradeoff(
+        pipe, named, images_per_person=images_per_person, people_limit=people, seed=seed, guidance=guidance
+    )
     write_file(output, (json.dumps({"points": points}, indent=2) + "\n").encode())
     for point in points:
         typer.echo(

@@ -22,12 +22,12 @@ from apl_guard.trainer.minifaces.judge import Judges
 def measure_tradeoff(
     pipe: Any,
     prefixes: Mapping[str, Prefix],
+    *,
     images_per_person: int = 2,
     people_limit: int | None = None,
     seed: int = 0,
     steps: int = 20,
     guidance: float = 3.0,
-    *,
     judges: Judges | None = None,
     progress: bool = True,
 ) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from PIL import Image, ImageDraw
 
@@ -42,6 +42,31 @@ class _Pen:
             self.draw.line([*points, points[0]], fill=self.ink, width=self.ink_width, joint="curve")
 
 
+class _Head(NamedTuple):
+    """Where the head is, half its width and height, and how square its jaw."""
+
+    x: float
+    y: float
+    w: float
+    h: float
+    jaw: float
+
+    def outline(self, angle: float, wider: float = 1.0, higher: float = 1.0) -> tuple[float, float]:
+        """A point of it: an ellipse whose lower half narrows to a chin, or not, as the jaw says."""
+        x, y = math.cos(angle), math.sin(angle)
+        narrowing = 1 - (1 - self.jaw) * 0.42 * max(0.0, y) ** 1.2
+        square = 1 + 0.12 * self.jaw * max(0.0, y) * (1 - abs(x))
+        return self.x + self.w * wider * narrowing * x, self.y + self.h * higher * square * y
+
+
+class _Eyes(NamedTuple):
+    """How far each is from the middle of the face, how high up they are, and their radius."""
+
+    x: float
+    y: float
+    r: float
+
+
 def draw_face(identity: Identity, look: Look, rng: random.Random, style: Style = "plain") -> Image.Image:
     """A 64×64 RGB picture of somebody.
 
@@ -59,29 +84,27 @@ def draw_face(identity: Identity, look: Look, rng: random.Random, style: Style =
     skin = jitter(shade(SKINS[a.skin], between(0.9, 1.08, g.skin_tone)), rng, 4)
     shadow = shade(skin, 0.74)
     hair = shade(HAIR_COLOURS[a.hair_colour], between(0.78, 1.15, g.hair_tone))
-    half_w = between(0.205, 0.325, g.face_width) * k
-    half_h = between(0.270, 0.365, g.face_height) * k
+    head = _Head(cx, cy, between(0.205, 0.325, g.face_width) * k, between(0.270, 0.365, g.face_height) * k, g.jaw)
 
-    _body(pen, cx, cy, k, half_h, shadow, jitter(COLOURS[look.clothing], rng, 6))
-    _back_hair(pen, a.hair_style, g.hair_volume, cx, cy, k, half_w, half_h, hair)
+    _body(pen, head, shadow, jitter(COLOURS[look.clothing], rng, 6))
+    _back_hair(pen, head, identity, hair)
     ear = between(0.025, 0.075, g.ear_size) * k
     for s in (-1, 1):
-        pen.ellipse(cx + s * (half_w + 0.1 * ear), cy + 0.05 * k, ear * 0.8, ear * 1.25, shadow, ink=True)
-    outline = [_on_face(cx, cy, half_w, half_h, g.jaw, 2 * math.pi * i / 72) for i in range(72)]
-    pen.polygon(outline, skin, ink=True)
+        pen.ellipse(cx + s * (head.w + 0.1 * ear), cy + 0.05 * k, ear * 0.8, ear * 1.25, shadow, ink=True)
+    pen.polygon([head.outline(2 * math.pi * i / 72) for i in range(72)], skin, ink=True)
     if g.blush > 0.55:
         rosy = tuple(int(0.62 * c + 0.38 * r) for c, r in zip(skin, (214, 70, 80), strict=True))
         for s in (-1, 1):
-            pen.ellipse(cx + s * half_w * 0.62, cy + 0.10 * k, 0.055 * k, 0.04 * k, (rosy[0], rosy[1], rosy[2]))
+            pen.ellipse(cx + s * head.w * 0.62, cy + 0.10 * k, 0.055 * k, 0.04 * k, (rosy[0], rosy[1], rosy[2]))
     if a.beard == "beard":
-        _beard(pen, cx, cy, half_w, half_h, g.jaw, hair)
+        _beard(pen, head, hair)
     if a.hair_style != "bald":
-        _fringe(pen, a.hair_style, g.hairline, g.hair_volume, cx, cy, k, half_w, half_h, g.jaw, hair)
+        _fringe(pen, head, identity, hair)
 
     eye_y = cy + between(-0.085, 0.015, g.eye_height) * k
-    eye_x = min(between(0.075, 0.165, g.eye_spacing) * k, half_w * 0.72)
-    eye_r = between(0.030, 0.060, g.eye_size) * k
-    _eyes(pen, identity, look, cx, eye_x, eye_y, eye_r, k, shade(hair, 0.62))
+    eye_x = min(between(0.075, 0.165, g.eye_spacing) * k, head.w * 0.72)
+    eyes = _Eyes(eye_x, eye_y, between(0.030, 0.060, g.eye_size) * k)
+    _eyes(pen, head, eyes, identity, look, shade(hair, 0.62))
     nose_tip = eye_y + between(0.06, 0.155, g.nose_length) * k
     nose_w = between(0.022, 0.066, g.nose_width) * k
     nose = [(cx - nose_w * 0.3, eye_y + 0.015 * k), (cx + nose_w * 0.3, eye_y + 0.015 * k)]
@@ -89,32 +112,26 @@ def draw_face(identity: Identity, look: Look, rng: random.Random, style: Style =
     pen.polygon(nose, shade(skin, 0.87))
     pen.draw.line([(cx - nose_w, nose_tip), (cx + nose_w, nose_tip)], fill=shade(skin, 0.6), width=pen.width(0.014))
 
-    mouth_y = max(nose_tip + 0.05 * k, cy + half_h * between(0.46, 0.70, g.mouth_height))
-    _mouth(pen, identity, look, cx, mouth_y, k, skin, hair)
+    mouth_y = max(nose_tip + 0.05 * k, cy + head.h * between(0.46, 0.70, g.mouth_height))
+    _mouth(pen, (cx, mouth_y), identity, look, skin, hair)
     if a.glasses == "glasses":
-        _glasses(pen, cx, eye_x, eye_y, eye_r, half_w)
+        _glasses(pen, head, eyes)
     tilt = rng.uniform(-2, 2)
     canvas = canvas.rotate(tilt, resample=Image.Resampling.BILINEAR, fillcolor=background)
     return canvas.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
-def _on_face(cx: float, cy: float, w: float, h: float, jaw: float, angle: float) -> tuple[float, float]:
-    """A point of the head's outline: an ellipse whose lower half narrows to a chin, or not, as ``jaw`` says."""
-    x, y = math.cos(angle), math.sin(angle)
-    narrowing = 1 - (1 - jaw) * 0.42 * max(0.0, y) ** 1.2
-    square = 1 + 0.12 * jaw * max(0.0, y) * (1 - abs(x))
-    return cx + w * narrowing * x, cy + h * square * y
-
-
-def _body(pen: _Pen, cx: float, cy: float, k: float, half_h: float, neck: RGB, cloth: RGB) -> None:
-    shoulder = cy + half_h + 0.07 * k
-    pen.draw.rectangle([cx - 0.09 * k, cy + half_h * 0.5, cx + 0.09 * k, shoulder + 0.1 * k], fill=neck)
+def _body(pen: _Pen, head: _Head, neck: RGB, cloth: RGB) -> None:
+    cx, cy, _, h, _ = head
+    k = pen.unit
+    shoulder = cy + h + 0.07 * k
+    pen.draw.rectangle([cx - 0.09 * k, cy + h * 0.5, cx + 0.09 * k, shoulder + 0.1 * k], fill=neck)
     pen.ellipse(cx, shoulder + 0.4 * k, 0.44 * k, 0.4 * k, cloth, ink=True)
 
 
-def _back_hair(
-    pen: _Pen, style: str, volume: float, cx: float, cy: float, k: float, w: float, h: float, hair: RGB
-) -> None:
+def _back_hair(pen: _Pen, head: _Head, who: Identity, hair: RGB) -> None:
+    cx, cy, w, h, _ = head
+    k, style, volume = pen.unit, who.attributes.hair_style, who.geometry.hair_volume
     lift = between(0.015, 0.085, volume) * k
     if style == "long":
         box = [cx - w - 0.3 * lift - 0.025 * k, cy - h - lift, cx + w + 0.3 * lift + 0.025 * k, cy + h * 1.2]
@@ -135,46 +152,46 @@ def _back_hair(
             pen.polygon([(x - 0.05 * k, y + 0.03 * k), tip, (x + 0.05 * k, y + 0.03 * k)], hair)
 
 
-def _fringe(
-    pen: _Pen, style: str, line: float, volume: float, cx: float, cy: float, k: float, w: float, h: float,
-    jaw: float, hair: RGB,
-) -> None:  # fmt: skip
+def _fringe(pen: _Pen, head: _Head, who: Identity, hair: RGB) -> None:
     """Hair over the forehead, down to the hairline."""
-    depth = between(0.05, 0.17, line) * k
-    arc = [_on_face(cx, cy, w * 1.01, h * 1.02, jaw, math.pi + math.pi * i / 48) for i in range(49)]
+    cx, cy, w, h, _ = head
+    k = pen.unit
+    depth = between(0.05, 0.17, who.geometry.hairline) * k
+    arc = [head.outline(math.pi + math.pi * i / 48, 1.01, 1.02) for i in range(49)]
     front = [point for point in arc if point[1] < cy - h + depth]
     if len(front) > 2:
         pen.polygon(front, hair)
-    if style == "curly":
-        curl = between(0.05, 0.075, volume) * k
+    if who.attributes.hair_style == "curly":
+        curl = between(0.05, 0.075, who.geometry.hair_volume) * k
         for i in range(-2, 3):
             pen.ellipse(cx + i * w * 0.36, cy - h + depth * 0.6 + abs(i) * 0.018 * k, curl, curl * 0.8, hair)
 
 
-def _beard(pen: _Pen, cx: float, cy: float, w: float, h: float, jaw: float, hair: RGB) -> None:
-    lower = [_on_face(cx, cy, w, h, jaw, math.pi * i / 36) for i in range(37)]
-    jawline = [point for point in lower if point[1] > cy + h * 0.28]
-    pen.polygon(jawline, hair)
+def _beard(pen: _Pen, head: _Head, hair: RGB) -> None:
+    lower = [head.outline(math.pi * i / 36) for i in range(37)]
+    pen.polygon([point for point in lower if point[1] > head.y + head.h * 0.28], hair)
 
 
-def _eyes(pen: _Pen, who: Identity, look: Look, cx: float, dx: float, y: float, r: float, k: float, brow: RGB) -> None:
+def _eyes(pen: _Pen, head: _Head, eyes: _Eyes, who: Identity, look: Look, brow: RGB) -> None:
+    dx, y, r = eyes
     g = who.geometry
     wide = 1.35 if look.expression == "surprised" else 1.0
     iris = hue(g.eye_hue, 0.7, 0.6)
     openness = between(0.6, 1.15, g.eye_openness) * wide
     for s in (-1, 1):
-        x = cx + s * dx
+        x = head.x + s * dx
         pen.ellipse(x, y, r * 1.25, r * openness, (250, 250, 250), ink=True)
         pen.ellipse(x, y, r * 0.66, min(r * 0.66, r * openness), iris)
         pen.ellipse(x, y, r * 0.28, r * 0.28, (10, 10, 12))
-        brow_y = y - r * openness - between(0.012, 0.055, g.brow_gap) * k
+        brow_y = y - r * openness - between(0.012, 0.055, g.brow_gap) * pen.unit
         tilt = between(-0.55, 0.55, g.brow_tilt) * r - (0.3 * r if look.expression == "sad" else 0.0)
         ends = [(x - s * r * 1.2, brow_y + tilt), (x + s * r * 1.45, brow_y - tilt)]
         pen.draw.line(ends, fill=brow, width=pen.width(between(0.010, 0.036, g.brow_weight)))
 
 
-def _mouth(pen: _Pen, who: Identity, look: Look, cx: float, y: float, k: float, skin: RGB, hair: RGB) -> None:
-    g, a = who.geometry, who.attributes
+def _mouth(pen: _Pen, place: tuple[float, float], who: Identity, look: Look, skin: RGB, hair: RGB) -> None:
+    cx, y = place
+    k, g, a = pen.unit, who.geometry, who.attributes
     w = between(0.080, 0.150, g.mouth_width) * k
     thick = pen.width(between(0.014, 0.036, g.mouth_weight))
     lip = (178, 52, 62) if a.sex == "woman" else shade(skin, 0.55)
@@ -197,12 +214,13 @@ def _mouth(pen: _Pen, who: Identity, look: Look, cx: float, y: float, k: float, 
         pen.draw.line([(cx - w, y), (cx + w, y)], fill=lip, width=thick)
 
 
-def _glasses(pen: _Pen, cx: float, dx: float, y: float, r: float, half_w: float) -> None:
+def _glasses(pen: _Pen, head: _Head, eyes: _Eyes) -> None:
+    cx, (dx, y, r) = head.x, eyes
     frame = (22, 22, 26)
     width = pen.width(0.018)
     lens = min(r * 1.9, dx * 0.92)
     for s in (-1, 1):
         x = cx + s * dx
         pen.draw.ellipse([x - lens, y - lens * 0.85, x + lens, y + lens * 0.85], outline=frame, width=width)
-        pen.draw.line([(x + s * lens, y), (cx + s * half_w, y - 0.01 * r)], fill=frame, width=width)
+        pen.draw.line([(x + s * lens, y), (cx + s * head.w, y - 0.01 * r)], fill=frame, width=width)
     pen.draw.line([(cx - dx + lens, y), (cx + dx - lens, y)], fill=frame, width=width)

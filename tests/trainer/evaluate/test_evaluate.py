@@ -70,8 +70,8 @@ def test_the_arms_differ_by_prompt_and_guard_alone(
         world,
         random_prefix(world, n=2),
         choose(["seen"]),
-        2,
-        2,
+        images_per_person=2,
+        people_limit=2,
         steps=1,
         judges=judges,
         folder=tmp_path,
@@ -99,8 +99,8 @@ def test_templates_take_the_place_of_the_prompts(world: Any, judges: Judges, tmp
     path.write_text("a mural of {name}\n\n{name} on stage\n")
 
     result = evaluate(
-        world, random_prefix(world, n=2), choose(["unseen"]), 2, 1, steps=1, templates=read_templates(path),
-        judges=judges, keep_images=True, progress=False,
+        world, random_prefix(world, n=2), choose(["unseen"]), images_per_person=2, people_limit=1, steps=1,
+        templates=read_templates(path), judges=judges, keep_images=True, progress=False,
     )  # fmt: skip
 
     name = result.asked["unseen"][0].person
@@ -205,7 +205,9 @@ def test_the_tradeoff_has_a_point_for_no_prefix_and_for_each_prefix(world: Any, 
     """Every setting draws the same prompts; the point without a prefix is that of the bare pipe."""
     prefixes = {f"N = {n}": random_prefix(world, n=n) for n in (1, 3)}
 
-    points = measure_tradeoff(world, prefixes, 2, 1, steps=1, judges=judges, progress=False)
+    points = measure_tradeoff(
+        world, prefixes, images_per_person=2, people_limit=1, steps=1, judges=judges, progress=False
+    )
 
     assert [point["setting"] for point in points] == ["no prefix", "N = 1", "N = 3"]
     for point in points:
