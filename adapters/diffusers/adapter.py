@@ -32,7 +32,7 @@ from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest, argument_name, texts
 
 from .arguments import IMPOSSIBLE, TEXT, channel_of, is_known
-from .channels import has_adapter_weights, implied, said, special_tokens
+from .channels import as_tokenized, has_adapter_weights, implied, said
 from .cleaning import cleaner_of, readings_of
 from .families import check_supported
 from .load import load_pipe
@@ -112,7 +112,7 @@ class DiffusersAdapter:
         # Names may come from a request that a service passes on, so they are made safe for messages.
         unknown = tuple(argument_name(name) for name in arguments if not self._knows(name))
         slots = tuple(e.slot for e in encoders_of(self._pipe))
-        readings = readings_of(cleaner_of(self._pipe, whole), lambda: special_tokens(self._pipe))
+        readings = readings_of(cleaner_of(self._pipe, whole), lambda text: as_tokenized(self._pipe, text))
         return GenerationRequest(self.name, text, frozenset(used), unknown, arguments, slots, readings=readings)
 
     def fingerprints(self) -> Mapping[str, Fingerprint]:

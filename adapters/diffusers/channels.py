@@ -12,6 +12,7 @@ from torch import nn
 
 from apl_guard.adapters.inject.mark import new_mark
 from apl_guard.adapters.inject.prefix_tokenizer import prefix_tokenizer
+from apl_guard.adapters.inject.private_tokenizer import private_copy
 from apl_guard.adapters.prompts.forms import cleaned_forms
 from apl_guard.encoder.anatomy import has_parameter_named
 from apl_guard.request import PROMPT_CHANNELS, Channel
@@ -21,7 +22,7 @@ from .cleaning import MOST_CHARACTERS, cleaner_of
 from .guidance import bends_steps, turns_guidance_round
 from .view import encoders_of
 
-__all__ = ["has_adapter_weights", "implied", "said", "special_tokens"]
+__all__ = ["as_tokenized", "has_adapter_weights", "implied", "said"]
 
 _NEGATIVE = {
     Channel.NEGATIVE_PROMPT,
@@ -89,9 +90,18 @@ def said(
     return found
 
 
-def special_tokens(pipe: DiffusionPipeline) -> set[str]:
-    """What stands for no text where a prompt says it: special tokens of any tokenizer."""
-    return {token for e in encoders_of(pipe) for token in _special_tokens_of(e.tokenizer)}
+def as_tokenized(pipe: DiffusionPipeline, text: str) -> list[str]:
+    """What each tokenizer of a pipe reads in a text. Some mend it, and special tokens in it stand for no text."""
+    return [_as_read(e.tokenizer, text) for e in encoders_of(pipe)]
+
+
+def _as_read(tokenizer: Any, text: str) -> str:
+    private, lock = private_copy(tokenizer)
+    with lock:
+        read: str = private.decode(private(text, add_special_tokens=False, verbose=False)["input_ids"])
+    for token in sorted((t for t in _special_tokens_of(tokenizer) if t in read), key=len, reverse=True):
+        read = read.replace(token, " ")
+    return read
 
 
 def _special_tokens_of(tokenizer: Any) -> set[str]:

@@ -7,7 +7,7 @@ looked at is what its text encoder reads.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffusers.utils import is_bs4_available, is_ftfy_available
@@ -44,25 +44,19 @@ def cleaner_of(pipe: Any, arguments: Mapping[str, Any]) -> Cleaner | None:
     return cleaner
 
 
-def readings_of(cleaner: Cleaner | None, special_tokens: Callable[[], Collection[str]]) -> Readings:
-    """What else a text says, for `GenerationRequest.readings`: what a pipe makes of it, and that without the special
-    tokens of its tokenizers, which stand for no text; each if it has other letters.
+def readings_of(cleaner: Cleaner | None, as_tokenized: Callable[[str], Sequence[str]]) -> Readings:
+    """What else a text says, for `GenerationRequest.readings`: what a pipe makes of it, and what its tokenizers read in
+    that; each if it has other letters.
 
     Args:
         cleaner: From `cleaner_of`.
-        special_tokens: Says which they are, when it is asked.
+        as_tokenized: Says what each tokenizer reads in a text.
     """
 
     def readings(text: str) -> Sequence[Reading]:
         cleaned = text if cleaner is None else canonical(cleaner(text))
-        found = dict.fromkeys((cleaned, _without(special_tokens(), cleaned)))
+        found = dict.fromkeys((cleaned, *map(canonical, as_tokenized(cleaned))))
         letters = letters_of(text)
-        return [Reading(each) for each in found if each != text and letters_of(each) != letters]
+        return [Reading(each) for each in found if letters_of(each) != letters]
 
     return readings
-
-
-def _without(tokens: Collection[str], text: str) -> str:
-    for token in sorted((t for t in tokens if t in text), key=len, reverse=True):
-        text = text.replace(token, " ")
-    return text

@@ -47,10 +47,15 @@ def tiny_tokenizer(padding: str = "<|endoftext|>") -> Any:
         >>> tiny_tokenizer()("a photo of").input_ids
         [519, 320, 515, 516, 520]
     """
+    from transformers import AddedToken
+
     letters = list(byte_letters())
     vocabulary = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in _MERGES)]
     ids = {token: i for i, token in enumerate([*vocabulary, "<|startoftext|>", "<|endoftext|>"])}
-    return from_merges("CLIPTokenizer", ids, _MERGES, pad_token=padding, model_max_length=77)
+    # The files of the original say of both that they are normalised, so they are found in capitals as well.
+    start, end = (AddedToken(token, normalized=True, special=True) for token in ("<|startoftext|>", "<|endoftext|>"))
+    options = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": padding}
+    return from_merges("CLIPTokenizer", ids, _MERGES, **options, model_max_length=77)
 
 
 def byte_letters() -> list[str]:

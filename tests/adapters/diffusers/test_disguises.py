@@ -4,6 +4,7 @@ import pytest
 import torch
 from a1111_server import A1111Server
 from comfyui_server import ComfyUIServer
+from tokenizers import normalizers
 from workflows import MODEL, workflow
 
 from apl_guard import A1111, ComfyUI, Guard, GuardUnavailable, PolicyBlocked
@@ -89,6 +90,7 @@ def test_a_name_that_the_pipe_makes_by_cleaning_is_found(family, prompt):
     [
         ("stable_diffusion", "Mara<|startoftext|>Voss"),
         ("stable_diffusion", "Mara <|endoftext|><|endoftext|> Voss"),
+        ("stable_diffusion", "Mara <|STARTOFTEXT|> Voss"),
         ("stable_diffusion", "Mara \uff1c|endoftext|\uff1e Voss"),
         ("flux", "Mara<pad>Voss"),
         ("flux", "Mara</s>Voss"),
@@ -101,6 +103,19 @@ def test_a_name_with_special_tokens_in_it_is_found(family, prompt):
 
     with pytest.raises(PolicyBlocked, match="'named'"):
         Guard(pipe, naming("a woman", "block"), prefix=random_prefix(pipe, n=N))(prompt=prompt)
+
+
+def test_a_name_that_the_tokenizer_makes_by_mending_is_found(pipe):
+    """That of CLIP reads entities of HTML under version 4 of transformers, where ftfy is installed."""
+    backend = pipe.tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.Replace("&#97;", "a"), backend.normalizer])
+    prefix = random_prefix(pipe, n=N)
+
+    with pytest.raises(PolicyBlocked, match="'named'"):
+        Guard(pipe, naming("a woman", "block"), prefix=prefix)("a photo of M&#97;ra Voss")
+    rewriting = Guard(pipe, naming("a woman"), prefix=prefix)
+    assert rewriting.check("a photo of M&#97;ra Voss").would_run == {"prompt": ("a woman",)}
+    assert rewriting.check("Mara Voss, a tree").would_run == {"prompt": ("a woman, a tree",)}
 
 
 def test_a_pipe_that_leaves_entities_alone_is_asked_for_what_it_says(pipe, prefix):
