@@ -222,8 +222,8 @@ class _EncoderGate:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         compiled: Callable[..., Any] = super().__call__  # type: ignore[misc]
-        original: Callable[..., Any] = getattr(self, "_orig_mod", compiled)
-        called = original if _is_whole_graph(self) else compiled
+        original = _uncompiled(self, compiled)
+        called = original if _may_be_whole_graph(self) else compiled
         received = (_active.get() or {}).get(id(self))
         coded = kwargs.get("input_ids", args[0] if args else None)
         if received is None or not isinstance(coded, Tensor):
@@ -248,9 +248,21 @@ class _EncoderGate:
         return _reduce(self)
 
 
-def _is_whole_graph(text_encoder: Any) -> bool:
-    """Whether it was wrapped by `torch.compile(…, fullgraph=True)`: the gate breaks the graph, so that would raise."""
-    return bool(getattr(getattr(text_encoder, "dynamo_ctx", None), "fullgraph", False))
+def _uncompiled(text_encoder: Any, called: Callable[..., Any]) -> Callable[..., Any]:
+    """How a text encoder is called as it was before `torch.compile(text_encoder)` or `text_encoder.compile()`."""
+    original: Callable[..., Any] = text_encoder._call_impl if _is_compiled_in_place(text_encoder) else called
+    return getattr(text_encoder, "_orig_mod", original)
+
+
+def _is_compiled_in_place(text_encoder: Any) -> bool:
+    return getattr(text_encoder, "_compiled_call_impl", None) is not None
+
+
+def _may_be_whole_graph(text_encoder: Any) -> bool:
+    """Whether it may be compiled with `fullgraph=True`: the gate breaks the graph, so that would raise. One that was
+    compiled in place does not say."""
+    is_whole = getattr(getattr(text_encoder, "dynamo_ctx", None), "fullgraph", False)
+    return bool(is_whole) or _is_compiled_in_place(text_encoder)
 
 
 def _reduce(module: Any) -> Any:

@@ -104,6 +104,12 @@ def test_with_a_compiled_text_encoder():
     assert torch.equal(expected, m.draw(m.guard, PROMPT))
     assert torch.equal(plain, m.draw(m.pipe, PROMPT))
 
+    torch._dynamo.reset()
+    m.pipe.text_encoder = m.pipe.text_encoder._orig_mod
+    m.pipe.text_encoder.compile(backend="eager", fullgraph=True)  # in place
+    assert torch.equal(expected, m.draw(m.guard, PROMPT))
+    assert torch.equal(plain, m.draw(m.pipe, PROMPT))
+
 
 def _into_the_same_memory(graph, _):
     """A backend whose answers lie in the same memory each time, as those of CUDA graphs do."""
@@ -120,13 +126,17 @@ def _into_the_same_memory(graph, _):
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="torch.compile needs an older Python")
-def test_with_a_text_encoder_whose_answers_are_written_over():
+@pytest.mark.parametrize("in_place", [False, True])
+def test_with_a_text_encoder_whose_answers_are_written_over(in_place):
     """The comparison with the bare prompt, which the record holds, runs after the answer and leaves it as it is."""
     m = Guarded("stable_diffusion")
     options = m.options | {"guidance_scale": 1.0}
     expected = m.guard.generate(PROMPT, **options, generator=torch.Generator().manual_seed(0))
     torch._dynamo.reset()
-    m.pipe.text_encoder = torch.compile(m.pipe.text_encoder, backend=_into_the_same_memory)
+    if in_place:
+        m.pipe.text_encoder.compile(backend=_into_the_same_memory)
+    else:
+        m.pipe.text_encoder = torch.compile(m.pipe.text_encoder, backend=_into_the_same_memory)
 
     found = m.guard.generate(PROMPT, **options, generator=torch.Generator().manual_seed(0))
 
