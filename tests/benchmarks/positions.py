@@ -2,11 +2,15 @@
 
     python -m tests.benchmarks.positions moved                     # three minutes on one core
     python -m tests.benchmarks.positions learned --output prefixes/kept --set generic_weight=30    # ten
+    python -m tests.benchmarks.positions late                      # three
 
 `moved` draws prompts without any prefix, their tokens at the positions that they would have behind one, and with the
 prefix that ships. `learned` learns a prefix by the shipped recipe, changed by `--set`, beside which the text keeps the
 positions that it has without one, and draws with it in the same way. Only a caller of the text encoder can do that:
 the text encoders of servers and what diffusers makes of an exported prefix count positions from the start of the row.
+
+`late` puts the prefix that ships in front of the prompt after the first two denoising steps, and after four: these
+decide how a picture is laid out.
 
 Letters: B rows, L places in a row, N vectors, D width.
 """
@@ -93,6 +97,38 @@ def beside_kept_text(pipe: Any, P: Tensor) -> Callable[[Sequence[str]], Tensor]:
     return embed
 
 
+def behind_a_prefix(pipe: Any, P: Tensor) -> Callable[[Sequence[str]], Tensor]:
+    """The vectors P, (N, D), in front of texts, as the guard puts them."""
+
+    def embed(texts: Sequence[str]) -> Tensor:
+        with injected(pipe.text_encoder, P):
+            hidden: Tensor = pipe.text_encoder(tokenize_with_prefix(pipe.tokenizer, texts, len(P)))[0]
+        return hidden
+
+    return embed
+
+
+def drawn_late(pipe: Any, P: Tensor, steps: int) -> Callable[..., Any]:
+    """A call like that of the pipe: the first steps of the bare prompt, all others with the vectors P, (N, D)."""
+    bare = drawn_from(pipe, moved_up(pipe, 0))
+    guarded = behind_a_prefix(pipe, P)
+
+    def call(texts: Sequence[str], **options: Any) -> Any:
+        with torch.no_grad():
+            late = guarded(texts)  # (B, L, D)
+
+        def exchange(_pipe: Any, step: int, _t: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            if step + 1 != steps:
+                return {}
+            both = tensors["prompt_embeds"]  # (2B, L, D): of the negative prompts, then of the prompts
+            return {"prompt_embeds": torch.cat([both[: -len(late)], late])}
+
+        names = ["prompt_embeds"]
+        return bare(texts, callback_on_step_end=exchange, callback_on_step_end_tensor_inputs=names, **options)
+
+    return call
+
+
 def compare(setting: Setting, calls: dict[str, Callable[..., Any]]) -> None:
     """Distances of prompts that name nobody over those of four fifths of the steps, and the leak of unseen people."""
     texts = [one.text for one in ask_for_anything(setting)]
@@ -113,7 +149,7 @@ def compare(setting: Setting, calls: dict[str, Callable[..., Any]]) -> None:
 def main() -> None:
     """Learn if asked to, draw, judge, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("moved", "learned"))
+    parser.add_argument("what", choices=("moved", "learned", "late"))
     parser.add_argument("--output", type=Path, default=Path("build/positions"), help="where a learned prefix goes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="options of training")
     parser.add_argument("--people", type=int, default=10, help="of the 40 unseen ones, evenly picked")
@@ -132,6 +168,10 @@ def main() -> None:
     if asked.what == "moved":
         moved = drawn_from(pipe, moved_up(pipe, 10))
         compare(setting, {"moved up by ten, no prefix": moved, "the prefix that ships": setting.guard})
+        return
+    if asked.what == "late":
+        P = setting.prefix.vectors["text_encoder"]
+        compare(setting, {f"prefix after {steps} steps": drawn_late(pipe, P, steps) for steps in (2, 4)})
         return
     config = TrainConfig.load(RECIPE).with_overrides(asked.set)
     with patch.object(unets, "embed", embed_in_place):
