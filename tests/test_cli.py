@@ -279,6 +279,38 @@ def test_an_address_that_is_none(run, address, monkeypatch):
     assert (code, "metrics cannot be served" in err) == (1, True)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of POSIX")
+@pytest.mark.parametrize(("no_color", "is_coloured"), [("", True), ("1", False)])
+def test_errors_are_coloured_on_a_terminal_unless_nobody_wants_that(no_color, is_coloured):
+    """By the variable that terminals and programs have agreed upon."""
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-m", "apl_guard", "policy", "show", "nothing"]
+    environment = os.environ | {"NO_COLOR": no_color, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(command, env=environment, stderr=theirs, timeout=60)
+    os.close(theirs)
+    said = os.read(ours, 10_000)
+    os.close(ours)
+
+    assert (b"cannot be read" in said, b"\x1b[" in said) == (True, is_coloured)
+
+
+def test_onnxruntime_reports_nothing(tmp_path):
+    """It would leave a device id in the user's cache when it is imported."""
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+    program = (
+        "import sys\n"
+        "from apl_guard.cli import main\n"
+        "sys.argv = ['apl-guard', '--version']\n"
+        "try: main()\n"
+        "except SystemExit: import onnxruntime"
+    )
+    nowhere = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | nowhere
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_ctrl_c_while_the_program_is_loaded_is_no_traceback():
     """It comes in the middle of an import."""
     program = (

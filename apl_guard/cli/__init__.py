@@ -7,6 +7,7 @@ stopped by Ctrl-C. `audit verify` has its own: 0 valid, 1 tampered, 2 torn, 3 no
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 import typer
@@ -18,6 +19,7 @@ from apl_guard.cli.bench import bench
 from apl_guard.cli.demo import demo
 from apl_guard.cli.evaluate import evaluate
 from apl_guard.cli.generate import generate
+from apl_guard.cli.options import put_error
 from apl_guard.cli.paragraphs import flow
 from apl_guard.cli.selftest import selftest
 from apl_guard.cli.train import TrainCommand, train
@@ -70,10 +72,12 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # What is no text, such as a byte in the name of a file, is written out and stops nothing.
             stream.reconfigure(errors="backslashreplace")
+    # onnxruntime, which diffusers imports wherever it is installed, would tell Microsoft how it is used.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         app()
     except AplGuardError as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        put_error(f"error: {error}")
         sys.exit(next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 1))
     except OSError as error:  # such as a file that this account may not read
         what = (
@@ -81,7 +85,7 @@ def main() -> None:
             if error.filename is not None
             else error.strerror or type(error).__name__
         )
-        typer.secho(f"error: {what}", fg=typer.colors.RED, err=True)
+        put_error(f"error: {what}")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from apl_guard.cli.options import Json
+from apl_guard.cli.options import Json, put_error
 from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
 from apl_guard.storage import read_regular
@@ -68,10 +68,10 @@ def verify(
             else _verify_log(folder, witness or [], key, as_json)
         )
     except InvalidInput as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        put_error(f"error: {error}")
         raise typer.Exit(_USAGE) from None
     except OSError as error:
-        typer.secho(f"error: {error.filename}: cannot be read ({error.strerror})", fg=typer.colors.RED, err=True)
+        put_error(f"error: {error.filename}: cannot be read ({error.strerror})")
         raise typer.Exit(_EXIT_CODES["unverifiable"]) from None
     _say(text)
     raise typer.Exit(_EXIT_CODES[verdict])
@@ -83,7 +83,7 @@ def _say(text: str) -> None:
         typer.echo(text)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            typer.secho(f"error: the verdict cannot be printed ({error.strerror})", fg=typer.colors.RED, err=True)
+            put_error(f"error: the verdict cannot be printed ({error.strerror})")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes there when Python ends
 
 

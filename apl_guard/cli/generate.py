@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apl_guard.cli.options import Device, PolicyOption, PrefixOption, seed_option
+from apl_guard.cli.options import Device, PolicyOption, PrefixOption, put_error, seed_option
 from apl_guard.cli.services import Arguments, find_service, given
 from apl_guard.errors import AplGuardError, InvalidInput, PolicyBlocked
 from apl_guard.storage import make_folder, write_file
@@ -82,10 +82,10 @@ def generate(
             raise
         except Exception as error:  # the model's own, such as of more steps than it can take
             what = str(error) if isinstance(error, RemoteError) else f"{model} failed ({first_line(error)})"
-            typer.secho(f"error: {what}", fg=typer.colors.RED, err=True)
+            put_error(f"error: {what}")
             raise typer.Exit(1) from error
         if not made.output.images:
-            typer.secho(f"error: {model} gave no image for prompt {number}", fg=typer.colors.RED, err=True)
+            put_error(f"error: {model} gave no image for prompt {number}")
             raise typer.Exit(1)
         path = output / f"{number:03d}.png"
         content = io.BytesIO()

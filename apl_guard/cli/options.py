@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ __all__ = [
     "PrefixOption",
     "Quiet",
     "complete_policy",
+    "put_error",
     "put_out",
     "seed_option",
 ]
@@ -94,3 +96,8 @@ def put_out(text: str, output: Path | None) -> None:
     else:
         write_file(output, text.encode())
         typer.echo(f"{output} written")
+
+
+def put_error(text: str, color: str = typer.colors.RED) -> None:
+    """Write a line to standard error. On a terminal it is coloured, unless NO_COLOR is set."""
+    typer.echo(text if os.environ.get("NO_COLOR") else typer.style(text, fg=color), err=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from apl_guard.cli.options import Neutral, Quiet
+from apl_guard.cli.options import Neutral, Quiet, put_error
 from apl_guard.cli.stopped import telling_where_it_stopped
 
 
@@ -98,9 +98,8 @@ def train(
     )
     if measurement.gap_closed <= 0:
         # It fits the model and would be used like any other.
-        typer.secho(
+        put_error(
             "warning: this prefix brings names no nearer to their neutral prompts, so it hides nobody. Do not register "
             "it; lower lr, or train for more steps",
-            fg=typer.colors.YELLOW,
-            err=True,
+            typer.colors.YELLOW,
         )
