@@ -16,7 +16,7 @@ import typer
 from apl_guard.cli.audit_proofs import Keys
 from apl_guard.cli.audit_verify import Folder
 from apl_guard.cli.moment import Since, Until, moment_of, moments_of
-from apl_guard.cli.options import Json
+from apl_guard.cli.options import Json, JsonLines, put_error
 from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
 from apl_guard.policy import Action
@@ -52,7 +52,7 @@ def query(
     limit: Annotated[int, typer.Option(min=1, max=10**9, help="Most lines to print.")] = 100,
     index: IndexFile = None,
     keys: Keys = None,
-    as_json: Json = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Query the log, through an index that is first brought up to date. The newest records come first.
 
@@ -81,12 +81,16 @@ def query(
             raise InvalidInput(f"found {each!r}; expected COLUMN=VALUE", where="--where")
         conditions[name] = value
     digests = _digests(folder, keys, prompt, subject) if prompt is not None or subject is not None else None
-    question = Question(conditions, *moments_of(since, until), group_by or (), limit, digests)
+    # One more than is printed, to know whether there are more.
+    question = Question(conditions, *moments_of(since, until), group_by or (), limit + 1, digests)
     with Index(folder, index) as opened:
         with reading(folder):
             opened.update()
         row = None
-        for row in opened.ask(question):
+        for number, row in enumerate(opened.ask(question)):
+            if number == limit:
+                put_error(f"there are more than these {limit}; --limit shows more", typer.colors.YELLOW)
+                break
             typer.echo(json.dumps(row) if as_json else _line(row) if not group_by else _counted(row))
     if row is None and not as_json:
         typer.echo("nothing found")
@@ -99,7 +103,7 @@ def tail(
         bool, typer.Option("--follow", "-f", help="Continue with new records as they are written.")
     ] = False,
     index: IndexFile = None,
-    as_json: Json = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Show the newest records, in the order in which they were written.
 
@@ -182,7 +186,7 @@ def stats(
 def policies(
     folder: Folder,
     at: Annotated[str | None, typer.Option(help="Only what was in force then: 2026-11-01T12:00Z, or 24h ago.")] = None,
-    as_json: Json = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Show which policy was in force when: from the start of a guard, from reload to reload, to the end.
 

@@ -17,6 +17,7 @@ __all__ = [
     "Guidance",
     "ImagesPerPerson",
     "Json",
+    "JsonLines",
     "Neutral",
     "Output",
     "PolicyName",
@@ -63,6 +64,7 @@ Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda.", show_de
 Guidance = Annotated[float, typer.Option(min=0, help="Classifier-free guidance.")]
 ImagesPerPerson = Annotated[int, typer.Option(min=1, help="Images of each person with each prefix.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonLines = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line.")]
 Output = Annotated[Path | None, typer.Option(help="File to write.", show_default="standard output")]
 PolicyName = Annotated[
     str,

@@ -25,6 +25,16 @@ def test_query_groups_and_filters(log, run):
         assert (code, errors.count("\n")) == (2, 1)
 
 
+@pytest.mark.parametrize("as_what", [[], ["--json"], ["--group-by", "event"]])
+def test_an_answer_that_is_cut_off_says_so(log, run, as_what):
+    """Or somebody would take the newest hundred for all. One that is not cut off says nothing."""
+    most = len(run("query", log, *as_what)[1].splitlines())
+    for limit, noted in ((most - 1, f"there are more than these {most - 1}"), (most, "")):
+        code, out, errors = run("query", log, *as_what, "--limit", str(limit))
+        assert (code, len(out.splitlines())) == (0, limit)
+        assert noted in errors if noted else errors == ""
+
+
 def test_a_value_that_looks_like_a_number_is_found_as_text_and_as_number(folders, prefix, run):
     """A tenant may be called 123; a version is a number. No digit of any script is a traceback."""
     log, _ = folders
