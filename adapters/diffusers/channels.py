@@ -3,6 +3,7 @@ is in the pipe."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,8 +100,12 @@ def _as_read(tokenizer: Any, text: str) -> str:
     private, lock = private_copy(tokenizer)
     with lock:
         read: str = private.decode(private(text, add_special_tokens=False, verbose=False)["input_ids"])
-    for token in sorted((t for t in _special_tokens_of(tokenizer) if t in read), key=len, reverse=True):
-        read = read.replace(token, " ")
+    # Tokenizers with a token for letters that they do not know mend nothing; those letters shall stay.
+    loses_letters = tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token
+    if loses_letters and tokenizer.unk_token in read:
+        read = text
+    for token in sorted(_special_tokens_of(tokenizer), key=len, reverse=True):
+        read = re.sub(re.escape(token), " ", read, flags=re.IGNORECASE)
     return read
 
 

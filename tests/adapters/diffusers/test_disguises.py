@@ -118,6 +118,16 @@ def test_a_name_that_the_tokenizer_makes_by_mending_is_found(pipe):
     assert rewriting.check("Mara Voss, a tree").would_run == {"prompt": ("a woman, a tree",)}
 
 
+@pytest.mark.parametrize("family", ["flux", "hunyuan_dit"])
+def test_letters_that_a_tokenizer_does_not_know_stay(family):
+    """They are lost for its text encoder, and the rest of the prompt is not for that."""
+    pipe = tiny_pipe(family=family)
+    guard = Guard(pipe, naming("a woman"), prefix=random_prefix(pipe, n=N))
+
+    assert guard.check("Mara Voss in \u0141\u00f3d\u017a").would_run == {"prompt": ("a woman in \u0141\u00f3d\u017a",)}
+    assert guard.check("Mara<pad>Voss[SEP] in \u0141\u00f3d\u017a").findings
+
+
 def test_a_pipe_that_leaves_entities_alone_is_asked_for_what_it_says(pipe, prefix):
     """There, they are no name."""
     assert Guard(pipe, naming("a woman", "block"), prefix=prefix).check("M&#97;ra Voss").action == "anonymize"
