@@ -37,15 +37,21 @@ def run(*arguments, code=0):
     return done.stdout
 
 
+def write_files(folder):
+    """Those of the page, with the policy that it begins with; the page."""
+    page = (ROOT / "docs" / "service.md").read_text()
+    for name, text in re.findall(r"```python\n# (\S+)\n(.*?)```", page, re.DOTALL):
+        (folder / name).write_text(text)
+    run("policy", "init", folder / "policy.yaml")
+    return page
+
+
 class Service:
     """The page's files, started with its command."""
 
     def __init__(self, folder):
-        page = (ROOT / "docs" / "service.md").read_text()
-        for name, text in re.findall(r"```python\n# (\S+)\n(.*?)```", page, re.DOTALL):
-            (folder / name).write_text(text)
+        page = write_files(folder)
         command = re.search(r"^gunicorn .*$", page, re.MULTILINE)[0].split()
-        run("policy", "init", folder / "policy.yaml")
         self.log, self.witness = folder / "log", folder / "witness"
         (folder / "metrics").mkdir()
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -155,3 +161,14 @@ def test_the_service_of_the_page_answers_counts_and_stops_as_the_page_says(servi
     tests = run("audit", "query", service.log, "--where", "route=self-test", "--json").splitlines()
     assert len(tests) == canaries
     run("audit", "verify", service.log, "--witness", service.witness)
+
+
+def test_the_tests_of_the_page_pass(tmp_path):
+    """Those that show how to test one's own code."""
+    write_files(tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_drawing.py"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 0, done.stdout
+    assert "3 passed" in done.stdout
