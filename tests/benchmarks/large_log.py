@@ -8,6 +8,7 @@ reading the same files line by line it is.
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.index import INDEX_FILE, Index
 from apl_guard.audit.question import Question
 from apl_guard.audit.receipt import prove
-from apl_guard.audit.verify import verify_log
+from apl_guard.audit.verify import check_index, verify_log
 from apl_guard.prefix import Prefix
 
 
@@ -79,7 +80,9 @@ def _measure(log: Path, witness: Path) -> None:
         say("calls by tenant", _timed(lambda: list(index.ask(Question({}, group_by=["tenant"]))))[1])
         say("calls of a subject", _timed(lambda: list(index.ask(Question({"subject": decision["subject"]}))))[1])
         say("decisions without outcome", _timed(index.open_decisions)[1])
+    say("index, held against the log", _timed(lambda: check_index(log, report))[1], f"  {report.verdict}")
     say("receipt for a decision", _timed(lambda: prove(log, decision["decision_id"]))[1])
+    print(f"most memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 
 T = TypeVar("T")
