@@ -1,9 +1,12 @@
 """A prompt that becomes something else on its way: what it becomes is what is decided about, for every backend."""
 
+import re
+
 import pytest
 import torch
 from a1111_server import A1111Server
 from comfyui_server import ComfyUIServer
+from diffusers import StableDiffusionPipeline
 from tokenizers import normalizers
 from workflows import MODEL, workflow
 
@@ -103,6 +106,25 @@ def test_a_name_with_special_tokens_in_it_is_found(family, prompt):
 
     with pytest.raises(PolicyBlocked, match="'named'"):
         Guard(pipe, naming("a woman", "block"), prefix=random_prefix(pipe, n=N))(prompt=prompt)
+
+
+class Weighted(StableDiffusionPipeline):
+    """One that hands its prompts to a helper, with a function beside it that says what they say."""
+
+
+def prompt_clean(prompt):
+    """As the documentation has it for compel."""
+    return re.sub(r"\(|\)[-+\d.]*", " ", prompt)
+
+
+@pytest.mark.parametrize("prompt", ["(Mara)1.3 Voss", "((Mara)1.3 Voss)-"])
+def test_a_name_with_weights_of_a_helper_in_it_is_found(shared_pipe, prompt):
+    """Where the module of the pipe says what a prompt says."""
+    pipe = Weighted(**shared_pipe.components, requires_safety_checker=False)
+    guard = Guard(pipe, naming("a woman", "block"), prefix=random_prefix(pipe, n=N))
+
+    with pytest.raises(PolicyBlocked, match="'named'"):
+        guard(prompt)
 
 
 def test_a_name_that_the_tokenizer_makes_by_mending_is_found(pipe):
