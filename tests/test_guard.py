@@ -265,3 +265,27 @@ def test_a_prefix_for_another_encoder_is_refused(shared_pipe):
 
     with pytest.raises(PrefixNotFound, match=other.metadata.fingerprints["text_encoder"].key):
         Guard(shared_pipe, prefix=other)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("prefix", "expected a prefix"),
+        ("registry", "expected a folder, a URL"),
+        ("audit", "expected a folder or an AuditLog"),
+        ("metrics_registry", "expected a CollectorRegistry"),
+        ("tracing", r"expected Tracing\(\)"),
+        ("output_check", "expected OutputCheck"),
+        ("leak_watch", "expected LeakWatch"),
+    ],
+)
+def test_an_argument_of_another_type_is_refused_when_the_guard_is_made(pipe, prefix, name, expected):
+    """Not at the first call, nor passed over because it is empty."""
+    with pytest.raises(InvalidInput, match=f"{name}: found dict; {expected}"):
+        Guard(pipe, **{"prefix": prefix, name: {}})
+
+
+def test_one_tenant_is_not_taken_for_its_letters(pipe, prefix):
+    """Each would be counted, and the tenant never."""
+    with pytest.raises(InvalidInput, match="metrics_tenants: found one text"):
+        Guard(pipe, prefix=prefix, metrics_tenants="acme")

@@ -53,13 +53,10 @@ class LeakSamples:
         metrics: Where it is counted.
 
     Raises:
-        InvalidInput: The backend cannot draw again without the prefix, or this is no leak watch.
+        InvalidInput: The backend cannot draw again without the prefix.
     """
 
     def __init__(self, watch: LeakWatch, backend: Backend, audit: AuditLog, metrics: Metrics) -> None:
-        if not isinstance(watch, LeakWatch):
-            expected = "LeakWatch(recogniser, threshold, share=…)"
-            raise InvalidInput(f"found {type(watch).__name__}; expected {expected}", where="leak_watch")
         if not isinstance(backend, DrawsPlain):
             raise InvalidInput(
                 f"leaks are measured by drawing again without the prefix, which the adapter for {backend.name} cannot",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -22,11 +23,20 @@ from apl_guard.policy import Policy
 from apl_guard.prefix import Prefix
 from apl_guard.registry import PrefixRegistry, RegistryEntry
 from apl_guard.registry.finder import PrefixFinder
-
-if TYPE_CHECKING:
-    from apl_guard.tracing import Tracing
+from apl_guard.tracing import Tracing
 
 __all__ = ["Parts", "put_together"]
+
+_TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "prefix": ((str, Path, Prefix), "a prefix, its folder or its name; read one with Prefix.load(FOLDER)"),
+    "registry": ((str, os.PathLike, PrefixRegistry), "a folder, a URL, owner/name on the hub, or a PrefixRegistry"),
+    "audit": ((str, os.PathLike, AuditLog), "a folder or an AuditLog"),
+    "metrics_registry": ((CollectorRegistry,), "a CollectorRegistry of prometheus_client"),
+    "tracing": ((Tracing,), "Tracing() of apl_guard.tracing"),
+    "output_check": ((OutputCheck,), "OutputCheck(recogniser, gallery, threshold)"),
+    "leak_watch": ((LeakWatch,), "LeakWatch(recogniser, threshold, share=…)"),
+}
+"""Argument of `Guard` → its types, besides None, and what is said of others."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,16 @@ def put_together(
     """Make the parts from what was given to a guard; see `Guard` for arguments and errors."""
     if isinstance(audit, AuditLog) and audit_witness:
         raise InvalidInput("this log has its own witnesses; name them where it is made", where="audit_witness")
-    _check_types(prefix, output_check)
+    _check_types(
+        metrics_tenants,
+        prefix=prefix,
+        registry=registry,
+        audit=audit,
+        metrics_registry=metrics_registry,
+        tracing=tracing,
+        output_check=output_check,
+        leak_watch=leak_watch,
+    )
     backend = adapter_for(pipe)
     with ExitStack() as opened:
         log = audit if isinstance(audit, AuditLog) else AuditLog(audit, witness=audit_witness)
@@ -102,11 +121,11 @@ def _finder(
     return PrefixFinder(backend, registry, given)
 
 
-def _check_types(prefix: Any, output_check: Any) -> None:
-    """Refuse what is no prefix and no output check: it would show in the first call only."""
-    if prefix is not None and not isinstance(prefix, str | Path | Prefix):
-        expected = "a prefix, its folder or its name; read one with Prefix.load(FOLDER)"
-        raise InvalidInput(f"found {type(prefix).__name__}; expected {expected}", where="prefix")
-    if output_check is not None and not isinstance(output_check, OutputCheck):
-        expected = "OutputCheck(recogniser, gallery, threshold)"
-        raise InvalidInput(f"found {type(output_check).__name__}; expected {expected}", where="output_check")
+def _check_types(metrics_tenants: object, **given: object) -> None:
+    """Refuse what is of another type than `Guard` takes: some of it would show in the first call only, or never."""
+    for where, found in given.items():
+        types, expected = _TYPES[where]
+        if found is not None and not isinstance(found, types):
+            raise InvalidInput(f"found {type(found).__name__}; expected {expected}", where=where)
+    if isinstance(metrics_tenants, str):  # each letter would be a tenant
+        raise InvalidInput("found one text; expected several, such as ['acme']", where="metrics_tenants")
