@@ -247,11 +247,16 @@ class Index:
         present = writers_in(self._segments)
         if places.keys() - present.keys():
             raise sqlite3.DatabaseError("a writer is too many")
+        found = 0
         for writer, numbers in present.items():
             count, last = places.get(writer, (0, -1))
             if count != last + 1:
                 raise sqlite3.DatabaseError("a record is missing")
-            yield from self._new_of(writer, numbers, last)
+            for entry in self._new_of(writer, numbers, last):
+                found += 1
+                if not found % _BATCH:
+                    index_file.check_room(self._path)
+                yield entry
 
     def _count(self) -> dict[str, tuple[int, int]]:
         """Writer → how many of its records are here, and the last. Counted anew only if somebody else has written."""

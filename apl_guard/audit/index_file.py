@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import time
 import zlib
@@ -11,7 +12,14 @@ from pathlib import Path
 from apl_guard.audit.question import COLUMNS
 from apl_guard.errors import StorageFailed
 
-__all__ = ["AnotherVersionError", "check_as_made", "check_is_ours", "open_database", "says_nothing_about_the_index"]
+__all__ = [
+    "AnotherVersionError",
+    "check_as_made",
+    "check_is_ours",
+    "check_room",
+    "open_database",
+    "says_nothing_about_the_index",
+]
 
 _MARK = 0x61706C67
 """In the header of the file, as SQLite's `application_id`: what has another one is somebody else's."""
@@ -36,6 +44,9 @@ _COLUMNS_MARK = zlib.crc32("".join(_SCHEMA).encode()) & 0x7FFFFFFF
 anew."""
 _CACHE_KIB = 65_536
 """Of eight trees that grow at eight places, what is being added to should stay in memory."""
+
+_RESERVE = 256 << 20
+"""Bytes of a disk that an index leaves free, and a twentieth of a large one."""
 
 _PATIENCE = 30
 """Seconds for which one waits for another who writes."""
@@ -110,6 +121,21 @@ def check_is_ours(path: Path) -> None:
         raise StorageFailed(f"the index cannot be read ({error.strerror})", path=path) from error
     if header and (header[:16] != b"SQLite format 3\0" or int.from_bytes(header[68:72]) != _MARK):
         raise StorageFailed("is no index; name a file that is not there yet with --index", path=path)
+
+
+def check_room(path: Path) -> None:
+    """Leave the last of a disk to those who write to a log there: without room they give no image.
+
+    Raises:
+        StorageFailed: There is too little.
+    """
+    disk = shutil.disk_usage(path.parent)
+    if disk.free < max(disk.total // 20, _RESERVE):
+        raise StorageFailed(
+            f"the disk has {disk.free >> 20} MiB left, which stay for those who write to logs; the index takes almost "
+            "twice the space of its log: name a place on another disk with --index",
+            path=path,
+        )
 
 
 def says_nothing_about_the_index(error: sqlite3.DatabaseError) -> bool:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from logs import TORTURE, call, expected, make_log
 
-from apl_guard import InvalidInput
+from apl_guard import InvalidInput, StorageFailed
 from apl_guard.audit import disk
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.index import Index
@@ -228,6 +228,28 @@ def test_what_was_added_before_an_interruption_stays(copy, monkeypatch):
         assert kept in (10, 20, 30)
         assert index.update() == len(expected(log)) - kept
         assert list(index.differences()) == []
+
+
+def test_a_large_index_does_not_fill_the_disk_of_the_log(copy, monkeypatch):
+    """Nobody's question stops a service. What little is new is added all the same."""
+    log, _ = copy
+    room = shutil.disk_usage(log)
+    with monkeypatch.context() as patch:
+        patch.setattr("apl_guard.audit.index._BATCH", 10)
+        patch.setattr(shutil, "disk_usage", lambda _: room._replace(free=room.total // 21))
+        with Index(log) as index:
+            with pytest.raises(StorageFailed, match="another disk with --index"):
+                index.update()
+            assert index.places() == {}
+        patch.setattr(shutil, "disk_usage", lambda _: room._replace(total=1 << 30, free=300 << 20))
+        with Index(log) as index:
+            assert index.update() == len(expected(log))
+            patch.setattr(shutil, "disk_usage", lambda _: room._replace(free=0))
+            with pytest.raises(StorageFailed, match="another disk with --index"):
+                index.rebuild()
+            DurableLog(log).close()
+            assert index.update() > 0
+            assert list(index.differences()) == []
 
 
 def test_an_interrupted_reindex_leaves_the_index_that_was_there(log, monkeypatch):
