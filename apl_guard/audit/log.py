@@ -41,7 +41,7 @@ class AuditLog:
         folder: Each record is on disk here before the call goes on, as one JSON object on a line, chained to
             the one before and sealed by signed checkpoints. None sends records to the platform: to its
             structlog configuration, or where structlog is not configured, to the standard logger
-            `apl_guard.audit`.
+            `apl_guard.audit`; at level info, so a filter that passes only warnings drops them unnoticed.
         witness: Folders, best on another machine, that receive the checkpoints. The log is held against them.
         keys: Folder of the log's keys. None stands for `keys` in its folder.
         logger: A structlog logger that receives each record too: a decision after it is on disk, all others before,

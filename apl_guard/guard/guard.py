@@ -51,7 +51,8 @@ class Guard:
         policy: A policy, the name of a built-in one, or a policy file.
         prefix: A prefix, its folder, or its name. None finds the one that fits in the registry.
         registry: Where to find it, on each call: a folder, a URL, `owner/name` on the hub. None: the user's registry.
-        audit: Folder for the records, or an `AuditLog`. None sends them to the platform's structlog.
+        audit: Folder for the records, or an `AuditLog`. None sends them to the platform's logging, at level info, which
+            Python by default does not show.
         audit_witness: One or more other folders, best on another machine, that receive the log's checkpoints.
         metrics_registry: The Prometheus registry for the metrics. None makes one for this guard.
         metrics_tenants: Tenants whose outcomes are counted by name; all others count as `other`.
