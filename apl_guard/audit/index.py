@@ -235,9 +235,11 @@ class Index:
                 if now != version:  # it is the first time, or somebody else has added something
                     rows, version = self._new(self._count()), now
                 batch = list(islice(rows, _BATCH))
+                self._counted_at = None  # if it is interrupted from here on, they are counted anew
                 self._database.executemany(_INSERT, batch)
             for writer, seq, *_ in batch:
                 self._counted[writer] = self._counted.get(writer, (0, -1))[0] + 1, seq
+            self._counted_at = now
             added += len(batch)
             if len(batch) < _BATCH:
                 return added
