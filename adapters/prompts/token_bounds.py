@@ -33,11 +33,19 @@ def most_tokens(text: str, tokenizer: Any | None, syntax: str) -> int:
         syntax: The letters that the server may not take for text.
     """
     # The server's tokenizer may read entities of HTML, and so find more tokens in them.
-    if tokenizer is None or any(letter in text for letter in f"{syntax}&"):
+    if tokenizer is None or any(letter in text for letter in f"{syntax}&") or any(map(_is_new, text)):
         return byte_bound(text)
     return max(
         len(tokenizer(form, add_special_tokens=False).input_ids) for form in dict.fromkeys((text, *longest_forms(text)))
     )
+
+
+@lru_cache(maxsize=10_000)
+def _is_new(letter: str) -> bool:
+    """Whether it is a letter or digit of Unicode 4 or later. Whether a tokenizer takes it for one, and what its small
+    letter is, depends on the Unicode that it knows, and that of the server may be older."""
+    is_old = letter.isascii() or unicodedata.ucd_3_2_0.category(letter) != "Cn"
+    return not is_old and unicodedata.category(letter)[0] in "LNC"
 
 
 @lru_cache(maxsize=10_000)

@@ -15,7 +15,7 @@ from apl_guard import (
     PrefixNotApplied,
 )
 from apl_guard.adapters.prompts.syntax import prefixed, read_a1111
-from apl_guard.adapters.prompts.token_bounds import byte_bound
+from apl_guard.adapters.prompts.token_bounds import byte_bound, most_tokens
 
 
 @pytest.mark.parametrize(
@@ -202,6 +202,12 @@ def test_the_tokenizer_of_the_server_may_find_more_tokens_than_the_one_that_is_g
     Guard(A1111(server.url, tokenizer=TOKENIZER), prefix=prefix)(prompt)
 
     assert all_begin_with(server.encoded[-1], prefix)
+
+
+def test_the_server_may_know_an_older_unicode():
+    """Its letters have two bytes in small, and three where nobody knows yet that they are capitals."""
+    assert most_tokens("\ua7cb" * 30, TOKENIZER, "") == 90
+    assert most_tokens("an \U0001f600 man", TOKENIZER, "") == len(TOKENIZER.tokenize("an \U0001f600 man"))
 
 
 @pytest.mark.parametrize("word", ["ADDROW", "ADDCOL", "ADDBASE", "ADDCOMM"])
