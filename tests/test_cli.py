@@ -40,14 +40,15 @@ def test_lists_of_the_platform_are_not_asked_for_where_texts_are_compared(run, m
 
 
 def test_a_shell_completes_policies(tmp_path, monkeypatch):
-    """Names of built-in ones, and files, also of other folders; a folder, the shell completes better by itself."""
+    """Names of built-in ones, and files, also of other folders. Folders and blanks, a shell does better by itself."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
-    for file in ("an.yaml", "an.txt", "sub/b.yml"):
+    for file in ("an.yaml", "an.txt", "a n.yaml", "sub/b.yml"):
         (tmp_path / file).write_text("")
 
     assert complete_policy("anonymize_n") == ["anonymize_named"]
     assert complete_policy("an.") == ["an.yaml"]
+    assert complete_policy("a ") == []
     assert complete_policy("s") == ["shadow_anonymize_faces"]
     assert complete_policy("su") == []
     assert complete_policy(f"{tmp_path}/sub/") == [f"{tmp_path}/sub/b.yml"]

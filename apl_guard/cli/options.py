@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,14 +41,15 @@ class Neutral(StrEnum):
 
 def complete_policy(incomplete: str) -> list[str]:
     """What a shell may complete the name of a policy to: built-in ones, and files. Where nothing fits, it completes
-    folders and all else by itself, with a slash behind them and blanks escaped."""
+    folders and names with blanks by itself; what it is given, bash does not quote."""
     within = incomplete[: incomplete.rfind("/") + 1]
     try:
         entries = sorted(Path(within or ".").iterdir())
     except OSError:
         entries = []
     files = [f"{within}{entry.name}" for entry in entries if entry.suffix in (".yaml", ".yml")]
-    return [name for name in [*built_in_policies(), *files] if name.startswith(incomplete)]
+    names = [*built_in_policies(), *(file for file in files if shlex.quote(file) == file)]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def _silence_libraries(wanted: bool) -> bool:
