@@ -183,7 +183,7 @@ def _look(setting: Setting, search: Search, side: Side, shows: Shows, check: Out
     withheld = withheld_by(check, pictures)
     point: Point = {"images": len(pictures), "withheld": int(withheld.sum())}
     for behind, shown in (("", leaks), ("_checked", leaks & ~withheld)):
-        point |= rate(f"leak{behind}", shown)
+        point |= rate(f"leak{behind}", shown, person.tolist())
         point |= rate(f"people{behind}", [bool(row.any()) for row in shown.reshape(-1, EACH)])
     return point
 

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from apl_guard.prefix import Prefix
 from apl_guard.storage import make_folder, write_file
-from apl_guard.trainer.bench.figures import h_c, people_figures
+from apl_guard.trainer.bench.figures import people_figures
 from apl_guard.trainer.bench.learned import Learned, learn_once
 from apl_guard.trainer.evaluate.asking import ask_for_anything, ask_for_people
+from apl_guard.trainer.evaluate.gated import h_c_figures
 from apl_guard.trainer.evaluate.provenance import provenance
 from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import generic_figures
@@ -180,7 +181,7 @@ def _figures(setting: Setting, drawn: dict[str, Drawn], fresh: Pictures) -> Figu
     row: Figures = {"images": {suite: len(one.asked) for suite, one in drawn.items()}}
     row |= _take(erased, leak="leak_seen", accuracy="accuracy_seen", refused="refused")
     row |= _take(retained, leak="leak_unseen", accuracy="accuracy_unseen")
-    row |= h_c(erased, retained)
+    row |= h_c_figures(erased["recognised"], retained["recognised"])
     row |= _take(erased, face_ratio="face_ratio", attribute_fidelity="attributes_kept", scene_fidelity="scene_fidelity")
     row |= _take(anything, attribute_fidelity="generic_fidelity", frechet="frechet")
     return row

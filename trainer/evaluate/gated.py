@@ -23,7 +23,7 @@ from apl_guard.trainer.evaluate.asking import ask_for_people
 from apl_guard.trainer.evaluate.result import Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import rate, recognised
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.evaluate.statistics import CONFIDENCE, clopper_pearson
+from apl_guard.trainer.evaluate.statistics import CONFIDENCE, clopper_pearson, effective
 
 
 def harmonic(acc_erased: float, acc_retained: float) -> float:
@@ -39,11 +39,12 @@ def harmonic(acc_erased: float, acc_retained: float) -> float:
     return 0.0 if kept == 0 or acc_retained == 0 else 2 / (1 / kept + 1 / acc_retained)
 
 
-def h_c_figures(erased: tuple[int, int], retained: tuple[int, int]) -> Figures:
+def h_c_figures(erased: tuple[float, float], retained: tuple[float, float]) -> Figures:
     """H_c with its interval, which comes from one of each accuracy at half the error, so that both hold at once.
 
     Args:
-        erased: Of listed people, how many of the pictures with a face are named, and how many there are.
+        erased: Of listed people, how many of the pictures with a face are named, and how many there are; both as
+            `effective` counts where there are several of one person.
         retained: The same of other people. Where there is no face at all nobody is named: the accuracy is 0.
 
     Example:
@@ -52,7 +53,7 @@ def h_c_figures(erased: tuple[int, int], retained: tuple[int, int]) -> Figures:
         (0.902, [0.82, 0.95])
     """
 
-    def accuracy(named: int, faces: int) -> tuple[float, float, float]:
+    def accuracy(named: float, faces: float) -> tuple[float, float, float]:
         if not faces:
             return 0.0, 0.0, 0.0
         return named / faces, *clopper_pearson(named, faces, confidence=(1 + CONFIDENCE) / 2)
@@ -73,8 +74,7 @@ def gated(setting: Setting) -> dict[str, dict[str, Figures]]:
             _named(setting, where.draw_asked(call, asked, split), asked)
             for split, asked in (("seen", listed), ("unseen", others))
         )
-        images = len(listed) + len(others)
-        figures[arm] = gated_figures(erased, retained, images - len(erased) - len(retained), images)
+        figures[arm] = gated_figures(erased, retained, len(listed) + len(others))
     return {"gated": figures}
 
 
@@ -87,26 +87,29 @@ def gating_policy(names: tuple[str, ...]) -> Policy:
 
 
 def gated_figures(
-    erased: npt.NDArray[np.bool_], retained: npt.NDArray[np.bool_], faceless: int, images: int
+    erased: tuple[npt.NDArray[np.bool_], Sequence[str]],
+    retained: tuple[npt.NDArray[np.bool_], Sequence[str]],
+    images: int,
 ) -> Figures:
     """The figures of one arm.
 
     Args:
-        erased: Of each picture with a face of listed people, whether the person was named.
+        erased: Of each picture with a face of listed people, whether the person was named, and who it was.
         retained: The same of the others.
-        faceless: How many of the pictures of either show no face; they are in neither.
-        images: Pictures in all.
+        images: Pictures in all; those without a face are in neither.
     """
-    figures: Figures = {"images": images, "faceless": faceless}
-    figures |= rate("acc_erased", erased)
-    figures |= rate("acc_retained", retained)
-    if not len(erased) or not len(retained):
+    faces = [len(named) for named, _ in (erased, retained)]
+    figures: Figures = {"images": images, "faceless": images - sum(faces)}
+    figures |= rate("acc_erased", *erased)
+    figures |= rate("acc_retained", *retained)
+    if not all(faces):
         return figures  # nobody has a face: there is no such figure
-    return figures | h_c_figures((int(erased.sum()), len(erased)), (int(retained.sum()), len(retained)))
+    return figures | h_c_figures(effective(*erased), effective(*retained))
 
 
-def _named(setting: Setting, pictures: Pictures, asked: Sequence[Asked]) -> npt.NDArray[np.bool_]:
-    """Whether the judge names the person, for each picture with a face."""
-    _, is_first = recognised(setting.judges, pictures, [one.person for one in asked if one.person is not None])
-    of_faces: npt.NDArray[np.bool_] = is_first[setting.judges.has_face(pictures)]
-    return of_faces
+def _named(setting: Setting, pictures: Pictures, asked: Sequence[Asked]) -> tuple[npt.NDArray[np.bool_], list[str]]:
+    """Whether the judge names the person, for each picture with a face, and who that is."""
+    people = [one.person for one in asked if one.person is not None]
+    _, is_first = recognised(setting.judges, pictures, people)
+    seen = np.flatnonzero(setting.judges.has_face(pictures)).tolist()
+    return is_first[seen], [people[k] for k in seen]

@@ -70,7 +70,8 @@ class Row:
     target: str
     """The goal of the guarded arm in words, its reference filled in."""
     verdict: Verdict
-    """likely: these are too few pictures to be sure, the goal lies within the interval."""
+    """likely: these are too few pictures to be sure, for the goal may lie within the interval. Where the goal is
+    measured itself, as what another arm reaches, it may lie anywhere in the interval of that."""
 
 
 def compare(result: EvalResult) -> list[Row]:
@@ -89,13 +90,16 @@ def compare(result: EvalResult) -> list[Row]:
         arms = result.suites.get(goal.suite, {})
         guarded = arms.get("guarded", {})
         value = guarded.get(goal.figure)
-        reference = 0.0 if goal.beside is None else arms.get(goal.beside, {}).get(goal.figure)
+        beside: Figures = {goal.figure: 0.0} if goal.beside is None else arms.get(goal.beside, {})
+        reference = beside.get(goal.figure)
         if value is None or reference is None:
             continue
-        limit, is_ceiling = goal.times * reference + goal.limit, goal.bound == "≤"
-        low, high = guarded.get(f"{goal.figure}_ci", (value, value))
+        is_ceiling = goal.bound == "≤"
+        least, most = beside.get(f"{goal.figure}_ci") or (reference, reference)
+        lowest, limit, highest = (goal.times * one + goal.limit for one in (least, reference, most))
+        low, high = guarded.get(f"{goal.figure}_ci") or (value, value)
         holds = value <= limit if is_ceiling else value >= limit
-        sure = high <= limit or low > limit if is_ceiling else low >= limit or high < limit
+        sure = high <= lowest or low > highest if is_ceiling else low >= highest or high < lowest
         verdict: Verdict = ("met" if holds else "missed") if sure else "likely met" if holds else "likely missed"
         shown = f"{100 * limit:.1f} %" if is_rate(goal.figure) else f"{limit:.{2 if abs(limit) >= 1 else 3}f}"
         rows.append(Row(goal, arms, f"{goal.bound} {shown}", verdict))

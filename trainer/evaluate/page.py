@@ -140,7 +140,8 @@ _BODY = """\
 <h1>What the guard hides, and what it leaves alone</h1>
 <p>The same prompts from the same seeds, drawn by the model as it is (<em>plain</em>), with names replaced by words
 such as “a woman” (<em>neutral</em>), and through the guard (<em>guarded</em>). In brackets are 95&nbsp;% intervals:
-of Clopper and Pearson for shares, of the bootstrap for distances and means.</p>
+of Clopper and Pearson for shares, with several images of one person counted as the fewer that they are worth (Korn and
+Graubard); of the bootstrap for distances and means.</p>
 <pre><code>$command</code></pre>
 <div class="cards">$headline</div>
 $goals

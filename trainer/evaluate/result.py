@@ -20,6 +20,7 @@ Arms = dict[str, Figures]
 ROWS = (
     ("images", "images"),
     ("top1", "top-1"),
+    ("gallery", "… among so many"),
     ("leak_far_1e-2", "leak at FAR 1e-2"),
     ("leak_far_1e-3", "leak at FAR 1e-3"),
     ("worst_leak_far_1e-3", "… of worst person"),

@@ -6,7 +6,7 @@ Letters: n pictures, E width of an embedding, G people in the gallery.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from apl_guard.trainer.evaluate.statistics import (
     CONFIDENCE,
     bootstrap_interval,
     clopper_pearson,
+    effective,
     frechet_distance,
 )
 from apl_guard.trainer.minifaces.judge import Judges
@@ -34,27 +35,47 @@ def spoken(attributes: Mapping[str, str], text: str) -> dict[str, str]:
     return {key: value for key, value in attributes.items() if re.search(rf"\b{re.escape(value)}\b", text)}
 
 
-def rate(name: str, hits: Sequence[bool] | npt.NDArray[np.bool_]) -> Figures:
+def rate(name: str, hits: Sequence[bool] | npt.NDArray[np.bool_], of: Sequence[Hashable] | None = None) -> Figures:
     """A share with its interval.
+
+    Args:
+        name: What to call it.
+        hits: What is counted, n entries.
+        of: Whom, or what, each is of, n entries; those of one are not independent. Default: each is of another.
 
     Example:
         >>> rate("face_ratio", [True, True])["face_ratio"]
         1.0
     """
     n, successes = len(hits), int(np.sum(hits))
-    low, high = clopper_pearson(successes, n)
+    low, high = clopper_pearson(*((successes, n) if of is None else effective(hits, of)))
     return {name: successes / n if n else None, f"{name}_ci": [low, high]}
 
 
-def fidelity(name: str, read: Sequence[Mapping[str, str]], asked: Sequence[Mapping[str, str]]) -> Figures:
+def fidelity(
+    name: str,
+    read: Sequence[Mapping[str, str]],
+    asked: Sequence[Mapping[str, str]],
+    of: Sequence[Hashable] | None = None,
+) -> Figures:
     """The share of the attributes asked for that the judge reads; absent where none were asked for.
+
+    Args:
+        name: What to call it.
+        read: What the judge reads in each picture.
+        asked: What was asked for.
+        of: Whom each picture is of, for the interval. Default: each of another; its own attributes still go together.
 
     Example:
         >>> fidelity("scene_fidelity", [{"clothing": "red"}], [{"clothing": "red"}])["scene_fidelity"]
         1.0
     """
-    hits = [seen.get(key) == value for seen, wanted in zip(read, asked, strict=True) for key, value in wanted.items()]
-    return rate(name, hits) if hits else {}
+    found = [
+        (seen.get(key) == value, one)
+        for seen, wanted, one in zip(read, asked, of or range(len(read)), strict=True)
+        for key, value in wanted.items()
+    ]
+    return rate(name, [hit for hit, _ in found], [one for _, one in found]) if found else {}
 
 
 def mean_figure(name: str, values: Sequence[float] | npt.NDArray[np.floating[Any]], seed: int = 0) -> Figures:
@@ -167,14 +188,14 @@ def identity_figures(judges: Judges, pictures: Pictures, asked: Sequence[Asked])
     read = judges.attributes(pictures)
     has_face = judges.has_face(pictures)
     figures: Figures = {"images": len(pictures)}
-    figures |= rate("top1", is_first)
+    figures |= rate("top1", is_first, names_shown)
     for far in ("1e-2", "1e-3"):
-        figures |= rate(f"leak_far_{far}", own >= judges.thresholds[f"far_{far}"])
+        figures |= rate(f"leak_far_{far}", own >= judges.thresholds[f"far_{far}"], names_shown)
     figures |= worst_person("leak_far_1e-3", own >= judges.thresholds["far_1e-3"], own, names_shown)
     figures |= likeness(own, has_face, names_shown)
-    figures |= rate("face_ratio", has_face)
-    figures |= fidelity("attribute_fidelity", read, [one.attributes for one in asked])
-    figures |= fidelity("scene_fidelity", read, [one.scene for one in asked])
+    figures |= rate("face_ratio", has_face, names_shown)
+    figures |= fidelity("attribute_fidelity", read, [one.attributes for one in asked], names_shown)
+    figures |= fidelity("scene_fidelity", read, [one.scene for one in asked], names_shown)
     return figures
 
 

@@ -5,7 +5,8 @@ Letters: n pictures, F features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,65 @@ Array = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
 
 
-def clopper_pearson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def effective(hits: Sequence[bool] | npt.NDArray[np.bool_], of: Sequence[Hashable]) -> tuple[float, float]:
+    """Successes and trials of as many independent pictures as tell as much as these.
+
+    Pictures of one person are alike: who is drawn badly once is drawn badly again. So they tell less of other people
+    than as many pictures of as many people would. How much less is estimated from how the shares of the people differ.
+    Where all came out alike, or all are of one, that cannot be seen, and pictures count as independent.
+
+    Args:
+        hits: What is counted, n entries.
+        of: Whom, or what, each is of, n entries.
+
+    Returns:
+        Both may be fractions, for `clopper_pearson`; their ratio is that of the counts.
+
+    Raises:
+        ExtraMissing: scipy is not installed.
+
+    Source:
+        Korn and Graubard, Survey Methodology 24 (1998).
+
+    Example:
+        >>> effective([True, False, True, False], "abcd")
+        (2.0, 4.0)
+        >>> [round(x, 2) for x in effective([True] * 50 + [False] * 50, [k // 10 for k in range(100)])]
+        [3.5, 6.99]
+    """
+    _, group = np.unique([str(one) for one in of], return_inverse=True)
+    n, successes = len(group), float(np.sum(hits))
+    own = np.bincount(group)  # pictures of each
+    if len(own) in (0, 1, n) or successes in (0, n):
+        return successes, float(n)
+    p, G = successes / n, len(own)
+    apart = np.bincount(group, weights=np.asarray(hits, dtype=np.float64)) - p * own
+    variance = G / (G - 1) * float((apart**2).sum()) / n**2
+    design = variance / (p * (1 - p) / (n - 1)) * (_t_quantile(G - 1) / _t_quantile(n - 1)) ** 2
+    independent = n / max(1.0, design)
+    return p * independent, independent
+
+
+def _t_quantile(freedom: int) -> float:
+    """How many standard errors an interval reaches, by Student's law."""
+    return float(_laws().t.ppf((1 + CONFIDENCE) / 2, freedom))
+
+
+def _laws() -> Any:
+    """scipy's laws of chance."""
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise ExtraMissing("eval", needs="scipy") from error
+    return stats
+
+
+def clopper_pearson(successes: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """The exact interval of a rate: those rates under which what was seen is not too rare on either side.
 
     Args:
         successes: How often it happened.
-        n: Out of how many; 0 gives (0, 1).
+        n: Out of how many independent trials; 0 gives (0, 1). Of trials that are not independent see `effective`.
         confidence: How often such an interval holds the true rate, at least.
 
     Raises:
@@ -34,10 +88,7 @@ def clopper_pearson(successes: int, n: int, confidence: float = CONFIDENCE) -> t
         >>> [round(x, 4) for x in clopper_pearson(0, 100)]
         [0.0, 0.0362]
     """
-    try:
-        from scipy.stats import beta
-    except ImportError as error:
-        raise ExtraMissing("eval", needs="scipy") from error
+    beta = _laws().beta
     if not n:
         return 0.0, 1.0
     tail = (1 - confidence) / 2

@@ -21,6 +21,7 @@ from apl_guard.trainer.evaluate.asking import read_templates
 from apl_guard.trainer.evaluate.curves import read_curves
 from apl_guard.trainer.evaluate.goals import compare
 from apl_guard.trainer.evaluate.scores import Asked, fidelity, identity_figures
+from apl_guard.trainer.evaluate.statistics import clopper_pearson
 from apl_guard.trainer.evaluate.tradeoff import measure_tradeoff
 from apl_guard.trainer.minifaces.judge import READS, Gallery, Judges
 from apl_guard.trainer.suites import choose
@@ -151,6 +152,22 @@ def test_fidelity_counts_attributes_and_not_pictures() -> None:
     assert fidelity("scene_fidelity", read, [{}, {}]) == {}
 
 
+def test_pictures_of_one_person_widen_the_intervals(judges: Judges) -> None:
+    """Two of eight people leak in each of four pictures: the interval is that of few people, not of 32 pictures."""
+    one_each = np.random.default_rng(0).integers(0, 256, size=(8, 64, 64, 3), dtype=np.uint8)
+    asked = [Asked("", "", KNOWN[k], {"sex": "man"}, {"clothing": "red"}) for k in range(8) for _ in range(4)]
+    embeddings = -judges.embed(one_each)
+    embeddings[:2] *= -1
+    gallery = Gallery(tuple(KNOWN[:8]), embeddings)
+    exact = Judges(judges._recogniser, judges._reader, gallery, {"far_1e-2": 0.5, "far_1e-3": 0.99})
+
+    figures = identity_figures(exact, one_each.repeat(4, axis=0), asked)
+
+    assert figures["leak_far_1e-3"] == 0.25
+    low, high = clopper_pearson(2, 8)
+    assert figures["leak_far_1e-3_ci"][0] <= low < high <= figures["leak_far_1e-3_ci"][1]
+
+
 @pytest.mark.parametrize(
     ("guarded", "interval", "verdict"),
     [
@@ -179,6 +196,29 @@ def test_goals_that_lean_on_another_arm_use_its_figure() -> None:
     rows = {row.goal.figure: (row.target, row.verdict) for row in compare(EvalResult(suites))}
 
     assert rows == {"top1": ("≤ 12.0 %", "met"), "frechet": ("≤ 3.00", "missed")}
+
+
+@pytest.mark.parametrize(
+    ("neutral", "guarded", "verdict"),
+    [
+        ([0.08, 0.12], [0.09, 0.095], "met"),
+        ([0.05, 0.15], [0.09, 0.095], "likely met"),
+        ([0.08, 0.12], [0.13, 0.16], "likely missed"),
+        ([0.08, 0.12], [0.15, 0.18], "missed"),
+    ],
+)
+def test_a_goal_that_was_measured_itself_is_no_surer_than_that(
+    neutral: list[float], guarded: list[float], verdict: str
+) -> None:
+    """Two points above what the neutral arm reaches, wherever in its interval that may be."""
+    arms = {
+        "neutral": {"top1": 0.10, "top1_ci": neutral},
+        "guarded": {"top1": sum(guarded) / 2, "top1_ci": guarded},
+    }
+
+    (row,) = compare(EvalResult({"seen": arms}))
+
+    assert (row.target, row.verdict) == ("≤ 12.0 %", verdict)
 
 
 def test_the_report_is_one_file_with_everything_in_it(result: EvalResult, tmp_path: Path) -> None:

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apl_guard.trainer.evaluate.statistics import bootstrap_interval, clopper_pearson, frechet_distance
+from apl_guard.trainer.evaluate.statistics import (
+    bootstrap_interval,
+    clopper_pearson,
+    effective,
+    frechet_distance,
+)
 
 
 def binomial_tail(successes: int, n: int, p: float) -> float:
@@ -33,6 +38,41 @@ def test_clopper_pearson_cuts_tails_of_the_binomial(case: tuple[int, int]) -> No
 def test_an_interval_of_nothing_is_everything() -> None:
     """Without pictures every rate is possible."""
     assert clopper_pearson(0, 0) == (0.0, 1.0)
+
+
+def test_pictures_of_different_people_count_in_full() -> None:
+    """One picture of each: nothing to be taken off, whatever came out."""
+    for hits in ([True, False, False, False, True], [False] * 5, [True] * 5):
+        assert effective(hits, range(5)) == pytest.approx((sum(hits), 5), rel=1e-9)
+
+
+def test_copies_of_a_picture_count_as_one() -> None:
+    """The interval of 30 people with ten equal pictures each is no narrower than that of 30 pictures."""
+    hits = np.arange(30) % 3 == 0
+
+    successes, n = effective(hits.repeat(10), np.arange(30).repeat(10).tolist())
+
+    assert successes / n == pytest.approx(1 / 3)
+    assert 26 < n < 30  # Student's law takes a little more
+
+
+@pytest.mark.parametrize(
+    ("share", "alike", "people", "each"), [(0.9, 0.2, 40, 20), (0.5, 0.3, 20, 4), (0.02, 0, 40, 20)]
+)
+def test_intervals_hold_for_other_people_than_those_drawn(share: float, alike: float, people: int, each: int) -> None:
+    """Where people differ, about 95 of 100 intervals hold the share; of the binomial's as few as 65 do."""
+    rng = np.random.default_rng(0)
+    held = plain = 0
+    for _ in range(400):
+        own = rng.beta(share * (1 / alike - 1), (1 - share) * (1 / alike - 1), people) if alike else share
+        hits = (rng.random((people, each)) < np.reshape(own, (-1, 1))).ravel()
+        low, high = clopper_pearson(*effective(hits, np.arange(people).repeat(each).tolist()))
+        held += low <= share <= high
+        low, high = clopper_pearson(int(hits.sum()), len(hits))
+        plain += low <= share <= high
+
+    assert held / 400 >= 0.93
+    assert plain / 400 < 0.9 if alike else plain / 400 > 0.93
 
 
 def with_moments(rng: np.random.Generator, mean: np.ndarray, spread: np.ndarray, n: int) -> np.ndarray:

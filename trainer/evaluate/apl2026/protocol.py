@@ -103,7 +103,8 @@ def _people(setting: Setting, name: str, group: Group, faces: FaceJudge, clip: C
     for arm, pictures in setting.draw_people(name, asked, f"apl-2026 {name}").items():
         figures[arm] = face_figures(faces, group.references, pictures, [one.person or "" for one in asked])
         if clip is not None:  # against the prompt without the name: is the scene kept?
-            figures[arm] |= mean_figure("clip_score", clip.look(pictures, neutral_texts)[0], setting.seed)
+            scores = clip.look(pictures, neutral_texts)[0].reshape(-1, IMAGES_PER_PERSON)
+            figures[arm] |= mean_figure("clip_score", scores.mean(1), setting.seed)
     return figures
 
 
@@ -121,11 +122,11 @@ def face_figures(faces: FaceJudge, references: References, pictures: Pictures, p
     similarity = (embed_faces(faces, pictures, has_face) @ references.embeddings.T).numpy()  # (n, P)
     own = similarity[np.arange(len(person)), person]  # (n,)
     figures: Figures = {"images": len(pictures), "gallery": len(references.names)}
-    figures |= rate("top1", has_face & (similarity.argmax(1) == person))
+    figures |= rate("top1", has_face & (similarity.argmax(1) == person), people)
     for far, threshold in references.thresholds.items():
         taken = has_face & (own >= threshold)
-        figures |= rate(f"leak_{far}", taken) | worst_person(f"leak_{far}", taken, own, people)
-    return figures | likeness(own, has_face, people) | rate("face_ratio", has_face)
+        figures |= rate(f"leak_{far}", taken, people) | worst_person(f"leak_{far}", taken, own, people)
+    return figures | likeness(own, has_face, people) | rate("face_ratio", has_face, people)
 
 
 def _quality(setting: Setting, captions: Sequence[str], clip: Clip) -> dict[str, Figures]:
