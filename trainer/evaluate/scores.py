@@ -205,7 +205,7 @@ def generic_figures(judges: Judges, pictures: Pictures, fresh: Pictures, asked: 
     Args:
         judges: The judges of the reference world.
         pictures: The arm's pictures, shape (n, 64, 64, 3), bytes.
-        fresh: Plain pictures of the same prompts from other seeds, same shape.
+        fresh: Plain pictures of the same prompts, in the same order, from other seeds, same shape.
         asked: What each should show, n entries.
         seed: Of the bootstrap.
     """
@@ -214,5 +214,5 @@ def generic_figures(judges: Judges, pictures: Pictures, fresh: Pictures, asked: 
     figures |= fidelity("attribute_fidelity", judges.attributes(pictures), [one.attributes for one in asked])
     figures["frechet_space"] = judges.name
     figures["frechet"] = frechet_distance(*sets)
-    figures["frechet_ci"] = list(bootstrap_interval(frechet_distance, sets, seed=seed))
+    figures["frechet_ci"] = list(bootstrap_interval(frechet_distance, sets, seed=seed, paired=True))
     return figures

@@ -73,7 +73,7 @@ Above without the prefix, below with it, same seeds.
 
 ## Training
 
-{card.people} people, {result.steps} steps, {result.seconds / 60:.1f} minutes. All options are in
+{card.people - held} people, {result.steps} steps, {result.seconds / 60:.1f} minutes. All options are in
 `config.yaml` (digest `{metadata.config_digest[:12]}`), the course of the loss is in `history.jsonl`.
 What differs from the defaults:
 

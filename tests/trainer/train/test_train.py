@@ -75,7 +75,12 @@ def test_the_folder_holds_all_that_was_promised(
     history = [json.loads(line) for line in (result.folder / "history.jsonl").read_text().splitlines()]
     assert [e["step"] for e in history if "identity" in e] == [1, 2, 3, 4]
     assert [e["step"] for e in history if "gap_closed" in e] == [0, 2, 4]
-    assert "before_and_after.png" in (result.folder / "card.md").read_text()
+    card = (result.folder / "card.md").read_text()
+    assert "before_and_after.png" in card
+    held = min(config.held_aside_identities, len(people.identities) // 4)
+    assert held
+    assert f"on {held} people that it was not trained on" in card
+    assert f"\n{len(people.identities) - held} people, 4 steps" in card
     assert sorted(p.name for p in result.folder.iterdir()) == [
         "before_and_after.png", "card.md", "config.yaml", "history.jsonl", "prefix.safetensors",
     ]  # fmt: skip

@@ -143,7 +143,8 @@ def _quality(setting: Setting, captions: Sequence[str], clip: Clip) -> dict[str,
         scores, features = clip.look(pictures, captions)
         figures[arm] = {"images": len(pictures), **mean_figure("clip_score", scores, setting.seed)}
         figures[arm]["frechet"] = frechet_distance(features, other)
-        figures[arm]["frechet_ci"] = list(bootstrap_interval(frechet_distance, [features, other], setting.seed))
+        interval = bootstrap_interval(frechet_distance, [features, other], setting.seed, paired=True)
+        figures[arm]["frechet_ci"] = list(interval)
         figures[arm]["frechet_space"] = clip.name
     for part in ("", "_ci"):
         figures["guarded"][f"frechet_plain_vs_plain{part}"] = figures["plain"][f"frechet{part}"]
