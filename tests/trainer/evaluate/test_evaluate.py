@@ -159,7 +159,7 @@ def test_pictures_of_one_person_widen_the_intervals(judges: Judges) -> None:
     embeddings = -judges.embed(one_each)
     embeddings[:2] *= -1
     gallery = Gallery(tuple(KNOWN[:8]), embeddings)
-    exact = Judges(judges._recogniser, judges._reader, gallery, {"far_1e-2": 0.5, "far_1e-3": 0.99})
+    exact = Judges(judges.recogniser, judges.reader, gallery, {"far_1e-2": 0.5, "far_1e-3": 0.99})
 
     figures = identity_figures(exact, one_each.repeat(4, axis=0), asked)
 
