@@ -162,7 +162,9 @@ def adapter_for(pipe: Any) -> Backend:
         return adapter
     found_class = f"{type(pipe).__module__}.{type(pipe).__qualname__}"
     raise InvalidInput(
-        f"no adapter for {found_class}; there are for: {', '.join(known)}, and for functions of a prompt", where="pipe"
+        f"no adapter for {found_class}; expected a pipe itself, as StableDiffusionPipeline.from_pretrained(…) returns "
+        f"one. There are adapters for: {', '.join(known)}, and for functions of a prompt",
+        where="pipe",
     )
 
 

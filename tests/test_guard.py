@@ -289,3 +289,11 @@ def test_one_tenant_is_not_taken_for_its_letters(pipe, prefix):
     """Each would be counted, and the tenant never."""
     with pytest.raises(InvalidInput, match="metrics_tenants: found one text"):
         Guard(pipe, prefix=prefix, metrics_tenants="acme")
+
+
+def test_the_name_of_a_model_is_not_a_pipe():
+    """The error says what is expected in its place."""
+    with pytest.raises(
+        InvalidInput, match=r"no adapter for builtins.str; expected a pipe itself, as .*from_pretrained"
+    ):
+        Guard("somebody/some-model")

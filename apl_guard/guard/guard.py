@@ -153,7 +153,11 @@ class Guard:
         return calling_for(tenant=tenant, route=route, subject=subject)
 
     def check(self, *args: Any, **kwargs: Any) -> Decision:
-        """Decide about a call without generating or recording anything."""
+        """Decide about a call without generating or recording anything. What would be blocked is returned, not raised.
+
+        Raises:
+            InvalidInput: A prompt is not text.
+        """
         parts = self._parts
         return parts.policy.in_force.decide(parts.backend.read(args, kwargs), current_context())
 
