@@ -41,12 +41,14 @@ def test_found_without_a_restart(prefix, folder):
 
 
 def test_none_for_this_encoder():
-    """The error holds the fingerprint that was looked for and the command that makes a prefix."""
+    """The error holds what was looked for and where, which may be a typing error, and the command that makes one."""
     wanted = Fingerprint(weights="12" * 32, tokenizer="34" * 32)
+    registry = PrefixRegistry("./nowhere")
 
     with pytest.raises(PrefixNotFound, match=r"apl-guard train.*apl-guard prefix register") as caught:
-        PrefixRegistry().find(wanted)
+        registry.find(wanted)
     assert wanted.key in str(caught.value)
+    assert repr(registry) in str(caught.value)
     assert caught.value.fingerprint == wanted
 
 

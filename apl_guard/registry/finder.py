@@ -78,7 +78,7 @@ class PrefixFinder:
             except PrefixNotFound as error:
                 near = error if error.near else near
         if not fits:
-            raise near or nothing_for(fingerprints, self._registry.list())
+            raise near or nothing_for(fingerprints, self._registry.list(), self._registry)
         fits.sort(key=lambda pair: (pair[0].tier == Tier.EXACT, pair[0].prefix.metadata.created), reverse=True)
         refused: list[PrefixUntrusted] = []
         for found, entry in fits:

@@ -91,14 +91,17 @@ def fit(prefix: Prefix, fingerprints: Mapping[str, Fingerprint], backend: Backen
     return Fit(prefix, worst.tier, f"{slot}: {worst.why}")
 
 
-def nothing_for(fingerprints: Mapping[str, Fingerprint], entries: Sequence[RegistryEntry]) -> PrefixNotFound:
-    """The error that says which text encoders no prefix is there for, and how to make one."""
+def nothing_for(
+    fingerprints: Mapping[str, Fingerprint], entries: Sequence[RegistryEntry], registry: object
+) -> PrefixNotFound:
+    """The error that says which text encoders no prefix is there for, where that was looked up, and how to make one."""
     damaged = sum(entry.prefix is None for entry in entries)
     note = f" ({damaged} damaged: see `apl-guard prefix list`)" if damaged else ""
     looked_for = ", ".join(f"{slot} {found.key}" for slot, found in sorted(fingerprints.items()))
     return PrefixNotFound(
-        f"no prefix for {looked_for} among the {len(entries)} known{note}; make one with: "
-        "apl-guard train --model MODEL --identities people.yaml --output PREFIX && apl-guard prefix register PREFIX",
+        f"no prefix for {looked_for} among the {len(entries)} known{note}, of {registry} and the package; make one "
+        "with: apl-guard train --model MODEL --identities people.yaml --output PREFIX && "
+        "apl-guard prefix register PREFIX",
         fingerprint=_first(fingerprints),
     )
 

@@ -243,7 +243,7 @@ class PrefixRegistry:
         entries = self.list()
         fitting = [e for e in entries if e.prefix and e.prefix.metadata.fingerprints == fingerprints]
         if not fitting:
-            raise nothing_for(fingerprints, entries)
+            raise nothing_for(fingerprints, entries, self)
         best = max(fitting, key=lambda entry: entry.prefix.metadata.created if entry.prefix else datetime.min)
         return self.check(best, Acceptance())
 
