@@ -146,6 +146,46 @@ def test_records_go_to_standard_logging_otherwise(shared_pipe, prefix, caplog, c
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("level", ["INFO", "WARNING"])
+@pytest.mark.parametrize("how", ["standard", "structlog over standard", "structlog"])
+def test_a_guard_whose_records_are_dropped_says_so_once(shared_pipe, prefix, caplog, how, level):
+    """And one whose records arrive does not: by Python's logging, by structlog in front of it, by structlog alone."""
+    caplog.set_level(level, "apl_guard.audit")
+    wrapper = structlog.stdlib.BoundLogger
+    factory = structlog.stdlib.LoggerFactory()
+    if how == "structlog":
+        wrapper = structlog.make_filtering_bound_logger(getattr(logging, level))
+        factory = structlog.ReturnLoggerFactory()
+    if how != "standard":
+        structlog.configure(wrapper_class=wrapper, logger_factory=factory)
+    try:
+        guard = Guard(shared_pipe, prefix=prefix)
+        guard(SECRET, num_inference_steps=1)
+        guard(SECRET, num_inference_steps=1)
+    finally:
+        structlog.reset_defaults()
+
+    warnings = [r.message for r in caplog.records if r.name == "apl_guard" and "records are dropped" in r.message]
+    assert len(warnings) == (level == "WARNING")
+
+
+def test_a_logger_that_cannot_be_asked_is_believed(shared_pipe, prefix, caplog):
+    """structlog's plain wrapper would take the question for something to log."""
+    said = []
+    structlog.configure(
+        wrapper_class=structlog.BoundLogger,
+        processors=[lambda _logger, name, event: said.append((name, event["event"])) or {}],
+        logger_factory=structlog.ReturnLoggerFactory(),
+    )
+    try:
+        Guard(shared_pipe, prefix=prefix)(SECRET, num_inference_steps=1)
+    finally:
+        structlog.reset_defaults()
+
+    assert said == [("info", "policy.in_force"), ("info", "guard.decision"), ("info", "guard.outcome")]
+    assert not [r for r in caplog.records if "records are dropped" in r.message]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [({"prompt": 7}, InvalidInput), ({"prompt": "a cat", "no_such": 1}, PolicyBlocked), ({"prompt": []}, InvalidInput)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ from apl_guard.request.context import current_context
 __all__ = ["AuditLog"]
 
 _KEY_BYTES = 32
+_STANDARD = logging.getLogger("apl_guard.audit")
+_log = logging.getLogger("apl_guard")
 
 
 class AuditLog:
@@ -41,7 +44,7 @@ class AuditLog:
         folder: Each record is on disk here before the call goes on, as one JSON object on a line, chained to
             the one before and sealed by signed checkpoints. None sends records to the platform: to its
             structlog configuration, or where structlog is not configured, to the standard logger
-            `apl_guard.audit`; at level info, so a filter that passes only warnings drops them unnoticed.
+            `apl_guard.audit`; at level info. Where that drops them, one warning says so.
         witness: Folders, best on another machine, that receive the checkpoints. The log is held against them.
         keys: Folder of the log's keys. None stands for `keys` in its folder.
         logger: A structlog logger that receives each record too: a decision after it is on disk, all others before,
@@ -85,9 +88,8 @@ class AuditLog:
         if folder is not None:
             self._durable = DurableLog(Path(folder), witnesses, Path(keys) if keys is not None else None, options)
         self._key = secrets.token_bytes(_KEY_BYTES)
-        self._standard = structlog.wrap_logger(
-            logging.getLogger("apl_guard.audit"), processors=_JSON_LINES, wrapper_class=structlog.BoundLogger
-        )
+        self._standard = structlog.wrap_logger(_STANDARD, processors=_JSON_LINES, wrapper_class=structlog.BoundLogger)
+        self._has_warned = False
 
     @property
     def sink(self) -> str:
@@ -240,7 +242,14 @@ class AuditLog:
         if self._durable is not None and self._logger is None:
             return
         try:
-            self._platform_logger().info(event, **fields)
+            logger = self._platform_logger()
+            logger.info(event, **fields)
+            if self._durable is None and not self._has_warned and self._is_dropped_by(logger):
+                self._has_warned = True
+                _log.warning(
+                    "records are dropped: they have no folder (audit=), and the platform's logging does not pass on "
+                    "what 'apl_guard.audit' says at level info"
+                )
         except Exception as error:
             if self._durable is not None:
                 missing, decision, closes = unless
@@ -252,6 +261,15 @@ class AuditLog:
             return self._logger
         # Asked for anew: one that structlog cached would go on with settings that the platform has replaced since.
         return structlog.get_logger("apl_guard.audit") if structlog.is_configured() else self._standard
+
+    def _is_dropped_by(self, logger: Any) -> bool:
+        """Whether a logger is known to drop level info. One that cannot be asked is believed."""
+        bound: Any = _STANDARD if logger is self._standard else logger.bind() if hasattr(logger, "bind") else logger
+        for question in ("isEnabledFor", "is_enabled_for"):
+            if hasattr(type(bound), question):  # of the type: others take any name for a level to log at
+                with suppress(AttributeError):  # it asks a logger that does not know
+                    return not getattr(bound, question)(logging.INFO)
+        return False
 
 
 _JSON_LINES: list[Processor] = [

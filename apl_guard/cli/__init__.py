@@ -7,6 +7,7 @@ stopped by Ctrl-C. `audit verify` has its own: 0 valid, 1 tampered, 2 torn, 3 no
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 
@@ -66,14 +67,26 @@ app.add_typer(minifaces.app, name="minifaces")
 flow(app)
 
 
+def _quieten() -> None:
+    """Let nothing speak that has nothing to say to who runs a command."""
+    # onnxruntime, which diffusers imports wherever it is installed, would tell Microsoft how it is used.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    # Where no folder is named, a command keeps no records, and its help says so.
+    records = logging.getLogger("apl_guard.audit")
+    records.addHandler(logging.NullHandler())
+    records.setLevel(logging.INFO)
+    records.propagate = False
+    # diffusers asks for image processors that nothing here uses, and each would say that torchvision is missing.
+    logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
+
+
 def main() -> None:
     """Run the command line and exit."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # What is no text, such as a byte in the name of a file, is written out and stops nothing.
             stream.reconfigure(errors="backslashreplace")
-    # onnxruntime, which diffusers imports wherever it is installed, would tell Microsoft how it is used.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    _quieten()
     try:
         app()
     except AplGuardError as error:

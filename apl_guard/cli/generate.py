@@ -32,7 +32,9 @@ def generate(
     policy: PolicyOption = "anonymize_faces",
     prefix: PrefixOption = None,
     seed: Annotated[int, seed_option("Seed of every image.")] = 0,
-    audit: Annotated[Path | None, typer.Option(help="Folder for the records of decisions and outcomes.")] = None,
+    audit: Annotated[
+        Path | None, typer.Option(help="Folder for the records of decisions and outcomes; without it none are kept.")
+    ] = None,
     audit_witness: Annotated[
         list[Path] | None,
         typer.Option(help="Folder, best on another machine, for the checkpoints of the records. May be repeated."),

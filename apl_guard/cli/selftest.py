@@ -23,7 +23,7 @@ def selftest(
         typer.Option(help="A canary prompt that the policy anonymizes. May be repeated.", show_default="two portraits"),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps for each canary.")] = 1,
-    audit: Annotated[Path | None, typer.Option(help="Folder for the records.")] = None,
+    audit: Annotated[Path | None, typer.Option(help="Folder for the records; without it none are kept.")] = None,
     device: Device = None,
 ) -> None:
     """Send canary prompts through the guarded model and show what each text encoder received.
