@@ -69,7 +69,8 @@ def test_what_is_unsafe_is_logged_each_time(shared_pipe, caplog):
         for _ in range(2):
             guard("Mara Voss", num_inference_steps=1)
 
-    assert [r.message.count("rule 'everything': unsafe_allow prompt") for r in caplog.records] == [1, 1]
+    said = [r.message for r in caplog.records if "switches protection off" in r.message]
+    assert [message.count("rule 'everything': unsafe_allow prompt") for message in said] == [1, 1]
     assert "Mara" not in caplog.text
 
 

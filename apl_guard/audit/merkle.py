@@ -176,7 +176,7 @@ def verify_consistency(first: int, second: int, proof: Sequence[bytes], first_ro
 
     Example:
         >>> leaves = [leaf_hash(bytes([i])) for i in range(7)]
-        >>> proof = consistency_proof(leaves, 3)
+        >>> proof = consistency_proof(leaves, first=3, second=7)
         >>> verify_consistency(3, 7, proof, root_of(leaves[:3]), root_of(leaves))
         True
         >>> verify_consistency(3, 7, proof, root_of(leaves[1:4]), root_of(leaves))
