@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from policy_documents import policy
 
 from apl_guard import Action, InvalidInput, Policy, RequestTooLarge, decide
-from apl_guard.decision.findings import Findings
+from apl_guard.decision.findings import Finding, Findings
 from apl_guard.policy import Mode
 from apl_guard.request import Channel, GenerationRequest
 from apl_guard.request.context import Context, calling_for, current_context
@@ -261,6 +261,21 @@ def test_no_text_is_rewritten_in_place_of_a_prefix_where_nobody_looked():
     assert decision.reasons[0].why.endswith("without_prefix: rewrite, but names.stars did not look")
     looked = Findings(looked=frozenset({"names.stars"}))
     assert decide(found, asked, findings=looked).action == Action.REWRITE
+
+
+@pytest.mark.parametrize("ids", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize(
+    "more", [{}, {"without_prefix": "rewrite", "patterns": [{"id": "word", "regex": "did not look"}]}]
+)
+def test_a_rule_that_blocks_is_not_hidden_by_what_blocks_for_another_reason(ids, more):
+    """Neither by a failure nor for want of a prefix: it is the policy that blocks, in its own words."""
+    block = rule(ids[0], action="block", then={"category": "likeness"}, names=["stars"])
+    found = policy(block, rule(ids[1], action="anonymize"), names=NAMES, **more)
+    seen = (Finding(source="names.stars", channel=Channel.PROMPT, text=0, start=0, end=9),)
+
+    decision = decide(found, request(carries_prefix=False), findings=Findings(seen, frozenset({"names.stars"})))
+
+    assert (decision.reasons[0].rule, decision.category, decision.is_blind) == (ids[0], "likeness", False)
 
 
 @pytest.mark.parametrize(

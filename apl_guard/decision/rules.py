@@ -67,9 +67,14 @@ class Demand:
     """Whether it is asked for only because something could not look."""
 
     @property
-    def order(self) -> tuple[int, str, str]:
-        """Demands in the order from lenient to strict. It does not depend on the order of rules in the file."""
-        return self.action.strictness, self.unsafe, self.rule.id if self.rule is not None else ""
+    def order(self) -> tuple[int, bool, str, bool, str]:
+        """Demands in the order from lenient to strict. It does not depend on the order of rules in the file.
+
+        Of equals, what a rule asks for itself comes last: no failure, and nothing that follows from one or from the
+        backend, hides that a rule blocks.
+        """
+        id = self.rule.id if self.rule is not None else ""
+        return self.action.strictness, not self.failed, self.unsafe, not self.why, id
 
 
 def judge(policy: Policy, request: GenerationRequest, context: Context, findings: Findings) -> tuple[Verdict, ...]:
