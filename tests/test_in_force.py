@@ -109,6 +109,20 @@ def test_tests_are_about_the_rules_whatever_mode_and_rollout_are(path):
         assert [failure.test for failure in PolicyInForce(Policy.load(path)).run_tests()] == ["nobody"]
 
 
+@pytest.mark.parametrize(
+    ("on_error", "action"), [("block", "block"), ("fallback", "block"), ("unsafe_passthrough", "allow")]
+)
+def test_a_test_does_not_hold_because_nobody_looked(path, monkeypatch, on_error, action):
+    """The action would be the expected one. Tests of what is not looked at hold all the same."""
+    tests = TESTS[TESTS.index("  - name: the lab\n") :].replace("block, category: likeness", action)
+    path.write_text(STARS.replace("spec:", f"spec:\n  on_error: {on_error}") + "tests:\n" + tests)
+    monkeypatch.setattr("apl_guard.detect.names.NamesIndex.find", lambda *_: 1 / 0)
+
+    (failure,) = PolicyInForce(Policy.load(path)).run_tests()
+
+    assert (failure.test, failure.text) == ("negative", "names.stars did not look (ZeroDivisionError)")
+
+
 def test_a_test_is_about_a_call_that_can_be_made(path):
     """Nobody can call for a tenant whose name is not printable; the line is named where the file is read."""
     path.write_text(STARS + TESTS.replace("tenant: lab", 'tenant: "l\\nab"', 1))

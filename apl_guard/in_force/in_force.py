@@ -112,8 +112,9 @@ class PolicyInForce:
         enforced = self.policy.in_mode(Mode.ENFORCE)
         for case in self.policy.tests:
             request, context = as_request(case), Context(case.given.tenant, case.given.route)
-            text = _differences(case, decide(enforced, request, context, self.look(request, context)))
-            if text:
+            findings = self.look(request, context)
+            text = _unseen(judge(enforced, request, context, findings), findings)
+            if text := text or _differences(case, decide(enforced, request, context, findings)):
                 failures.append(Failure(case.name, text))
         return tuple(failures)
 
@@ -129,6 +130,14 @@ def as_request(case: Case) -> GenerationRequest:
         frozenset({*texts, *given.channels}),
         carries_prefix=given.carries_prefix,
         id=case.name,
+    )
+
+
+def _unseen(verdicts: tuple[Verdict, ...], findings: Findings) -> str:
+    """What could not look, and a rule asks. What `on_error` makes of that proves nothing about the rule."""
+    asked = {source for verdict in verdicts if verdict.applies is None for source in verdict.missing}
+    return ", ".join(
+        f"{source} did not look ({findings.failed[source]})" for source in sorted(asked & set(findings.failed))
     )
 
 
