@@ -53,7 +53,7 @@ _ESCAPES = re.compile("(?:%[0-9A-Fa-f]{2})+")
 _OPENING, _CLOSING = "\"'\u2018\u201c\u201e\u00ab([{", "\"'\u2018\u2019\u201d\u201c\u00bb)]}"
 # One blank stays. The bounds keep the search linear.
 _MIDDLE = re.compile(
-    r"(?<=\w\w) (?:[^\W\d_]\. ?){1,3}(?=\w\w)"
+    r"(?<=\w\w) (?:(?:[^\W\d_]\. ?){1,3}|[A-Z] )(?=\w['\u2019]?\w)"
     rf"|(?<=\w) [{re.escape(_OPENING)}][^{re.escape(_CLOSING)}]{{1,40}}[{re.escape(_CLOSING)}] (?=\w)"
 )
 # From its beginning only, so that no word is read more than once.
@@ -62,7 +62,7 @@ _LETTERS_LIKE = str.maketrans("034578@$!|", "oeastbasil")
 _AMONG_LETTERS = re.compile(r"[^\W\d_][0134578@$!|]|[0134578@$!|][^\W\d_]")
 _STRETCHED = re.compile(r"([^\W\d_])\1{2,}", re.IGNORECASE)
 _SIGNS = re.compile("[0134578@$!|%" + "".join(_AS_TWO) + "]")
-_BETWEEN = re.compile(rf" (?:[^\W\d_]\.|[{re.escape(_OPENING)}])")
+_BETWEEN = re.compile(rf" (?:[^\W\d_]\.|[{re.escape(_OPENING)}])|\w [A-Z] ")
 _STRETCHED_PLAIN = re.compile(r"([a-z])\1\1", re.IGNORECASE)
 
 

@@ -89,16 +89,18 @@ class NamesIndex:
         spelt = spelling(canonical(name))
         if not _LEAST_LETTERS <= len(spelt.letters) <= _MOST_LETTERS:
             return len(spelt.letters)
-        new = len(self._list_of)
-        self._list_of.append(number)
-        self._words.append(_words(spelt))
-        self._lengths.append(len(spelt.letters))
-        self._neutral.append(neutral)
+        new, words = len(self._list_of), _words(spelt)
         known = self._automaton.get(spelt.letters, None)
         if known is None:
             self._automaton.add_word(spelt.letters, new)
+        elif any((self._list_of[x], self._words[x]) == (number, words) for x in (known, *self._same.get(known, ()))):
+            return None  # of thousands of one name, the first on the list says what is written
         else:
             self._same.setdefault(known, []).append(new)
+        self._list_of.append(number)
+        self._words.append(words)
+        self._lengths.append(len(spelt.letters))
+        self._neutral.append(neutral)
         return None
 
     def find(self, text: str) -> list[Match]:
@@ -117,11 +119,9 @@ class NamesIndex:
             for each in self._find(reading.text, besides=numbers):
                 start, end = reading.span(each.start, each.end, len(text))
                 found.append(each._replace(start=start, end=end))
-        found = list(dict.fromkeys(found))
-        return [
-            Match(self._lists[self._list_of[each.name]], each.start, each.end, self._neutral[each.name])
-            for each in found
-        ]
+        # Several ways to write a name may be found in one place.
+        places = dict.fromkeys((self._list_of[x.name], x.start, x.end, self._neutral[x.name]) for x in found)
+        return [Match(self._lists[number], start, end, neutral) for number, start, end, neutral in places]
 
     def _find(self, text: str, besides: Counter[int] | None = None) -> Iterator[_Found]:
         """The numbers and places of names in a text; in another form of one, only if it shows names besides."""
@@ -144,9 +144,17 @@ class NamesIndex:
 _TITLES = re.compile(r"(?:(?:dr|prof|mr|mrs|ms|sir|dame)\b\.? *)+(?=\w+ +\w)", re.IGNORECASE)
 
 
+_APOSTROPHE = re.compile(r"(?<=[^\W\d_])['`\u00b4\u2018\u2019\u02bb\u02bc](?=[^\W\d_])")
+_HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u2010\u2011](?=[^\W\d_])")
+
+
 def _ways_to_write(name: str, *, loosely: bool) -> set[str]:
-    """What is the same name: `Voss, Mara` is Mara Voss. Loosely, Dr. Mara Voss is, too, and M\u00fcller Mueller."""
+    """What is the same name: `Voss, Mara` is Mara Voss. Loosely, Dr. Mara Voss is, too, M\u00fcller Mueller, O'Hara
+    Ohara, and Jo-Ann Li Joann Li."""
     ways = {name, _TITLES.sub("", name, count=1)} if loosely and _TITLES.match(name) else {name}
+    if loosely:
+        ways |= {_APOSTROPHE.sub("", each) for each in ways}
+        ways |= {_HYPHEN.sub("", each) for each in ways if " " in each}  # Li-Ke alone would be like
     if "," in name:
         ways |= {" ".join(reversed(each.split(",", 1))) for each in ways}
     if loosely and not name.isascii():
