@@ -47,6 +47,7 @@ __all__ = ["A1111", "A1111Adapter", "A1111Images"]
 _RECEIPT_SETTING = {"textual_inversion_add_hashes_to_infotext": True}
 # What is no `True`, such as 0 or null, leaves the settings of a call to those that follow.
 _RESTORED = "override_settings_restore_afterwards"
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ class A1111Adapter(RemoteAdapter):
         fields = as_json({"prompt": args[0] if args else "", **kwargs})
         known = frozenset(self._known_embeddings())
         text: dict[Channel, tuple[str, ...]] = {}
-        used = {CHANNELS[name] for name, value in fields.items() if name in CHANNELS and value}
+        # Older servers make texts of numbers: 0 is any checkpoint with "0" in its name.
+        used = {CHANNELS[name] for name, value in fields.items() if name in CHANNELS and value not in _NOTHING}
         texts = self._with_styles(fields)
         for name, found in ((name, texts[name]) for name in TEXT_FIELDS if name in texts):
             channel = TEXT_FIELDS[name]

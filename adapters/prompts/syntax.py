@@ -93,7 +93,8 @@ def read_a1111(text: str, embeddings: Collection[str] = ()) -> Syntax:
     channels = {Channel.ADAPTER_WEIGHTS} if tags else set()
     is_edited = "[" in text and ("|" in text or ":" in text)
     if (
-        not _weights_are_moderate(text)
+        # Each part by itself, too: a bracket that is closed in the next part is open in its own.
+        not all(map(_weights_are_moderate, (text, *_AND.split(text))))
         or any(_PART_WEIGHT.search(part) for part in _AND.split(text))
         or any(any(_open_brackets(part)) for part in _BREAK.split(text)[:-1])
         or (is_edited and _SPELLED_BREAK.search(text))

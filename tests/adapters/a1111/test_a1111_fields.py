@@ -39,6 +39,8 @@ def test_the_prefix_is_in_the_prompt_and_the_answer_is_the_clients(guard, server
         ({"mask": "aGk="}, "image"),
         ({"init_latent": [1]}, "latents"),
         ({"refiner_checkpoint": "other"}, "extension"),
+        ({"refiner_checkpoint": 0, "refiner_switch_at": 0.1}, "extension"),  # servers with pydantic 1 read the text "0"
+        ({"enable_hr": True, "hr_checkpoint_name": 0.0}, "extension"),
         ({"hr_checkpoint_name": "other"}, "extension"),
         ({"script_name": "x/y/z plot"}, "extension"),
         ({"alwayson_scripts": {"ADetailer": {"args": []}}}, "extension"),

@@ -94,6 +94,7 @@ def test_nothing_of_the_prompt_is_lost(shared_server, words):
         ("(Mara Voss:-1)", "prompt_syntax"),
         ("((((((((Mara Voss))))))))", "prompt_syntax"),
         ("((Mara Voss:1.9):1.9)", "prompt_syntax"),
+        ("(" * 20 + "Mara Voss AND x" + ":1)" * 20, "prompt_syntax"),  # in its own part, no bracket is closed
         ("(Mara Voss:1[0|5]0)", "prompt_syntax"),
         ("(a BREAK b:0.1)", "prompt_syntax"),
         ("[) a BREAK " + "a man " * 9, "prompt_syntax"),
