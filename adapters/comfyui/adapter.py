@@ -38,6 +38,9 @@ from .wait import wait_for
 __all__ = ["ComfyUI", "ComfyUIAdapter", "ComfyUIImages", "text_to_image"]
 
 _DIGEST_KEY = "apl_guard_digest"
+# Model types whose tokenizers are told of the folder of embeddings. Others, such as those of Gemma and Qwen, take
+# `embedding:…` for words.
+_READ_EMBEDDINGS = {"clip_text_model", "t5", "umt5", "mt5", "bert", "llama"}
 
 
 @dataclass(frozen=True)
@@ -157,9 +160,11 @@ class ComfyUIAdapter(RemoteAdapter):
         """Ask the server whether it has the embedding.
 
         Raises:
-            PrefixNotApplied: It has not, or another.
+            PrefixNotApplied: It has not, or another, or reads none for a text encoder of the prefix.
             GuardUnavailable: It cannot be asked.
         """
+        if without := sorted({each.kind for each in prefix.metadata.traits.values()} - _READ_EMBEDDINGS):
+            raise PrefixNotApplied(f"ComfyUI reads no embedding for a text encoder '{without[0]}', so no prefix")
         name = prefix.embedding_name
         try:
             found = self._client.http.get("/embeddings")

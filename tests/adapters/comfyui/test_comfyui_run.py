@@ -12,6 +12,7 @@ from workflows import MODEL, node, workflow
 from apl_guard import ComfyUI, Guard, GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.adapters.remote.http_client import RemoteAnswerInvalid, RemoteError, RemoteRefused, RemoteTimeout
 from apl_guard.exchange.embedding import to_embedding
+from apl_guard.prefix import Prefix
 from apl_guard.request import Channel
 
 
@@ -53,6 +54,16 @@ class TestTheServerIsAsked:
         del server.embeddings[prefix.embedding_name]
         with pytest.raises(PrefixNotApplied, match="prefix export"):
             Guard(ComfyUI(server.url), prefix=prefix)
+
+    @pytest.mark.parametrize("kind", ["gemma2", "qwen3"])
+    def test_a_text_encoder_for_which_it_reads_no_embedding(self, server, prefix, kind):
+        """It would take the name of the embedding for words, so that the record spoke of vectors that nobody got."""
+        traits = {slot: each.model_copy(update={"kind": kind}) for slot, each in prefix.metadata.traits.items()}
+        other = Prefix(prefix.vectors, prefix.metadata.model_copy(update={"traits": traits}))
+        server.embeddings[other.embedding_name] = (other.n, None)
+
+        with pytest.raises(PrefixNotApplied, match=f"no embedding for a text encoder '{kind}'"):
+            Guard(ComfyUI(server.url), prefix=other)
 
     def test_of_another_prefix(self, server, prefix):
         """A file of this name whose header says another digest."""
