@@ -122,7 +122,8 @@ class PrefixNotApplied(GuardUnavailable):
 
 
 class DetectorFailed(GuardUnavailable):
-    """A detector that a rule asks about texts failed, and the policy says `on_error: block`."""
+    """A detector that a rule asks about texts failed: in a call, where the policy says `on_error: block`, or in a test
+    of the policy."""
 
 
 class OutputCheckFailed(GuardUnavailable):

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from apl_guard import Guard, InvalidInput, Policy, PolicyBlocked, PolicyInvalid, PrefixNotFound
+from apl_guard import DetectorFailed, Guard, InvalidInput, Policy, PolicyBlocked, PolicyInvalid, PrefixNotFound
 from apl_guard.in_force import PolicyInForce
 from apl_guard.policy import built_in_policies
 
@@ -118,8 +118,9 @@ def test_a_test_does_not_hold_because_nobody_looked(path, monkeypatch, on_error,
     path.write_text(STARS.replace("spec:", f"spec:\n  on_error: {on_error}") + "tests:\n" + tests)
     monkeypatch.setattr("apl_guard.detect.names.NamesIndex.find", lambda *_: 1 / 0)
 
+    with pytest.raises(DetectorFailed, match="negative"):
+        PolicyInForce.tested(Policy.load(path))
     (failure,) = PolicyInForce(Policy.load(path)).run_tests()
-
     assert (failure.test, failure.text) == ("negative", "names.stars did not look (ZeroDivisionError)")
 
 

@@ -62,6 +62,7 @@ class Guard:
 
     Raises:
         PolicyInvalid: The policy is missing or damaged.
+        DetectorFailed: What a rule asks could not look at a text of its tests.
         PrefixInvalid: The prefix is missing or damaged.
         PrefixNotFound: No prefix fits the text encoder of the pipe.
         AuditUnavailable: The folder for the records cannot be used.
@@ -265,6 +266,7 @@ class Guard:
 
         Raises:
             PolicyInvalid: The file is missing or damaged, or one of its tests fails. The old policy stays.
+            DetectorFailed: What a rule asks could not look at a text of its tests. The old policy stays.
             PrefixNotFound: The prefix for it is missing. The old policy stays.
             AuditUnavailable: The change cannot be recorded. The old policy stays.
             GuardUnavailable: The guard is closed.

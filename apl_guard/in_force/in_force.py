@@ -9,7 +9,7 @@ from apl_guard.decision import Decision, decide
 from apl_guard.decision.findings import Findings
 from apl_guard.decision.rules import Verdict, judge
 from apl_guard.detect import Detectors
-from apl_guard.errors import PolicyInvalid
+from apl_guard.errors import DetectorFailed, PolicyInvalid
 from apl_guard.policy import Case, Mode, Policy
 from apl_guard.request import Channel, GenerationRequest
 from apl_guard.request.context import Context
@@ -25,6 +25,8 @@ class Failure:
     """Its name."""
     text: str
     """What was found and what was expected. Never text of the test's prompts."""
+    is_blind: bool = False
+    """Whether nothing is known of the policy, because something that a rule asks could not look."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,19 @@ class PolicyInForce:
 
         Raises:
             PolicyInvalid: A list or pattern cannot be used, or a test does not hold.
+            DetectorFailed: What a rule asks could not look at the text of a test. Later it may.
             ExtraMissing: It needs a package that is not installed.
         """
         in_force = cls(policy)
         failures = in_force.run_tests()
         if failures:
-            first = failures[0]
-            raise PolicyInvalid(
+            first = min(failures, key=lambda failure: failure.is_blind)
+            what = (
                 f"test '{first.test}' does not hold: {first.text} ({len(failures)} of {len(policy.tests)} failed); "
-                "see: apl-guard policy test",
-                where=f"policy '{policy.name}'",
+                "see: apl-guard policy test"
             )
+            where = f"policy '{policy.name}'"
+            raise DetectorFailed(f"{where}: {what}") if first.is_blind else PolicyInvalid(what, where=where)
         return in_force
 
     @property
@@ -113,8 +117,9 @@ class PolicyInForce:
         for case in self.policy.tests:
             request, context = as_request(case), Context(case.given.tenant, case.given.route)
             findings = self.look(request, context)
-            text = _unseen(judge(enforced, request, context, findings), findings)
-            if text := text or _differences(case, decide(enforced, request, context, findings)):
+            if text := _unseen(judge(enforced, request, context, findings), findings):
+                failures.append(Failure(case.name, text, is_blind=True))
+            elif text := _differences(case, decide(enforced, request, context, findings)):
                 failures.append(Failure(case.name, text))
         return tuple(failures)
 

@@ -38,6 +38,7 @@ class ReloadablePolicy:
 
     Raises:
         PolicyInvalid: The policy is missing or damaged, or a test in it does not hold.
+        DetectorFailed: What a rule asks could not look at a text of its tests.
         PrefixNotFound: No prefix fits the text encoder of the pipe.
         AuditUnavailable: That it is in force cannot be recorded.
     """
@@ -89,6 +90,7 @@ class ReloadablePolicy:
 
         Raises:
             PolicyInvalid: The file is missing or damaged, or a test in it does not hold. The old policy stays.
+            DetectorFailed: What a rule asks could not look at a text of its tests. The old policy stays.
             PrefixNotFound: The prefix for it is missing. The old policy stays.
             AuditUnavailable: The change cannot be recorded. The old policy stays.
             InvalidInput: The policy is no file.
