@@ -263,11 +263,13 @@ class A1111Adapter(RemoteAdapter):
 
 
 def _fields(request: GenerationRequest) -> dict[str, Any]:
-    """The fields with the request's texts, which a policy may have rewritten."""
+    """The fields with the request's texts. A policy may have made wide letters in them those of tags and comments."""
     fields = dict(request.arguments["fields"])
     texts = {channel: iter(found) for channel, found in request.text.items()}
     return fields | {
-        name: next(texts[channel]) for name, channel in TEXT_FIELDS.items() if fields.get(name) is not None
+        name: read_a1111(next(texts[channel])).text
+        for name, channel in TEXT_FIELDS.items()
+        if fields.get(name) is not None
     }
 
 

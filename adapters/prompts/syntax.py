@@ -12,7 +12,7 @@ give words weights; AUTOMATIC1111 also splits prompts (`BREAK`, `AND`), edits th
 | `AND` | the prefix stands behind each; a negative weight behind a part is flagged, as are weights below 1 in all |
 | `[a:b:0.5]`, `[a|b]` | kept; the prefix stands outside. Flagged where it could spell `BREAK` or a weight |
 | `[a|b] [c|d] …` | flagged where a prompt has so many forms that nobody reads them |
-| `<lora:a:1>` | moved to the end, reported as adapter weights |
+| `<lora:a:1>` | moved to the end, reported as adapter weights; within another one flagged |
 | `# a` | taken out, as the server does |
 | `embedding:a`, the name of an embedding | reported as textual inversion |
 | `__a__`, `{a|b}` | wildcards hide what the prompt says: flagged |
@@ -88,8 +88,7 @@ def read_a1111(text: str, embeddings: Collection[str] = ()) -> Syntax:
         [<Channel.ADAPTER_WEIGHTS: 'adapter_weights'>, <Channel.PROMPT_SYNTAX: 'prompt_syntax'>]
     """
     text = strip_comments(text)
-    tags = _TAG.findall(text)
-    text = _TAG.sub("", text)
+    text, tags = _without_tags(text)
     channels = {Channel.ADAPTER_WEIGHTS} if tags else set()
     is_edited = "[" in text and ("|" in text or ":" in text)
     if (
@@ -100,6 +99,7 @@ def read_a1111(text: str, embeddings: Collection[str] = ()) -> Syntax:
         or (is_edited and _SPELLED_BREAK.search(text))
         or _WILDCARD.search(text)
         or _PREFIX_NAME.search(text.lower())
+        or _without_tags(text)[1]  # made by taking out others: the server, which gets these apart, takes it out, too
         or not is_readable(text)
     ):
         channels.add(Channel.PROMPT_SYNTAX)
@@ -133,7 +133,7 @@ def draws_the_negative_prompt(text: str) -> bool:
         >>> draws_the_negative_prompt("a cat :0"), draws_the_negative_prompt("a cat :0.5 AND a dog :0.5")
         (True, False)
     """
-    parts = _AND.split(_TAG.sub("", strip_comments(text)))
+    parts = _AND.split(_without_tags(strip_comments(text))[0])
     weights = [float(found.group(1)) if (found := _SHARE.search(part)) else 1.0 for part in parts]
     return sum(weights) < 1 - 1e-6
 
@@ -146,6 +146,12 @@ def strip_comments(text: str) -> str:
         'a cat '
     """
     return re.sub(r"#[^\n]*", "", text)
+
+
+def _without_tags(text: str) -> tuple[str, list[str]]:
+    """A text without the tags in it, and these."""
+    end = text.rfind(">") + 1  # behind it, each beginning of a tag would be followed to the end of the text
+    return _TAG.sub("", text[:end]) + text[end:], _TAG.findall(text, 0, end)
 
 
 def pieces(text: str, room: int, count: Callable[[str], int]) -> list[str]:

@@ -1,6 +1,7 @@
 """In front of AUTOMATIC1111: the prefix begins every chunk of all that is encoded, or the prompt is refused."""
 
 import re
+from time import process_time
 
 import pytest
 from a1111_server import TOKENIZER, all_begin_with
@@ -11,6 +12,7 @@ from permitting import allowing
 from apl_guard import (
     A1111,
     Guard,
+    Policy,
     PolicyBlocked,
     PrefixNotApplied,
 )
@@ -224,6 +226,44 @@ def test_words_of_regional_prompter_begin_a_chunk_only_where_a_script_is_called(
     assert f"{word} {prefix.embedding_name}" not in plain
     assert f"{word} {prefix.embedding_name} a dog" in cut
     assert all_begin_with(server.encoded[0], prefix)
+
+
+@pytest.mark.parametrize("tag", ["<lora:a BREAK b:1>", "\uff1clora:a BREAK b:1\uff1e", "\uff1clora:a AND b:1\uff1e"])
+def test_a_tag_hides_no_break(server, prefix, tag):
+    """The server takes tags out before it cuts the prompt, so what is cut there is one text. The policy looks for
+    names, so that wide letters become those of a tag."""
+    rules = [
+        {"id": "named", "when": {"channels": ["prompt"], "names": ["stars"]}, "then": {"action": "anonymize"}},
+        {"id": "open", "when": {"channels": ["adapter_weights"]}, "then": {"action": "unsafe_allow"}},
+    ]
+    names = [{"id": "stars", "people": [{"name": "Mara Voss", "neutral": "a woman"}]}]
+    policy = Policy(
+        apiVersion="apl-guard/v1",
+        kind="Policy",
+        metadata={"name": "open", "version": 1},
+        spec={"rules": rules, "names": names},
+    )
+    Guard(A1111(server.url), policy, prefix=prefix)(f"Mara Voss {'a ' * 50} {tag} {'a ' * 50}")
+
+    assert len(server.encoded[-1]) > 1
+    assert all_begin_with(server.encoded[-1], prefix)
+
+
+def test_a_tag_made_by_taking_out_another_is_blocked(server, prefix):
+    """Sent with the others at its end, a prompt has tags that it did not have."""
+    guard = Guard(A1111(server.url), allowing("adapter_weights"), prefix=prefix)
+
+    with pytest.raises(PolicyBlocked, match="prompt_syntax"):
+        guard(f"{'a ' * 50} <lo<x:1>ra: BREAK > {'a ' * 50}")
+    assert server.encoded == []
+
+
+def test_a_prompt_full_of_beginnings_of_tags_is_read_in_time():
+    """The largest request would take minutes."""
+    started = process_time()
+    read_a1111("<a:" * 30_000)
+
+    assert process_time() - started < 0.5
 
 
 def test_with_the_tokenizer_a_chunk_is_filled(server, prefix):
