@@ -86,6 +86,7 @@ def explain_prompt(
     as_json: Json = False,
 ) -> None:
     """Explain, rule by rule, what a policy decides about a request. Nothing is generated or recorded.
+    The prompt is read as plain text, whatever syntax a backend knows.
 
     Example: apl-guard policy explain anonymize_faces "a photo of Mara Voss" --channel latents
     """
