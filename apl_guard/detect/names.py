@@ -142,17 +142,16 @@ class NamesIndex:
 
 
 _TITLES = re.compile(r"(?:(?:dr|prof|mr|mrs|ms|sir|dame)\b\.? *)+(?=\w+ +\w)", re.IGNORECASE)
-
-
-_APOSTROPHE = re.compile(r"(?<=[^\W\d_])['`\u00b4\u2018\u2019\u02bb\u02bc](?=[^\W\d_])")
-_HYPHEN = re.compile(r"(?<=[^\W\d_])[-\u2010\u2011](?=[^\W\d_])")
+_APOSTROPHES, _HYPHENS = "'`\u00b4\u2018\u2019\u02bb\u02bc", "-\u2010\u2011"
+_APOSTROPHE, _HYPHEN = (re.compile(rf"(?<=[^\W\d_])[{each}](?=[^\W\d_])") for each in (_APOSTROPHES, _HYPHENS))
+_JOINTS = frozenset(_APOSTROPHES + _HYPHENS)
 
 
 def _ways_to_write(name: str, *, loosely: bool) -> set[str]:
     """What is the same name: `Voss, Mara` is Mara Voss. Loosely, Dr. Mara Voss is, too, M\u00fcller Mueller, O'Hara
     Ohara, and Jo-Ann Li Joann Li."""
     ways = {name, _TITLES.sub("", name, count=1)} if loosely and _TITLES.match(name) else {name}
-    if loosely:
+    if loosely and not _JOINTS.isdisjoint(name):  # most names have none
         ways |= {_APOSTROPHE.sub("", each) for each in ways}
         ways |= {_HYPHEN.sub("", each) for each in ways if " " in each}  # Li-Ke alone would be like
     if "," in name:
