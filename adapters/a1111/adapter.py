@@ -200,20 +200,25 @@ class A1111Adapter(RemoteAdapter):
         """Generate, with the prefix in front of every text.
 
         Raises:
-            GuardUnavailable: The policy made texts of the request that open a channel nobody decided about.
+            GuardUnavailable: The texts open a channel nobody decided about, as the policy or the server made it so.
             PrefixNotApplied: The server has not got the prefix, or did not use it.
             RemoteError: Whatever went wrong with the server.
         """
-        known = request.arguments["embeddings"]
-        said = [_channels_in(text, channel, known) for channel, found in request.text.items() for text in found]
-        check_decided(frozenset().union(*said), request)
+
+        def opened_with(embeddings: frozenset[str]) -> frozenset[Channel]:
+            said = [
+                _channels_in(text, channel, embeddings) for channel, found in request.text.items() for text in found
+            ]
+            return frozenset().union(*said)
+
+        check_decided(opened_with(request.arguments["embeddings"]), request)
+        if prefix is not None:
+            self.check_prefix(prefix)
+        if opened_with(frozenset(self._known_embeddings(anew=prefix is None))) - request.used:
+            raise GuardUnavailable("the server has got an embedding of the request since it was read; send it again")
         if prefix is None:
             output = self._client.send(_fields(request))
             return Generation(output, len(output.images))
-        self.check_prefix(prefix)
-        if self._known_embeddings().keys() - known:
-            # The request was read without knowing them; one may stand in its prompt.
-            raise GuardUnavailable("the server has got new embeddings since the request was read; send it again")
         fields = _fields(request)
         fields["override_settings"] = {**(fields.get("override_settings") or {}), **_RECEIPT_SETTING}
         by_region = bool(fields.get("alwayson_scripts"))
@@ -231,8 +236,8 @@ class A1111Adapter(RemoteAdapter):
         rows = (prefix.n,) * len(request.prompts)
         return Generation(output, len(output.images), Receipt(dict.fromkeys(prefix.metadata.widths, rows)))
 
-    def _known_embeddings(self) -> Mapping[str, Any]:
-        if self._embeddings is None:
+    def _known_embeddings(self, *, anew: bool = False) -> Mapping[str, Any]:
+        if anew or self._embeddings is None:
             self._embeddings = answer_of(self._client.http.get("/sdapi/v1/embeddings"), "loaded")
         return self._embeddings
 

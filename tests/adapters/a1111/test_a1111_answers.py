@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from permitting import allowing
 from services import FAULTS, TIGHT, raising, records
 
 from apl_guard import (
@@ -78,6 +79,18 @@ class TestTheServerIsAsked:
         with pytest.raises(PolicyBlocked, match="textual_inversion"):
             guard("ada")
         assert guard("a man").images
+
+    def test_an_embedding_that_is_new_where_calls_have_no_prefix(self, server, prefix):
+        """They ask for it, too, or its name would be taken for a word for ever."""
+        guard = Guard(A1111(server.url), allowing("prompt"), prefix=prefix)
+        server.embeddings["ada"] = (1, 32)
+
+        assert guard("a man").images
+        with pytest.raises(PolicyBlocked, match="textual_inversion"):
+            guard("ada")
+        server.embeddings["eve"] = (1, 32)
+        with pytest.raises(GuardUnavailable, match="again"):
+            guard("eve")
 
     @pytest.mark.parametrize("fault", ["error", "no JSON", "another shape", "a list", "dropped"])
     def test_a_server_that_does_not_say(self, guard, server, fault):
