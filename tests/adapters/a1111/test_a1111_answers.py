@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from permitting import allowing
 from services import FAULTS, TIGHT, raising, records
 
 from apl_guard import (
     A1111,
     Guard,
     GuardUnavailable,
+    Policy,
     PolicyBlocked,
     PrefixNotApplied,
     PrefixNotFound,
@@ -82,10 +82,13 @@ class TestTheServerIsAsked:
 
     def test_an_embedding_that_is_new_where_calls_have_no_prefix(self, server, prefix):
         """They ask for it, too, or its name would be taken for a word for ever."""
-        guard = Guard(A1111(server.url), allowing("prompt"), prefix=prefix)
+        rules = [{"id": "all", "when": {"channels": ["prompt"]}, "then": {"action": "unsafe_allow"}}]
+        about = {"apiVersion": "apl-guard/v1", "kind": "Policy", "metadata": {"name": "open", "version": 1}}
+        guard = Guard(A1111(server.url), Policy(**about, spec={"rules": rules}), prefix=prefix)
         server.embeddings["ada"] = (1, 32)
 
         assert guard("a man").images
+        assert server.posted("/sdapi/v1/txt2img")[0]["prompt"] == "a man"
         with pytest.raises(PolicyBlocked, match="textual_inversion"):
             guard("ada")
         server.embeddings["eve"] = (1, 32)
