@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from apl_guard._version import __version__
 from apl_guard.audit import disk, seal_key
@@ -247,17 +248,29 @@ def _boot_id() -> str | None:
 _writing: set[SealedWriter] = set()
 
 
-@atexit.register
 def _close_all() -> None:
     for writer in list(_writing):
         writer.close()
 
 
+@atexit.register
+def _close_at_exit() -> None:
+    if _finalizers() is None:
+        _close_all()
+
+
 def _close_with_process() -> None:
-    """Processes that `multiprocessing` started end without what `atexit` calls, and with what it calls itself."""
+    """In a process that `multiprocessing` started, after the finalizers of the program, which may still write."""
+    finalizers = _finalizers()
+    if finalizers is not None:
+        finalizers.Finalize(None, _close_all, exitpriority=-1)
+
+
+def _finalizers() -> Any | None:
+    """The module that ends a process that `multiprocessing` started. `atexit` does not run there, or from Python 3.13
+    on it runs before what the program has left to that module."""
     process, util = (sys.modules.get(f"multiprocessing.{name}") for name in ("process", "util"))
-    if process is not None and util is not None and process.parent_process() is not None:
-        util.Finalize(None, _close_all, exitpriority=-1)  # after those of the program, which may still write
+    return util if process is not None and process.parent_process() is not None else None
 
 
 def leave_all() -> None:
