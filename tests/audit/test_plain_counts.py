@@ -149,7 +149,7 @@ def check_question(log, lines, since, until, names):
         same = [
             each
             for each in expected
-            if all(f"{n}={v}" in where for n, v in zip(names, each, strict=True) if v is not None)
+            if all(v is not None and f"{n}={v}" in where for n, v in zip(names, each, strict=True))
         ]
         asked = [option for each in where for option in ("--where", each)]
         if asked and len(where) == len(names):
