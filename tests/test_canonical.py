@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apl_guard.request.canonical import Break, canonical, letters_of, spelling
+from apl_guard.request.canonical import canonical
 from apl_guard.request.confusables import LOOKS_LIKE
+from apl_guard.request.spelling import Break, letters_of, spelling
 
 
 @given(st.text(st.characters()))

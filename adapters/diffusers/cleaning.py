@@ -13,7 +13,8 @@ from typing import Any
 from diffusers.utils import is_bs4_available, is_ftfy_available
 
 from apl_guard.request import Reading
-from apl_guard.request.canonical import canonical, letters_of
+from apl_guard.request.canonical import canonical
+from apl_guard.request.spelling import letters_of
 
 __all__ = ["MOST_CHARACTERS", "cleaner_of", "readings_of"]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from apl_guard.request import Reading
-from apl_guard.request.canonical import letters_of
+from apl_guard.request.spelling import letters_of
 
 from .mended_readings import mended_readings, without_unseen
 

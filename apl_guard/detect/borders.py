@@ -6,7 +6,7 @@ import unicodedata
 from functools import lru_cache
 from itertools import takewhile
 
-from apl_guard.request.canonical import Break, Spelling, is_hangul, is_leftward
+from apl_guard.request.spelling import Break, Spelling, is_hangul, is_leftward
 
 __all__ = ["name_at"]
 

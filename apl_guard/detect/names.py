@@ -13,7 +13,8 @@ from apl_guard.detect.borders import name_at
 from apl_guard.detect.disguises import undisguised, with_two_letters
 from apl_guard.errors import ExtraMissing, PolicyInvalid
 from apl_guard.policy import Names, Role
-from apl_guard.request.canonical import Spelling, canonical, in_small_letters, letters_of, spelling
+from apl_guard.request.canonical import canonical
+from apl_guard.request.spelling import Spelling, in_small_letters, letters_of, spelling
 
 if TYPE_CHECKING:
     import ahocorasick
@@ -48,7 +49,7 @@ class _Found(NamedTuple):
 
 
 class NamesIndex:
-    """Names, by how they are spelt. See `apl_guard.request.canonical.spelling` for what does not count.
+    """Names, by how they are spelt. See `apl_guard.request.spelling` for what does not count.
 
     Args:
         lists: The lists.

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from apl_guard import Guard
 from apl_guard.policy import Action
 from apl_guard.prefix import Prefix
-from apl_guard.request.canonical import as_it_looks, canonical, spelling
+from apl_guard.request.canonical import as_it_looks, canonical
+from apl_guard.request.spelling import spelling
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.attacks.attack import Target
 from apl_guard.trainer.attacks.calls import AS_ASKED, CALL_ATTACKS
