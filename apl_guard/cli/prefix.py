@@ -17,6 +17,7 @@ from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix.places import SHIPPED_NAME
 from apl_guard.prefix.tensorfile import printable
 from apl_guard.registry import PrefixRegistry, RegistryEntry
+from apl_guard.registry.source import without_user
 from apl_guard.storage import read_regular
 
 __all__ = ["app"]
@@ -226,10 +227,10 @@ def push(
         here.check(entry, Acceptance())
     except PrefixRevoked as error:
         here.publish_revoked(target)
-        typer.echo(f"pushed what is revoked, and no prefix: {error}\n  to {target}")
+        typer.echo(f"pushed what is revoked, and no prefix: {error}\n  to {without_user(target)}")
         return
     here.publish(entry, target)
-    typer.echo(f"pushed {_line(entry)}\n  to {target}")
+    typer.echo(f"pushed {_line(entry)}\n  to {without_user(target)}")
 
 
 def _read_keys(paths: list[Path] | None) -> tuple[str, ...]:

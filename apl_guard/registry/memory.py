@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from apl_guard.errors import PrefixInvalid, PrefixRolledBack, RegistryUnavailable, StorageFailed
 from apl_guard.prefix.layout import cache_root
 from apl_guard.prefix.tensorfile import parse_model, read_file
+from apl_guard.registry.source import without_user
 from apl_guard.storage import write_file
 
 __all__ = ["Memory"]
@@ -46,7 +47,8 @@ class Memory:
     """
 
     def __init__(self, location: str) -> None:
-        self.location = location
+        self.location = without_user(location)
+        """As it may be shown."""
         key = hashlib.sha256(location.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         self.folder = cache_root() / "registries" / key
         self._path = self.folder / "seen.json"

@@ -18,7 +18,7 @@ from apl_guard.prefix.layout import REVOKED_NAME
 from apl_guard.prefix.tensorfile import printable
 from apl_guard.registry.looks import Looks
 from apl_guard.registry.revoked import RevokedFile, as_file, joined, read_revoked
-from apl_guard.registry.source import Source, check_protocol, opened
+from apl_guard.registry.source import Source, cause, check_protocol, opened, without_user
 from apl_guard.storage import alone, check_place, write_file, write_folder
 
 __all__ = ["Mirror"]
@@ -48,6 +48,7 @@ class Mirror:
 
     def __init__(self, url: str, folder: Path, refresh_after: float, valid_for: float) -> None:
         self.url = url
+        self._shown = without_user(url)
         self.folder = folder
         self._refresh_after = refresh_after
         self._valid_for = valid_for
@@ -70,7 +71,7 @@ class Mirror:
             self._looks.go_on()
             return
         patience = _SILENCE_SECONDS if may_serve else _PATIENCE_SECONDS
-        reason: Exception = RegistryUnavailable(f"{self.url} has not answered for {patience:g} s; check the network")
+        reason: Exception = RegistryUnavailable(f"{self._shown} has not answered for {patience:g} s; check the network")
         try:
             self._looks.wait(now - self._refresh_after, patience, is_needed=not may_serve)
         except TimeoutError:
@@ -135,7 +136,7 @@ class Mirror:
             check_place(self._marker)
         except StorageFailed as error:
             raise RegistryUnavailable(
-                f"{self.url} cannot be copied to this machine: {error}; "
+                f"{self._shown} cannot be copied to this machine: {error}; "
                 "let APL_GUARD_CACHE name a folder that can be written"
             ) from error
         try:
@@ -143,21 +144,21 @@ class Mirror:
                 if is_alone:
                     began = time.time()
                     with opened(self.url) as there:
-                        self._copy(Source(self.url, *there, _PATIENCE_SECONDS))
-                    write_file(self._marker, self.url.encode())
+                        self._copy(Source(self._shown, *there, _PATIENCE_SECONDS))
+                    write_file(self._marker, self._shown.encode())
                     os.utime(self._marker, (began, began))
                 elif patience or (self._copy_age() or 0) > _PATIENCE_SECONDS + self._refresh_after:
                     raise RegistryUnavailable(
-                        f"another process has been copying {self.url} for {_PATIENCE_SECONDS:g} s; check the network"
+                        f"another process has been copying {self._shown} for {_PATIENCE_SECONDS:g} s; check the network"
                     )
         except RegistryUnavailable:
             raise
         except Exception as error:  # every file system has exceptions of its own
-            reason = str(error) if isinstance(error, AplGuardError) else type(error).__name__
+            reason = without_user(str(error)) if isinstance(error, AplGuardError) else type(error).__name__
             raise RegistryUnavailable(
-                f"{self.url} cannot be copied ({printable(reason, 400)}); check the address, the rights and the "
+                f"{self._shown} cannot be copied ({printable(reason, 400)}); check the address, the rights and the "
                 "network. For a folder of this machine write ./NAME"
-            ) from error
+            ) from cause(error, self.url)
 
     def _copy(self, there: Source) -> None:
         offered = there.offered()

@@ -10,7 +10,7 @@ from typing import Any
 from apl_guard.errors import AplGuardError, InvalidInput, RegistryUnavailable
 from apl_guard.prefix.layout import FILE_NAME, REVOKED_FOLDER, REVOKED_NAME, SIGNATURE_NAME
 from apl_guard.registry.revoked import MAX_REVOKED_BYTES, RevokedFile, as_file, file_of, joined, parse_revoked
-from apl_guard.registry.source import LIMITS, opened
+from apl_guard.registry.source import LIMITS, cause, opened, without_user
 
 __all__ = ["push_files", "push_revoked"]
 
@@ -38,8 +38,8 @@ def push_files(url: str, name: str, version: int, files: Mapping[str, bytes]) ->
             return
         if known and max(known) >= version:
             raise InvalidInput(
-                f"{url} has version {max(known)} of '{name}', found version {version} here; versions only grow, and "
-                "stay as they are. What was revoked here is on its list now",
+                f"{without_user(url)} has version {max(known)} of '{name}', found version {version} here; versions "
+                "only grow, and stay as they are. What was revoked here is on its list now",
                 where="version",
             )
         system.makedirs(folder, exist_ok=True)
@@ -58,11 +58,12 @@ def push_revoked(url: str, revoked: RevokedFile) -> None:
         return
     with _written(url) as (system, root):
         path, folder = f"{root}/{REVOKED_NAME}", f"{root}/{REVOKED_FOLDER}"
+        shown = Path(without_user(path))
         known = RevokedFile()
         if system.exists(path):
-            known = parse_revoked(_read(system, path, MAX_REVOKED_BYTES), Path(path))
+            known = parse_revoked(_read(system, path, MAX_REVOKED_BYTES), shown)
         both = joined(known, revoked.revoked)
-        content = as_file(both, Path(path))
+        content = as_file(both, shown)
         system.makedirs(folder, exist_ok=True)
         there: set[str] = set()
         with suppress(FileNotFoundError):  # a bucket has no folders without files
@@ -70,7 +71,7 @@ def push_revoked(url: str, revoked: RevokedFile) -> None:
         # Without locks, one of two who add to the list at once may be lost there, but not in files of their own.
         for entry in revoked.revoked:
             if file_of(entry.digest) not in there:
-                own = as_file(RevokedFile(revoked=(entry,)), Path(path))
+                own = as_file(RevokedFile(revoked=(entry,)), shown)
                 system.pipe_file(f"{folder}/{file_of(entry.digest)}", own)
         if both != known:
             system.pipe_file(path, content)
@@ -87,8 +88,9 @@ def _written(url: str) -> Iterator[tuple[Any, str]]:
             raise
         except Exception as error:  # every file system has exceptions of its own
             raise RegistryUnavailable(
-                f"{url} cannot be written ({type(error).__name__}); check the address, the rights and the network"
-            ) from error
+                f"{without_user(url)} cannot be written ({type(error).__name__}); check the address, the rights and "
+                "the network"
+            ) from cause(error, url)
 
 
 def _lacks_signature_alone(system: Any, folder: str, files: Mapping[str, bytes]) -> bool:

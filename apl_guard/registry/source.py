@@ -25,7 +25,7 @@ from apl_guard.registry.revoked import (
     parse_revoked,
 )
 
-__all__ = ["LIMITS", "Source", "as_url", "check_protocol", "opened"]
+__all__ = ["LIMITS", "Source", "as_url", "cause", "check_protocol", "opened", "without_user"]
 
 LIMITS = {**LIMITS_BESIDE, FILE_NAME: MAX_FILE_BYTES}  # last: a version counts as soon as the prefix is there
 _MAX_VERSIONS = 2000
@@ -34,6 +34,7 @@ _SILENCE_SECONDS = 10.0
 _ANSWER_SECONDS = 120.0
 """How long an answer of a server of HTTP may take that goes on saying a little."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_USER = re.compile(r"(?<=:/)(/?)[^/\s]*@")
 
 
 def as_url(location: str | Path) -> str | None:
@@ -51,11 +52,26 @@ def as_url(location: str | Path) -> str | None:
     return f"hf://{location}" if _HUB_ID.fullmatch(location) else None
 
 
+def without_user(text: str) -> str:
+    """A text without the users and passwords of the URLs in it: as it may stand in an error, a log or a file.
+
+    Example:
+        >>> without_user("sftp://reader:secret@host/prefixes cannot be opened"), without_user("hf://acme/prefixes@main")
+        ('sftp://host/prefixes cannot be opened', 'hf://acme/prefixes@main')
+    """
+    return _USER.sub(r"\1", text)
+
+
+def cause(error: Exception, url: str) -> Exception | None:
+    """What an error about a registry may name as its cause: nothing where that may quote a password of the URL."""
+    return error if without_user(url) == url else None
+
+
 class Source:
     """A registry behind a URL, for one look at it.
 
     Args:
-        url: The registry.
+        url: The registry, as it may stand in an error.
         system: The file system that it is in.
         root: Its path there.
         seconds: How long the look may take.
@@ -202,9 +218,9 @@ def opened(url: str) -> Iterator[tuple[Any, str]]:
         system, root = fsspec.core.url_to_fs(url, **options)
     except Exception as error:  # some connect at once, and every file system has exceptions of its own
         raise RegistryUnavailable(
-            f"{printable(url, 400)} cannot be opened ({type(error).__name__}); check the address, the rights and the "
-            "network"
-        ) from error
+            f"{printable(without_user(url), 400)} cannot be opened ({type(error).__name__}); check the address, the "
+            "rights and the network"
+        ) from cause(error, url)
     client: Any = getattr(system, "ftp", None)
     channel = client.get_channel() if hasattr(client, "get_channel") else None  # of SFTP
     if channel is not None:
@@ -227,4 +243,4 @@ def check_protocol(url: str) -> None:
     try:
         fsspec.get_filesystem_class(url.partition("://")[0].partition("::")[0])
     except (ImportError, ValueError) as error:
-        raise InvalidInput(f"cannot be opened ({printable(str(error))})", where=printable(url)) from error
+        raise InvalidInput(f"cannot be opened ({printable(str(error))})", where=printable(without_user(url))) from error

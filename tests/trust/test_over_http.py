@@ -5,11 +5,12 @@ import http.server
 import socket
 import threading
 import time
+import traceback
 
 import pytest
 from trusted import draw
 
-from apl_guard import Guard, PrefixRegistry, PrefixRevoked, RegistryUnavailable
+from apl_guard import AplGuardError, Guard, PrefixRegistry, PrefixRevoked, RegistryUnavailable
 from apl_guard.registry import source
 
 pytest.importorskip("aiohttp", reason="fsspec speaks HTTP with aiohttp")
@@ -56,3 +57,34 @@ def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
         with pytest.raises(RegistryUnavailable, match="cannot be copied"):
             PrefixRegistry(f"http://127.0.0.1:{silent.getsockname()[1]}").list()
     assert time.monotonic() - began < 30
+
+
+def test_no_error_log_or_file_tells_the_password_of_a_url(served, tmp_path, monkeypatch, publish, caplog):
+    """A registry may be reached with user and password; errors are shown to others, and others may read the cache."""
+    folder, url = served
+    secret = "S3cret@x"  # nobody has to escape the second at sign
+    guarded = url.replace("://", f"://reader:{secret}@")
+    monkeypatch.setenv("APL_GUARD_CACHE", str(tmp_path / "cache"))
+    registry = PrefixRegistry(guarded, refresh_after=0)
+    told = [repr(registry)]
+
+    def tell(ask, *arguments):
+        with pytest.raises(AplGuardError) as caught:
+            ask(*arguments)
+        told.extend(traceback.format_exception(caught.value))
+
+    tell(registry.list)  # there is nothing yet
+    entry = publish(1, PrefixRegistry(folder))
+    tell(registry.open, "another")
+    tell(registry.register, entry.path)
+    tell(PrefixRegistry(folder).publish, entry, guarded)
+    (folder / "revoked.json").write_bytes(b"damaged")
+    registry.list()  # the copy serves on
+    tell(registry.refresh)
+    for scheme in ("ftp", "nothing"):
+        tell(lambda scheme: PrefixRegistry(f"{scheme}://reader:{secret}@127.0.0.1:1").list(), scheme)
+
+    kept = [path.read_text(errors="replace") for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert "the copy serves on" in caplog.text
+    assert url in told[0]
+    assert "S3cret" not in "".join([*told, *kept, caplog.text])
