@@ -138,6 +138,7 @@ HARMLESS = frozenset(
         "prior_guidance_scale",
         "prior_num_inference_steps",
         "proportional_attn",
+        "return_index",
         "scaling_watershed",
         "sigmas",
         "skip_guidance_layers",
@@ -215,6 +216,9 @@ MOST_SKIPPED = 2
 """How many of a text encoder's last layers may be skipped. Models are trained with one or two; below the first layer a
 word is what it was before the prefix came."""
 
+# Which layers of a text encoder are read.
+_LAYERS = ("text_encoder_out_layers", "return_index")
+
 
 def reads_early_layers(arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> bool:
     """Whether a pipeline would read a text encoder at layers on which the prefix had little time to act.
@@ -228,6 +232,6 @@ def reads_early_layers(arguments: Mapping[str, Any], defaults: Mapping[str, Any]
         (False, True)
     """
     skipped = arguments.get("clip_skip")
-    layers = arguments.get("text_encoder_out_layers")
     is_early = skipped is not None and (not isinstance(skipped, int) or not 0 <= skipped <= MOST_SKIPPED)
-    return is_early or (layers is not None and layers != defaults.get("text_encoder_out_layers"))
+    given = {name: arguments[name] for name in _LAYERS if arguments.get(name) is not None}
+    return is_early or any(layers != defaults.get(name) for name, layers in given.items())

@@ -12,7 +12,7 @@ from .guidance import SCALES, STEPS
 
 __all__ = ["read_once"]
 
-_NUMBERS = {*SCALES, "clip_skip"}
+_NUMBERS = {*SCALES, "clip_skip", "return_index"}
 _SEQUENCES = {*STEPS, "text_encoder_out_layers"}
 _SWITCHES = {"clean_caption", "skip_text_cleaning"}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import chats, dits, qwens, unets
+from . import chats, dits, qwen3_vls, qwens, unets
 
 __all__ = ["FAMILIES", "Family", "build"]
 
@@ -92,6 +92,13 @@ FAMILIES: dict[str, Family] = {
     "stable_cascade_prior": Family(unets.stable_cascade_prior, "StableCascadePriorPipeline", _SMALL),
     "cogview_3_plus": Family(dits.cogview_3_plus, "CogView3PlusPipeline", _TINY | {"max_sequence_length": 40}),
     "qwen_image": Family(qwens.qwen_image, "QwenImagePipeline", _SMALL),
+    "qwen_image_21": Family(qwen3_vls.qwen_image_21, "QwenImage21Pipeline", _SMALL),
+    "nucleus_image": Family(
+        qwen3_vls.nucleus_image,
+        "NucleusMoEImagePipeline",
+        _SMALL | {"max_sequence_length": 304},
+        attributes={"default_return_index": -2},
+    ),
     "z_image": Family(qwens.z_image, "ZImagePipeline", _SMALL),
     "flux_2": Family(
         chats.flux_2, "Flux2Pipeline", _TINY | {"max_sequence_length": 260, "text_encoder_out_layers": (1, 2)}

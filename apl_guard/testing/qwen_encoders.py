@@ -55,28 +55,26 @@ def qwen_vl(layers: int = 2) -> Any:
         "rope_parameters": {"mrope_section": [2, 2, 4], "rope_type": "default", "rope_theta": 1000000.0},
     }
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}
-    ids = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")
-    }
-    made = Qwen2_5_VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
-        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
-        **ids,
-    )
+    made = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_picture_ids(tokenizer))
     return loud(Qwen2_5_VLForConditionalGeneration(made)), tokenizer
 
 
-def qwen3_vl() -> Any:
+def qwen3_vl(cls: str = "Qwen3VLModel") -> Any:
     """A Qwen3-VL and its tokenizer."""
-    from transformers import Qwen3VLConfig, Qwen3VLModel
+    import transformers
 
     tokenizer = bytes_tokenizer()
     text = {"hidden_size": WIDTH, "intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 2}
     text |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": len(tokenizer)}
     vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}
-    return loud(Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision))), tokenizer
+    made = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **_picture_ids(tokenizer))
+    return loud(getattr(transformers, cls)(made)), tokenizer
+
+
+def _picture_ids(tokenizer: Any) -> dict[str, int]:
+    """The ids of the tokens that stand for pictures, as a configuration names them."""
+    tokens = {"image": "image_pad", "video": "video_pad", "vision_start": "vision_start", "vision_end": "vision_end"}
+    return {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for name, token in tokens.items()}
 
 
 def processor(cls: str, tokenizer: Any, **attributes: Any) -> Any:

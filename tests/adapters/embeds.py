@@ -94,6 +94,32 @@ def qwen_image(m, prompts):
     return {"prompt_embeds": (embeds * mask[..., None])[:, :512], "prompt_embeds_mask": mask[:, :512]}
 
 
+def _qwen_image_21(m, prompts):
+    """What the last layer gives before the final norm, of rows that are padded on the left."""
+    before, after = m.pipe.prompt_template_t2i.split("{}")
+    seen, tokenizer = [], m.pipe.processor.tokenizer
+    hook = m.pipe.text_encoder.model.language_model.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    tokenizer.padding_side = "left"
+    with hook:
+        _, mask = m.encoder("text_encoder", prompts, None, masked=True, padded=False, before=before, after=after)
+    tokenizer.padding_side = "right"
+    rows = [row[keep.bool()][m.pipe._drop_idx :] for row, keep in zip(seen[0], mask, strict=True)]
+    ones = [torch.ones(len(row), dtype=torch.long) for row in rows]
+    return {
+        "prompt_embeds": torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        "prompt_embeds_mask": torch.nn.utils.rnn.pad_sequence(ones, batch_first=True),
+    }
+
+
+def _nucleus_image(m, prompts):
+    from diffusers.pipelines.nucleusmoe_image.pipeline_nucleusmoe_image import DEFAULT_SYSTEM_PROMPT
+
+    before = f"<|im_start|>system\n{DEFAULT_SYSTEM_PROMPT}<|im_end|>\n{_TURN['before']}"
+    options = {"before": before, "after": _TURN["after"], "padded": False, "multiple": 8, "output_hidden_states": True}
+    output, mask = m.encoder("text_encoder", prompts, 304, masked=True, **options)
+    return {"prompt_embeds": output.hidden_states[-2], "prompt_embeds_mask": mask}
+
+
 _TURN = {"before": "<|im_start|>user\n", "after": "<|im_end|>\n<|im_start|>assistant\n"}
 
 
@@ -253,6 +279,8 @@ EMBEDS = {
     "stable_cascade_prior": _stable_cascade_prior,
     "cogview_3_plus": _cogview_3_plus,
     "qwen_image": qwen_image,
+    "qwen_image_21": _qwen_image_21,
+    "nucleus_image": _nucleus_image,
     "z_image": _z_image,
     "flux_2": _flux_2,
     "flux_2_klein": _flux_2_klein,

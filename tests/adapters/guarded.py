@@ -77,9 +77,10 @@ class Hand:
         return [row_by_hand(tokenizer, prompt, N, length, before, after) for prompt in prompts]
 
     def _pair(self, slot):
-        tokenizer = self.pipe.components[slot.replace("text_encoder", "tokenizer")]
+        parts = self.pipe.components
+        tokenizer = parts.get(slot.replace("text_encoder", "tokenizer"), parts.get("processor"))
         is_inside = isinstance(tokenizer, ProcessorMixin)
-        return self.pipe.components[slot], tokenizer.tokenizer if is_inside else tokenizer
+        return parts[slot], tokenizer.tokenizer if is_inside else tokenizer
 
     def t5(self, slot, prompts, length, masked):
         output, mask = self.encoder(slot, prompts, length, masked)

@@ -14,6 +14,7 @@ from apl_guard import Guard, PrefixNotApplied
 from apl_guard.testing import FAMILIES, random_prefix
 
 XL = "stable_diffusion_xl"
+SCALES = ("guidance_scale", "true_cfg_scale")
 
 
 def _takes(pipeline):
@@ -75,6 +76,20 @@ def test_options_of_the_call_work_as_in_the_bare_pipe(made, options):
     assert torch.equal(expected, m.draw(m.guard, prompts, **options))
 
 
+@pytest.mark.parametrize("family", ["qwen_image_21", "nucleus_image"])
+def test_several_pictures_of_several_prompts_beside_long_negative_prompts(made, family):
+    """The prompts get the prefix, and the negative prompts, longer than they are, stay plain: bit for bit."""
+    m = made(family)
+    prompts, scale = ["a cat", "a photo of Mara Voss"], [s for s in SCALES if s in _takes(FAMILIES[family].pipeline)]
+    options = dict.fromkeys(scale, 3.0) | {"negative_prompt": [LONG, "a dog"], "num_images_per_prompt": 2}
+
+    expected = draw_by_hand(m.draw, m, prompts, family, **options)
+
+    assert len(expected) == 4
+    assert torch.equal(expected, m.draw(m.guard, prompts, **options))
+    assert not torch.equal(expected, m.draw(m.guard, prompts, **options | {"negative_prompt": ["", ""]}))
+
+
 def test_clip_skip_takes_an_earlier_layer_of_the_same_sequence(made):
     """One layer earlier in both encoders, with the prefix in place."""
     m = made(XL)
@@ -125,7 +140,7 @@ def _answers(m, target):
 def test_a_negative_prompt_that_stands_in_the_prompt_is_read_as_ever(made, family):
     """Each text encoder is given the tokens that the bare pipe gives it, in every family."""
     m = made(family)
-    scales = {name: 3.0 for name in ("guidance_scale", "true_cfg_scale") if name in _takes(FAMILIES[family].pipeline)}
+    scales = {name: 3.0 for name in SCALES if name in _takes(FAMILIES[family].pipeline)}
     asked = {"prompt": "a photo of Mara in red", "negative_prompt": "Mara in red"} | scales
 
     bare, plain, guarded = (

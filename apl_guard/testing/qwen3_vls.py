@@ -1,0 +1,78 @@
+"""Components of tiny pipelines whose text encoder is a Qwen3-VL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import parts, qwen_encoders, qwens, text
+
+__all__ = ["nucleus_image", "qwen_image_21"]
+
+
+def qwen_image_21(d: Any) -> dict[str, Any]:
+    transformer = d.QwenImage21Transformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=text.WIDTH,
+        axes_dims_rope=(4, 4, 8),
+    )
+    vae = d.AutoencoderKLQwenImage21(
+        base_dim=8,
+        decoder_base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+    text_encoder, processor = _conditional()
+    return {
+        "text_encoder": text_encoder,
+        "processor": processor,
+        "transformer": parts.awake(transformer),
+        "vae": vae,
+        "scheduler": parts.flow(d),
+    }
+
+
+def nucleus_image(d: Any) -> dict[str, Any]:
+    import torch
+
+    transformer = d.NucleusMoEImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=text.WIDTH,
+        axes_dims_rope=(4, 4, 8),
+        dense_moe_strategy="leave_first_block_dense",
+        mlp_ratio=8.0,  # a smaller layer has no width at all
+        num_experts=2,
+        capacity_factors=1.0,
+        moe_intermediate_dim=8,
+    )
+    with torch.no_grad():
+        for weight in transformer.parameters():
+            if weight.ndim == 3:  # the experts, which are left as they were found in memory
+                weight.normal_(std=0.1)
+    text_encoder, processor = _conditional()
+    return {
+        "text_encoder": text_encoder,
+        "processor": processor,
+        "transformer": parts.awake(transformer),
+        "vae": qwens.qwen_vae(d, [1, 2, 2]),
+        "scheduler": parts.flow(d),
+    }
+
+
+def _conditional() -> tuple[Any, Any]:
+    """A Qwen3-VL that can go on with a text, and its processor."""
+    text_encoder, tokenizer = qwen_encoders.qwen3_vl("Qwen3VLForConditionalGeneration")
+    pictures = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in pictures.items()}
+    template = {"chat_template": tokenizer.chat_template}
+    return text_encoder, qwen_encoders.processor("Qwen3VLProcessor", tokenizer, **pictures, **ids, **template)
