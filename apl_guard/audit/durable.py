@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from apl_guard.audit import disk
+from apl_guard.audit import disk, locks
 from apl_guard.audit.checkpoint import LOG_FILE, Identity
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.folder import KEYS, LOCK, SEGMENTS, open_or_create
@@ -136,14 +136,14 @@ class DurableLog:
             if (self._folder / LOG_FILE).exists():
                 disk.check_owner(self._folder / LOG_FILE)
             disk.check_disk(self._folder)
-            with disk.lock(self._folder / LOCK):
+            with locks.lock(self._folder / LOCK):
                 self._identity = open_or_create(self._folder, self._keys, self._options.epochs)
                 self._digest_keys = DigestKeys(self._keys)
                 _ = self._digest_keys.in_use  # so that what is wrong with it shows at the start
             witnesses = [Witness(witness, self._folder, self._identity) for witness in self._witnesses]
             for witness in witnesses:
                 witness.compare()  # takes long where the log is old; meanwhile, others have to be able to seal
-            with disk.lock(self._folder / LOCK):
+            with locks.lock(self._folder / LOCK):
                 self._core = SealedWriter(self._folder, self._keys, self._identity, witnesses, self._options)
                 self._core.start()
         except (OSError, AplGuardError) as error:

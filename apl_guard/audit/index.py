@@ -10,19 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.audit import index_file
-from apl_guard.audit.folder import SEGMENTS, find_segments
-from apl_guard.audit.index_file import says_nothing_about_the_index
+from apl_guard.audit.folder import find_segments
+from apl_guard.audit.index_file import INDEX_FILE, says_nothing_about_the_index
 from apl_guard.audit.question import Question
 from apl_guard.audit.reading import say_where_reading_stops, unwritten
 from apl_guard.audit.record import Record
-from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
-from apl_guard.audit.segments import segment_name
+from apl_guard.audit.segment_files import segment_name, writers_in
 from apl_guard.errors import StorageFailed
 
-__all__ = ["INDEX_FILE", "Index"]
+__all__ = ["Index"]
 
-INDEX_FILE = "index.sqlite"
 _Entry = tuple[str, int, int, int, str]
 """Writer, number, segment and byte of a record, and its line."""
 _INSERT = "INSERT INTO records VALUES (?, ?, ?, ?, ?)"
@@ -55,30 +53,6 @@ class Index:
             if says_nothing_about_the_index(error):
                 raise self._failed(error) from error
             self._replace()  # whatever was there was no index
-
-    @classmethod
-    def as_it_is(cls, log: Path) -> Index:
-        """The index of a log, opened to be looked at and not changed.
-
-        Raises:
-            sqlite3.DatabaseError: It is damaged, or cannot be read.
-        """
-        index = cls.__new__(cls)
-        index._segments = log / SEGMENTS
-        index._path = log / INDEX_FILE
-        address = f"{index._path.absolute().as_uri()}?mode=ro"
-        try:
-            index._look_at(address)
-        except sqlite3.OperationalError as error:
-            # On a disk that cannot be written, SQLite can only read what nobody is about to change.
-            if not says_nothing_about_the_index(error) or Path(f"{index._path}-wal").exists():
-                raise
-            index._look_at(f"{address}&immutable=1")
-        return index
-
-    def _look_at(self, address: str) -> None:
-        self._database = sqlite3.connect(address, uri=True, timeout=30)
-        index_file.check_as_made(self._database)
 
     def close(self) -> None:
         """Close the file."""
@@ -202,28 +176,6 @@ class Index:
             yield (
                 dict(zip([*question.group_by, "count"], row, strict=True)) if question.group_by else json.loads(row[0])
             )
-
-    def differences(self) -> Iterator[str]:
-        """Where the index says something else than the log, or nothing. Records newer than the index do not count."""
-        indexed = dict(self._database.execute("SELECT writer, count(*) FROM records GROUP BY writer"))
-        for writer, numbers in writers_in(self._segments).items():
-            count = indexed.pop(writer, 0)
-            query = "SELECT seq, segment, offset, line FROM records WHERE writer = ? ORDER BY seq"
-            rows = self._database.execute(query, [writer])
-            here = Row(self._segments, writer, numbers)
-            for row, line in zip(rows, here, strict=False):
-                if row != (line.seq, line.segment, line.offset, line.content.decode()):
-                    yield f"{writer}: record {line.seq} is missing from the index, or another in it"
-                    break
-            else:
-                if here.size < count:
-                    yield f"{writer}: the index holds {count - here.size} records that the log does not"
-        for writer in indexed:
-            yield f"{writer}: the log knows no such writer"
-        # What it is searched by is kept apart from the records, and may leave some out.
-        ((found, *_),) = self._database.execute("PRAGMA integrity_check(1)")
-        if found != "ok":
-            yield f"is damaged ({found})"
 
     def _update(self) -> int:
         added, version = 0, None

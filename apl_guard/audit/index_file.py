@@ -13,14 +13,18 @@ from apl_guard.audit.question import COLUMNS
 from apl_guard.errors import StorageFailed
 
 __all__ = [
+    "INDEX_FILE",
     "AnotherVersionError",
     "check_as_made",
     "check_is_ours",
     "check_room",
     "open_database",
+    "open_to_look",
     "says_nothing_about_the_index",
 ]
 
+INDEX_FILE = "index.sqlite"
+"""In the folder of a log, unless another place is named."""
 _MARK = 0x61706C67
 """In the header of the file, as SQLite's `application_id`: what has another one is somebody else's."""
 
@@ -75,6 +79,28 @@ def open_database(path: Path) -> sqlite3.Connection:
     except BaseException:
         database.close()
         raise
+    return database
+
+
+def open_to_look(path: Path) -> sqlite3.Connection:
+    """The database as it is, to be looked at and not changed.
+
+    Raises:
+        sqlite3.DatabaseError: It is damaged, cannot be read, or holds something else than this version makes.
+    """
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        return _as_it_is(address)
+    except sqlite3.OperationalError as error:
+        # On a disk that cannot be written, SQLite can only read what nobody is about to change.
+        if not says_nothing_about_the_index(error) or Path(f"{path}-wal").exists():
+            raise
+        return _as_it_is(f"{address}&immutable=1")
+
+
+def _as_it_is(address: str) -> sqlite3.Connection:
+    database = sqlite3.connect(address, uri=True, timeout=_PATIENCE)
+    check_as_made(database)
     return database
 
 

@@ -15,9 +15,8 @@ from typing import Any
 from apl_guard.audit.folder import SEGMENTS
 from apl_guard.audit.reading import say_where_reading_stops
 from apl_guard.audit.record import MAX_LINE, Record
-from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Line, Row
-from apl_guard.audit.segments import segment_name
+from apl_guard.audit.segment_files import segment_name, writers_in
 from apl_guard.audit.signed import identity_of
 from apl_guard.errors import ExtraMissing, InvalidInput, StorageFailed
 from apl_guard.storage import write_file

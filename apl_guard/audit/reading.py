@@ -10,8 +10,8 @@ from typing import Any
 
 from apl_guard.audit.folder import find_segments
 from apl_guard.audit.record import Record
-from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Line, Row
+from apl_guard.audit.segment_files import writers_in
 from apl_guard.errors import InvalidInput
 
 __all__ = ["Found", "find_decision", "is_about", "read_log", "read_rows", "say_where_reading_stops", "unwritten"]

@@ -25,8 +25,8 @@ from apl_guard.audit.merkle import (
 )
 from apl_guard.audit.reading import find_decision, is_about
 from apl_guard.audit.record import Record
-from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
+from apl_guard.audit.segment_files import writers_in
 from apl_guard.audit.signed import Signed, identity_of, look_for, parse_signed, with_key
 from apl_guard.errors import InvalidInput
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apl_guard.audit import disk
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.record import MAX_LINE, Record
-from apl_guard.audit.segments import describe_rest, segment_name
+from apl_guard.audit.segment_files import describe_rest, segment_name
 
-__all__ = ["Remains", "is_alive", "read_remains", "segments_of", "writers_in"]
-
-_NAME = re.compile(r"([0-9a-f]{24})\.([0-9]{6})\.jsonl")
+__all__ = ["Remains", "read_remains"]
 
 
 @dataclass
@@ -50,51 +44,6 @@ class Remains:
         }
 
 
-def writers_in(folder: Path) -> dict[str, list[int]]:
-    """Writer → the numbers of its segments, both in order."""
-    found = _listed(folder)
-    if any(len(numbers) <= numbers[-1] for numbers in found.values()):
-        # A listing made while segments are begun may hold one and lack one that was begun before it. A second has it.
-        again = _listed(folder)
-        found = {
-            writer: [number for number in again.get(writer, numbers) if number <= numbers[-1]]
-            for writer, numbers in found.items()
-        }
-    return found
-
-
-def _listed(folder: Path) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
-    with os.scandir(folder) as entries:
-        # A pipe or a device by such a name is none: one could wait for it, or read it, for ever.
-        names = sorted(entry.name for entry in entries if _NAME.fullmatch(entry.name) and entry.is_file())
-    for name in names:
-        writer, number, _ = name.split(".")
-        found.setdefault(writer, []).append(int(number))
-    return found
-
-
-def segments_of(folder: Path, writer: str, numbers: list[int]) -> Iterator[tuple[int, Path]]:
-    """Number and path of each segment of a writer."""
-    for number in numbers:
-        yield number, folder / segment_name(writer, number)
-
-
-def is_alive(folder: Path, writer: str, numbers: list[int]) -> bool:
-    """Whether the process of a writer still holds it.
-
-    Raises:
-        OSError: It cannot be opened.
-    """
-    if not disk.HAS_LOCKS:
-        return False  # no guard can write here, so this is a copy
-    handle = os.open(folder / segment_name(writer, numbers[0]), os.O_RDONLY)
-    try:
-        return disk.is_locked(handle)
-    finally:
-        os.close(handle)
-
-
 def read_remains(folder: Path, writer: str, numbers: list[int]) -> Remains:
     """Read a dead writer to its last whole record.
 
@@ -104,7 +53,8 @@ def read_remains(folder: Path, writer: str, numbers: list[int]) -> Remains:
         OSError: A file cannot be read.
     """
     remains = Remains(writer)
-    for number, path in reversed(list(segments_of(folder, writer, numbers))):
+    for number in reversed(numbers):
+        path = folder / segment_name(writer, number)
         if _read_segment(path, number, remains):
             break
         with path.open("rb") as stream:

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from apl_guard.audit import disk
+from apl_guard.audit import disk, locks
 from apl_guard.audit.checkpoint import LOG_FILE
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.durable import DurableLog
@@ -37,7 +37,7 @@ def rotate(folder: Path, *, witnesses: Sequence[Path] = (), keys: Path | None = 
     before, after = found.in_use, secrets.token_bytes(KEY_BYTES)
     with DurableLog(folder, witnesses, keys) as log:
         log.append("audit.rotation", {"before": key_id(before), "after": key_id(after)}, decision=None)
-        with disk.lock(folder / LOCK):
+        with locks.lock(folder / LOCK):
             found.exchange(before, after)
     return key_id(before), key_id(after)
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from apl_guard.audit.merkle import leaf_hash
 from apl_guard.audit.record import MAX_LINE, NO_PREVIOUS, Record
-from apl_guard.audit.segments import Rest, describe_rest, segment_name
+from apl_guard.audit.segment_files import Rest, describe_rest, segment_name
 
 __all__ = ["Line", "Row", "bytes_read"]
 

@@ -16,11 +16,12 @@ from time import monotonic
 from typing import Any
 
 from apl_guard._version import __version__
-from apl_guard.audit import disk, seal_key
+from apl_guard.audit import locks, seal_key
 from apl_guard.audit.checkpoint import Identity
 from apl_guard.audit.checkpoint_log import EPOCH_SECONDS, CheckpointLog
 from apl_guard.audit.folder import LOCK, SEGMENTS
-from apl_guard.audit.recover import is_alive, read_remains, writers_in
+from apl_guard.audit.recover import read_remains
+from apl_guard.audit.segment_files import is_alive, writers_in
 from apl_guard.audit.segments import SEGMENT_BYTES
 from apl_guard.audit.witness import Witness
 from apl_guard.audit.writer import Writer
@@ -204,7 +205,7 @@ class SealedWriter:
 
     def _seal(self, *, closed: bool) -> None:
         try:
-            with self._sealing, disk.lock(self._lock_file):
+            with self._sealing, locks.lock(self._lock_file):
                 self._has_some = self._has_enough = False
                 self._new_records = 0
                 began = monotonic()

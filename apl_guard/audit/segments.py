@@ -1,63 +1,25 @@
-"""The files of one writer: where a row of records goes, and how far it counts."""
+"""The files of one writer as it writes them: where a row of records goes, and how far it counts."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
-from typing import Any, BinaryIO
 
-from apl_guard.audit import disk
+from apl_guard.audit import disk, locks
+from apl_guard.audit.segment_files import segment_name
 from apl_guard.storage import sync_folder
 
-__all__ = ["SEGMENT_BYTES", "Rest", "Segments", "describe_rest", "segment_name"]
+__all__ = ["SEGMENT_BYTES", "Segments"]
 
 SEGMENT_BYTES = 64 << 20
 _LAST = 999_999
 """The greatest number that readers know in a name."""
-_CHUNK = 1 << 20
 _LOOKS = 100
 _LOOK_AGAIN_SECONDS = 0.01
 """Who only asks whether a writer lives holds its lock for a moment."""
-
-
-@dataclass(frozen=True)
-class Rest:
-    """What follows the last whole record of a segment, of any length."""
-
-    fields: Mapping[str, Any]
-    """A recovery records it so, and `verify` looks for just that."""
-    has_lines: bool
-    has_zeros: bool
-    """As a disk leaves them that had room and no content yet."""
-
-
-def describe_rest(number: int, stream: BinaryIO, read: bytes = b"") -> Rest:
-    """Look at the rest of a segment.
-
-    Args:
-        number: Of the segment.
-        stream: The segment, from where its rest goes on.
-        read: What was read of the rest already.
-    """
-    digest, length = hashlib.sha256(), 0
-    has_lines = has_zeros = False
-    while read or (read := stream.read(_CHUNK)):
-        digest.update(read)
-        length += len(read)
-        has_lines, has_zeros = has_lines or b"\n" in read, has_zeros or b"\0" in read
-        read = b""
-    return Rest({"segment": number, "bytes": length, "sha256": digest.hexdigest()}, has_lines, has_zeros)
-
-
-def segment_name(writer: str, number: int) -> str:
-    """Name of a file of records."""
-    return f"{writer}.{number:06d}.jsonl"
 
 
 class Segments:
@@ -160,10 +122,13 @@ class Segments:
 
     def release(self) -> None:
         """Close all files, without writing. Other processes take the writer for dead from now on."""
-        for handle in {self._handle, self._alive} - {None}:
+        for handle in self._handles():
             with contextlib.suppress(OSError):
-                os.close(handle)  # type: ignore[arg-type]
+                os.close(handle)
         self._handle = self._alive = None
+
+    def _handles(self) -> set[int]:
+        return {handle for handle in (self._handle, self._alive) if handle is not None}
 
     def _check_are_there(self) -> None:
         """Refuse to go on where the log was removed: what is written into an open file is then gone with it.
@@ -171,8 +136,7 @@ class Segments:
         Raises:
             OSError: It was removed. A log that somebody began in its place since is another one.
         """
-        for handle in {self._handle, self._alive} - {None}:
-            self._is_removed = self._is_removed or os.fstat(handle).st_nlink == 0  # type: ignore[arg-type]
+        self._is_removed = self._is_removed or any(os.fstat(handle).st_nlink == 0 for handle in self._handles())
         if self._is_removed:
             raise FileNotFoundError(errno.ENOENT, "a segment was removed while the log was in use")
 
@@ -180,7 +144,7 @@ class Segments:
 def _lock_new(handle: int) -> None:
     """Take the lock on a new file."""
     for _ in range(_LOOKS):
-        if disk.try_lock(handle):
+        if locks.try_lock(handle):
             return
         sleep(_LOOK_AGAIN_SECONDS)
     raise OSError(errno.EAGAIN, "somebody else holds the lock of a new file")

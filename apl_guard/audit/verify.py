@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from time import sleep
@@ -16,7 +15,7 @@ from apl_guard.audit.verify_rows import check_rows
 from apl_guard.audit.witness import CHECKPOINTS
 from apl_guard.errors import InvalidInput
 
-__all__ = ["Report", "Verdict", "check_index", "verify_log"]
+__all__ = ["Report", "Verdict", "verify_log"]
 
 _LOOKS = 5
 _LOOK_AGAIN_SECONDS = 0.02
@@ -58,32 +57,6 @@ def verify_log(folder: Path, witnesses: Sequence[Path] = (), public_key: str | N
     _note_clock(chain, report)
     check_rows(folder / SEGMENTS, identity.log, chain, witnessed, report)
     return _judge(report, has_witness=bool(copies) and witnessed > 0)
-
-
-def check_index(folder: Path, report: Report) -> None:
-    """Compare the index, where there is one, with the log, so that questions cannot be answered with less.
-
-    What differs is a finding: the log may be whole, but what `query` showed until now was not.
-    """
-    from apl_guard.audit.index import INDEX_FILE, Index
-    from apl_guard.audit.index_file import AnotherVersionError, says_nothing_about_the_index
-
-    if not (folder / INDEX_FILE).exists():
-        return
-    try:
-        with Index.as_it_is(folder) as index:
-            wrong = list(index.differences())
-    except AnotherVersionError:
-        report.notes.append("index: made by another version, so the next question makes it anew")
-        return
-    except sqlite3.DatabaseError as error:
-        if says_nothing_about_the_index(error):
-            report.notes.append(f"index: cannot be looked at ({error}); it is not part of what was checked")
-            return
-        wrong = [f"cannot be read ({error})"]
-    report.findings += [f"index: {found}; make it anew: apl-guard audit reindex {folder}" for found in wrong]
-    if report.findings:
-        report.verdict = Verdict.TAMPERED
 
 
 def _judge(report: Report, *, has_witness: bool) -> Report:

@@ -9,9 +9,9 @@ from apl_guard.audit.chain import Chain, Sealed
 from apl_guard.audit.checkpoint import timestamp_of
 from apl_guard.audit.merkle import Tree
 from apl_guard.audit.record import Record
-from apl_guard.audit.recover import is_alive, writers_in
 from apl_guard.audit.report import Report
 from apl_guard.audit.row import Row
+from apl_guard.audit.segment_files import is_alive, writers_in
 
 __all__ = ["check_rows"]
 

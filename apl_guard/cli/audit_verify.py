@@ -115,7 +115,8 @@ def _verify_receipt(path: Path, witnesses: list[Path], public_key: str | None, a
 
 def _verify_log(folder: Path, witnesses: list[Path], public_key: str | None, as_json: bool) -> tuple[str, str]:
     """The verdict on a log, and what is printed."""
-    from apl_guard.audit.verify import check_index, verify_log
+    from apl_guard.audit.verify import verify_log
+    from apl_guard.audit.verify_index import check_index
 
     with reading(folder):
         report = verify_log(folder, witnesses, public_key)

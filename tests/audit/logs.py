@@ -10,8 +10,8 @@ from time import monotonic, sleep
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.question import COLUMNS
 from apl_guard.audit.reading import read_log
-from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row
+from apl_guard.audit.segment_files import writers_in
 
 PROGRAM = Path(__file__).with_name("writing.py")
 TORTURE = os.environ.get("APL_GUARD_TORTURE") == "1"

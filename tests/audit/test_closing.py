@@ -19,7 +19,7 @@ PROGRAM = """
 import gc, sys
 from pathlib import Path
 from logs import call, records, wait_for
-from apl_guard.audit import disk
+from apl_guard.audit import locks
 from apl_guard.audit.durable import DurableLog, LogOptions
 
 gc.disable()
@@ -37,10 +37,10 @@ def collect():
 
 if when == "another log is opened":
     DurableLog(other).close()
-    with disk.lock(other / ".lock"):
+    with locks.lock(other / ".lock"):
         collect()
 elif when == "the same log is opened":
-    with disk.lock(own / ".lock"):
+    with locks.lock(own / ".lock"):
         collect()
 elif when == "its records are written":
     with core.writer._lock:

@@ -13,7 +13,7 @@ from logs import call, counted, records, wait_for
 from prometheus_client import CollectorRegistry
 
 from apl_guard import AuditUnavailable, Guard
-from apl_guard.audit import AuditLog, disk
+from apl_guard.audit import AuditLog, disk, locks
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.verify import Verdict, verify_log
 
@@ -168,13 +168,13 @@ def test_a_lock_is_let_go_of_where_its_file_cannot_be_closed(tmp_path, monkeypat
         left_open.append(handle)
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(disk.os, "close", failing)
-    with pytest.raises(OSError, match="Input/output"), disk.lock(tmp_path / ".lock"):
+    monkeypatch.setattr(locks.os, "close", failing)
+    with pytest.raises(OSError, match="Input/output"), locks.lock(tmp_path / ".lock"):
         pass
     monkeypatch.undo()
 
     other = os.open(tmp_path / ".lock", os.O_RDWR)
-    assert disk.try_lock(other)
+    assert locks.try_lock(other)
     for handle in (*left_open, other):
         close(handle)
 
@@ -260,7 +260,7 @@ def test_a_lock_that_another_process_never_lets_go_of_is_an_error(folders, monke
         [sys.executable, "-c", hold, str(log / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:
         other.stdout.readline()
-        monkeypatch.setattr(disk, "PATIENCE_SECONDS", 0.3)
+        monkeypatch.setattr(locks, "PATIENCE_SECONDS", 0.3)
         with pytest.raises(AuditUnavailable, match="another process has held the lock"):
             DurableLog(log, [witness])
         with pytest.raises(AuditUnavailable, match="another process has held the lock"):
@@ -276,9 +276,9 @@ def test_a_lock_that_another_process_never_lets_go_of_is_an_error(folders, monke
 def test_many_that_wait_for_each_other_all_have_their_turn(tmp_path):
     """As a hundred workers that start together: all in all they wait for longer than one of them may hold the lock."""
     program = (
-        "import sys, time; from pathlib import Path; from apl_guard.audit import disk; disk.PATIENCE_SECONDS = 1.0\n"
+        "import sys, time; from pathlib import Path; from apl_guard.audit import locks; locks.PATIENCE_SECONDS = 1.0\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "with disk.lock(Path(sys.argv[1])): time.sleep(0.4)"
+        "with locks.lock(Path(sys.argv[1])): time.sleep(0.4)"
     )
     command = [sys.executable, "-c", program, str(tmp_path / ".lock")]
     children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apl_guard.audit import disk, merkle
+from apl_guard.audit import disk, locks, merkle
 from apl_guard.audit.checkpoint import Checkpoint
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.folder import LOCK
@@ -134,7 +134,7 @@ def test_others_seal_while_a_witness_is_read_at_the_start(slow, tmp_path, monkey
     def look(path, mode="r", *more, **options):
         if (path, mode) == (copy, "rb"):
             with real(log / LOCK, "rb") as stream:
-                was_free.append(disk.try_lock(stream.fileno()))
+                was_free.append(locks.try_lock(stream.fileno()))
         return real(path, mode, *more, **options)
 
     monkeypatch.setattr(Path, "open", look)

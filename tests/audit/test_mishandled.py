@@ -9,9 +9,9 @@ import pytest
 from logs import call, make_log, records, wait_for
 
 from apl_guard import AuditUnavailable
-from apl_guard.audit import disk
+from apl_guard.audit import locks
 from apl_guard.audit.durable import DurableLog, LogOptions
-from apl_guard.audit.recover import is_alive, writers_in
+from apl_guard.audit.segment_files import is_alive, writers_in
 from apl_guard.audit.verify import Verdict, verify_log
 
 
@@ -59,7 +59,7 @@ class TestLookedAtWhileInUse:
         dead.leave()  # as if its process had died
         ((writer, numbers),) = writers_in(log / "segments").items()
         with (log / "segments" / f"{writer}.000000.jsonl").open("rb") as looking:
-            assert not disk.is_locked(looking.fileno())  # and holds it while it looks
+            assert not locks.is_locked(looking.fileno())  # and holds it while it looks
 
             assert not is_alive(log / "segments", writer, numbers)
             DurableLog(log, [witness]).close()
@@ -69,7 +69,7 @@ class TestLookedAtWhileInUse:
     def test_a_log_is_opened_while_somebody_looks_at_its_first_segment(self, folders, monkeypatch):
         """It is waited for, since it takes but a moment."""
         log, witness = folders
-        try_lock, looking = disk.try_lock, []
+        try_lock, looking = locks.try_lock, []
 
         def look(handle):
             if not looking:
@@ -80,8 +80,8 @@ class TestLookedAtWhileInUse:
                 looking[0].close()
             return try_lock(handle)
 
-        monkeypatch.setattr("apl_guard.audit.segments.disk.try_lock", look)
-        monkeypatch.setattr("apl_guard.audit.disk._wait_for", lambda handle: fcntl.flock(handle, fcntl.LOCK_EX))
+        monkeypatch.setattr("apl_guard.audit.segments.locks.try_lock", look)
+        monkeypatch.setattr("apl_guard.audit.locks._wait_for", lambda handle: fcntl.flock(handle, fcntl.LOCK_EX))
         with DurableLog(log, [witness]) as durable:
             call(durable, 0)
 

@@ -16,9 +16,8 @@ from logs import call
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.index import Index
 from apl_guard.audit.reading import read_log
-from apl_guard.audit.recover import writers_in
 from apl_guard.audit.row import Row, bytes_read
-from apl_guard.audit.segments import segment_name
+from apl_guard.audit.segment_files import segment_name, writers_in
 from apl_guard.audit.verify import verify_log
 
 SLOW = "import apl_guard.cli.reading_bar as bar; bar._SECONDS = 0; from apl_guard.cli import main; main()"

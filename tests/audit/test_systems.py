@@ -9,7 +9,7 @@ import pytest
 from logs import call, records
 
 from apl_guard import AuditUnavailable
-from apl_guard.audit import disk
+from apl_guard.audit import locks
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.erase import erase
 from apl_guard.audit.rotate import destroy_digest_key
@@ -85,8 +85,8 @@ def test_on_macos_a_file_system_that_cannot_promise_it_is_refused_for_the_log(tm
 @pytest.fixture
 def without_locks(monkeypatch):
     """As on Windows."""
-    monkeypatch.setattr(disk, "HAS_LOCKS", False)
-    monkeypatch.delattr(disk, "fcntl")
+    monkeypatch.setattr(locks, "HAS_LOCKS", False)
+    monkeypatch.delattr(locks, "fcntl")
 
 
 def test_a_log_is_verified_where_there_are_no_locks(folders, request):

@@ -12,7 +12,7 @@ import pytest
 from logs import TORTURE, call, make_log
 
 from apl_guard import AuditUnavailable
-from apl_guard.audit import recover
+from apl_guard.audit import segment_files
 from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.verify import Verdict, verify_log
 from apl_guard.audit.witness import CHECKPOINTS
@@ -194,7 +194,7 @@ def test_a_listing_that_lacks_a_segment_begun_meanwhile_is_made_again(folders, m
     with DurableLog(log, [witness], options=LogOptions(segment_bytes=3000)) as durable:
         for number in range(20):
             call(durable, number)
-    listed, times = recover._listed, []
+    listed, times = segment_files._listed, []
 
     def in_the_meantime(folder):
         times.append(folder)
@@ -207,7 +207,7 @@ def test_a_listing_that_lacks_a_segment_begun_meanwhile_is_made_again(folders, m
                 numbers.append(numbers[-1] + 1)  # begun since, and not to be looked at without those between
         return found
 
-    monkeypatch.setattr(recover, "_listed", in_the_meantime)
+    monkeypatch.setattr(segment_files, "_listed", in_the_meantime)
 
     report = verify_log(log, [witness])
 

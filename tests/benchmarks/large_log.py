@@ -24,10 +24,12 @@ import instant
 
 from apl_guard import Guard, backend
 from apl_guard.audit.folder import SEGMENTS
-from apl_guard.audit.index import INDEX_FILE, Index
+from apl_guard.audit.index import Index
+from apl_guard.audit.index_file import INDEX_FILE
 from apl_guard.audit.question import Question
 from apl_guard.audit.receipt import prove
-from apl_guard.audit.verify import check_index, verify_log
+from apl_guard.audit.verify import verify_log
+from apl_guard.audit.verify_index import check_index
 from apl_guard.prefix import Prefix
 
 
