@@ -74,6 +74,7 @@ def _check_folder(path: Path) -> dict[str, str]:
         raise ModelInvalid(problem, where=path) from error
     if not isinstance(index, dict):
         raise ModelInvalid(problem, where=path)
+    _check_no_code(path, index)
     variants = set[str]()
     for name, kind in index.items():
         if not (isinstance(kind, list) and len(kind) == 2 and all(kind)):
@@ -96,6 +97,20 @@ def _check_folder(path: Path) -> dict[str, str]:
         variants.add(_variant_of(weights))
     variants.discard("")  # diffusers takes plain weights where a component has no variant
     return {"variant": variants.pop()} if len(variants) == 1 else {}
+
+
+def _check_no_code(path: Path, index: dict[str, Any]) -> None:
+    """Refuse a folder that brings code of its own, which diffusers before 0.38 runs unasked.
+
+    It unpacks whatever it finds there, also a text of two letters or an object of two keys.
+    """
+    for name, kind in index.items():
+        folder = path if name == "_class_name" else path / name
+        module = next(iter(kind), "") if isinstance(kind, list | dict | str) else ""
+        if os.path.isfile(folder / f"{module}.py"):
+            raise ModelInvalid(f"{_INDEX} names code for '{name}' ({module!a:.80}), which is not run", where=path)
+        if name != "_class_name" and os.path.isfile(folder / _INDEX):
+            raise ModelInvalid(f"component '{name}' is a pipeline of its own, which may name code", where=path)
 
 
 def _has_vocabulary(folder: Path, kind: str) -> bool:

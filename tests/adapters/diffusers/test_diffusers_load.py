@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,12 @@ def _drop(file: Path, ending: str) -> str:
     del weights[name]
     save_file(weights, file, {"format": "pt"})
     return name
+
+
+def _name(folder: Path, component: str, names: object) -> None:
+    """Have the index say that a component is something else."""
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {component: names}))
 
 
 @pytest.mark.parametrize("options", [{"variant": "fp16"}, {"max_shard_size": "20KB"}], ids=str)
@@ -79,6 +86,35 @@ def test_weights_that_can_hold_code_are_refused_by_their_format(tmp_path: Path) 
 
     with pytest.raises(ModelInvalid, match=r"weights as \.bin.*expected \.safetensors"):
         load_pipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("component", "names"),
+    [
+        *(("unet", ["own", "Model"]), ("unet", ["own", ""]), ("unet", ["../own", "Model"])),
+        *(("unet", "ab"), ("unet", {"../own": 1, "Model": 2}), ("_class_name", ["own", "Pipe"])),
+    ],
+    ids=str,
+)
+def test_code_that_a_folder_brings_is_not_run(folder: Path, component: str, names: object) -> None:
+    """Older versions of diffusers run it unasked, in each of these spellings."""
+    (folder / "_class_name").mkdir()
+    for file in ("own.py", "unet/own.py", "unet/a.py", "_class_name/any.json"):
+        (folder / file).write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+    _name(folder, component, names)
+
+    with pytest.raises(ModelInvalid, match=f"names code for '{component}'"):
+        load_pipe(folder)
+    assert not (folder / "ran").exists()
+
+
+def test_a_component_is_no_pipeline_of_its_own(folder: Path) -> None:
+    """Its index could name code, and components of its own."""
+    shutil.copy(folder / "model_index.json", folder / "vae")
+    _name(folder, "vae", ["diffusers", "DiffusionPipeline"])
+
+    with pytest.raises(ModelInvalid, match="component 'vae' is a pipeline of its own"):
+        load_pipe(folder)
 
 
 def test_weights_that_are_no_numbers_are_a_typed_error(folder: Path) -> None:
