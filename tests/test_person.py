@@ -1,9 +1,11 @@
 """The detector of persons: a real model of transformers, tiny, made and trained here."""
 
 import gc
+import json
 import os
 import random
 import re
+import shutil
 import threading
 import time
 import weakref
@@ -20,7 +22,7 @@ from apl_guard import Action, Policy, PolicyInvalid, decide
 from apl_guard.detect import Detectors
 from apl_guard.detect.cache import TextCache
 from apl_guard.detect.person import PersonDetector, PersonMatch
-from apl_guard.detect.token_reader import _joined
+from apl_guard.detect.token_reader import TokenReader, _joined
 from apl_guard.detect.worker import Worker
 from apl_guard.policy import Person
 from apl_guard.policy.schema import Spec
@@ -390,3 +392,20 @@ def test_what_is_no_model_is_no_model(damage, untrained, tmp_path):
 
     with pytest.raises(PolicyInvalid, match="model"):
         detector(folder, **settings)
+
+
+def test_the_weights_are_those_whose_digest_is_on_record(untrained, tmp_path):
+    """Neither those of a file that the configuration names beside, nor what is written over them later."""
+    folder = shutil.copytree(untrained, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    blind = {name: torch.zeros_like(part) for name, part in weights.items()}
+    save_file(blind, folder / "other.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": "other.safetensors"}))
+
+    reader = TokenReader(Person(model=str(folder)), 0.5)
+    with (folder / "model.safetensors").open("r+b") as stream:
+        stream.write((folder / "other.safetensors").read_bytes())
+
+    loaded = reader.model.state_dict()
+    assert all(torch.equal(loaded[name], part) for name, part in load_file(untrained / "model.safetensors").items())

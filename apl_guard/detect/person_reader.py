@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from apl_guard.errors import PolicyInvalid
 
-__all__ = ["MOST_TOKENS", "MOST_WINDOWS", "WEIGHTS", "PersonMatch", "PersonReader", "check_weights"]
+__all__ = ["MOST_TOKENS", "MOST_WINDOWS", "WEIGHTS", "PersonMatch", "PersonReader", "read_weights"]
 
 MOST_TOKENS = 512
 """In one window of a text, also where the model could read more."""
@@ -49,8 +49,8 @@ class PersonReader(Protocol):
         """
 
 
-def check_weights(folder: Path, sha256: str | None) -> str:
-    """The digest of the weights in a folder.
+def read_weights(folder: Path, sha256: str | None) -> tuple[bytes, str]:
+    """The weights in a folder, and their digest. Read at once: a file may be overwritten while a service runs.
 
     Args:
         folder: The folder of a model.
@@ -60,8 +60,8 @@ def check_weights(folder: Path, sha256: str | None) -> str:
         PolicyInvalid: They are others.
         OSError: They cannot be read.
     """
-    with (folder / WEIGHTS).open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    content = (folder / WEIGHTS).read_bytes()
+    found = hashlib.sha256(content).hexdigest()
     if sha256 not in (None, found):
         raise PolicyInvalid(f"{WEIGHTS} has sha256 {found}; the policy wants {sha256}", where=folder)
-    return found
+    return content, found

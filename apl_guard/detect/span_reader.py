@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-from apl_guard.detect.person_reader import MOST_TOKENS, MOST_WINDOWS, WEIGHTS, PersonMatch, check_weights
+from apl_guard.detect.person_reader import MOST_TOKENS, MOST_WINDOWS, WEIGHTS, PersonMatch, read_weights
 from apl_guard.errors import ExtraMissing, PolicyInvalid
 from apl_guard.policy import Person
 
@@ -151,7 +151,7 @@ def _open(path: Path, sha256: str | None) -> tuple[Any, str]:
     except ImportError as error:
         raise ExtraMissing("ner", needs="gliner") from error
     try:
-        found = check_weights(path, sha256)
+        _, found = read_weights(path, sha256)
         _check_config(path)
         gliner = GLiNER.from_pretrained(str(path), local_files_only=True, strict=True)
     except PolicyInvalid:

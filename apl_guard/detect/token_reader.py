@@ -7,7 +7,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from apl_guard.detect.person_reader import MOST_TOKENS, MOST_WINDOWS, WEIGHTS, PersonMatch, check_weights
+from apl_guard.detect.person_reader import MOST_TOKENS, MOST_WINDOWS, WEIGHTS, PersonMatch, read_weights
 from apl_guard.errors import ExtraMissing, PolicyInvalid
 from apl_guard.policy import Person
 
@@ -113,17 +113,23 @@ def _kind(label: str) -> str:
 
 def _open(path: Path, sha256: str | None) -> tuple[Any, Any, str]:
     """Tokenizer, model, and digest of its weights."""
+    import torch
+    from safetensors.torch import load
+
     try:
-        from transformers import AutoModelForTokenClassification, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
     except ImportError as error:
         raise ExtraMissing("ner", needs="transformers") from error
     try:
-        found = check_weights(path, sha256)
+        weights, found = read_weights(path, sha256)
         # Without the last, transformers would ask on the terminal whether to run code from the folder.
         options = {"local_files_only": True, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        options |= {"use_safetensors": True, "output_loading_info": True}
-        model, loading = AutoModelForTokenClassification.from_pretrained(path, **options)
+        config = AutoConfig.from_pretrained(path, **options)
+        with torch.device("meta"):
+            kind = type(AutoModelForTokenClassification.from_config(config, trust_remote_code=False))
+        # From the folder, transformers would take the weights of any other file that something in it names.
+        model, loading = kind.from_pretrained(None, config=config, state_dict=load(weights), output_loading_info=True)
     except PolicyInvalid:
         raise
     except Exception as error:
