@@ -112,7 +112,6 @@ class CallSpans:
             verdict: What the rules say, in the words of the conventions.
             action: What is done, in the same words.
         """
-        strictest = [reason for reason in decision.reasons if reason.action == decision.action]
         attributes: dict[str, str | bool | list[str]] = {
             OPERATION: "run_guardrail",
             COMPONENT: "apl-guard",
@@ -121,7 +120,7 @@ class CallSpans:
             ACTION: action,
             POLICY: f"{decision.policy}@{decision.policy_version}",
             POLICY_DIGEST: decision.policy_digest,
-            RULES: sorted({reason.rule for reason in strictest if reason.rule is not None}),
+            RULES: list(decision.rules),
             DECISION_ID: decision.id,
             IS_MODIFIED: action == "modify",
         }

@@ -55,6 +55,7 @@ def test_the_strictest_rule_counts():
     decision = decide(policy(*rules), request())
 
     assert (decision.action, decision.category, decision.unsafe) == (Action.BLOCK, "likeness", ())
+    assert decision.rules == ("b",)
     assert decide(policy(*rules[:2]), request()).unsafe == ()
     assert decide(policy(*rules[:1]), request()).unsafe == ("rule 'a': unsafe_allow prompt",)
 

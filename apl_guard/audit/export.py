@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +11,28 @@ from typing import Any, TextIO
 
 from apl_guard.audit.reading import read_log, unwritten
 from apl_guard.decision import Protection
+from apl_guard.decision.rules import NO_RULE
 from apl_guard.errors import AuditUnavailable, InvalidInput
 
 __all__ = ["CSV_COLUMNS", "Platform", "calls", "statements", "write_csv"]
 
 CSV_COLUMNS = [
     *("decision_id", "decided", "ended", "policy", "policy_version", "mode", "tenant", "route", "backend", "action"),
-    *("effective_action", "category", "rules", "channels", "unsafe", "result", "images", "protection", "prefix"),
+    *("effective_action", "category", "rules", "why", "channels", "unsafe", "result", "images", "protection", "prefix"),
     *("prefix_digest", "error", "overhead_ms", "generation_ms"),
 ]
-_MAX_FACTS = 5000
-_TERRITORIES = frozenset(
+_UNION = frozenset(
     [
-        *("AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "FI", "FR", "GR", "HR", "HU", "IE", "IS", "IT"),
-        *("LI", "LT", "LU", "LV", "MT", "NL", "NO", "PL", "PT", "RO", "SE", "SI", "SK"),
+        *("AT", "BE", "BG", "CY", "CZ", "DE", "DK", "EE", "ES", "FI", "FR", "GR", "HR", "HU", "IE", "IT", "LT", "LU"),
+        *("LV", "MT", "NL", "PL", "PT", "RO", "SE", "SI", "SK"),
     ]
 )
+_EEA = _UNION | {"IS", "LI", "NO"}
+_AREAS = {"EU": _UNION, "EEA": _EEA}
+# Of the database, in characters: a statement that is longer is refused, with all that are sent along.
+_MAX_TERMS = _MAX_URL = _MAX_OTHER = 500
+_MAX_EXPLANATION = 2000
+_MAX_FACTS = 5000
 
 
 @dataclass(frozen=True)
@@ -33,20 +40,39 @@ class Platform:
     """What a statement of reasons needs and the log does not know.
 
     Raises:
-        InvalidInput: A territory is none of the European Economic Area.
+        InvalidInput: No territory is named, or one that is not of the European Economic Area; or the database would not
+            take the terms or their address.
     """
 
+    territories: Sequence[str]
+    """Where the decisions hold: two-letter codes, `EU` or `EEA`."""
     terms: str = "The terms of service forbid images of people who have not agreed."
     """The ground in the platform's own terms."""
     terms_url: str | None = None
-    territories: Sequence[str] = ()
-    """Two-letter codes."""
     category: str = "STATEMENT_CATEGORY_DATA_PROTECTION_AND_PRIVACY_VIOLATIONS"
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.territories) - _TERRITORIES)
+        expected = "where the decisions hold, in codes such as DE, or EU, or EEA"
+        if not self.territories:
+            raise InvalidInput(f"found none; expected {expected}", where="territory")
+        unknown = sorted(set(self.territories) - _EEA - _AREAS.keys())
         if unknown:
-            raise InvalidInput(f"found {unknown}; expected codes of the EEA such as DE", where="territory")
+            raise InvalidInput(f"found {unknown}; expected {expected}", where="territory")
+        if not self.terms.strip() or len(self.terms) > _MAX_TERMS:
+            raise InvalidInput(f"found {len(self.terms)} characters; expected 1 to {_MAX_TERMS}", where="terms")
+        if self.terms_url is not None and not (
+            re.fullmatch(r"https?://[^\s/]+\S*", self.terms_url) and len(self.terms_url) <= _MAX_URL
+        ):
+            raise InvalidInput(
+                f"found {self.terms_url[:40]!r}; expected an address such as https://example.org/terms, of at most "
+                f"{_MAX_URL} characters",
+                where="terms_url",
+            )
+
+    @property
+    def codes(self) -> list[str]:
+        """The two-letter codes of all territories, sorted."""
+        return sorted({code for each in self.territories for code in _AREAS.get(each, {each})})
 
 
 def calls(folder: Path) -> Iterator[dict[str, Any]]:
@@ -102,8 +128,8 @@ def statements(
     """Statements of reasons, as the DSA Transparency Database takes them (article 17 and 24(5) of the DSA).
 
     Whether a decision needs one, and whether these words are the right ones, is for the platform to judge. There is
-    none about a call that gave no image because something failed, and none that says of an image that something was
-    done where it was not.
+    none about a call that gave no image because something failed, none about one that was blocked for its form alone
+    (too long, an argument that nobody knows), and none that says of an image that something was done where it was not.
 
     Args:
         rows: The calls.
@@ -115,18 +141,17 @@ def statements(
         if measure is None or measure.action not in actions:
             continue
         date = str(row["decided"])[:10]
-        rules = row.get("rules") or "none that permits it"
+        by = [f"{name} {row[name]}".removeprefix("why ") for name in ("rules", "why") if row.get(name)]
         statement: dict[str, Any] = {
             "puid": row["decision_id"],
             "decision_ground": "DECISION_GROUND_INCOMPATIBLE_CONTENT",
-            "incompatible_content_ground": platform.terms[:500],
+            "incompatible_content_ground": platform.terms,
             "incompatible_content_explanation": (
-                f"Policy {row['policy']}, version {row['policy_version']}, rule {rules}: {measure.explanation}."
-            )[:2000],
-            "incompatible_content_illegal": "No",
+                f"Policy {row['policy']}, version {row['policy_version']} ({', '.join(by)}): {measure.explanation}."
+            )[:_MAX_EXPLANATION],
             "content_type": ["CONTENT_TYPE_SYNTHETIC_MEDIA"],
             "category": platform.category,
-            "territorial_scope": sorted(platform.territories),
+            "territorial_scope": platform.codes,
             "content_date": date,
             "application_date": date,
             "decision_facts": (f"{measure.fact}. Channels used: {row.get('channels')}. Result: {row.get('result')}.")[
@@ -140,7 +165,9 @@ def statements(
             statement["decision_visibility"] = ["DECISION_VISIBILITY_CONTENT_DISABLED"]
         else:
             statement["decision_visibility"] = ["DECISION_VISIBILITY_OTHER"]
-            statement["decision_visibility_other"] = f"{measure.explanation[0].upper()}{measure.explanation[1:]}."[:500]
+            statement["decision_visibility_other"] = f"{measure.explanation[0].upper()}{measure.explanation[1:]}."[
+                :_MAX_OTHER
+            ]
         if platform.terms_url is not None:
             statement["decision_ground_reference_url"] = platform.terms_url
         yield statement
@@ -160,7 +187,7 @@ def _measure(row: Mapping[str, Any]) -> _Measure | None:
     action, result, protection = row.get("effective_action"), row.get("result"), row.get("protection")
     if "decided" not in row:
         return None
-    if action == "block" and result == "failed":  # nobody could look, or say that it was blocked
+    if action == "block" and (result == "failed" or row.get("is_of_form")):  # nobody could look, or had to
         return None
     if action == "block":
         return _Measure("block", "the request was not carried out", "A request was blocked before generation")
@@ -181,14 +208,16 @@ _HOW = {
 
 def _decided(fields: Mapping[str, Any]) -> dict[str, Any]:
     policy = fields.get("policy", {})
-    rules = sorted({str(reason.get("rule")) for reason in fields.get("reasons", ()) if reason.get("rule")})
+    led = [reason for reason in fields.get("reasons", ()) if reason.get("action") == fields.get("action")]
     return {
         **{name: fields.get(name) for name in CSV_COLUMNS if name in fields},
         "decided": fields["timestamp"],
         "policy": policy.get("name"),
         "policy_version": policy.get("version"),
         "mode": policy.get("mode"),
-        "rules": " ".join(rules),
+        "why": "; ".join(sorted({str(reason["why"]) for reason in led if reason.get("why")})),
+        # What no rule is about, and was looked at by nothing, says nothing about what would be in the image.
+        "is_of_form": bool(led) and not any(reason.get("rule") or reason.get("why") == NO_RULE for reason in led),
         "channels": " ".join(map(str, fields.get("channels", ()))),
         "unsafe": "; ".join(map(str, fields.get("unsafe", ()))),
     }

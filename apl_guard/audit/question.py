@@ -26,6 +26,7 @@ COLUMNS = {
     "action": "$.action",
     "effective_action": "$.effective_action",
     "category": "$.category",
+    "rules": "$.rules",
     "result": "$.result",
     "error": "$.error",
     "prefix": "$.prefix",
@@ -40,7 +41,7 @@ COLUMNS = {
 _DECIDED = frozenset(
     [
         *("policy", "policy_version", "policy_digest", "mode", "tenant", "route", "subject", "backend", "action"),
-        *("effective_action", "category"),
+        *("effective_action", "category", "rules"),
     ]
 )
 """What stands in the record of a decision,"""

@@ -109,6 +109,7 @@ def decision_record(decision: Decision, request: GenerationRequest, key: bytes) 
         "prefixed": decision.prefixed,
         "strength": decision.strength,
         "category": decision.category,
+        "rules": " ".join(decision.rules) or None,
         "reasons": [_short(reason.__dict__) for reason in _first(decision.reasons)],
         "reasons_count": len(decision.reasons),
         # A prompt can be made of names; the record stays short.

@@ -42,14 +42,19 @@ def export(
             help="With --dsa: for which actions; what the output check withheld counts as block.", show_default="block"
         ),
     ] = None,
-    territory: Annotated[list[str] | None, typer.Option(help="With --dsa: a country code. May be repeated.")] = None,
-    terms: Annotated[str | None, typer.Option(help="With --dsa: the clause of your terms of service.")] = None,
+    territory: Annotated[
+        list[str] | None,
+        typer.Option(help="With --dsa: where the decisions hold; a country code, EU or EEA. May be repeated."),
+    ] = None,
+    terms: Annotated[
+        str | None, typer.Option(help="With --dsa: the clause of your terms of service, at most 500 characters.")
+    ] = None,
     terms_url: Annotated[str | None, typer.Option(help="With --dsa: where your terms can be read.")] = None,
 ) -> None:
     """Export the log as CSV, as DSA statements of reasons, or to PostgreSQL. No export holds prompts in clear.
 
     `--dsa` writes the fields of the DSA Transparency Database. Which decisions need a statement, and in which
-    words, is for you to judge.
+    words, is for you to judge. Statements name policies and rules, and may hold no personal data.
 
     Example: apl-guard audit export /var/log/apl-guard --csv --since 30d --output november.csv
     """
@@ -71,12 +76,11 @@ def export(
         return
     first, last = moments_of(since, until)
     rows = (row for row in calls(folder) if (first or "") <= str(row.get("decided", row.get("ended"))) < (last or "~"))
-    platform = Platform(
-        **({"terms": terms} if terms is not None else {}), terms_url=terms_url, territories=territory or ()
-    )
+    given = {name: value for name, value in (("terms", terms), ("terms_url", terms_url)) if value is not None}
+    platform = Platform(territory or (), **given) if dsa else None
     # Lines of the export and a bar would write over each other.
     with _written(output) as stream, reading(folder) if output is not None else contextlib.nullcontext():
-        if to_csv:
+        if platform is None:
             write_csv(rows, stream)
             return
         for statement in statements(rows, platform, action or ("block",)):

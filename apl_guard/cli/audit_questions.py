@@ -62,6 +62,11 @@ def query(
 
     Records hold keyed digests of prompts and subjects. --prompt and --subject look under every digest key that is kept.
 
+    Columns: timestamp, event, decision_id, policy, policy_version, policy_digest, mode, tenant, route, subject,
+    backend, action, effective_action, category, rules, result, error, prefix, prefix_digest, images, protection,
+    overhead_ms, generation_ms. Images without protection are found with --where protection=missing, the rules that
+    blocked most with --result blocked --group-by rules.
+
     Example: apl-guard audit query /var/log/apl-guard --since 7d --action block --group-by policy
     """
     from apl_guard.audit.index import Index
@@ -257,7 +262,15 @@ def _line(row: dict[str, Any]) -> str:
     else:
         parts.append((row.get("policy") or {}).get("name"))
     parts += [row.get(name) for name in ("action", "result", "error", "tenant")]
+    parts.append(_led_to(row))
     return "  ".join(_plain(part) for part in parts if part is not None)
+
+
+def _led_to(row: Mapping[str, Any]) -> str | None:
+    """What led to the action of a decision: rules by their ids, and what decided without one or besides."""
+    led = [reason for reason in row.get("reasons", ()) if reason.get("action") == row.get("action")]
+    found = {": ".join(str(reason[name]) for name in ("rule", "why") if reason.get(name)) for reason in led}
+    return f"by {'; '.join(sorted(found))}" if found else None
 
 
 def _named(policy: Any) -> str | None:

@@ -12,9 +12,12 @@ from apl_guard.errors import InvalidInput
 __all__ = ["Since", "Until", "moment_of", "moments_of"]
 
 Since = Annotated[
-    str | None, typer.Option(help="From this time on: 2026-11-01, 2026-11-01T12:00Z, or 90m, 24h, 7d ago.")
+    str | None,
+    typer.Option(help="From this time on: 2026-11-01, 2026-11-01T12:00, both in UTC, or 90m, 24h, 7d ago."),
 ]
-Until = Annotated[str | None, typer.Option(help="Up to this time, in the same forms.")]
+Until = Annotated[
+    str | None, typer.Option(help="Up to this time, in the same forms. A date is its beginning: that day is left out.")
+]
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 

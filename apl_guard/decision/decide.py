@@ -83,6 +83,11 @@ class Decision(BaseModel):
         return self.would_run if is_done else {}
 
     @property
+    def rules(self) -> tuple[str, ...]:
+        """The ids of the rules that led to the action, sorted; none where no rule did."""
+        return tuple(sorted({r.rule for r in self.reasons if r.action == self.action and r.rule is not None}))
+
+    @property
     def is_blind(self) -> bool:
         """Whether there is no image only because something could not look: no judgement, but a failure."""
         blocking = [reason for reason in self.reasons if reason.action == Action.BLOCK]

@@ -1,15 +1,27 @@
 """The log in forms that others ask for: a table, and statements of reasons."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import re
+import sys
 from collections import Counter
+from datetime import date
+from pathlib import Path
 
+import instant
 import pytest
 from logs import expected
 
+from apl_guard import Guard, PolicyBlocked
+from apl_guard.audit import AuditLog
 from apl_guard.audit.export import Platform, calls, statements, write_csv
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the module that the tests there share
+
+from policy_documents import policy
 
 
 def test_csv_has_one_row_for_each_call(log, run, tmp_path):
@@ -35,56 +47,113 @@ def test_no_cell_is_a_formula(begin):
     assert [row["tenant"] for row in rows] == ["'" + tenants[0], *tenants[1:]]
 
 
-# The fields of the statement of reasons and the values that the database takes for them, from its API's description.
-FIELDS = {
-    "puid": str,
+CATEGORY = "STATEMENT_CATEGORY_DATA_PROTECTION_AND_PRIVACY_VIOLATIONS"
+# What the database checks: values, or the most characters of a text; and what every statement has to have.
+VALUES = {
     "decision_visibility": {"DECISION_VISIBILITY_CONTENT_DISABLED", "DECISION_VISIBILITY_OTHER"},
-    "decision_visibility_other": str,
     "decision_ground": {"DECISION_GROUND_INCOMPATIBLE_CONTENT"},
-    "decision_ground_reference_url": str,
-    "incompatible_content_ground": str,
-    "incompatible_content_explanation": str,
-    "incompatible_content_illegal": {"Yes", "No"},
     "content_type": {"CONTENT_TYPE_SYNTHETIC_MEDIA"},
-    "category": {"STATEMENT_CATEGORY_DATA_PROTECTION_AND_PRIVACY_VIOLATIONS"},
-    "territorial_scope": {"DE", "FR"},
-    "content_date": str,
-    "application_date": str,
-    "decision_facts": str,
+    "category": {CATEGORY},
     "source_type": {"SOURCE_VOLUNTARY"},
-    "automated_detection": {"Yes", "No"},
+    "automated_detection": {"Yes"},
     "automated_decision": {"AUTOMATED_DECISION_FULLY"},
 }
-REQUIRED = FIELDS.keys() - {"decision_visibility_other", "decision_ground_reference_url"}
+TEXTS = {
+    "puid": 500,
+    "incompatible_content_ground": 500,
+    "incompatible_content_explanation": 2000,
+    "decision_facts": 5000,
+    "content_date": 10,
+    "application_date": 10,
+}
+SOMETIMES = {"decision_visibility_other": 500, "decision_ground_reference_url": 500}
+LISTS = {"decision_visibility", "content_type", "territorial_scope"}
+NAMES = {"id": "stars", "people": [{"name": "Mara Voss"}]}
+RULES = [
+    {"id": "prompts", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}},
+    {"id": "strict", "when": {"channels": ["prompt"], "tenants": ["acme"]}, "then": {"action": "block"}},
+    {"id": "stars", "when": {"channels": ["prompt"], "names": ["stars"]}, "then": {"action": "rewrite"}},
+]
 
 
-def test_statements_of_reasons(log, run):
-    """The database's own field names and values; each decision once, with an id that is never used again."""
-    arguments = ["--dsa", "--territory", "FR", "--territory", "DE", "--action", "block", "--action", "anonymize"]
-    code, out, _ = run("export", log, *arguments, "--terms-url", "https://example.org/terms")
-    found = [json.loads(line) for line in out.splitlines()]
+@pytest.fixture
+def judged(folders, prefix):
+    """A log of calls that rules blocked and changed, and of some that were blocked for something else, by id."""
+    ids = {}
+    with AuditLog(folders[0], witness=folders[1]) as audit:
+        guard = Guard(
+            instant.Pipe(), policy(*RULES, names=[NAMES], limits={"characters": 50}), prefix=prefix, audit=audit
+        )
+        for what, tenant, prompt, more in [
+            ("by a rule", "acme", "a cat", {}),
+            ("by a rule, and an argument that nobody knows", "acme", "a cat", {"odd": 1}),
+            ("by no rule that permits it", None, "a cat", {"callback": 1}),
+            ("too long", None, "a cat " * 20, {}),
+            ("an argument that nobody knows", None, "a cat", {"Mara Voss": 1}),
+            ("anonymised", None, "a cat", {}),
+            ("rewritten", None, "Mara Voss", {}),
+            ("broken", "x", "break", {}),
+        ]:
+            with guard.context(tenant=tenant), contextlib.suppress(PolicyBlocked, RuntimeError):
+                guard(prompt, **more)
+            ids[what] = expected(folders[0], event="guard.decision")[-1]["decision_id"]
+    return folders[0], ids
+
+
+def test_statements_of_reasons(judged, run):
+    """As the database takes them: its names, values, lengths and dates. None claims that a prompt of the wrong form
+    was about a person, and none says whether something was illegal, of which nobody judged."""
+    log, ids = judged
+    actions = [option for action in ("block", "anonymize", "rewrite") for option in ("--action", action)]
+    terms = ["--terms", "x" * 500, "--terms-url", "https://example.org/terms"]
+    code, out, _ = run("export", log, "--dsa", "--territory", "FR", "--territory", "DE", *actions, *terms)
+    found = {statement["puid"]: statement for statement in map(json.loads, out.splitlines())}
 
     assert code == 0
-    decided = [r["decision_id"] for r in expected(log, event="guard.decision") if r["effective_action"] != "allow"]
-    ended = {r["decision_id"]: r["result"] for r in expected(log, event="guard.outcome")}
-    # About a call that gave no image because something broke, there is nothing to state.
-    assert sorted(s["puid"] for s in found) == sorted(d for d in decided if ended[d] in ("blocked", "passed"))
-    assert set(ended.values()) > {"blocked", "passed"}
-    for statement in found:
-        assert statement.keys() >= REQUIRED
-        assert statement.keys() <= FIELDS.keys()
-        for name, value in statement.items():
-            allowed = FIELDS[name]
-            if allowed is str:
-                assert isinstance(value, str)
-                assert value
-            else:
-                assert set(value if isinstance(value, list) else [value]) <= allowed
-        assert ("decision_visibility_other" in statement) == ("OTHER" in statement["decision_visibility"][0])
-        assert len(statement["application_date"]) == 10
-    blocked = list(statements(calls(log), Platform()))
-    assert len(blocked) == len([r for r in expected(log, event="guard.decision") if r["action"] == "block"])
-    assert run("export", log, "--dsa", "--territory", "XX")[0] == 2
+    stated = ["by a rule", "by a rule, and an argument that nobody knows", "by no rule that permits it"]
+    assert list(found) == [ids[what] for what in [*stated, "anonymised", "rewritten"]]
+    for statement in found.values():
+        assert {*VALUES, *TEXTS, "territorial_scope"} <= statement.keys()
+        assert statement.keys() <= {*VALUES, *TEXTS, *SOMETIMES, "territorial_scope"}
+        assert {name for name, value in statement.items() if isinstance(value, list)} == LISTS
+        for name, values in VALUES.items():
+            assert {*statement[name]} <= values if name in LISTS else statement[name] in values
+        for name in (TEXTS | SOMETIMES).keys() & statement.keys():
+            assert 0 < len(statement[name].strip()) <= (TEXTS | SOMETIMES)[name]
+        assert statement["territorial_scope"] == ["DE", "FR"]
+        assert re.fullmatch("[A-Za-z0-9_-]+", statement["puid"])
+        assert date.fromisoformat(statement["application_date"]) == date.fromisoformat(statement["content_date"])
+        assert ("decision_visibility_other" in statement) == ("DECISION_VISIBILITY_OTHER" in str(statement))
+    why = [found[ids[what]]["incompatible_content_explanation"].partition(":")[0] for what in [*stated, "rewritten"]]
+    by = ["rules strict", "rules strict, unknown argument", "no rule applies", "rules stars"]
+    assert why == [f"Policy p, version 1 ({each})" for each in by]
+    assert [s["puid"] for s in statements(calls(log), Platform(["EU"]))] == [ids[what] for what in stated]
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ([], "territory: found none"),
+        (["--territory", "XX"], "territory: found ['XX']"),
+        (["--territory", "DE", "--terms", " "], "terms: found 1 characters"),
+        (["--territory", "DE", "--terms", "x" * 501], "terms: found 501 characters"),
+        (["--territory", "DE", "--terms-url", "example.org/terms"], "terms_url: found 'example.org/terms'"),
+        (["--territory", "DE", "--terms-url", "https://example.org/" + "x" * 500], "terms_url: found"),
+    ],
+)
+def test_what_the_database_would_refuse_is_an_error(judged, run, tmp_path, given, named):
+    """Before a file is written: it refuses a hundred statements for what is wrong with one."""
+    code, out, errors = run("export", judged[0], "--dsa", "--output", tmp_path / "out", *given)
+
+    assert (code, out, errors.startswith(f"error: {named}")) == (2, "", True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_territories_have_short_names():
+    """The Union's 27 members, and with three more the Economic Area."""
+    union, area = (Platform([name]).codes for name in ("EU", "EEA"))
+    assert (len(union), set(area) - set(union)) == (27, {"IS", "LI", "NO"})
+    assert Platform(["EEA", "DE"]).codes == area == sorted(area)
 
 
 def test_export_wants_one_form(log, run):

@@ -2,14 +2,22 @@
 
 import contextlib
 import json
+import sys
+from pathlib import Path
 
 import instant
 import pytest
 from logs import expected
 
-from apl_guard import Guard, InvalidInput
+from apl_guard import Guard, InvalidInput, PolicyBlocked
 from apl_guard.audit import AuditLog
 from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.question import COLUMNS
+from apl_guard.cli.audit_questions import query
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for the module that the tests there share
+
+from policy_documents import policy
 
 
 def test_query_groups_and_filters(log, run):
@@ -23,6 +31,32 @@ def test_query_groups_and_filters(log, run):
     for wrong in (["--where", "nothing"], ["--where", "nothing=1"], ["--group-by", "line"], ["--since", "yesterday"]):
         code, out, errors = run("query", log, *wrong)
         assert (code, errors.count("\n")) == (2, 1)
+
+
+def test_an_officer_sees_which_rule_decided(folders, prefix, run):
+    """Of one request in its line, of all by the column `rules`; and what decided where no rule did."""
+    log, _ = folders
+    prompts = {"id": "prompts", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}}
+    strict = {"id": "strict", "when": {"channels": ["prompt"], "tenants": ["acme"]}, "then": {"action": "block"}}
+    with AuditLog(log) as audit:
+        guard = Guard(instant.Pipe(), policy(prompts, strict), prefix=prefix, audit=audit)
+        for tenant, more in (("acme", {}), ("acme", {}), (None, {"callback": 1}), (None, {"\x1b[2J": 1}), (None, {})):
+            with guard.context(tenant=tenant), contextlib.suppress(PolicyBlocked):
+                guard("a cat", **more)
+
+    lines = run("query", log, "--event", "guard.decision")[1].splitlines()
+    assert [line.partition("  by ")[2] for line in reversed(lines)] == [
+        *("strict", "strict", "no rule applies", "unknown argument", "prompts")
+    ]
+    grouped = run("query", log, "--result", "blocked", "--group-by", "rules", "--json")[1].splitlines()
+    assert [tuple(json.loads(line).values()) for line in grouped] == [(None, 2), ("strict", 2)]
+    assert run("query", log, "--where", "rules=strict", "--result", "blocked")[1].count("\n") == 2
+    assert run("export", log, "--csv")[1].count(",strict,,prompt,") == 2
+
+
+def test_help_names_every_column():
+    """Or somebody who is no programmer has to guess one before the error names them."""
+    assert ", ".join(COLUMNS) in " ".join(query.__doc__.split())
 
 
 @pytest.mark.parametrize("as_what", [[], ["--json"], ["--group-by", "event"]])
