@@ -10,7 +10,7 @@ from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import LOG_FILE
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.durable import DurableLog
-from apl_guard.audit.reading import find_decision
+from apl_guard.audit.reading import find_decision, read_log
 from apl_guard.audit.subjects import SubjectKeys
 from apl_guard.errors import InvalidInput
 
@@ -69,7 +69,7 @@ def reveal(
     """The texts of a decision, where they were recorded and not erased. That somebody read them is recorded first.
 
     Raises:
-        InvalidInput: There is no such decision.
+        InvalidInput: There is no such decision, or they were erased and their key came back.
         AuditUnavailable: That they are read cannot be recorded, or the key does not fit.
     """
     fields = _with_text(folder, decision_id)
@@ -79,7 +79,19 @@ def reveal(
         log.append("audit.access", {"decision_id": decision_id, "kid": fields["enc"]["kid"]}, decision=decision_id)
     found = DigestKeys.of_log(folder, keys)
     texts: dict[str, list[str]] | None = SubjectKeys(found.folder, found.in_use).decrypt(decision_id, fields)
+    if texts is not None and (erased := _erased(folder, fields["enc"]["kid"])) is not None:
+        raise InvalidInput(
+            f"its text was erased at {erased}, and the key is back, as from a backup; destroy it again: "
+            f"apl-guard audit erase {folder} --decision {decision_id}",
+            where=f"decision {decision_id}",
+        )
     return texts
+
+
+def _erased(folder: Path, kid: str) -> str | None:
+    """When a key was destroyed, as the log says."""
+    erasures = (each.fields for each in read_log(folder, containing=b'"event":"audit.erasure"'))
+    return next((fields["timestamp"] for fields in erasures if fields.get("kid") == kid), None)
 
 
 def _with_text(folder: Path, decision_id: str) -> Mapping[str, Any] | None:

@@ -99,6 +99,24 @@ def test_text_is_encrypted_and_can_be_read_until_it_is_erased(log):
         erase(log, subject="account-7", witnesses=[witness])
 
 
+def test_a_key_that_comes_back_from_a_backup_opens_nothing(log, run):
+    """The log says that it was destroyed, so nobody is shown the text; it can be destroyed again."""
+    log, witness = log
+    kept = {path: path.read_bytes() for path in (log / "keys" / "subjects").iterdir()}
+    ids = [r["decision_id"] for r in decisions(log)]
+    erase(log, subject="account-7", witnesses=[witness])
+    for path, content in kept.items():
+        path.write_bytes(content)
+        path.chmod(0o600)
+
+    for _ in range(2):
+        code, out, errors = run("reveal", log, ids[0], "--witness", witness)
+        assert (code, out, "was erased at 2" in errors) == (2, "", True)
+    assert reveal(log, ids[2], witnesses=[witness]) == {"prompt": [CANARY]}
+    erase(log, decision_id=ids[0], witnesses=[witness])
+    assert reveal(log, ids[0], witnesses=[witness]) is None
+
+
 def test_a_key_that_cannot_be_read_is_destroyed_and_that_is_recorded(log):
     """Put back with other rights, or damaged: what can be read of it must go, and nobody is told that it was none."""
     log, witness = log
