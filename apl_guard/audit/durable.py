@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import weakref
@@ -18,6 +19,8 @@ from apl_guard.audit.witness import Witness
 from apl_guard.errors import AplGuardError, AuditUnavailable
 
 __all__ = ["SEGMENTS", "DurableLog", "LogOptions"]
+
+_log = logging.getLogger("apl_guard")
 
 
 class DurableLog:
@@ -144,6 +147,13 @@ class DurableLog:
             for witness in witnesses:
                 witness.compare()  # takes long where the log is old; meanwhile, others have to be able to seal
             with locks.lock(self._folder / LOCK):
+                for witness in witnesses:
+                    if witness.is_new:
+                        _log.warning(
+                            "%s: this witness holds nothing of a log that has checkpoints; it receives them now, and "
+                            "vouches only for what comes from now on. If it is not new: is its disk mounted?",
+                            witness.folder,
+                        )
                 self._core = SealedWriter(self._folder, self._keys, self._identity, witnesses, self._options)
                 self._core.start()
         except (OSError, AplGuardError) as error:

@@ -35,6 +35,11 @@ class Witness:
         self._matched = 0  # the first bytes, of which it is known that they are the same on both sides
         self._generations = 0
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it has nothing of a log that has checkpoints. What it receives then, nobody else has witnessed."""
+        return (self._log / CHECKPOINTS).exists() and not (self.folder / CHECKPOINTS).exists()
+
     def compare(self) -> None:
         """Hold the copy against the original, as far as that was not done before. Both may grow meanwhile.
 

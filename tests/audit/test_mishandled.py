@@ -89,6 +89,16 @@ class TestLookedAtWhileInUse:
         assert verify_log(log, [witness]).verdict is Verdict.VALID
 
 
+def test_a_witness_that_is_not_where_it_was_is_said_once(folders, caplog):
+    """Such as a mount that is away: the log goes on, and its copy on the local disk is worth little."""
+    log, witness = folders
+    for there, said in ((witness, 0), (witness, 0), (log.with_name("unmounted"), 1), (log.with_name("unmounted"), 0)):
+        caplog.clear()
+        with DurableLog(log, [there]) as durable:
+            call(durable, 0)
+        assert [str(there) in record.getMessage() for record in caplog.records] == [True] * said
+
+
 def test_a_seal_that_fails_while_nobody_calls_is_made_up_for(folders):
     """Rather than after the next record, which the guard refuses until there is a checkpoint."""
     log, witness = folders
