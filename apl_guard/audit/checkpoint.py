@@ -10,8 +10,20 @@ from math import nan
 
 from apl_guard.audit.seal_key import KeyState, signature_fits
 
-__all__ = ["LOG_FILE", "MAX_LINE", "Checkpoint", "Identity", "is_set_back", "key_file", "seconds_of", "timestamp_of"]
+__all__ = [
+    "AS_TEXT",
+    "LOG_FILE",
+    "MAX_LINE",
+    "Checkpoint",
+    "Identity",
+    "is_set_back",
+    "key_file",
+    "seconds_of",
+    "timestamp_of",
+]
 
+AS_TEXT = ": its line ends as lines end on Windows, so it was copied as text rather than byte for byte"
+"""What may be said of a line that is none."""
 LOG_FILE = "log.json"
 """Name of the file that holds the identity."""
 MAX_LINE = 4096
@@ -146,7 +158,7 @@ class Identity:
             raise ValueError("'epochs' is no number of keys")
         identity = cls(**fields)
         if identity.to_json() != content:
-            raise ValueError("not spelt as it was written")
+            raise ValueError("not spelt as it was written" + (AS_TEXT if b"\r" in content else ""))
         return identity
 
 

@@ -116,8 +116,8 @@ def read_private(path: Path) -> bytes:
         ) from error
     except OSError as error:
         raise AuditUnavailable(
-            f"{path}: the key cannot be read ({error.strerror}); put it back from where its backup is, or start "
-            "a log in a new folder"
+            f"{path}: the key cannot be read ({error.strerror}); put it back from where its backup is, name the "
+            "folder where it is (keys=, --keys), or start a log in a new folder"
         ) from error
 
 

@@ -141,7 +141,7 @@ def check_receipt(content: bytes | Mapping[str, Any], public_key: str) -> list[R
     except InvalidInput:
         raise
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise InvalidInput(f"is no receipt ({type(error).__name__})", where="receipt") from error
+        raise InvalidInput("is none that `apl-guard audit prove` wrote", where="receipt") from error
 
 
 def missing_at(content: bytes, witnesses: Sequence[Path]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import isinf
 from typing import Any
 
-from apl_guard.audit.checkpoint import timestamp_of
+from apl_guard.audit.checkpoint import AS_TEXT, timestamp_of
 
 __all__ = ["MAX_LINE", "NO_PREVIOUS", "Record", "encode_body", "encode_line"]
 
@@ -73,7 +73,7 @@ class Record:
             raise ValueError(f"longer than {MAX_LINE} bytes")
         found = _HEAD.match(line)
         if found is None or not line.endswith(b"}") or not line.isascii():
-            raise ValueError("not a record")
+            raise ValueError("not a record" + (AS_TEXT if line.endswith(b"\r") else ""))
         return found[1].decode(), int(found[2]), found[3].decode()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import os
@@ -147,11 +148,15 @@ def _read_public_key(given: str | None) -> str | None:
     """
     from apl_guard.audit.checkpoint import Identity
 
-    if given is None or re.fullmatch("[0-9a-f]{64}", given):
-        return given
+    if given is None or re.fullmatch("[0-9a-f]{64}", given.strip().lower()):
+        return None if given is None else given.strip().lower()
     try:
-        return Identity.parse(read_regular(Path(given), _MAX_KEY_BYTES)).root
+        content = read_regular(Path(given), _MAX_KEY_BYTES)
+        # What mail programs and editors do to a copy changes no key.
+        return Identity.parse(content.removeprefix(codecs.BOM_UTF8).strip() + b"\n").root
     except (OSError, ValueError) as error:
         raise InvalidInput(
-            f"expected 64 hex digits or a copy of log.json, found neither ({error})", where="--public-key"
+            "expected 64 hex digits or a copy of log.json, found neither "
+            f"({getattr(error, 'strerror', None) or error})",
+            where="--public-key",
         ) from error

@@ -24,13 +24,26 @@ class TestExitCodes:
     """A verifier that says "ok" when it failed is worse than none."""
 
     def test_0_valid(self, run, copy):
-        """A whole log against its witness; the public key may be given too."""
+        """A whole log against its witness; the public key may be given too, as mail and editors pass it on."""
         log, witness = copy
-        key = json.loads((log / "log.json").read_text())["root"]
+        content = (log / "log.json").read_bytes()
+        key = json.loads(content)["root"]
+        mailed = log.parent / "mailed.json"
+        mailed.write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", b"\r\n"))
 
         assert run("verify", log, "--witness", witness)[0] == 0
-        assert run("verify", log, "--witness", witness, "--public-key", key)[0] == 0
-        assert run("verify", log, "--witness", witness, "--public-key", log / "log.json")[0] == 0
+        for given in (key, f" {key.upper()}\n", log / "log.json", mailed):
+            assert run("verify", log, "--witness", witness, "--public-key", given)[0] == 0
+
+    @pytest.mark.parametrize("name", ["log.json", "segments/*"])
+    def test_1_copied_as_text(self, run, copy, name):
+        """It is another log then, byte for byte; whoever moved it is told what went wrong."""
+        log, witness = copy
+        for path in log.glob(name):
+            path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+
+        code, out, _ = run("verify", log, "--witness", witness)
+        assert (code, "it was copied as text rather than byte for byte" in out) == (1, True)
 
     def test_1_tampered_names_the_first_bad_record(self, run, copy):
         """By writer and number."""
@@ -113,6 +126,9 @@ class TestExitCodes:
             found, out, _ = run("verify", receipt, *arguments, "--json")
             answer = json.loads(out)
             assert (found, answer["verdict"], len(answer["records"])) == (code, verdict, 0 if code else 2)
+        receipt.write_bytes(b"\xff a picture")
+        wrong = "tampered  receipt: is none that `apl-guard audit prove` wrote\n"
+        assert run("verify", receipt, "--public-key", key)[:2] == (1, wrong)
 
     def test_4_wrong_options(self, run, copy):
         """A witness that is not there, a key that is none."""
