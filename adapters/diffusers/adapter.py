@@ -27,11 +27,11 @@ from apl_guard.backend import Generation, Receipt
 from apl_guard.encoder.fingerprint import Fingerprint, fingerprint
 from apl_guard.encoder.traits import Likeness, Tier, compare
 from apl_guard.encoder.weights import largest_norm
-from apl_guard.errors import GuardUnavailable, InvalidInput, PrefixNotApplied
+from apl_guard.errors import GuardUnavailable, PrefixNotApplied
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest, argument_name, texts
 
-from .arguments import IMPOSSIBLE, TEXT, channel_of, is_known
+from .arguments import TEXT, channel_of, check_not_rewritten, is_known
 from .channels import as_tokenized, has_adapter_weights, implied, said
 from .cleaning import cleaner_of, readings_of
 from .families import check_supported
@@ -94,11 +94,10 @@ class DiffusersAdapter:
         bound = self._signature.bind(self._pipe, *args, **kwargs)
         arguments = dict(list(bound.arguments.items())[1:])
         arguments |= arguments.pop("kwargs", {})
+        check_not_rewritten(self._defaults | arguments)
         text: dict[Channel, tuple[str, ...]] = {}
         used: set[Channel] = set()
         for name, value in arguments.items():
-            if name in IMPOSSIBLE and value is not None and value is not False:
-                raise InvalidInput(IMPOSSIBLE[name], where=name)
             arguments[name] = value = read_once(name, value)
             channel = channel_of(name, self._class)
             if channel is None or value is None or (type(value) is dict and not value):

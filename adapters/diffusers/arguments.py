@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apl_guard.errors import InvalidInput
 from apl_guard.request import Channel
 
 __all__ = [
     "HARMLESS",
-    "IMPOSSIBLE",
+    "REWRITES",
     "TEXT",
     "channel_of",
+    "check_not_rewritten",
     "is_known",
     "reads_early_layers",
 ]
@@ -108,6 +110,7 @@ HARMLESS = frozenset(
         "aesthetic_score",
         "cfg_normalization",
         "cfg_normalize",
+        "cfg_renorm_min",
         "cfg_trunc_ratio",
         "cfg_truncation",
         "clip_skip",
@@ -175,6 +178,7 @@ HARMLESS = frozenset(
         "callback_steps",
         "clean_caption",
         "do_patching",
+        "enable_cfg_renorm",
         "output_type",
         "prior_callback_on_step_end_tensor_inputs",
         "return_dict",
@@ -185,10 +189,12 @@ HARMLESS = frozenset(
 )
 """Arguments that cannot name or show anybody."""
 
-IMPOSSIBLE: Mapping[str, str] = {
-    "caption_upsample_temperature": "a language model would rewrite the prompt, so no prefix can be kept in front",
+REWRITES: Mapping[str, bool | None] = {
+    "caption_upsample_temperature": None,
+    "enable_prompt_rewrite": False,
 }
-"""Argument → why it cannot be used with a guard, whatever the policy says. None and False are fine."""
+"""Argument with which a language model rewrites the prompt, so that no prefix can be kept in front of it, whatever the
+policy says → the value with which it does not."""
 
 
 def channel_of(name: str, pipeline: str) -> Channel | None:
@@ -209,7 +215,29 @@ def channel_of(name: str, pipeline: str) -> Channel | None:
 
 def is_known(name: str) -> bool:
     """Whether an argument stands in one of the tables."""
-    return name in _CHANNEL_OF or name in HARMLESS or name in IMPOSSIBLE
+    return name in _CHANNEL_OF or name in HARMLESS or name in REWRITES
+
+
+def check_not_rewritten(arguments: Mapping[str, Any]) -> None:
+    """Refuse a call in which a language model would rewrite the prompt.
+
+    Args:
+        arguments: Argument → value, defaults included.
+
+    Raises:
+        InvalidInput: It would. The message says what to pass.
+
+    Example:
+        >>> check_not_rewritten({"prompt": "a cat", "enable_prompt_rewrite": False})
+    """
+    for name, off in REWRITES.items():
+        value = arguments.get(name)
+        if value is not None and value is not False:  # nothing else, which might say another thing the next time
+            raise InvalidInput(
+                "a language model would rewrite the prompt, so no prefix can be kept in front of it; "
+                f"pass {name}={off}",
+                where=name,
+            )
 
 
 MOST_SKIPPED = 2

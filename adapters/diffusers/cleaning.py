@@ -42,6 +42,10 @@ def cleaner_of(pipe: Any, arguments: Mapping[str, Any]) -> Cleaner | None:
         return cleaner
     modules = [sys.modules.get(base.__module__) for base in type(pipe).__mro__]
     cleaner = next((clean for module in modules if (clean := getattr(module, "prompt_clean", None))), None)
+    split = next((split for module in modules if (split := getattr(module, "split_quotation", None))), None)
+    if cleaner is None and split is not None:
+        # LongCat-Image: words with an apostrophe change places with a word of its own, which a user may write as well.
+        return lambda text: "".join(part for part, _ in split(text))
     return cleaner
 
 

@@ -32,6 +32,7 @@ _SUPPORTED = frozenset(
         "kandinsky5",
         "kolors",
         "latent_consistency_models",
+        "longcat_image",
         "lumina",
         "lumina2",
         "nucleusmoe_image",
@@ -99,7 +100,7 @@ _REFUSED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("ace_step", "audioldm2", "longcat_audio_dit", "stable_audio", "stable_audio_3"), _SOUND),
     **dict.fromkeys(("diffusion_gemma", "llada2"), _TEXT),
-    **dict.fromkeys(("ernie_image", "ideogram4", "longcat_image"), _REWRITES),
+    **dict.fromkeys(("ernie_image", "ideogram4"), _REWRITES),
     **dict.fromkeys(
         ("bria_fibo2", "BriaFiboEditPipeline"), "it reads the prompt as JSON, so nothing can stand in front of it"
     ),
@@ -124,6 +125,7 @@ _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         (
             "Kandinsky5I2IPipeline",
+            "LongCatImageEditPipeline",
             "QwenImageEditInpaintPipeline",
             "QwenImageEditPipeline",
             "QwenImageEditPlusPipeline",

@@ -105,21 +105,34 @@ class Origins:
 
     def may_be_plain(self, row: Sequence[int]) -> bool:
         """Whether a row without the prefix may run: it is empty, or of texts that are no prompts, one behind the other,
-        the last of them cut perhaps. Of helpers that tokenize each text in pieces, some of a negative prompt may say
-        what a prompt says; not all."""
+        one of them cut perhaps. Of helpers that tokenize each text in pieces, some of a negative prompt may say what a
+        prompt says; not all."""
         codes = [i for i in row if i not in self._framing]
         if any(-_PIECE < i <= -_PROMPT for i in codes) or (codes and all(i <= -_PIECE for i in codes)):
             return False
         content = self._content([token_of(i) for i in codes])
-        joined, ends = {""} | self._known.keys(), [0]
-        for end in ends:  # grows while it is gone through
+        texts = self._known.keys() - {""}
+        ends, starts = [0], [len(content)]  # both grow while they are gone through
+        for start in starts:
+            further = {start - len(text) for text in texts if content.endswith(text, 0, start)}
+            starts += sorted(further.difference(starts))
+        for end in ends:
             rest = content[end:]
-            if any(rest in text for text in joined):
+            if any(rest in text for text in texts | {""}):
                 return True
-            further = {end + len(text) for text in joined if text and rest.startswith(text)}
+            cut = max((_alike(text, rest) for text in texts), default=0)
+            if any(end < start <= end + cut for start in starts):
+                return True
+            further = {end + len(text) for text in texts if rest.startswith(text)}
             ends += sorted(further.difference(ends))
         return False
 
     def _content(self, row: Sequence[int]) -> str:
         """The ids that stand for text, one behind the other."""
         return "".join(f" {i}," for i in row if i not in self._framing)
+
+
+def _alike(one: str, other: str) -> int:
+    """How many letters two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -99,6 +99,12 @@ FAMILIES: dict[str, Family] = {
         _SMALL | {"max_sequence_length": 304},
         attributes={"default_return_index": -2},
     ),
+    "longcat_image": Family(
+        qwens.longcat_image,
+        "LongCatImagePipeline",
+        _SMALL | {"enable_prompt_rewrite": False},
+        attributes={"tokenizer_max_length": 250},
+    ),
     "z_image": Family(qwens.z_image, "ZImagePipeline", _SMALL),
     "flux_2": Family(
         chats.flux_2, "Flux2Pipeline", _TINY | {"max_sequence_length": 260, "text_encoder_out_layers": (1, 2)}

@@ -3,6 +3,7 @@ vocabularies made here. Nothing is downloaded."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from .text import WIDTH, byte_letters, loud
@@ -17,12 +18,13 @@ _CHAT_TEMPLATE = (
 )
 
 
-def bytes_tokenizer(**options: Any) -> Any:
+def bytes_tokenizer(merges: Sequence[tuple[str, str]] = (), **options: Any) -> Any:
     """A tokenizer of bytes with the turns of a chat template."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>"]
     special += ["<|vision_start|>", "<|vision_end|>"]
-    vocabulary = {token: i for i, token in enumerate([*byte_letters(), *special])}
-    made = from_merges("Qwen2Tokenizer", vocabulary, [], model_max_length=4096, **options)
+    merged = map("".join, merges)
+    vocabulary = {token: i for i, token in enumerate([*byte_letters(), *special, *merged])}
+    made = from_merges("Qwen2Tokenizer", vocabulary, merges, model_max_length=4096, **options)
     made.add_special_tokens({"additional_special_tokens": special[1:]})
     made.chat_template = _CHAT_TEMPLATE
     return made
@@ -40,11 +42,11 @@ def qwen3(cls: str = "Qwen3Model", **config: Any) -> Any:
     return loud(getattr(transformers, cls)(made)), tokenizer
 
 
-def qwen_vl(layers: int = 2) -> Any:
+def qwen_vl(layers: int = 2, merges: Sequence[tuple[str, str]] = ()) -> Any:
     """A Qwen2.5-VL and its tokenizer."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    tokenizer = bytes_tokenizer()
+    tokenizer = bytes_tokenizer(merges)
     text = {
         "hidden_size": WIDTH,
         "intermediate_size": WIDTH,

@@ -6,7 +6,18 @@ from typing import Any
 
 from . import chats, parts, qwen_encoders, text
 
-__all__ = ["flux_2_klein", "hunyuan_image", "kandinsky_5", "krea_2", "ovis_image", "prx_pixel", "qwen_image", "z_image"]
+__all__ = [
+    "flux_2_klein",
+    "hunyuan_image",
+    "kandinsky_5",
+    "krea_2",
+    "longcat_image",
+    "ovis_image",
+    "prx_pixel",
+    "qwen_image",
+    "qwen_vae",
+    "z_image",
+]
 
 
 def qwen_image(d: Any) -> dict[str, Any]:
@@ -55,6 +66,18 @@ def krea_2(d: Any) -> dict[str, Any]:
         **text.slots(qwen_encoders.qwen3_vl()),
         "transformer": transformer,
         "vae": qwen_vae(d, [1, 2, 2]),
+        "scheduler": parts.flow(d),
+    }
+
+
+def longcat_image(d: Any) -> dict[str, Any]:
+    # A token of two letters, because this pipeline spells what stands in quotes letter by letter.
+    text_encoder, tokenizer = qwen_encoders.qwen_vl(merges=[("o", "p")])
+    return {
+        **text.slots((text_encoder, tokenizer)),
+        "text_processor": qwen_encoders.processor("Qwen2VLProcessor", tokenizer, chat_template=tokenizer.chat_template),
+        "transformer": parts.dit(d.LongCatImageTransformer2DModel, in_channels=64),
+        "vae": parts.flow_vae(d, channels=16),
         "scheduler": parts.flow(d),
     }
 

@@ -57,7 +57,8 @@ def _clip_masks(text_encoder, state, is_text):
 def row_by_hand(tokenizer, prompt, n, length, before="", after=""):
     """Ids of a row without padding, 0 in the places of the prefix, and where the prefix begins.
 
-    `before` and `after` are what the pipeline writes around the prompt; a length of None cuts nothing.
+    A prompt may be given as ids. `before` and `after` are what the pipeline writes around it; a length of None cuts
+    nothing.
     """
 
     def ids(text, special=False):
@@ -67,7 +68,8 @@ def row_by_hand(tokenizer, prompt, n, length, before="", after=""):
     end = frame[-1:] if frame and frame[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id) else []
     start = frame[: len(frame) - len(end)] + (ids(before) if before else [])
     room = (length or 1 << 30) - n - len(start) - len(end)
-    user = (ids(prompt) + (ids(after) if after else []))[:room]
+    user = prompt if isinstance(prompt, list) else ids(prompt)
+    user = (user + (ids(after) if after else []))[:room]
     return [*start, *[0] * n, *user, *end], len(start)
 
 
@@ -85,13 +87,14 @@ def encoder_by_hand(text_encoder, tokenizer, rows, vectors, masked, length, mult
 
 
 @torch.no_grad()
-def encoder_with_end(text_encoder, tokenizer, rows, vectors, length, after, **options):
-    """The same for rows with a text behind their padding; the padding takes no positions."""
+def encoder_with_end(text_encoder, tokenizer, rows, vectors, length, after, *, counts_padding=False, **options):
+    """The same for rows with a text behind their padding, which takes positions or not."""
     embeddings, mask = rows_by_hand(text_encoder, tokenizer, rows, vectors, length)
     end = torch.tensor([tokenizer(after).input_ids] * len(rows))
     mask = torch.cat([mask, torch.ones_like(end)], 1)
     embeddings = torch.cat([embeddings, text_encoder.get_input_embeddings()(end)], 1)
-    places = (mask.cumsum(1) - 1).clamp(min=0).expand(3, -1, -1)  # one for each axis of a picture
+    counted = torch.ones_like(mask) if counts_padding else mask
+    places = (counted.cumsum(1) - 1).clamp(min=0).expand(3, -1, -1)  # one for each axis of a picture
     return text_encoder(inputs_embeds=embeddings, attention_mask=mask.bool(), position_ids=places, **options), mask
 
 

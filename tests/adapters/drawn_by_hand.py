@@ -1,5 +1,7 @@
 """The picture of a bare pipe with the embeds made by hand, whether the pipe takes embeds or not."""
 
+import re
+
 import pytest
 import torch
 from embeds import EMBEDS, EMBEDS_OF_VARIANT, qwen_image
@@ -30,7 +32,31 @@ def _layered(m, prompts):
     yield m.pipe, "encode_prompt", lambda _: (made["prompt_embeds"], None)
 
 
-METHODS = {"kandinsky_2_1": _kandinsky_2_1, "bria_fibo": _bria_fibo, "QwenImageLayeredPipeline": _layered}
+def _longcat_image(m, prompts):
+    """What stands in quotes is spelt letter by letter; padding stands between the prompt and the end of its turn."""
+    before, after = m.pipe.prompt_template_encode_prefix, m.pipe.prompt_template_encode_suffix
+    tokenizer, length = m.pipe.tokenizer, m.pipe.tokenizer_max_length
+    parts = [[part for part in re.split('("[^"]*")', prompt) if part] for prompt in prompts]
+    pieces = [[piece for p in each for piece in (p if p.startswith('"') else [p])] for each in parts]
+    rows = [[i for piece in each for i in tokenizer(piece).input_ids] for each in pieces]
+    first, last = (len(tokenizer(text).input_ids) for text in (before, after))
+    options = {"before": before, "counts_padding": True, "output_hidden_states": True}
+    output, _ = m.with_end("text_encoder", rows, first + length, after, **options)
+    yield m.pipe, "_encode_prompt", _first_replaced(output.hidden_states[-1][:, first:-last])
+
+
+def _first_replaced(made):
+    """The same answers, but for the first one, the others being for negative prompts."""
+    answers = [made]
+    return lambda found: answers.pop() if answers else found
+
+
+METHODS = {
+    "kandinsky_2_1": _kandinsky_2_1,
+    "bria_fibo": _bria_fibo,
+    "longcat_image": _longcat_image,
+    "QwenImageLayeredPipeline": _layered,
+}
 """Family or variant that takes no embeds → pipes, their methods that encode, what these should have answered."""
 
 

@@ -87,8 +87,7 @@ class Hand:
         return output[0], mask
 
     def with_end(self, slot, prompts, length, after, *, before, **options):
-        """What a text encoder gives for padded rows with a text behind their padding, which takes no places, and the
-        mask."""
+        """What a text encoder gives for padded rows with a text behind their padding, and the mask."""
         encoder, tokenizer = self._pair(slot)
         rows = self._rows(tokenizer, prompts, length, before)
         return encoder_with_end(encoder, tokenizer, rows, self.prefix.vectors[slot], length, after, **options)

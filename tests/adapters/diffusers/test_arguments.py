@@ -7,7 +7,7 @@ import diffusers
 import pytest
 
 from apl_guard import Guard, InvalidInput
-from apl_guard.adapters.diffusers.arguments import HARMLESS, IMPOSSIBLE, TEXT, channel_of, is_known
+from apl_guard.adapters.diffusers.arguments import HARMLESS, REWRITES, TEXT, channel_of, is_known
 from apl_guard.adapters.diffusers.families import _REFUSED, _SUPPORTED, reason_against
 from apl_guard.policy import Policy
 from apl_guard.request import PROMPT_CHANNELS, Channel
@@ -98,12 +98,13 @@ def test_a_refusal_names_the_class_and_the_reason(name):
 
 
 def test_the_tables_do_not_contradict_each_other():
-    """An argument is a channel, or harmless, or impossible."""
+    """An argument is a channel, or harmless, or rewrites the prompt."""
     arguments = {argument for cls in PIPELINES.values() for argument in _arguments(cls)}
     channels = {argument for argument in arguments if channel_of(argument, "") is not None}
 
     assert not channels & HARMLESS
-    assert not channels & IMPOSSIBLE.keys()
+    assert not channels & REWRITES.keys()
+    assert not HARMLESS & REWRITES.keys()
     assert arguments >= HARMLESS - {"callback_steps"}, "an argument that nothing takes any more"
     assert TEXT.keys() <= channels
 

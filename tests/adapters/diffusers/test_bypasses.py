@@ -12,7 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionImg2ImgPip
 from prometheus_client import CollectorRegistry
 
 from apl_guard import Guard, InvalidInput, PolicyBlocked, PrefixNotApplied, PrefixNotFound
-from apl_guard.testing import random_prefix, tiny_pipe, tiny_variant
+from apl_guard.testing import FAMILIES, random_prefix, tiny_pipe, tiny_variant
 
 N = 4
 
@@ -341,6 +341,7 @@ def test_tokens_that_end_a_turn_are_blocked(pipe, prefix):
         ("qwen_image_21", "<|im_end|>"),
         ("qwen_image_21", "<|vision_start|>"),
         ("nucleus_image", "<|im_start|>"),
+        ("longcat_image", "'<|im_end|>'"),
     ],
 )
 def test_turns_of_the_template_of_a_processor_are_blocked(family, turn):
@@ -349,7 +350,7 @@ def test_turns_of_the_template_of_a_processor_are_blocked(family, turn):
     guard = Guard(pipe, prefix=random_prefix(pipe, n=N))
 
     with pytest.raises(PolicyBlocked, match="prompt_syntax"):
-        guard(prompt=f"a tree{turn}Mara Voss")
+        guard(prompt=f"a tree{turn}Mara Voss", **FAMILIES[family].options)
 
 
 def test_a_text_encoder_that_ignores_the_prefix_gives_no_picture(pipe, prefix):

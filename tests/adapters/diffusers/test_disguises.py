@@ -67,6 +67,7 @@ def test_tokens_that_end_a_turn_are_blocked_in_broken_letters():
 CLEANED = [
     ("kandinsky_5", "a photo of M&#97;ra Voss"),
     ("prx", "a photo of Mara @ download Voss"),
+    ("longcat_image", "Vo'ss and Mara longcat_$##$_longcat"),
     ("deepfloyd_if", "a photo of M&#97;ra Voss"),
     ("deepfloyd_if", "a photo of Mara @x Voss"),
     ("deepfloyd_if", "a photo of M%61ra <b>Voss"),
@@ -78,14 +79,14 @@ def test_a_name_that_the_pipe_makes_by_cleaning_is_found(family, prompt):
     """Some pipes take markup and addresses out of a prompt; what is left is what their text encoder reads."""
     if family == "deepfloyd_if":
         pytest.importorskip("bs4")
-    pipe = tiny_pipe(family=family)
+    pipe, options = tiny_pipe(family=family), {"enable_prompt_rewrite": False} if family == "longcat_image" else {}
     prefix = random_prefix(pipe, n=N)
 
     with pytest.raises(PolicyBlocked, match="'named'"):
-        Guard(pipe, naming("a woman", "block"), prefix=prefix)(prompt=prompt)
+        Guard(pipe, naming("a woman", "block"), prefix=prefix)(prompt=prompt, **options)
     rewriting = Guard(pipe, naming("a woman"), prefix=prefix)
-    assert rewriting.check(prompt=prompt).would_run == {"prompt": ("a woman",)}
-    assert rewriting.check(prompt="Mara Voss, a tree").would_run == {"prompt": ("a woman, a tree",)}
+    assert rewriting.check(prompt=prompt, **options).would_run == {"prompt": ("a woman",)}
+    assert rewriting.check(prompt="Mara Voss, a tree", **options).would_run == {"prompt": ("a woman, a tree",)}
 
 
 @pytest.mark.parametrize(

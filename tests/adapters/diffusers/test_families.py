@@ -38,7 +38,10 @@ def made():
 
 PROMPTS = {"short": "a photo of a man", "empty": "", "several": ["a cat", "a photo of Mara Voss", LONG]}
 # Kandinsky 5 takes as much from each prompt as from the longest, see below.
-APART = {"kandinsky_5": {**PROMPTS, "several": PROMPTS["several"][:2], "long": LONG}}
+APART = {
+    "kandinsky_5": {**PROMPTS, "several": PROMPTS["several"][:2], "long": LONG},
+    "longcat_image": PROMPTS | {"quoted": ['"open" in "chalk", says Mara\'s shop', "an open door"]},
+}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +79,7 @@ def test_options_of_the_call_work_as_in_the_bare_pipe(made, options):
     assert torch.equal(expected, m.draw(m.guard, prompts, **options))
 
 
-@pytest.mark.parametrize("family", ["qwen_image_21", "nucleus_image"])
+@pytest.mark.parametrize("family", ["qwen_image_21", "nucleus_image", "longcat_image"])
 def test_several_pictures_of_several_prompts_beside_long_negative_prompts(made, family):
     """The prompts get the prefix, and the negative prompts, longer than they are, stay plain: bit for bit."""
     m = made(family)
@@ -100,7 +103,9 @@ def test_clip_skip_takes_an_earlier_layer_of_the_same_sequence(made):
     assert torch.equal(m.draw(m.pipe, None, **embeds), m.draw(m.guard, "a cat", clip_skip=1))
 
 
-@pytest.mark.parametrize("family", ["stable_diffusion_3", "hunyuan_dit", "kolors", "kandinsky_2_1", "krea_2"])
+@pytest.mark.parametrize(
+    "family", ["stable_diffusion_3", "hunyuan_dit", "kolors", "kandinsky_2_1", "krea_2", "longcat_image"]
+)
 def test_the_change_on_record_is_against_what_the_bare_pipe_gives_its_encoders(made, family):
     """Whatever stands at which side of the padding, and with or without a mask or positions."""
     m = made(family)
