@@ -33,13 +33,13 @@ from tqdm import tqdm
 
 from apl_guard.trainer.model.condition import Condition
 from apl_guard.trainer.model.diffusion import process_of
+from apl_guard.trainer.model.prompt_embeds import PromptEmbeds
 from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.peers.learning import learner
 from apl_guard.trainer.peers.peer import Applied, Files, Task
 from apl_guard.trainer.peers.samples import draw_latents
 from apl_guard.trainer.peers.weights import changes_of, cross_attention, with_changes
 from apl_guard.trainer.train.loss import distance
-from apl_guard.trainer.train.targets import PromptEmbeds
 
 
 def ablation_loss(phi_name: Tensor, phi_anchor: Tensor, ideal: Tensor, lambda_: float) -> Tensor:

@@ -29,13 +29,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from apl_guard.trainer.model.prompt_embeds import PromptEmbeds
 from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.peers.learning import learner
 from apl_guard.trainer.peers.peer import Applied, Files, Task
 from apl_guard.trainer.peers.samples import draw_stages
 from apl_guard.trainer.peers.weights import changes_of, cross_attention, with_changes
 from apl_guard.trainer.train.loss import distance
-from apl_guard.trainer.train.targets import PromptEmbeds
 
 
 def esd_target(eps: Tensor, eps_c: Tensor, eta: float) -> Tensor:

@@ -22,9 +22,9 @@ from apl_guard.trainer.data.examples import Batch, Data
 from apl_guard.trainer.data.seeds import ATTACKS, seed_of
 from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
+from apl_guard.trainer.model.prompt_embeds import PromptEmbeds
 from apl_guard.trainer.train.loss import distance
 from apl_guard.trainer.train.rows import insert_vectors, sentinels
-from apl_guard.trainer.train.targets import PromptEmbeds
 
 __all__ = ["VECTORS", "Adversary", "attacked"]
 

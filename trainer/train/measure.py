@@ -20,8 +20,8 @@ from apl_guard.trainer.data.examples import Data, Examples
 from apl_guard.trainer.model.condition import Condition
 from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
+from apl_guard.trainer.model.prompt_embeds import PromptEmbeds
 from apl_guard.trainer.train.loss import distance
-from apl_guard.trainer.train.targets import PromptEmbeds
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import draw_batch, prepare
 from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.pipeline import frozen
+from apl_guard.trainer.model.prompt_embeds import PromptEmbeds
 from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.train.adversary import VECTORS, Adversary, attacked
 from apl_guard.trainer.train.loss import distance
 from apl_guard.trainer.train.plan import make_plan
 from apl_guard.trainer.train.rows import insert_vectors, sentinels
 from apl_guard.trainer.train.start import start_vectors
-from apl_guard.trainer.train.targets import PromptEmbeds, Targets
+from apl_guard.trainer.train.targets import Targets
 
 CONFIG = TrainConfig(
     n_vectors=3, steps=3, identity_batch=4, generic_batch=2, images_per_identity=1, generic_count=4, sampling_steps=1,
