@@ -60,9 +60,9 @@ def bench(
     from apl_guard.trainer.evaluate.provenance import command
     from apl_guard.trainer.evaluate.reference_world import open_reference_world
     from apl_guard.trainer.evaluate.setting import Setting
+    from apl_guard.trainer.one_run import only_run
     from apl_guard.trainer.peers.peer import Task
     from apl_guard.trainer.train.card import training_seconds
-    from apl_guard.trainer.train.checkpoint import only_run
 
     ExtraMissing.check("eval", "scipy", "matplotlib")
     check_place(output / "bench.json")

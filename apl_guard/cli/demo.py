@@ -21,7 +21,7 @@ def demo(
     """Train a prefix for the shipped model, measure it, and write a report with images."""
     from apl_guard.errors import ExtraMissing
     from apl_guard.trainer.demo import run_demo
-    from apl_guard.trainer.train.checkpoint import only_run
+    from apl_guard.trainer.one_run import only_run
 
     ExtraMissing.check("eval", "scipy")  # before the lock, which is a file
     with only_run(output):

@@ -49,7 +49,7 @@ def build(
     Example: apl-guard minifaces build --variant base --output world
     """
     from apl_guard.trainer import minifaces
-    from apl_guard.trainer.train.checkpoint import only_run
+    from apl_guard.trainer.one_run import only_run
 
     output = output or minifaces.cache_path()
     if variant is VariantName.base:
@@ -177,7 +177,7 @@ def scale(
     from apl_guard.trainer.evaluate.curves import Curve, curves_so_far, draw_curves, merge, write_curves
     from apl_guard.trainer.evaluate.scale import AXES, measure_scale
     from apl_guard.trainer.model.pipeline import model_digest, open_pipe
-    from apl_guard.trainer.train.checkpoint import only_run
+    from apl_guard.trainer.one_run import only_run
 
     ExtraMissing.check("eval", "scipy", "matplotlib")
     names = [one.value for one in axis or ()] or list(AXES)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from apl_guard.cli import app
 from apl_guard.errors import InvalidInput
-from apl_guard.trainer.train.checkpoint import only_run
+from apl_guard.trainer.one_run import only_run
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,9 @@ The draws of a step depend on its number alone (`data.examples.draw_batch`), so 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,28 +16,9 @@ import torch
 from torch import Tensor
 
 from apl_guard.errors import InvalidInput
-from apl_guard.prefix.layout import cache_root
-from apl_guard.storage import alone, make_folder, write_file
+from apl_guard.storage import write_file
 
 FILE_NAME = "checkpoint.safetensors"
-
-
-@contextmanager
-def only_run(output: Path) -> Iterator[None]:
-    """Keep a second run out of a folder, whose checkpoints and files would be those of both.
-
-    The lock is in the user's cache, so that nothing of it is left in the folder; the system lets go of it when the
-    process dies.
-
-    Raises:
-        InvalidInput: Another run writes into it.
-        StorageFailed: The cache cannot be written.
-    """
-    name = hashlib.sha256(os.fsencode(output.resolve())).hexdigest()[:32]
-    with alone(make_folder(cache_root() / "locks") / name, patience=0) as is_alone:
-        if not is_alone:
-            raise InvalidInput("another run writes into it now; wait for it, or choose another output", where=output)
-        yield
 
 
 @dataclass

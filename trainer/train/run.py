@@ -28,8 +28,9 @@ from apl_guard.trainer.data.identities import Identities, load_identities
 from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import frozen, model_digest
+from apl_guard.trainer.one_run import only_run
 from apl_guard.trainer.train.adversary import Adversary
-from apl_guard.trainer.train.checkpoint import State, forget, load_state, only_run, save_state
+from apl_guard.trainer.train.checkpoint import State, forget, load_state, save_state
 from apl_guard.trainer.train.history import History
 from apl_guard.trainer.train.loss import apl_loss, distance
 from apl_guard.trainer.train.measure import Gauge, Measurement

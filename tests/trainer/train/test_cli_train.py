@@ -15,7 +15,7 @@ from apl_guard.cli import app
 from apl_guard.errors import ConfigInvalid, IdentitiesInvalid, InvalidInput, StorageFailed
 from apl_guard.prefix import Prefix
 from apl_guard.trainer.data.generation import cache_folder
-from apl_guard.trainer.train.checkpoint import only_run
+from apl_guard.trainer.one_run import only_run
 
 SMALL = [
     "n_vectors=2", "steps=2", "identity_batch=2", "generic_batch=2", "images_per_identity=1",
