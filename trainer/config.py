@@ -153,6 +153,14 @@ class TrainConfig(BaseModel):
             raise ValueError("identity_weight and generic_weight are both 0: there is nothing to learn")
         return self
 
+    def people_held_aside(self, people: int) -> int:
+        """How many of so many people are held aside for the periodic evaluation."""
+        return min(self.held_aside_identities, people // 4)
+
+    def generic_held_aside(self, examples: int) -> int:
+        """How many of so many generic examples are."""
+        return min(self.held_aside_generic, examples // 4)
+
     @property
     def digest(self) -> str:
         """The SHA-256 of the options, in hex: equal exactly when the options are equal."""

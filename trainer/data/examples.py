@@ -90,10 +90,10 @@ def prepare(
     """
     identity = _identity_examples(pipe, config, people, progress)
     shared = _generic_examples(pipe, config, generic, progress)
-    n_people = min(config.held_aside_identities, len(people.identities) // 4)
+    n_people = config.people_held_aside(len(people.identities))
     first_held = len(people.identities) - n_people
     is_held = [person >= first_held for person in identity.people.tolist()]
-    n_generic = min(config.held_aside_generic, len(shared) // 4)
+    n_generic = config.generic_held_aside(len(shared))
     trained = shared.take(range(len(shared) - n_generic))
     # Where there is too little to hold anything aside, the evaluation looks at trained examples, new noise.
     return Data(
@@ -105,9 +105,14 @@ def prepare(
     )
 
 
-def is_described(person: int, config: TrainConfig) -> bool:
-    """Whether this one is of the share of people who keep all attributes."""
-    return int((person + 1) * config.attributes_share) > int(person * config.attributes_share)
+def stand_in_for(person: int, people: Identities, config: TrainConfig) -> str:
+    """What replaces the name of one person in the prompts of the targets.
+
+    Raises:
+        IdentitiesInvalid: The file does not say it.
+    """
+    is_described = int((person + 1) * config.attributes_share) > int(person * config.attributes_share)
+    return people.neutral(person, "attributes" if is_described else config.neutral)
 
 
 def _identity_examples(pipe: Any, config: TrainConfig, people: Identities, progress: bool) -> Examples:
@@ -118,7 +123,7 @@ def _identity_examples(pipe: Any, config: TrainConfig, people: Identities, progr
     persons: list[int] = []
     given: list[Examples] = []
     for person, identity in enumerate(people.identities):
-        stand_in = people.neutral(person, "attributes" if is_described(person, config) else config.neutral)
+        stand_in = stand_in_for(person, people, config)
         if identity.images is not None:
             pictures = captioned_images(identity.images, default=people.templates[0].replace("{name}", identity.name))
             if not pictures:

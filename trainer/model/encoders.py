@@ -45,18 +45,16 @@ class Encoders:
         self.slots = self._family.slots
         self.lengths = self._family.lengths()
         """Slot → how many places its rows have."""
-        self.tokenizers: list[Any] = [getattr(pipe, slot.replace("text_encoder", "tokenizer")) for slot in self.slots]
-        self._text_encoders: list[Any] = [getattr(pipe, slot) for slot in self.slots]
-        self.widths: dict[str, int] = {
-            slot: token_embedding(text_encoder).embedding_dim
-            for slot, text_encoder in zip(self.slots, self._text_encoders, strict=True)
+        self.parts: dict[str, tuple[Any, Any]] = {
+            slot: (getattr(pipe, slot), getattr(pipe, slot.replace("text_encoder", "tokenizer"))) for slot in self.slots
         }
+        """Slot → its text encoder and its tokenizer."""
+        self.widths = {slot: token_embedding(encoder).embedding_dim for slot, (encoder, _) in self.parts.items()}
 
     @property
-    def parts(self) -> dict[str, tuple[Any, Any]]:
-        """Slot → its text encoder and its tokenizer."""
-        found = zip(self._text_encoders, self.tokenizers, strict=True)
-        return dict(zip(self.slots, found, strict=True))
+    def tokenizers(self) -> list[Any]:
+        """The tokenizers, in the order of the slots."""
+        return [tokenizer for _, tokenizer in self.parts.values()]
 
     @property
     def room(self) -> int:
@@ -65,7 +63,7 @@ class Encoders:
 
     def tables(self) -> list[Tensor]:
         """The token embeddings of each text encoder, shape (V, its width), float32."""
-        return [token_embedding(text_encoder).weight.detach().float() for text_encoder in self._text_encoders]
+        return [token_embedding(text_encoder).weight.detach().float() for text_encoder, _ in self.parts.values()]
 
     def scales(self) -> Tensor:
         """How large a step is in each column of P, shape (D,): 1 for the first text encoder, and for the others as

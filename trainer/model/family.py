@@ -41,7 +41,7 @@ class Family(ABC):
     """Which component denoises."""
     all_slots: ClassVar[tuple[str, ...]]
     """The slots of the text encoders that a pipe of this family may have."""
-    grain: ClassVar[int] = 1
+    grain: int = 1
     """The side of a picture is a multiple of so many latents."""
     protocol_sampler: ClassVar[Any] = None
     """The scheduler with which the protocol of the paper's authors draws; None: the model's own."""

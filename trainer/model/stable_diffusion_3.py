@@ -32,7 +32,7 @@ class StableDiffusion3(Flow):
     t5_slot = "text_encoder_3"
 
     def __init__(self, pipe: Any, config: TrainConfig) -> None:
-        self.grain = int(pipe.transformer.config.patch_size)  # type: ignore[misc]
+        self.grain = int(pipe.transformer.config.patch_size)
         super().__init__(pipe, config)
         largest = pipe.transformer.config.pos_embed_max_size * self.grain * pipe.vae_scale_factor
         if self.side > largest:

@@ -26,7 +26,7 @@ def write_card(card: Card) -> str:
     """Write the card as Markdown."""
     result, metadata = card.result, card.metadata
     measurement = result.measurement
-    held = min(card.config.held_aside_identities, card.people // 4)
+    held = card.config.people_held_aside(card.people)
     on = f"{held} people that it was not trained on" if held else "the people that it was trained on, new noise"
     changed = card.config.diff(TrainConfig())
     options = "\n".join(f"| `{name}` | {mine} | {default} |" for name, (mine, default) in changed.items())

@@ -13,7 +13,7 @@ import torch
 
 from apl_guard.errors import IdentitiesInvalid
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.data.examples import is_described
+from apl_guard.trainer.data.examples import stand_in_for
 from apl_guard.trainer.data.folders import captioned_images, captions_in, read_prompts
 from apl_guard.trainer.data.identities import Identities, load_identities
 from apl_guard.trainer.model.encoders import Encoders
@@ -77,35 +77,54 @@ def make_plan(
     """
     people = identities if isinstance(identities, Identities) else load_identities(identities)
     for person in range(len(people.identities)):
-        people.neutral(person, "attributes" if is_described(person, config) else config.neutral)
+        stand_in_for(person, people, config)  # one that is missing shows before the model is opened
     prompts = generic_prompts(generic, model, config)
     pipe = open_to_learn(model, config)
     family = family_of(pipe, config)
-    device = family.device
+    images, generic_examples = _count_pictures(config, people, prompts)
+    held = config.people_held_aside(len(people.identities))
+    held_examples = held * config.images_per_identity + config.generic_held_aside(generic_examples)
+    size = config.identity_batch + config.generic_batch
+    seconds_target, seconds_step = _time_passes(pipe, config, people)
+    return Plan(
+        people=len(people.identities),
+        held_aside=held,
+        images=images,
+        steps=config.steps,
+        batch=size,
+        device=str(family.device),
+        precision=str(family.dtype).removeprefix("torch."),
+        seconds_images=images * config.sampling_steps * family.passes * seconds_target / size,
+        seconds_steps=_seconds_of_steps(config, seconds_target, seconds_step),
+        seconds_evaluation=(config.steps // config.eval_every + 2) * held_examples * seconds_target / size,
+        memory_bytes=_peak_memory(family.device),
+    )
 
+
+def _count_pictures(config: TrainConfig, people: Identities, prompts: Path | Sequence[str]) -> tuple[int, int]:
+    """How many pictures are to be generated, and how many generic examples there are."""
     for identity in people.identities:
         if identity.images is not None and not captioned_images(identity.images, default="-"):
             raise IdentitiesInvalid("no images in it", where=identity.images)
     generated = config.images_per_identity * sum(i.images is None for i in people.identities)
-    n_generic = config.generic_count
     if isinstance(prompts, Path) and prompts.is_dir():
-        n_generic = min(n_generic, len(captions_in(prompts)))
-    else:
-        n_generic = min(n_generic, len(read_prompts(prompts) if isinstance(prompts, Path) else prompts))
-        generated += n_generic
-    held = min(config.held_aside_identities, len(people.identities) // 4)
+        return generated, min(config.generic_count, len(captions_in(prompts)))
+    generic = min(config.generic_count, len(read_prompts(prompts) if isinstance(prompts, Path) else prompts))
+    return generated + generic, generic
 
+
+def _time_passes(pipe: Any, config: TrainConfig, people: Identities) -> tuple[float, float]:
+    """Seconds for the targets of a batch, and for a step that computes its own."""
+    family = family_of(pipe, config)
     with frozen(pipe, config.gradient_checkpointing):
-        P = start_vectors(pipe, config).to(device).requires_grad_(True)
+        P = start_vectors(pipe, config).to(family.device).requires_grad_(True)
         size = config.identity_batch + config.generic_batch
         names = [people.identities[k % len(people.identities)].name for k in range(size)]
         encoders = Encoders(pipe, config)
         ids = encoders.tokenize(names, config.n_vectors)
-        z_t, t = (
-            torch.randn(size, *family.shape, device=device),
-            torch.full((size,), family.process.levels // 2, device=device),
-        )
-        weight = torch.full((size,), 1 / size, device=device)
+        z_t = torch.randn(size, *family.shape, device=family.device)
+        t = torch.full((size,), family.process.levels // 2, device=family.device)
+        weight = torch.full((size,), 1 / size, device=family.device)
 
         def target_pass() -> torch.Tensor:
             with torch.no_grad():
@@ -115,32 +134,16 @@ def make_plan(
             eps = family.predict(z_t, t, encoders.embed(ids, P))
             torch.autograd.backward(apl_loss(eps, target_pass(), config.eta, weight))
 
-        seconds_target = _time(target_pass)
-        seconds_step = _time(step)
-    seconds_full = seconds_step
-    if config.reuse_batches:
-        seconds_step -= seconds_target * max(0.0, 1 - config.reuse_batches / config.steps)
-    passes = config.sampling_steps * family.passes
+        return _time(target_pass), _time(step)
+
+
+def _seconds_of_steps(config: TrainConfig, target: float, step: float) -> float:
+    """Seconds for all steps of a run, of those for a target and for a step that computes its own."""
+    reused = target * max(0.0, 1 - config.reuse_batches / config.steps) if config.reuse_batches else 0.0
     # A step of the attack costs what a step costs, on a part of the batch, and needs a target of its own.
-    share = attacked(config) / size
-    seconds_step += share * (config.adversarial * seconds_full + (seconds_target if config.adversarial else 0))
-    held_examples = held * config.images_per_identity + min(config.held_aside_generic, n_generic // 4)
-    seconds_steps = config.steps * seconds_step
-    if config.time_limit_minutes is not None:
-        seconds_steps = min(seconds_steps, 60 * config.time_limit_minutes)
-    return Plan(
-        people=len(people.identities),
-        held_aside=held,
-        images=generated,
-        steps=config.steps,
-        batch=size,
-        device=str(device),
-        precision=str(family.dtype).removeprefix("torch."),
-        seconds_images=generated * passes * seconds_target / size,
-        seconds_steps=seconds_steps,
-        seconds_evaluation=(config.steps // config.eval_every + 2) * held_examples * seconds_target / size,
-        memory_bytes=_peak_memory(device),
-    )
+    share = attacked(config) / (config.identity_batch + config.generic_batch)
+    seconds = config.steps * (step - reused + share * (config.adversarial * step + target))
+    return seconds if config.time_limit_minutes is None else min(seconds, 60 * config.time_limit_minutes)
 
 
 def _time(run: Callable[[], object]) -> float:
