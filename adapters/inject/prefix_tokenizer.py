@@ -56,7 +56,8 @@ def prefix_tokenizer(tokenizer: Any, mark: str, n: int, source: Source | None = 
         whether a row of ids may run without the prefix. With a source, the ids of prompts are coded as `origin` says.
     """
     private, lock = private_copy(tokenizer)
-    made: Any = object.__new__(_prefix_class(_class_of(private)))
+    plain: Any = type(private)
+    made: Any = object.__new__(_prefix_class(plain))
     made.__dict__.update(private.__dict__)
     origins = Origins(source, private) if n and source is not None else None
     made.__dict__["_prefix"] = _Prefix(mark, n, lock, None if source is None else source.plain_mark, origins)
@@ -296,10 +297,6 @@ class _PrefixTokenizer:
 
 def _wanted(option: Any, no: str) -> bool:
     return bool(option) and getattr(option, "value", option) != no
-
-
-def _class_of(thing: Any) -> Any:
-    return type(thing)
 
 
 @functools.cache

@@ -15,10 +15,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from apl_guard.audit import disk, merkle
 from apl_guard.errors import AuditUnavailable
 from apl_guard.storage import sync
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 __all__ = ["KEY_BYTES", "KeyState", "SealKey", "public_keys", "signature_fits"]
 
@@ -45,12 +49,12 @@ class KeyState:
 
     def sign(self, content: bytes) -> bytes:
         """Sign with the key of this epoch; 64 bytes."""
-        return bytes(_signing_key(self.seed).sign(_CONTEXT + content))
+        return _signing_key(self.seed).sign(_CONTEXT + content)
 
     @property
     def public_key(self) -> bytes:
         """The public key of this epoch."""
-        return bytes(_signing_key(self.seed).public_key().public_bytes_raw())
+        return _signing_key(self.seed).public_key().public_bytes_raw()
 
 
 class SealKey:
@@ -130,7 +134,7 @@ def public_keys(seed: bytes, epochs: int) -> list[bytes]:
     """The public key of each epoch that a first seed leads to."""
     keys = []
     for _ in range(epochs):
-        keys.append(bytes(_signing_key(seed).public_key().public_bytes_raw()))
+        keys.append(_signing_key(seed).public_key().public_bytes_raw())
         seed = _derive(seed, b"next")
     return keys
 
@@ -152,7 +156,7 @@ def signature_fits(key: bytes, content: bytes, signature: bytes) -> bool:
     return True
 
 
-def _signing_key(seed: bytes):  # type: ignore[no-untyped-def]  # the class is imported where it is used
+def _signing_key(seed: bytes) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     return Ed25519PrivateKey.from_private_bytes(_derive(seed, b"sign"))

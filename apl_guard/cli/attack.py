@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -63,6 +63,7 @@ def attack(
     from apl_guard.trainer.attacks.curve import measure_curves
     from apl_guard.trainer.attacks.page import draw_curves, to_table
     from apl_guard.trainer.attacks.reference import reference_check
+    from apl_guard.trainer.attacks.search import Kind
     from apl_guard.trainer.evaluate.reference_world import open_reference_world
     from apl_guard.trainer.evaluate.setting import Setting
     from apl_guard.trainer.model.family import precision_of
@@ -84,10 +85,10 @@ def attack(
         progress=not quiet,
     )
     check_place(output / "attack.json")  # here, for the first search may take hours
-    kinds = [kind for kind in ("tokens", "embedding") if search.value in (kind, "all")]
+    kinds: list[Kind] = [kind for kind in get_args(Kind) if search.value in (kind, Searches.ALL.value)]
     check = reference_check(seed, withheld)
     with only_run(output):
-        found = measure_curves(setting, prefixes, kinds, people, steps, output, check)  # type: ignore[arg-type]
+        found = measure_curves(setting, prefixes, kinds, people, steps, output, check)
         found["settings"]["withheld"] = withheld
         typer.echo(to_table(found))  # first: whatever may become of the files, the figures are not lost
         write_file(output / "attack.json", json.dumps(found, indent=2).encode())

@@ -9,7 +9,7 @@ import weakref
 from collections import Counter as Multiset
 from collections.abc import Callable, Iterable
 from time import time
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, cast
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 from prometheus_client import CollectorRegistry
 
@@ -39,13 +39,13 @@ def _beside(observe: Callable[Concatenate[Metrics, _P], None]) -> Callable[Conca
     """A metric that cannot be kept, such as on a full disk, neither stops a call nor changes how it ends."""
 
     @functools.wraps(observe)
-    def call(self: Metrics, *args: _P.args, **kwargs: _P.kwargs) -> None:
+    def call(self: Metrics, /, *args: _P.args, **kwargs: _P.kwargs) -> None:
         try:
             observe(self, *args, **kwargs)
         except Exception as error:  # after one that says why, the library may fail in other ways
             _log.error("metrics are incomplete: %s", getattr(error, "strerror", None) or type(error).__name__)
 
-    return cast("Callable[Concatenate[Metrics, _P], None]", call)
+    return call
 
 
 class Metrics:

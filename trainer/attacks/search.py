@@ -20,6 +20,7 @@ Letters: M people, R pictures of each, K tokens or vectors, V tokens that can be
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -82,7 +83,7 @@ class _Noised(NamedTuple):
     t: Tensor
 
 
-class Search:
+class Search(ABC):
     """A search for all people at once, each for themselves.
 
     Args:
@@ -104,9 +105,9 @@ class Search:
         self.steps = 0
         """Steps done."""
 
+    @abstractmethod
     def found(self) -> Tensor:
         """The embeddings found so far, shape (M, K, D)."""
-        raise NotImplementedError
 
     def prompt_embeds(self) -> Tensor:
         """The prompt embeds of what was found, with the prefix in place, shape (M, L, D)."""
@@ -134,9 +135,9 @@ class Search:
         names = [f"a photo of {name}" for name in self._wanted.names]
         return self._mean_loss(encode_prompts(pipe.text_encoder, pipe.tokenizer, names), seed)
 
+    @abstractmethod
     def _step(self) -> float:
         """Improve what was found, and return the sum of the people's losses before."""
-        raise NotImplementedError
 
     def _mean_loss(self, c: Tensor, seed: int) -> float:
         rng = torch.Generator().manual_seed(seed)

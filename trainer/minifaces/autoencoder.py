@@ -8,6 +8,7 @@ other.  The denoiser can be trained on the exact code meanwhile.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -94,6 +95,9 @@ def drawing_loss(y: Tensor, x: Tensor) -> Tensor:
     return torch.stack([F.l1_loss(y, x), *(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))]).sum()
 
 
+_fit_half = partial(fit, learning_rate=3e-3, weight_decay=0.0, average=True)
+
+
 def train_decoder(
     vae: AutoencoderKL, code: PatchCode, images: Images, steps: int, batch: int, checkpoint: Path
 ) -> None:
@@ -111,16 +115,7 @@ def train_decoder(
         x = to_tensor(picked).to(where)
         return drawing_loss(y, x), {"l1": float(F.l1_loss(y.detach(), x))}
 
-    fit(
-        "decoder",
-        half,
-        loss,
-        steps=steps,
-        learning_rate=3e-3,
-        checkpoint=checkpoint,
-        weight_decay=0.0,
-        average=True,
-    )
+    _fit_half("decoder", half, loss, steps=steps, checkpoint=checkpoint)
 
 
 def train_encoder(
@@ -138,16 +133,7 @@ def train_encoder(
         error = F.mse_loss(mean, code.encode(picked).to(where))
         return error + 0.01 * (log_variance - LOG_VARIANCE).square().mean(), {"error": float(error.detach())}
 
-    fit(
-        "encoder",
-        half,
-        loss,
-        steps=steps,
-        learning_rate=3e-3,
-        checkpoint=checkpoint,
-        weight_decay=0.0,
-        average=True,
-    )
+    _fit_half("encoder", half, loss, steps=steps, checkpoint=checkpoint)
 
 
 @torch.no_grad()

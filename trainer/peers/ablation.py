@@ -22,8 +22,7 @@ Letters: B pictures in a batch; latents (C, H, W).
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -36,9 +35,9 @@ from apl_guard.trainer.model.diffusion import process_of
 from apl_guard.trainer.model.prompt_embeds import PromptEmbeds
 from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.peers.learning import learner
-from apl_guard.trainer.peers.peer import Applied, Files, Task
+from apl_guard.trainer.peers.peer import Files, Task
 from apl_guard.trainer.peers.samples import draw_latents
-from apl_guard.trainer.peers.weights import changes_of, cross_attention, with_changes
+from apl_guard.trainer.peers.weights import WeightEdit, changes_of, cross_attention
 from apl_guard.trainer.train.loss import distance
 
 
@@ -60,7 +59,7 @@ def ablation_loss(phi_name: Tensor, phi_anchor: Tensor, ideal: Tensor, lambda_: 
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(WeightEdit):
     """Concept ablation of every name on the list."""
 
     lambda_: float = 1.0
@@ -75,11 +74,6 @@ class Ablation:
     guidance: float = 3.0
     key: ClassVar[str] = "concept ablation"
     source: ClassVar[str] = "Kumari et al., ICCV 2023, arXiv:2303.13516"
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """All options."""
-        return asdict(self)
 
     def learn(self, pipe: Any, task: Task, progress: bool = True) -> Files:
         """Draw anchor pictures, then minimise L."""
@@ -113,7 +107,3 @@ class Ablation:
                 phi_name, phi_anchor = phi.chunk(2)
                 step(ablation_loss(phi_name, phi_anchor, process.truth(z, noise, t), self.lambda_))
             return changes_of(pipe.unet, unet)
-
-    def apply(self, pipe: Any, files: Files) -> Applied:
-        """A copy of the model with the learned projections."""
-        return Applied(with_changes(pipe, files))

@@ -21,8 +21,7 @@ Letters: B pictures in a batch; latents (C, H, W).
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -32,9 +31,9 @@ from tqdm import tqdm
 from apl_guard.trainer.model.prompt_embeds import PromptEmbeds
 from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.peers.learning import learner
-from apl_guard.trainer.peers.peer import Applied, Files, Task
+from apl_guard.trainer.peers.peer import Files, Task
 from apl_guard.trainer.peers.samples import draw_stages
-from apl_guard.trainer.peers.weights import changes_of, cross_attention, with_changes
+from apl_guard.trainer.peers.weights import WeightEdit, changes_of, cross_attention
 from apl_guard.trainer.train.loss import distance
 
 
@@ -54,7 +53,7 @@ def esd_target(eps: Tensor, eps_c: Tensor, eta: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ESD:
+class ESD(WeightEdit):
     """ESD-x on every name on the list."""
 
     eta: float = 1.0
@@ -68,11 +67,6 @@ class ESD:
     """Of the drawing, as in the paper."""
     key: ClassVar[str] = "ESD-x"
     source: ClassVar[str] = "Gandikota et al., ICCV 2023, arXiv:2303.07345"
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """All options."""
-        return asdict(self)
 
     def learn(self, pipe: Any, task: Task, progress: bool = True) -> Files:
         """Draw pictures of the names, then minimise (7)."""
@@ -98,7 +92,3 @@ class ESD:
                 learned = predict(unet, x_t, t_s, c)
                 step(distance(learned, esd_target(eps, eps_c, self.eta)).mean())
             return changes_of(pipe.unet, unet)
-
-    def apply(self, pipe: Any, files: Files) -> Applied:
-        """A copy of the model with the learned cross-attention."""
-        return Applied(with_changes(pipe, files))

@@ -23,16 +23,16 @@ Letters: D width of the prompt embeds, n states.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from apl_guard.adapters.inject import encode_prompts
-from apl_guard.trainer.peers.peer import Applied, Files, Task
-from apl_guard.trainer.peers.weights import changes_of, cross_attention, with_changes, with_own_unet
+from apl_guard.trainer.peers.peer import Files, Task
+from apl_guard.trainer.peers.weights import WeightEdit, changes_of, cross_attention, with_own_unet
 
 
 def closed_form(c: Tensor, c_star: Tensor, c_keep: Tensor, keep: float, lambda_: float) -> Tensor:
@@ -62,7 +62,7 @@ def closed_form(c: Tensor, c_star: Tensor, c_keep: Tensor, keep: float, lambda_:
 
 
 @dataclass(frozen=True)
-class UCE:
+class UCE(WeightEdit):
     """Unified Concept Editing of every name on the list at once."""
 
     keep: float = 1.0
@@ -75,11 +75,6 @@ class UCE:
     """Generic prompts."""
     key: ClassVar[str] = "UCE"
     source: ClassVar[str] = "Gandikota et al., WACV 2024, arXiv:2308.14761"
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """All options."""
-        return asdict(self)
 
     @torch.no_grad()
     def learn(self, pipe: Any, task: Task, progress: bool = True) -> Files:
@@ -99,10 +94,6 @@ class UCE:
         for weight in cross_attention(own.unet, keys_and_values=True).values():
             weight.copy_(weight.double() @ A)
         return changes_of(pipe.unet, own.unet)
-
-    def apply(self, pipe: Any, files: Files) -> Applied:
-        """A copy of the model with the edited projections."""
-        return Applied(with_changes(pipe, files))
 
 
 def _aligned(pipe: Any, named: Sequence[tuple[str, str, str]]) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from apl_guard.errors import ModelInvalid
 from apl_guard.trainer.model.pipeline import with_parts
-from apl_guard.trainer.peers.peer import Files
+from apl_guard.trainer.peers.peer import Applied, Files
 
 FILE = "changes.safetensors"
 
@@ -81,3 +82,17 @@ def with_changes(pipe: Any, files: Files) -> Any:
             raise ModelInvalid(f"changes for {name} of shape {tuple(change.shape)}; this model has {found}")
         weight.add_(change.to(weight))
     return own
+
+
+@dataclass(frozen=True)
+class WeightEdit:
+    """A peer whose fields are its options, and whose files are changes of the cross-attention."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """All options."""
+        return asdict(self)
+
+    def apply(self, pipe: Any, files: Files) -> Applied:
+        """A copy of the model with the changed weights."""
+        return Applied(with_changes(pipe, files))
