@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from typing import Protocol
 
-__all__ = ["mend_after_fork"]
+__all__ = ["FreshLock", "mend_after_fork"]
 
 
 class _Mended(Protocol):
@@ -28,6 +29,26 @@ def mend_after_fork(what: _Mended) -> None:
 
 
 _mended: weakref.WeakSet[_Mended] = weakref.WeakSet()
+
+
+class FreshLock:
+    """Has a lock, and in every child of a fork a new one.
+
+    It is not a lock itself, because Ctrl-C may come before the `__enter__` of a class in Python has returned.
+
+    Example:
+        >>> mine = FreshLock()
+        >>> with mine.lock:
+        ...     pass
+    """
+
+    def __init__(self) -> None:
+        self.after_fork()
+        mend_after_fork(self)
+
+    def after_fork(self) -> None:
+        """In the child of a fork. A thread of the parent may have held the lock."""
+        self.lock = threading.Lock()
 
 
 def _mend_all() -> None:

@@ -52,6 +52,70 @@ MASTER = textwrap.dedent(
 )
 
 
+IN_THE_MIDDLE = textwrap.dedent(
+    """
+    import os, sys, threading, time
+    import torch
+    from diffusers import hooks
+    from apl_guard import Guard
+    from apl_guard.testing import FAMILIES, random_prefix, tiny_pipe
+
+    torch.set_num_threads(1)  # its own threads do not outlive a fork
+    pipe = tiny_pipe(family="flux")
+    pipe.transformer.enable_cache(hooks.FirstBlockCacheConfig())
+    guard = Guard(pipe, prefix=random_prefix(pipe, n=4))
+    reached, go = threading.Event(), threading.Event()
+
+    def hold():
+        if threading.current_thread() is not threading.main_thread():
+            reached.set()
+            go.wait()
+
+    class Held(type(pipe.tokenizer)):
+        def tokenize(self, text, **options):
+            hold()
+            return super().tokenize(text, **options)
+
+    if sys.argv[1] == "tokenizes":
+        pipe.tokenizer.__class__ = Held
+    else:
+        pipe.transformer.register_forward_pre_hook(lambda *_: hold())
+
+    def draw():
+        return guard("a cat", **FAMILIES["flux"].options)
+
+    threading.Thread(target=draw, daemon=True).start()
+    reached.wait()
+    pid = os.fork()
+    if pid == 0:
+        draw()
+        os._exit(7)
+    end = time.monotonic() + 20
+    while time.monotonic() < end and not (status := os.waitpid(pid, os.WNOHANG))[0]:
+        time.sleep(0.01)
+    print(os.waitstatus_to_exitcode(status[1]), flush=True)
+    if not status[0]:
+        os.kill(pid, 9)
+    os._exit(0)  # past the thread, which is still there
+    """
+)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("doing", ["tokenizes", "draws with a cache"])
+def test_a_child_draws_although_a_thread_of_its_parent_was_drawing(doing):
+    """It has the parent's memory and none of its threads: nobody is left there to let go of a lock."""
+    done = subprocess.run(
+        [sys.executable, "-c", IN_THE_MIDDLE, doing],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert done.stdout.splitlines() == ["7"], done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_workers_follow_their_policy_and_end(tmp_path):
     """A worker puts a changed policy in force, one that closes its guard ends, and the first process serves on."""

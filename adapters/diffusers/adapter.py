@@ -32,6 +32,7 @@ from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest, argument_name, texts
 
 from .arguments import TEXT, channel_of, check_not_rewritten, is_known
+from .caches import with_own_caches
 from .channels import as_tokenized, has_adapter_weights, implied, said
 from .cleaning import cleaner_of, readings_of
 from .families import check_supported
@@ -163,7 +164,7 @@ class DiffusersAdapter:
         check_decided(said(self._pipe, self._defaults | dict(request.arguments), request.text), request)
         arguments = {name: _copied(value) for name, value in request.arguments.items()}
         if prefix is None:
-            output = self._call(self._pipe, **arguments)
+            output = self._draw(self._pipe, arguments)
             return Generation(output, _count_images(output))
 
         before = self._still_fits(prefix)
@@ -184,7 +185,7 @@ class DiffusersAdapter:
                 block = injected(e.text_encoder, prefix.vectors[e.slot], compare=True, padding=e.tokenizer.pad_token_id)
                 received[e.slot] = stack.enter_context(block)
             began = perf_counter()
-            output = self._call(view, **(arguments | marked(request, mark, source)))
+            output = self._draw(view, arguments | marked(request, mark, source))
             seconds = perf_counter() - began
         _check_plain_rows(received, tokenizers)
         if self._has_new_weights(request) or self.fingerprints() != before:
@@ -211,12 +212,16 @@ class DiffusersAdapter:
         arguments = {name: _copied(value) for name, value in request.arguments.items()}
         if "generator" in self._signature.parameters:
             arguments["generator"] = torch.Generator().manual_seed(secrets.randbits(63))
-        output = self._call(view_of(self._pipe, lambda _, tokenizer: tokenizer), **arguments)
+        output = self._draw(view_of(self._pipe, lambda _, tokenizer: tokenizer), arguments)
         if self._has_new_weights(request):
             raise GuardUnavailable(
                 "the pipe got LoRA or similar weights meanwhile, so nothing is drawn to compare with"
             )
         return Generation(output, _count_images(output))
+
+    def _draw(self, pipe: DiffusionPipeline, arguments: Mapping[str, Any]) -> Any:
+        with with_own_caches(pipe):
+            return self._call(pipe, **arguments)
 
     def _has_new_weights(self, request: GenerationRequest) -> bool:
         return Channel.ADAPTER_WEIGHTS not in request.used and has_adapter_weights(self._pipe)

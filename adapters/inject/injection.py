@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.errors import InvalidInput, PrefixInvalid, PrefixNotApplied
+from apl_guard.forks import FreshLock
 
 from .mark import new_mark
 from .origin import decoded
@@ -164,7 +164,7 @@ def injected(
 # Which prefix is in force for which module. A context variable, so that threads and asyncio tasks with
 # different guards on one text encoder do not see each other.
 _active: ContextVar[Mapping[int, Received] | None] = ContextVar("apl_guard_active_prefixes", default=None)
-_gates = threading.Lock()
+_gates = FreshLock()
 _USES = "_apl_guard_uses"
 
 
@@ -290,7 +290,7 @@ def _plain_class(module: nn.Module) -> Any:
 
 
 def _open(module: nn.Module, gate: Any) -> None:
-    with _gates:
+    with _gates.lock:
         module.__dict__[_USES] = module.__dict__.get(_USES, 0) + 1
         # The class itself is asked, not the count: an exception may come between the two, as that of a time limit does.
         if not isinstance(module, gate):
@@ -299,7 +299,7 @@ def _open(module: nn.Module, gate: Any) -> None:
 
 
 def _close(module: nn.Module) -> None:
-    with _gates:
+    with _gates.lock:
         uses = module.__dict__.pop(_USES) - 1
         if uses:
             module.__dict__[_USES] = uses

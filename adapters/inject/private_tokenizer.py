@@ -8,12 +8,22 @@ import weakref
 from typing import Any
 
 from apl_guard.encoder.fingerprint import tokenizer_state
+from apl_guard.forks import FreshLock
 
 __all__ = ["private_copy"]
 
-_lock = threading.Lock()
-# By identity, because tokenizers compare by value.
-_copies: dict[int, tuple[weakref.ref[Any], object, tuple[Any, threading.RLock]]] = {}
+
+class _Copies(FreshLock):
+    """What was copied."""
+
+    def after_fork(self) -> None:
+        """In the child of a fork. A thread of the parent may have been making a copy, or using one."""
+        super().after_fork()
+        # By identity, because tokenizers compare by value.
+        self.known: dict[int, tuple[weakref.ref[Any], object, tuple[Any, threading.RLock]]] = {}
+
+
+_copies = _Copies()
 
 
 def private_copy(tokenizer: Any) -> tuple[Any, threading.RLock]:
@@ -23,8 +33,8 @@ def private_copy(tokenizer: Any) -> tuple[Any, threading.RLock]:
         tokenizer_state(tokenizer),
         *(tokenizer.padding_side, tokenizer.truncation_side, getattr(tokenizer, "chat_template", None)),
     )
-    with _lock:
-        known = _copies.get(key)
+    with _copies.lock:
+        known = _copies.known.get(key)
         if known is not None and known[0]() is tokenizer and known[1] == state:
             return known[2]
         private = copy.deepcopy(tokenizer)
@@ -33,6 +43,6 @@ def private_copy(tokenizer: Any) -> tuple[Any, threading.RLock]:
             restore()  # CLIP's patch of its decoder does not survive copying
         # Padding after encoding is on purpose here, so the advice against it is off.
         private.__dict__.setdefault("deprecation_warnings", {})["Asking-to-pad-a-fast-tokenizer"] = True
-        forget = weakref.ref(tokenizer, lambda _: _copies.pop(key, None))
-        _copies[key] = (forget, state, (private, threading.RLock()))
-        return _copies[key][2]
+        forget = weakref.ref(tokenizer, lambda _: _copies.known.pop(key, None))
+        _copies.known[key] = (forget, state, (private, threading.RLock()))
+        return _copies.known[key][2]

@@ -43,7 +43,7 @@ def without_prefix(
         keep = ids >= 0
         kept, gone = int(keep.sum()), int((~keep).sum())
         gap = _padding_of(rows, row, keep, padding)
-        places = torch.arange(kept)
+        places = torch.arange(kept, device="cpu")  # whatever torch.set_default_device says
         places[gap:] += gone
         for name, values in rows.items():
             found = values[..., row, keep]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Anatomy", "has_parameter_named"]
+__all__ = ["Anatomy", "has_parameter_named", "modules_of"]
 
 
 class Anatomy:
@@ -43,13 +43,26 @@ class Anatomy:
         return len(found) == len(self._parts) and all(map(is_, found, [part() for part in self._parts]))
 
 
-def _parts_of(model: nn.Module) -> list[Any]:
-    # Past `named_parameters` and its like, which build a name for each part.
+def modules_of(model: nn.Module) -> list[Any]:
+    """The modules of a model, itself first; one that it has in several places as often.
+
+    Example:
+        >>> from torch import nn
+        >>> [type(module).__name__ for module in modules_of(nn.Sequential(nn.Linear(2, 2)))]
+        ['Sequential', 'Linear']
+    """
+    # Past `modules()` and its like, which build a name for each part.
     modules: list[Any] = [model]
-    tensors: list[Any] = []
     for module in modules:  # grows on the way
         if module._modules:
             modules += [child for child in module._modules.values() if child is not None]
+    return modules
+
+
+def _parts_of(model: nn.Module) -> list[Any]:
+    modules = modules_of(model)
+    tensors: list[Any] = []
+    for module in modules:
         if module._parameters:
             tensors += module._parameters.values()
         if module._buffers:

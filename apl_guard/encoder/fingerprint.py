@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import threading
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,7 +86,6 @@ def architecture_of(text_encoder: nn.Module, names: Sequence[str]) -> list[str]:
     return [str(getattr(config, name, None)) for name in names]
 
 
-_lock = threading.Lock()
 # Tokenizers compare by value and cannot be hashed, so they are kept by identity.
 _known_tokenizers: dict[int, tuple[weakref.ref[Any], object, str]] = {}
 
@@ -103,14 +101,12 @@ def tokenizer_state(tokenizer: Any) -> object:
 def _tokenizer_digest(tokenizer: Any) -> str:
     state = tokenizer_state(tokenizer)
     key = id(tokenizer)
-    with _lock:
-        known = _known_tokenizers.get(key)
+    known = _known_tokenizers.get(key)
     if known is not None and known[0]() is tokenizer and known[1] == state:
         return known[2]
     digest = _hash_tokenizer(tokenizer)
-    with _lock:
-        forget = weakref.ref(tokenizer, lambda _: _known_tokenizers.pop(key, None))
-        _known_tokenizers[key] = (forget, state, digest)
+    forget = weakref.ref(tokenizer, lambda _: _known_tokenizers.pop(key, None))
+    _known_tokenizers[key] = (forget, state, digest)
     return digest
 
 

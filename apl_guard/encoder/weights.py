@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -211,7 +210,6 @@ class Memory:
         return value
 
 
-_lock = threading.Lock()
 _memories: weakref.WeakKeyDictionary[nn.Module, Memory] = weakref.WeakKeyDictionary()
 
 
@@ -226,8 +224,7 @@ def remembered(text_encoder: nn.Module) -> Memory:
     """
     import torch
 
-    with _lock:
-        known = _memories.get(text_encoder)
+    known = _memories.get(text_encoder)
     with torch.no_grad():
         if known is not None and known.anatomy is not None and known.anatomy.is_of(text_encoder):
             tensors = [tensor for reference in known.tensors if (tensor := reference()) is not None]
@@ -247,8 +244,7 @@ def remembered(text_encoder: nn.Module) -> Memory:
         known.anatomy = anatomy
         return known
     memory = Memory(tuple(weakref.ref(tensor) for tensor in tensors), tuple(named), state, sample, anatomy)
-    with _lock:
-        _memories[text_encoder] = memory
+    _memories[text_encoder] = memory
     return memory
 
 

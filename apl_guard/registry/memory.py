@@ -7,12 +7,12 @@ file of the user's cache folder; what comes later must not contradict them.
 from __future__ import annotations
 
 import hashlib
-import threading
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from apl_guard.errors import PrefixInvalid, PrefixRolledBack, RegistryUnavailable, StorageFailed
+from apl_guard.forks import FreshLock
 from apl_guard.prefix.layout import cache_root
 from apl_guard.prefix.tensorfile import parse_model, read_file
 from apl_guard.registry.source import without_user
@@ -52,7 +52,7 @@ class Memory:
         key = hashlib.sha256(location.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         self.folder = cache_root() / "registries" / key
         self._path = self.folder / "seen.json"
-        self._lock = threading.Lock()
+        self._alone = FreshLock()
 
     def check(self, name: str, version: int, digest: str) -> None:
         """Compare what a registry offers with what it offered before, and remember it.
@@ -61,7 +61,7 @@ class Memory:
             PrefixRolledBack: It offers an older version, or another prefix under the number of one seen before.
             RegistryUnavailable: What was seen cannot be read or written.
         """
-        with self._lock:
+        with self._alone.lock:
             file = self._read()
             seen = file.versions.get(name)
             if seen is not None and (version < seen.version or (version == seen.version and digest != seen.digest)):
@@ -80,7 +80,7 @@ class Memory:
         Raises:
             RegistryUnavailable: What was seen cannot be read or written.
         """
-        with self._lock:
+        with self._alone.lock:
             file = self._read()
             both = file.revoked | reasons
             if both != file.revoked:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,7 +23,6 @@ class Shelf:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._lock = threading.Lock()
         self._read: dict[Path, RegistryEntry] = {}
 
     def current(self) -> tuple[RegistryEntry, ...]:
@@ -47,8 +45,7 @@ class Shelf:
         """Read a folder, or remember it from the last time if its files are the same."""
         try:
             state = state_of(folder)
-            with self._lock:
-                known = self._read.get(folder)
+            known = self._read.get(folder)
             if known is not None and known.state == state:
                 return known
             entry = read_entry(self._inside(folder), name, version)
@@ -56,8 +53,7 @@ class Shelf:
             return RegistryEntry(name, folder, None, error.strerror, version)
         except PrefixInvalid as error:
             entry = RegistryEntry(name, folder, None, str(error), version, state=state)
-        with self._lock:
-            self._read[folder] = entry
+        self._read[folder] = entry
         return entry
 
     def read(self, name: str, location: str) -> RegistryEntry:

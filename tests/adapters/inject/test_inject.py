@@ -15,6 +15,7 @@ from transformers import CanineTokenizer
 from apl_guard import InvalidInput, PrefixInvalid, PrefixNotApplied
 from apl_guard.adapters.inject import embed, encode_prompts, injected, tokenize_with_prefix
 from apl_guard.adapters.inject.prefix_tokenizer import prefix_tokenizer
+from apl_guard.adapters.inject.without_prefix import without_prefix
 from apl_guard.testing import tiny_pipe, tiny_tokenizer
 
 PROMPTS = ["a photo of a man", "", "a photo " * 60, "Mara Voss, <|endoftext|> 北京 😀"]
@@ -186,6 +187,16 @@ def test_threads_with_different_prefixes_on_one_encoder(shared_pipe, prompt_embe
 
     assert wrong == []
     assert type(encoder.get_input_embeddings()) is torch.nn.Embedding
+
+
+def test_the_default_device_of_a_platform_is_not_that_of_its_rows():
+    """`torch.set_default_device` moves what torch makes; what the tokenizer gave is compared where it is."""
+    ids = torch.tensor([[7, -1, -2, 8, 0]])
+
+    with torch.device("meta"):
+        _, kwargs = without_prefix((), {"input_ids": ids}, 0)
+
+    assert kwargs["input_ids"].tolist() == [[7, 8, 0, 0, 0]]
 
 
 def test_half_precision(vectors):
