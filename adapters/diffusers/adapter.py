@@ -95,7 +95,7 @@ class DiffusersAdapter:
         bound = self._signature.bind(self._pipe, *args, **kwargs)
         arguments = dict(list(bound.arguments.items())[1:])
         arguments |= arguments.pop("kwargs", {})
-        check_not_rewritten(self._defaults | arguments)
+        check_not_rewritten(self._pipe, self._defaults | arguments)
         text: dict[Channel, tuple[str, ...]] = {}
         used: set[Channel] = set()
         for name, value in arguments.items():

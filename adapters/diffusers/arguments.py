@@ -192,9 +192,13 @@ HARMLESS = frozenset(
 REWRITES: Mapping[str, bool | None] = {
     "caption_upsample_temperature": None,
     "enable_prompt_rewrite": False,
+    "use_pe": False,
 }
 """Argument with which a language model rewrites the prompt, so that no prefix can be kept in front of it, whatever the
 policy says → the value with which it does not."""
+
+# The components without which it does nothing.
+_NEEDS = {"use_pe": ("pe", "pe_tokenizer")}
 
 
 def channel_of(name: str, pipeline: str) -> Channel | None:
@@ -218,21 +222,23 @@ def is_known(name: str) -> bool:
     return name in _CHANNEL_OF or name in HARMLESS or name in REWRITES
 
 
-def check_not_rewritten(arguments: Mapping[str, Any]) -> None:
+def check_not_rewritten(pipe: Any, arguments: Mapping[str, Any]) -> None:
     """Refuse a call in which a language model would rewrite the prompt.
 
     Args:
+        pipe: The pipe.
         arguments: Argument → value, defaults included.
 
     Raises:
         InvalidInput: It would. The message says what to pass.
 
     Example:
-        >>> check_not_rewritten({"prompt": "a cat", "enable_prompt_rewrite": False})
+        >>> check_not_rewritten(object(), {"prompt": "a cat", "enable_prompt_rewrite": False, "use_pe": True})
     """
     for name, off in REWRITES.items():
         value = arguments.get(name)
-        if value is not None and value is not False:  # nothing else, which might say another thing the next time
+        can = all(getattr(pipe, part, None) is not None for part in _NEEDS.get(name, ()))
+        if can and value is not None and value is not False:  # anything else might say another thing the next time
             raise InvalidInput(
                 "a language model would rewrite the prompt, so no prefix can be kept in front of it; "
                 f"pass {name}={off}",

@@ -49,6 +49,7 @@ _SUPPORTED = frozenset(
         "bria",
         "bria_fibo",
         "deepfloyd_if",
+        "ernie_image",
         "hunyuan_image",
         "kandinsky",
         "krea2",
@@ -100,7 +101,7 @@ _REFUSED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("ace_step", "audioldm2", "longcat_audio_dit", "stable_audio", "stable_audio_3"), _SOUND),
     **dict.fromkeys(("diffusion_gemma", "llada2"), _TEXT),
-    **dict.fromkeys(("ernie_image", "ideogram4"), _REWRITES),
+    "ideogram4": _REWRITES,
     **dict.fromkeys(
         ("bria_fibo2", "BriaFiboEditPipeline"), "it reads the prompt as JSON, so nothing can stand in front of it"
     ),

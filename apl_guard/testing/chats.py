@@ -6,7 +6,7 @@ from typing import Any
 
 from . import language, parts, text
 
-__all__ = ["bria_fibo", "cogview_4", "flux_2", "hidream", "lumina", "lumina_2", "prx", "sana"]
+__all__ = ["bria_fibo", "cogview_4", "ernie_image", "flux_2", "hidream", "lumina", "lumina_2", "prx", "sana"]
 
 _ROPES = {"axes_dim_rope": [4, 2, 2], "axes_lens": [1024, 64, 64]}
 
@@ -23,6 +23,25 @@ def flux_2(d: Any, encoder: Any = None, *, guidance_embeds: bool = True) -> dict
     return {
         **text.slots(encoder or language.mistral3()),
         "transformer": transformer,
+        "vae": parts.small_vae(d.AutoencoderKLFlux2),
+        "scheduler": parts.flow(d),
+    }
+
+
+def ernie_image(d: Any) -> dict[str, Any]:
+    transformer = d.ErnieImageTransformer2DModel(
+        hidden_size=32,
+        num_attention_heads=2,
+        num_layers=1,
+        ffn_hidden_size=32,
+        in_channels=4,
+        out_channels=4,
+        text_in_dim=text.WIDTH,
+        rope_axes_dim=(8, 4, 4),
+    )
+    return {
+        **text.slots(language.ministral3()),
+        "transformer": parts.awake(transformer),
         "vae": parts.small_vae(d.AutoencoderKLFlux2),
         "scheduler": parts.flow(d),
     }

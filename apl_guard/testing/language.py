@@ -16,12 +16,12 @@ from .qwen_encoders import bytes_tokenizer, processor
 from .text import WIDTH, byte_letters, loud
 from .vocabularies import from_files
 
-__all__ = ["chat_glm", "gemma", "glm", "llama", "mistral3", "smol", "t5_gemma"]
+__all__ = ["chat_glm", "gemma", "glm", "llama", "ministral3", "mistral3", "smol", "t5_gemma"]
 
 
-def mistral3() -> Any:
+def mistral3(cls: str = "Mistral3ForConditionalGeneration") -> Any:
     """A Mistral 3 and its tokenizer, inside the processor that has the chat template, as in Flux.2."""
-    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+    import transformers
 
     special = ["<pad>", "<s>", "</s>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"]
     special += ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
@@ -31,7 +31,7 @@ def mistral3() -> Any:
         "[{{ turn }}]{% for c in m.content %}{{ c.text }}{% endfor %}[/{{ turn }}]{% endfor %}"
     )
     shape = {"intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    made = Mistral3Config(
+    made = transformers.Mistral3Config(
         text_config={
             "model_type": "mistral",
             **shape,
@@ -53,7 +53,20 @@ def mistral3() -> Any:
     )
     # Its own class, PixtralProcessor, wants torchvision; what it does with texts is all in the base class.
     inside = processor("ProcessorMixin", tokenizer, chat_template=template)
-    return loud(Mistral3ForConditionalGeneration(made)), inside
+    return loud(getattr(transformers, cls)(made)), inside
+
+
+def ministral3() -> Any:
+    """A Mistral 3 and its tokenizer, which puts a start token in front and has no template, as in ERNIE-Image."""
+    from tokenizers.processors import TemplateProcessing
+
+    text_encoder, inside = mistral3("Mistral3Model")
+    tokenizer = inside.tokenizer
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    tokenizer.model_max_length = 60
+    return text_encoder, tokenizer
 
 
 def glm() -> Any:

@@ -126,6 +126,7 @@ FAMILIES: dict[str, Family] = {
     "hidream": Family(chats.hidream, "HiDreamImagePipeline", _TINY | {"max_sequence_length": 40}),
     "bria": Family(dits.bria, "BriaPipeline", _SMALL | {"max_sequence_length": 40}),
     "bria_fibo": Family(chats.bria_fibo, "BriaFiboPipeline", _SMALL | {"max_sequence_length": 60}),
+    "ernie_image": Family(chats.ernie_image, "ErnieImagePipeline", _TINY),
     "deepfloyd_if": Family(
         unets.deepfloyd_if, "IFPipeline", _SMALL | {"clean_caption": False}, {"requires_safety_checker": False}
     ),

@@ -206,6 +206,12 @@ def _bria(m, prompts):
     return {"prompt_embeds": torch.stack([torch.nn.functional.pad(row, (0, 0, 0, 40 - len(row))) for row in rows])}
 
 
+def _ernie_image(m, prompts):
+    options = {"masked": False, "padded": False, "output_hidden_states": True}
+    outputs = [m.encoder("text_encoder", [prompt], 60, **options)[0] for prompt in prompts]
+    return {"prompt_embeds": [output.hidden_states[-2][0] for output in outputs]}
+
+
 def _deepfloyd_if(m, prompts):
     prompts = [prompt.lower().strip() for prompt in prompts]
     return {"prompt_embeds": m.t5("text_encoder", prompts, 77, masked=True)[0]}
@@ -292,6 +298,7 @@ EMBEDS = {
     "cogview_4": _cogview_4,
     "kandinsky_5": _kandinsky_5,
     "bria": _bria,
+    "ernie_image": _ernie_image,
     "deepfloyd_if": _deepfloyd_if,
     "hunyuan_image": _hunyuan_image,
     "krea_2": _krea_2,

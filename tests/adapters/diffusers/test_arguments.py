@@ -88,7 +88,7 @@ def test_a_modular_pipeline_is_refused_with_what_to_use_instead():
         Guard(pipe)
 
 
-@pytest.mark.parametrize("name", ["WanPipeline", "StableAudioPipeline", "ErnieImagePipeline", "OmniGenPipeline"])
+@pytest.mark.parametrize("name", ["WanPipeline", "StableAudioPipeline", "BriaFibo2Pipeline", "OmniGenPipeline"])
 def test_a_refusal_names_the_class_and_the_reason(name):
     """The pipe does not even have to work: its class is enough."""
     pipe = object.__new__(getattr(diffusers, name))

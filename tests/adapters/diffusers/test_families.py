@@ -79,7 +79,7 @@ def test_options_of_the_call_work_as_in_the_bare_pipe(made, options):
     assert torch.equal(expected, m.draw(m.guard, prompts, **options))
 
 
-@pytest.mark.parametrize("family", ["qwen_image_21", "nucleus_image", "longcat_image"])
+@pytest.mark.parametrize("family", ["qwen_image_21", "nucleus_image", "longcat_image", "ernie_image"])
 def test_several_pictures_of_several_prompts_beside_long_negative_prompts(made, family):
     """The prompts get the prefix, and the negative prompts, longer than they are, stay plain: bit for bit."""
     m = made(family)

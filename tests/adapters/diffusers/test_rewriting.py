@@ -1,27 +1,60 @@
 """Pipelines in which a language model can rewrite the prompt before it is encoded."""
 
+import copy
+
 import pytest
+from transformers import Ministral3Config, Ministral3ForCausalLM
 
 from apl_guard import Guard, InvalidInput, PrefixNotApplied
 from apl_guard.adapters.diffusers import adapter
 from apl_guard.testing import FAMILIES, random_prefix, tiny_pipe
 
 N = 4
-REWRITING = {"longcat_image": ({}, "enable_prompt_rewrite=False")}
+SWITCHES = {"longcat_image": "enable_prompt_rewrite", "ernie_image": "use_pe"}
 
 
-@pytest.mark.parametrize("family", REWRITING)
-def test_a_prompt_that_a_language_model_would_rewrite_is_refused(family):
-    """Before anything is drawn, with what to pass. If it were rewritten all the same, there would be no picture."""
-    pipe, (asked, advice) = tiny_pipe(family=family), REWRITING[family]
+def _rewriting(family):
+    """A pipe that rewrites its prompts unless it is told not to, and what else its calls need."""
+    pipe = tiny_pipe(family=family)
+    if family == "ernie_image":
+        tokenizer = copy.deepcopy(pipe.tokenizer)
+        tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+        shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+        config = Ministral3Config(**shape, hidden_size=16, intermediate_size=16, vocab_size=len(tokenizer))
+        pipe.register_modules(pe=Ministral3ForCausalLM(config).eval(), pe_tokenizer=tokenizer)
     pipe.tokenizer_max_length = 40
-    options = {name: value for name, value in FAMILIES[family].options.items() if name not in advice} | asked
-    guard = Guard(pipe, prefix=random_prefix(pipe, n=N))
+    return pipe, {key: value for key, value in FAMILIES[family].options.items() if key != SWITCHES[family]}
 
-    with pytest.raises(InvalidInput, match=f"rewrite the prompt.* pass {advice}"):
+
+@pytest.mark.parametrize("family", SWITCHES)
+@pytest.mark.parametrize("value", ["the default", True, 1, "yes"])
+def test_a_prompt_that_a_language_model_would_rewrite_is_refused(family, value):
+    """Before anything is drawn, with what to pass."""
+    pipe, options = _rewriting(family)
+    guard = Guard(pipe, prefix=random_prefix(pipe, n=N))
+    options |= {} if value == "the default" else {SWITCHES[family]: value}
+
+    with pytest.raises(InvalidInput, match=f"rewrite the prompt.* pass {SWITCHES[family]}=False"):
         guard(prompt="Mara Voss", **options)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapter, "check_not_rewritten", lambda _: None)
-        with pytest.raises(PrefixNotApplied):
-            guard(prompt="Mara Voss", **options)
+
+@pytest.mark.parametrize("family", SWITCHES)
+def test_a_prompt_that_was_rewritten_all_the_same_gives_no_picture(family, monkeypatch):
+    """What the language model wrote has no prefix in front, and that shows."""
+    pipe, options = _rewriting(family)
+    guard = Guard(pipe, prefix=random_prefix(pipe, n=N))
+    monkeypatch.setattr(adapter, "check_not_rewritten", lambda *_: None)
+
+    with pytest.raises(PrefixNotApplied):
+        guard(prompt="Mara Voss", **options)
+
+
+@pytest.mark.parametrize("family", SWITCHES)
+def test_a_prompt_is_guarded_where_the_language_model_is_switched_off(family):
+    """Though it is in the pipe."""
+    pipe, options = _rewriting(family)
+    guard = Guard(pipe, prefix=random_prefix(pipe, n=N))
+
+    outcome = guard.generate(prompt="Mara Voss", **options, **{SWITCHES[family]: False}).outcome
+
+    assert outcome.prefix_rows == {"text_encoder": (N,)}
