@@ -3,6 +3,9 @@
 It is held against the product in test_independent_verifier.py. By hand:
 
 python tests/audit/independent_verifier.py LOG [WITNESS …]
+python tests/audit/independent_verifier.py RECEIPT PUBLIC_KEY
+
+It ends in 0 where that is valid.
 """
 
 import hashlib
@@ -293,5 +296,18 @@ def check_log(log, witnesses=(), public_key=None):
     return "torn" if is_torn else "valid" if any(kept) else "unverifiable"
 
 
+@or_tampered
+def check_file(path, public_key):
+    """The records that the receipt in a file proves."""
+    return check_receipt(read_json(path.read_bytes()), public_key)
+
+
 if __name__ == "__main__":
-    print(check_log(Path(sys.argv[1]), [Path(each) for each in sys.argv[2:]]))
+    place, others = Path(sys.argv[1]), sys.argv[2:]
+    try:
+        records = check_file(place, *others) if place.is_file() else []
+        verdict = "valid" if records else check_log(place, [Path(each) for each in others])
+    except TamperedError as error:
+        verdict, records = f"tampered: {error}", []
+    print(verdict, *map(json.dumps, records), sep="\n")
+    sys.exit(verdict != "valid")

@@ -3,8 +3,10 @@
 import ast
 import contextlib
 import copy as copies
+import json
 import random
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -221,6 +223,23 @@ def test_both_say_the_same_about_any_receipt(receipts, data):
         theirs = None
 
     assert ours == theirs
+
+
+def test_it_is_a_program_for_whoever_has_a_log_or_a_receipt(whole, tmp_path):
+    """And one key. It says what it found, and ends in 0 for nothing but what is valid."""
+    receipt = prove(whole / "log", f"{3:032x}")
+    (tmp_path / "receipt.json").write_text(json.dumps(receipt, indent=2))
+    log, witness = whole / "log", whole / "witness"
+    program = [sys.executable, str(Path(__file__).with_name("independent_verifier.py"))]
+    for arguments, code, verdict in (
+        ([log, witness], 0, "valid\n"),
+        ([log], 1, "unverifiable\n"),
+        ([witness], 1, "tampered: FileNotFoundError"),
+        ([tmp_path / "receipt.json", receipt["public_key"]], 0, 'valid\n{"writer": "'),
+        ([tmp_path / "receipt.json", "0" * 64], 1, "tampered: "),
+    ):
+        done = subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True, timeout=600)
+        assert (done.returncode, done.stdout.startswith(verdict), done.stderr) == (code, True, ""), done
 
 
 def test_it_imports_nothing_of_the_package():
