@@ -201,7 +201,7 @@ def _measure(row: Mapping[str, Any]) -> _Measure | None:
 
 
 _HOW = {
-    "anonymize": "the image was generated with a prefix that keeps the likeness of real people out",
+    "anonymize": "the image was generated with a prefix that was trained to keep the likeness of real people out",
     "rewrite": "the image was generated from a text in which names of people are replaced by descriptions",
 }
 

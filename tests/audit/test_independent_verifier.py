@@ -14,14 +14,14 @@ import mutants
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from independent_verifier import TamperedError, check_log
+from independent_verifier import TamperedError, check_log, is_under, read_checkpoint
 from independent_verifier import check_receipt as check_by_the_book
 from logs import TORTURE, call, make_log
 
 from apl_guard import InvalidInput
 from apl_guard.audit import disk
 from apl_guard.audit.durable import DurableLog, LogOptions
-from apl_guard.audit.receipt import check_receipt, prove
+from apl_guard.audit.receipt import check_receipt, prove, prove_consistency
 from apl_guard.audit.verify import Verdict, verify_log
 from apl_guard.audit.witness import CHECKPOINTS
 
@@ -240,6 +240,17 @@ def test_it_is_a_program_for_whoever_has_a_log_or_a_receipt(whole, tmp_path):
     ):
         done = subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True, timeout=600)
         assert (done.returncode, done.stdout.startswith(verdict), done.stderr) == (code, True, ""), done
+
+
+def test_a_proof_of_consistency_is_checked_by_the_book(whole):
+    """By whoever kept the earlier checkpoint: the later one's history holds it, at its place."""
+    proof = prove_consistency(whole / "log", 2, 9)
+    first, second = (read_checkpoint(proof[each].encode(), None) for each in ("first", "second"))
+    place = first["checkpoint"], second["checkpoint"], proof["history"], second["history"]
+
+    is_under(proof["first"].encode(), *place)
+    with pytest.raises(TamperedError):
+        is_under(proof["first"].encode().replace(b'"closed":false', b'"closed":true'), *place)
 
 
 def test_it_imports_nothing_of_the_package():
