@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_FORMATS = ("PNG", "JPEG", "WEBP")
+"""What is in such files. Whatever their names are, Pillow would also read others, for some of which it starts programs:
+Ghostscript runs what stands in a file of PostScript."""
 _MAX_PROMPT_BYTES = 256 << 20
 
 
@@ -100,7 +103,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> Image:
-    """Read an image as RGB and upright; of several pictures in one file, the first.
+    """Read an image, PNG, JPEG or WebP, as RGB and upright; of several pictures in one file, the first.
 
     Raises:
         InvalidInput: It cannot be read.
@@ -110,14 +113,16 @@ def read_image(path: Path) -> Image:
     try:
         if path.exists() and not path.is_file():  # a pipe, for which Pillow would wait
             raise OSError("not a regular file")
-        with Image.open(path) as opened:
+        with Image.open(path, formats=_FORMATS) as opened:
             upright = ImageOps.exif_transpose(opened)  # cameras write down how they were held
             if upright.mode.startswith(("I", "F")):
                 return _as_bytes(upright).convert("RGB")
             return upright.convert("RGB")
     # A damaged file raises any of the middle ones, one of more pixels than fit into memory the last.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidInput(f"not an image that can be read: {error}", where=path) from error
+        raise InvalidInput(
+            f"not an image that can be read ({error}); expected PNG, JPEG or WebP", where=path
+        ) from error
 
 
 def _as_bytes(image: Image) -> Image:

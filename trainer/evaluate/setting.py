@@ -270,7 +270,7 @@ def _read(path: Path) -> Pictures | None:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError):  # a damaged PNG raises any of these
         return None

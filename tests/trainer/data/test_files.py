@@ -29,6 +29,22 @@ def test_neither_a_pipe_nor_a_folder_is_read(read: Callable[[Path], Any], kind: 
         read(path)
 
 
+def test_a_picture_starts_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript under the name of a picture is a program, which Pillow would hand to Ghostscript."""
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch '{tmp_path / 'ran'}'\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # not looked for yet
+    (tmp_path / "a.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+
+    with pytest.raises(InvalidInput, match=r"a\.png.*expected PNG, JPEG or WebP"):
+        read_image(tmp_path / "a.png")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_files_with_the_mark_of_windows_editors_are_read_as_they_look(tmp_path: Path) -> None:
     """ "UTF-8 with BOM": the mark is no part of the first prompt, and metadata.jsonl is still JSON."""
     (tmp_path / "prompts.txt").write_text("a red car\n", encoding="utf-8-sig")
