@@ -173,8 +173,13 @@ def refuse_device(path: Path) -> None:
         raise StorageFailed("is a device or a pipe; choose a file", path=path)
 
 
-def write_file(path: Path, content: bytes) -> Path:
+def write_file(path: Path, content: bytes, *, private: bool = False) -> Path:
     """Write one file: the whole content, or what was there before.
+
+    Args:
+        path: The file.
+        content: Its content.
+        private: Whether it is for its owner alone to read, at every moment.
 
     Raises:
         StorageFailed: It could not be written, such as on a full disk, or is a device or a pipe.
@@ -190,7 +195,8 @@ def write_file(path: Path, content: bytes) -> Path:
         os.close(handle)
         temporary = Path(name)
         try:
-            temporary.chmod(0o644)  # mkstemp makes it private
+            if not private:
+                temporary.chmod(0o644)  # mkstemp makes it private
             _write_through(temporary, content)
             temporary.replace(path)
         except BaseException:

@@ -2,6 +2,7 @@
 
 import io
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,13 +42,17 @@ def gallery():
     return Gallery.enroll(Listed(faces), {"case 16": [filled(0), filled(1)], ENTRY: [filled(2)]})
 
 
-def test_a_gallery_survives_its_file(gallery, tmp_path):
-    """Entry for entry and bit for bit, readable for its owner alone."""
+def test_a_gallery_survives_its_file(gallery, tmp_path, monkeypatch):
+    """Entry for entry and bit for bit, at every moment readable for its owner alone."""
+    modes, replace = [], Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda file, to: modes.append(file.stat().st_mode & 0o777) or replace(file, to)
+    )
     gallery.save(tmp_path / "gallery.safetensors")
     again = Gallery.load(tmp_path / "gallery.safetensors")
     assert (again.entries, again.digest) == (gallery.entries, gallery.digest)
     assert np.array_equal(again.embeddings, gallery.embeddings)
-    assert (tmp_path / "gallery.safetensors").stat().st_mode & 0o777 == 0o600
+    assert [*modes, (tmp_path / "gallery.safetensors").stat().st_mode & 0o777] == [0o600, 0o600]
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no tensors", "cut off"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import sqlite3
 import time
@@ -66,6 +68,8 @@ def open_database(path: Path) -> sqlite3.Connection:
     Raises:
         sqlite3.DatabaseError: It cannot be opened, or holds something else than this version makes.
     """
+    with contextlib.suppress(OSError):  # SQLite says more about what is wrong
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o640))  # for whom the records are, of which it holds copies
     database = sqlite3.connect(path, timeout=_PATIENCE)
     try:
         _write_ahead(database)

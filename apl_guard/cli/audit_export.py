@@ -107,9 +107,9 @@ def _written(output: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         return
     refuse_device(output)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    temporary = output.with_name(f".{output.name}.{os.urandom(8).hex()}")
     try:
-        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+        with temporary.open("x", newline="", encoding="utf-8", errors="backslashreplace") as stream:
             yield stream
         temporary.replace(output)
     except OSError as error:

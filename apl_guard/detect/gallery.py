@@ -128,8 +128,7 @@ class Gallery:
         from safetensors.numpy import save
 
         header = {"format": _FORMAT, "recogniser": self.recogniser, "entries": json.dumps(self.entries)}
-        written = write_file(Path(path), save({"embeddings": self.embeddings}, header))
-        written.chmod(0o600)
+        write_file(Path(path), save({"embeddings": self.embeddings}, header), private=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Gallery:

@@ -188,6 +188,16 @@ def test_a_pipe_is_not_made_a_file(log, run, tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
+def test_an_export_follows_no_link_that_waits_for_it(log, run, tmp_path):
+    """In a folder where others may write, too, only the file that is named is written."""
+    (tmp_path / "other").write_text("as it was")
+    (tmp_path / f".calls.csv.{os.getpid()}").symlink_to(tmp_path / "other")
+
+    assert run("export", log, "--csv", "--output", tmp_path / "calls.csv")[0] == 0
+    assert (tmp_path / "other").read_text() == "as it was"
+    assert not (tmp_path / "calls.csv").is_symlink()
+
+
 def test_an_export_that_fails_leaves_the_file_before_it(log, run, tmp_path):
     """As does one of a folder without a log."""
     (tmp_path / "empty").mkdir()
