@@ -26,6 +26,7 @@ __all__ = [
     "check_place",
     "make_folder",
     "read_regular",
+    "refuse_device",
     "sync",
     "sync_folder",
     "write_file",

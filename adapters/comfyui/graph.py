@@ -21,7 +21,7 @@ from apl_guard.request import Channel
 from .guidance import turns_guidance_round
 from .links import ENDS, NOTHING_LEFT, Nodes, consumers_in, hides_link, link_in, roles_of
 
-__all__ = ["Graph", "Place", "channels_in", "read_graph", "with_prefix", "with_texts"]
+__all__ = ["Graph", "channels_in", "read_graph", "with_prefix", "with_texts"]
 
 _TEXTS = {
     "CLIPTextEncode": ("text",),

@@ -7,7 +7,7 @@ from typing import Any
 
 from apl_guard.errors import InvalidInput
 
-__all__ = ["ENDS", "NOTHING_LEFT", "Consumers", "Nodes", "consumers_in", "hides_link", "link_in", "roles_of"]
+__all__ = ["ENDS", "NOTHING_LEFT", "Nodes", "consumers_in", "hides_link", "link_in", "roles_of"]
 
 Nodes = dict[str, dict[str, Any]]
 """Id → class and inputs."""

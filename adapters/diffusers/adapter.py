@@ -36,12 +36,11 @@ from .caches import with_own_caches
 from .channels import as_tokenized, has_adapter_weights, implied, said
 from .cleaning import cleaner_of, readings_of
 from .families import check_supported
-from .load import load_pipe
 from .marking import marked, part_of_prompts
 from .read_once import read_once
 from .view import Encoder, encoders_of, unreadable_in, view_of
 
-__all__ = ["DiffusersAdapter", "load_pipe"]
+__all__ = ["DiffusersAdapter"]
 
 _OLD_NAMES = {"callback", "callback_steps"}
 _READABLE = {"config", "device", "dtype", "name_or_path", "scheduler", "vae_scale_factor"}

@@ -35,16 +35,7 @@ from apl_guard.request import Channel
 
 from .readings import is_readable, tokenized_forms
 
-__all__ = [
-    "CHUNK",
-    "Syntax",
-    "draws_the_negative_prompt",
-    "pieces",
-    "prefixed",
-    "read_a1111",
-    "read_comfyui",
-    "strip_comments",
-]
+__all__ = ["CHUNK", "draws_the_negative_prompt", "pieces", "prefixed", "read_a1111", "read_comfyui"]
 
 CHUNK = 75
 """Tokens of a prompt that are encoded at once, start and end not counted."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from .http_client import RemoteAnswerInvalid
 
-__all__ = ["MAX_PIXELS", "decode", "decode_base64"]
+__all__ = ["decode", "decode_base64"]
 
 MAX_PIXELS = 64 << 20
 """The largest picture that is decoded: 8192 × 8192."""

@@ -13,7 +13,7 @@ from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.seal_key import KEY_BYTES, key_root
 from apl_guard.storage import read_regular
 
-__all__ = ["Chain", "read_chain", "read_identity", "read_keys"]
+__all__ = ["Chain", "Sealed", "read_chain", "read_identity", "read_keys"]
 
 _MAX_IDENTITY = 4096
 

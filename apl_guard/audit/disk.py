@@ -19,6 +19,7 @@ __all__ = [
     "check_system",
     "create_private",
     "destroy",
+    "network_file_system",
     "read_private",
     "sync",
     "unavailable",

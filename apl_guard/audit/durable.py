@@ -13,12 +13,12 @@ from typing import Any
 from apl_guard.audit import disk, locks
 from apl_guard.audit.checkpoint import LOG_FILE, Identity
 from apl_guard.audit.digest_keys import DigestKeys
-from apl_guard.audit.folder import KEYS, LOCK, SEGMENTS, open_or_create
+from apl_guard.audit.folder import KEYS, LOCK, open_or_create
 from apl_guard.audit.sealed_writer import LogOptions, SealedWriter, leave_all
 from apl_guard.audit.witness import Witness
 from apl_guard.errors import AplGuardError, AuditUnavailable
 
-__all__ = ["SEGMENTS", "DurableLog", "LogOptions"]
+__all__ = ["DurableLog", "LogOptions"]
 
 _log = logging.getLogger("apl_guard")
 

@@ -14,7 +14,7 @@ from apl_guard.decision import Protection
 from apl_guard.decision.rules import NO_RULE
 from apl_guard.errors import AuditUnavailable, InvalidInput
 
-__all__ = ["CSV_COLUMNS", "Platform", "calls", "statements", "write_csv"]
+__all__ = ["Platform", "calls", "statements", "write_csv"]
 
 CSV_COLUMNS = [
     *("decision_id", "decided", "ended", "policy", "policy_version", "mode", "tenant", "route", "backend", "action"),

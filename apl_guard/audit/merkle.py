@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 
 __all__ = [
+    "EMPTY_ROOT",
     "Tree",
     "consistency_proof",
     "inclusion_proof",

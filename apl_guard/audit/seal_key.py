@@ -24,7 +24,7 @@ from apl_guard.storage import sync
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-__all__ = ["KEY_BYTES", "KeyState", "SealKey", "public_keys", "signature_fits"]
+__all__ = ["EPOCHS", "FILE_NAME", "KEY_BYTES", "KeyState", "SealKey", "key_root", "public_keys", "signature_fits"]
 
 KEY_BYTES = 32
 EPOCHS = 1024

@@ -15,7 +15,7 @@ from apl_guard.audit.verify_rows import check_rows
 from apl_guard.audit.witness import CHECKPOINTS
 from apl_guard.errors import InvalidInput
 
-__all__ = ["Report", "Verdict", "verify_log"]
+__all__ = ["Verdict", "verify_log"]
 
 _LOOKS = 5
 _LOOK_AGAIN_SECONDS = 0.02

@@ -10,7 +10,7 @@ from apl_guard.audit.checkpoint import LOG_FILE, Identity, key_file
 from apl_guard.errors import AuditUnavailable
 from apl_guard.storage import sync_folder
 
-__all__ = ["Witness"]
+__all__ = ["CHECKPOINTS", "Witness"]
 
 CHECKPOINTS = "checkpoints.jsonl"
 _CHUNK = 1 << 20

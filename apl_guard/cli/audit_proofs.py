@@ -13,7 +13,7 @@ from apl_guard.cli.options import Output, put_out
 from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
 
-__all__ = ["consistency", "erase", "prove", "reveal"]
+__all__ = ["Keys", "consistency", "erase", "prove", "reveal"]
 
 Keys = Annotated[Path | None, typer.Option(help="The log's keys.", show_default="the folder keys in the log")]
 

@@ -16,7 +16,7 @@ from apl_guard.storage import make_folder, write_file
 if TYPE_CHECKING:
     from apl_guard.guard import Guarded
 
-__all__ = ["first_line", "generate", "open_model", "place"]
+__all__ = ["generate", "open_model", "place"]
 
 
 def generate(
@@ -137,7 +137,7 @@ def open_model(name: str) -> Any:
     Raises:
         ModelInvalid: It cannot be opened.
     """
-    from apl_guard.adapters.diffusers.adapter import load_pipe
+    from apl_guard.adapters.diffusers.load import load_pipe
 
     if name == "minifaces":
         from apl_guard.trainer import minifaces

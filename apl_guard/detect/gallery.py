@@ -21,7 +21,7 @@ from apl_guard.detect.pictures import Picture, read_pictures
 from apl_guard.errors import InvalidInput, OutputCheckFailed
 from apl_guard.storage import write_file
 
-__all__ = ["Embeddings", "Gallery", "Recogniser"]
+__all__ = ["Embeddings", "Gallery", "Recogniser", "unit"]
 
 Embeddings = npt.NDArray[np.float32]
 """Shape (n, E); of unit length where nothing else is said."""

@@ -14,7 +14,7 @@ from apl_guard.detect.gallery import Embeddings
 from apl_guard.detect.pictures import Picture
 from apl_guard.errors import ExtraMissing, ModelInvalid
 
-__all__ = ["OpenCVFaces"]
+__all__ = ["WIDTH", "OpenCVFaces"]
 
 _OVERLAP = 0.3
 """From which overlap two boxes are of one face."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor, nn
 
-__all__ = ["MAX_DISTANCE", "Likeness", "Tier", "Traits", "compare", "traits_of"]
+__all__ = ["Likeness", "Tier", "Traits", "compare", "traits_of"]
 
 MAX_DISTANCE = 0.01
 """How far the answers of a compatible encoder may be from those of the original, relative to their size.

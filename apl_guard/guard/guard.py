@@ -37,7 +37,7 @@ from apl_guard.request.context import Context, calling_for, current_context
 if TYPE_CHECKING:
     from apl_guard.tracing import Tracing
 
-__all__ = ["Guard", "Guarded", "MetricsServer"]
+__all__ = ["Guard", "Guarded"]
 
 
 class Guard:

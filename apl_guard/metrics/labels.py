@@ -13,6 +13,7 @@ from apl_guard.policy import Action, Mode, OnError
 __all__ = [
     "ACTIONS",
     "AUDIT_OUTCOMES",
+    "BACKEND_STAGE",
     "DISPOSITIONS",
     "ERROR_TYPES",
     "LEAKS",

@@ -14,7 +14,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from apl_guard.errors import MetricsUnavailable
 
-__all__ = ["FOLDER_VARIABLE", "MetricsServer", "is_multiprocess", "of_all_processes", "serve"]
+__all__ = ["MetricsServer", "is_multiprocess", "of_all_processes", "serve"]
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder in which several processes count together."""

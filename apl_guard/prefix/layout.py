@@ -6,7 +6,19 @@ import os
 import re
 from pathlib import Path
 
-__all__ = ["cache_root", "current_folder", "is_name", "versions"]
+__all__ = [
+    "CARD_NAME",
+    "ENTRY_NAME",
+    "FILE_NAME",
+    "NAME_PATTERN",
+    "REVOKED_FOLDER",
+    "REVOKED_NAME",
+    "SIGNATURE_NAME",
+    "cache_root",
+    "current_folder",
+    "is_name",
+    "versions",
+]
 
 FILE_NAME = "prefix.safetensors"
 CARD_NAME = "card.md"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
 
-__all__ = ["Prefix", "PrefixMetadata"]
+__all__ = ["Prefix"]
 
 MAX_NORM_RATIO = 16
 """How many times the largest token embedding a vector may be. Trained ones are about twice as large."""

@@ -23,7 +23,7 @@ from apl_guard.storage import read_regular
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["parse_json", "parse_model", "parse_tensors", "printable", "read_file"]
+__all__ = ["MAX_FILE_BYTES", "MAX_VECTORS", "MAX_WIDTH", "parse_model", "parse_tensors", "printable", "read_file"]
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -16,7 +16,7 @@ from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, NAME_PATTERN, SIGNATURE_NAME
 from apl_guard.prefix.tensorfile import parse_model, read_file
 
-__all__ = ["LIMITS_BESIDE", "EntryFile", "RegistryEntry", "read_entry", "state_of"]
+__all__ = ["LIMITS_BESIDE", "MAX_CARD_BYTES", "EntryFile", "RegistryEntry", "read_entry", "state_of"]
 
 MAX_CARD_BYTES = 1 << 20
 LIMITS_BESIDE = {ENTRY_NAME: 16 << 10, CARD_NAME: MAX_CARD_BYTES, SIGNATURE_NAME: 64 << 10}

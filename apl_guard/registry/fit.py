@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from apl_guard.backend import Backend
     from apl_guard.registry.entry import RegistryEntry
 
-__all__ = ["Fit", "fit", "misfit", "nothing_for"]
+__all__ = ["Fit", "fit", "nothing_for"]
 
 _TRAIN = "train one for it with: apl-guard train --model MODEL --identities people.yaml --output PREFIX"
 

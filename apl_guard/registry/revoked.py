@@ -23,6 +23,7 @@ from apl_guard.registry.writing import only_writer
 from apl_guard.storage import write_file
 
 __all__ = [
+    "MAX_REVOKED_BYTES",
     "Revocation",
     "RevokedFile",
     "as_file",

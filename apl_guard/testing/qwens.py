@@ -17,6 +17,7 @@ __all__ = [
     "qwen_image",
     "qwen_vae",
     "z_image",
+    "z_transformer",
 ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-__all__ = ["Attack", "Target"]
+__all__ = ["Attack", "Target", "nothing_more"]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from apl_guard.trainer.evaluate.scores import rate
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.model.pipeline import frozen, model_digest
 
-__all__ = ["checkpoints", "measure_curves", "steps_needed"]
+__all__ = ["EACH", "checkpoints", "measure_curves", "steps_needed"]
 
 EACH = 4
 """Pictures of each person that are drawn to see whether the search has succeeded."""

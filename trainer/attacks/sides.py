@@ -41,7 +41,7 @@ from apl_guard.trainer.minifaces.people import Person
 from apl_guard.trainer.minifaces.pictures import Picture
 from apl_guard.trainer.minifaces.traits import COLOURS
 
-__all__ = ["PICTURES", "Shows", "Side", "sides_of", "things_wanted", "wanted_of"]
+__all__ = ["PICTURES", "Shows", "Side", "sides_of", "wanted_of"]
 
 PICTURES = 16
 """Pictures of each person, or thing, that the searcher has."""

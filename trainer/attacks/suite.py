@@ -26,7 +26,7 @@ from apl_guard.trainer.evaluate.result import ATTACK, Asked, Figures, Pictures
 from apl_guard.trainer.evaluate.scores import identity_figures, recognised
 from apl_guard.trainer.evaluate.setting import Setting
 
-__all__ = ["attacks", "attacks_on", "measure", "targets_of"]
+__all__ = ["attacks", "attacks_on", "measure", "withheld_by"]
 
 PEOPLE = 20
 """Seen people, and as many unseen ones, at most."""

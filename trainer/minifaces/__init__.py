@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from .judge import Judges
 
 __all__ = [
+    "WEIGHTS",
     "Person",
     "ScenePrompt",
+    "cache_path",
     "captions",
     "generic_prompts",
     "identities_file",

@@ -8,7 +8,7 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
 from apl_guard import Guard, InvalidInput, ModelInvalid, PolicyBlocked, PrefixNotApplied, PrefixNotFound
-from apl_guard.adapters.diffusers.adapter import load_pipe
+from apl_guard.adapters.diffusers.load import load_pipe
 from apl_guard.testing import random_prefix, tiny_pipe
 
 LONG = "a photo of a man in a red shirt, " * 12
