@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from apl_guard.adapters.a1111 import A1111
     from apl_guard.adapters.comfyui import ComfyUI
     from apl_guard.adapters.openai_images import OpenAIImages
+    from apl_guard.audit import AuditLog
     from apl_guard.decision import Decision, decide
     from apl_guard.detect.gallery import Gallery
     from apl_guard.detect.leaks import LeakWatch
@@ -60,11 +61,13 @@ if TYPE_CHECKING:
     from apl_guard.policy import Action, Policy
     from apl_guard.prefix import Prefix, PrefixMetadata
     from apl_guard.registry import PrefixRegistry
+    from apl_guard.tracing import Tracing
 
 __all__ = [
     "A1111",
     "Action",
     "AplGuardError",
+    "AuditLog",
     "AuditUnavailable",
     "ComfyUI",
     "ConfigInvalid",
@@ -104,6 +107,7 @@ __all__ = [
     "RequestTooLarge",
     "SelfTestFailed",
     "StorageFailed",
+    "Tracing",
     "TrainingFailed",
     "__version__",
     "decide",
@@ -113,6 +117,7 @@ _HOME = {
     "A1111": "adapters.a1111",
     "ComfyUI": "adapters.comfyui",
     "OpenAIImages": "adapters.openai_images",
+    "AuditLog": "audit",
     "Action": "policy",
     "Decision": "decision",
     "decide": "decision",
@@ -126,6 +131,7 @@ _HOME = {
     "Prefix": "prefix",
     "PrefixMetadata": "prefix",
     "PrefixRegistry": "registry",
+    "Tracing": "tracing",
 }
 
 

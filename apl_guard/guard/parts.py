@@ -32,7 +32,7 @@ _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "registry": ((str, os.PathLike, PrefixRegistry), "a folder, a URL, owner/name on the hub, or a PrefixRegistry"),
     "audit": ((str, os.PathLike, AuditLog), "a folder or an AuditLog"),
     "metrics_registry": ((CollectorRegistry,), "a CollectorRegistry of prometheus_client"),
-    "tracing": ((Tracing,), "Tracing() of apl_guard.tracing"),
+    "tracing": ((Tracing,), "Tracing()"),
     "output_check": ((OutputCheck,), "OutputCheck(recogniser, gallery, threshold)"),
     "leak_watch": ((LeakWatch,), "LeakWatch(recogniser, threshold, share=…)"),
 }
