@@ -10,7 +10,7 @@ from pathlib import Path
 from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import LOG_FILE
 from apl_guard.audit.folder import DIGEST_KEY, KEYS
-from apl_guard.audit.record_fields import digest, key_id, normal_digest
+from apl_guard.audit.keyed_digests import digest, key_id, normal_digest
 from apl_guard.audit.seal_key import KEY_BYTES
 from apl_guard.errors import AuditUnavailable, InvalidInput
 from apl_guard.storage import sync_folder

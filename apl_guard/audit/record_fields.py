@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from apl_guard._version import __version__
+from apl_guard.audit.keyed_digests import digest, key_id, normal_digest
 from apl_guard.decision import Decision, Protection, Reason
 from apl_guard.policy import Policy
 from apl_guard.request import Channel, GenerationRequest
-from apl_guard.request.canonical import canonical
 from apl_guard.request.context import Context
 
 if TYPE_CHECKING:
@@ -26,11 +23,8 @@ __all__ = [
     "Outcome",
     "brief",
     "decision_record",
-    "digest",
-    "key_id",
     "leak_drawing_record",
     "leak_record",
-    "normal_digest",
     "outcome_record",
     "policy_record",
     "refusal_record",
@@ -39,8 +33,6 @@ __all__ = [
 _SCHEMA_VERSION = 2
 _MAX_TEXTS = 64
 _MAX_NAME = 64
-_MAX_NORMAL = 10_000
-"""Of a longer text, the start is evened out: it is refused anyhow, and must not cost seconds."""
 _MAX_FINDINGS = 100
 _MAX_REASONS = 100
 
@@ -219,41 +211,6 @@ def brief(policy: Policy) -> dict[str, Any]:
         "digest": policy.digest,
         "mode": policy.mode.value,
     }
-
-
-def digest(key: bytes, text: str) -> str:
-    """The keyed digest of a text, in hex.
-
-    Example:
-        >>> digest(bytes(32), "a cat") == digest(bytes(32), "a cat") != digest(bytes(31) + b"1", "a cat")
-        True
-    """
-    mac = _keyed(key).copy()
-    # A prompt may hold lone surrogates; it must not be able to stop the record.
-    mac.update(text.encode("utf-8", "surrogatepass"))
-    return mac.hexdigest()
-
-
-def normal_digest(key: bytes, text: str) -> str:
-    """The keyed digest of what a text looks like: of its canonical form without case.
-
-    Example:
-        >>> normal_digest(bytes(32), "A  cat") == normal_digest(bytes(32), "a cat")
-        True
-    """
-    return digest(key, canonical(text[:_MAX_NORMAL]).casefold())
-
-
-@lru_cache(maxsize=4)
-def _keyed(key: bytes) -> hmac.HMAC:
-    """Where each digest under this key begins. `hmac.digest` would give up Python's lock for a few hundred bytes."""
-    return hmac.new(key, digestmod="sha256")
-
-
-@lru_cache(maxsize=64)
-def key_id(key: bytes) -> str:
-    """What tells which key made a digest, and nothing about the key."""
-    return hashlib.sha256(b"apl-guard digest key\0" + key).hexdigest()[:16]
 
 
 def _texts(key: bytes, texts: tuple[str, ...]) -> list[dict[str, Any]]:

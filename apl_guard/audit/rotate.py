@@ -11,7 +11,7 @@ from apl_guard.audit.checkpoint import LOG_FILE
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.folder import LOCK
-from apl_guard.audit.record_fields import key_id
+from apl_guard.audit.keyed_digests import key_id
 from apl_guard.audit.seal_key import KEY_BYTES
 
 __all__ = ["destroy_digest_key", "rotate"]

@@ -75,15 +75,8 @@ class Row:
         if not self.numbers or self.numbers[0] != 0:
             self.problem = "its first segment is missing"
             return
-        last = NO_PREVIOUS
-        position: int | None = 0
-        start = 0
-        if self.offset or self.start in self.numbers[1:]:
-            with (self.folder / segment_name(self.writer, self.start)).open("rb") as stream:
-                stream.seek(self.offset)
-                head = Record.head(stream.readline(MAX_LINE + 2).rstrip(b"\n"))
-            _, self.size, last = head
-            position, start = self.numbers.index(self.start), self.offset
+        position: int | None
+        position, start, last = self._beginning()
         count = bytes_read.get()
         while position is not None:
             number = self.numbers[position]
@@ -133,6 +126,15 @@ class Row:
                     self.notes.append(f"segment {number}: what follows byte {end} was never acknowledged")
             self._leftover(left)
             position = following
+
+    def _beginning(self) -> tuple[int, int, str]:
+        """The position of the first segment, the byte in it to begin with, and the hash of the line before."""
+        if not self.offset and self.start not in self.numbers[1:]:
+            return 0, 0, NO_PREVIOUS
+        with (self.folder / segment_name(self.writer, self.start)).open("rb") as stream:
+            stream.seek(self.offset)
+            _, self.size, last = Record.head(stream.readline(MAX_LINE + 2).rstrip(b"\n"))
+        return self.numbers.index(self.start), self.offset, last
 
     def _check(self, content: bytes, last: str) -> str | None:
         try:

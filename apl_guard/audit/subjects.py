@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.audit import disk
-from apl_guard.audit.record_fields import digest
+from apl_guard.audit.keyed_digests import digest
 from apl_guard.errors import AuditUnavailable
 
 __all__ = ["SubjectKeys"]

@@ -11,8 +11,8 @@ import pytest
 from apl_guard import AuditUnavailable, Guard, InvalidInput
 from apl_guard.audit import AuditLog
 from apl_guard.audit.digest_keys import DigestKeys
+from apl_guard.audit.keyed_digests import key_id
 from apl_guard.audit.reading import read_log
-from apl_guard.audit.record_fields import key_id
 from apl_guard.audit.rotate import rotate
 from apl_guard.audit.verify import Verdict, verify_log
 
@@ -98,7 +98,7 @@ def test_another_process_takes_the_new_key_with_its_next_record(folders):
     log, _ = folders
     program = (
         "import sys; from pathlib import Path\n"
-        "from apl_guard.audit.durable import DurableLog; from apl_guard.audit.record_fields import key_id\n"
+        "from apl_guard.audit.durable import DurableLog; from apl_guard.audit.keyed_digests import key_id\n"
         "log = DurableLog(Path(sys.argv[1]))\n"
         "for _ in sys.stdin:\n"
         "    print(key_id(log.digest_key), flush=True)\n"
