@@ -317,9 +317,12 @@ def test_the_largest_request_gets_a_decision(prompts):
 
 def test_a_request_and_a_decision_show_no_content():
     """They may appear in a log or a traceback."""
-    asked = GenerationRequest("test:Pipe", {Channel.PROMPT: ("Mara Voss",)}, frozenset(), (), {"prompt": "Mara Voss"})
-    decision = decide(policy(PREFIX), asked)
+    prompt = {Channel.PROMPT: ("Mara Voss",)}
+    asked = GenerationRequest("test:Pipe", prompt, frozenset({Channel.PROMPT}), (), {"prompt": "Mara Voss"})
+    seen = Finding(source="names.x", channel=Channel.PROMPT, text=0, start=0, end=9, neutral="no Mara")
+    decision = decide(policy(PREFIX), asked, findings=Findings((seen,), texts=prompt))
 
+    assert decision.texts == prompt
     assert "Mara" not in repr(asked) + repr(decision) + decision.model_dump_json()
 
 

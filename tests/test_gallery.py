@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import save
 
 from apl_guard import Gallery, InvalidInput, OutputCheck, OutputCheckFailed
 from apl_guard.detect.pictures import read_pictures
@@ -55,9 +56,12 @@ def test_a_gallery_survives_its_file(gallery, tmp_path, monkeypatch):
     assert [*modes, (tmp_path / "gallery.safetensors").stat().st_mode & 0o777] == [0o600, 0o600]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no tensors", "cut off"])
+OTHER = {"format": "apl-guard gallery 9", "recogniser": "x 1", "entries": '["a", "b"]'}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no tensors", "cut off", save({"embeddings": np.eye(2)}, OTHER)])
 def test_a_file_that_is_no_gallery_is_a_typed_error(gallery, tmp_path, content):
-    """Missing, empty, something else, cut off."""
+    """Missing, empty, something else, cut off, of another format."""
     path = tmp_path / "gallery.safetensors"
     if content == "cut off":
         gallery.save(path)
@@ -101,10 +105,18 @@ def test_a_gallery_of_another_recogniser_is_refused(gallery):
         OutputCheck(other, gallery, 0.5)
 
 
-def test_an_entry_twice_is_refused():
-    """Two people under one id could not be told apart."""
-    with pytest.raises(InvalidInput, match="twice"):
-        Gallery(["a", "a"], np.eye(2), "x 1")
+@pytest.mark.parametrize(
+    ("entries", "embeddings", "says"),
+    [
+        (["a", "a"], np.eye(2), "twice"),
+        (["a"], np.eye(2), "2 embeddings for 1"),
+        ([], np.eye(2)[:0], "0 embeddings for 0"),
+    ],
+)
+def test_every_embedding_has_an_entry_of_its_own(entries, embeddings, says):
+    """Two people under one id could not be told apart, and a gallery of nobody would let everybody pass."""
+    with pytest.raises(InvalidInput, match=says):
+        Gallery(entries, embeddings, "x 1")
 
 
 @given(st.lists(st.lists(st.tuples(st.floats(-1, 1), st.floats(0.01, 1)), max_size=3), min_size=1, max_size=4))
@@ -192,9 +204,13 @@ def test_embeddings_beyond_all_bounds_are_none():
 
 
 @pytest.mark.parametrize(
-    "output", [None, "a picture", np.zeros((1, 4, 8, 8)), np.full((1, 4, 4, 3), np.nan), torch.randn(1, 3, 8, 8) * 3]
+    "output",
+    [
+        *(None, "a picture", np.zeros((1, 4, 8, 8)), np.zeros((1, 4, 4, 3), np.int32)),
+        *(np.full((1, 4, 4, 3), np.nan), torch.randn(1, 3, 8, 8) * 3),
+    ],
 )
 def test_what_holds_no_pictures_is_not_taken_for_some(output):
-    """Nothing, text, four channels, no numbers, latents that have three channels like a picture."""
+    """Nothing, text, four channels, integers of no known range, no numbers, latents that have three channels."""
     with pytest.raises(OutputCheckFailed):
         read_pictures(output)

@@ -153,6 +153,7 @@ HOSTILE = {
     "vectors of width 8,193": lambda h, b: put_together(
         h | {"text_encoder": {"dtype": "F16", "shape": [2, 8193], "data_offsets": [0, 32772]}}, bytes(32772)
     ),
+    "fewer bytes than the shape needs": _entry(data_offsets=[0, 16]),
     "offsets outside": _entry(data_offsets=[32, 64]),
     "offsets backwards": _entry(data_offsets=[32, 0]),
     "offsets with fractions": _entry(data_offsets=[0.0, 32.0]),

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -300,6 +301,23 @@ def test_what_another_model_draws_is_no_measurement(make, pipe, metrics_registry
         guard.measure_leaks()
     assert counted(metrics_registry, "leaked") == 0
     assert [each for each in records(tmp_path / "audit") if each["event"] == "leak.sample"] == []
+
+
+def test_another_number_of_images_than_before_is_no_measurement(make, metrics_registry, monkeypatch):
+    """Which of them goes with which picture of the sample, nobody could say."""
+    guard = make()
+    draw(guard)
+    backend = type(guard._parts.backend)
+    drawn = backend.draw_plain
+
+    def twice(self, request):
+        made = drawn(self, request)
+        return replace(made, output=[*made.output.images] * 2)
+
+    monkeypatch.setattr(backend, "draw_plain", twice)
+    with pytest.raises(GuardUnavailable, match="drew 2 and 2 images again; expected 1"):
+        guard.measure_leaks()
+    assert counted(metrics_registry, "leaked") == 0
 
 
 def test_what_cannot_draw_again_is_refused_when_the_guard_is_made(tmp_path):

@@ -187,6 +187,15 @@ def test_latents_are_no_pictures(make, tmp_path):
     assert records(tmp_path / "audit")[-1]["result"] == "failed"
 
 
+def test_all_pictures_are_looked_at(gallery):
+    """A picture that the backend counts and nobody finds in its answer would be released unseen."""
+    check = OutputCheck(Pixels(), gallery, threshold=0.9999)
+    found = np.random.default_rng(0).random((1, 32, 32, 3))
+    assert check.look_at(found, 1).faces == (1,)
+    with pytest.raises(OutputCheckFailed, match="found 1 images; the backend says 2"):
+        check.look_at(found, 2)
+
+
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
 def test_every_type_of_output_is_looked_at(make, output_type):
     """The same person is seen in it, whether as an object or as a tuple."""

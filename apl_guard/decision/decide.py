@@ -32,11 +32,6 @@ class Reason(BaseModel):
     failed: bool = False
     """Whether it is blocked only because something could not look."""
 
-    def __str__(self) -> str:
-        by = [f"rule '{self.rule}'"] if self.rule is not None else []
-        by += [self.why] if self.why else []
-        return f"{', '.join(by)}: {self.action.value} {self.channel}"
-
 
 class Decision(BaseModel):
     """What was decided for one request."""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from trusted import draw, needs_signing, with_prefix
+from trusted import draw, model_signing, needs_signing, with_prefix
 
-from apl_guard import Guard, InvalidInput, PrefixRegistry, PrefixSignatureInvalid, PrefixUnsigned
+from apl_guard import Guard, InvalidInput, PrefixInvalid, PrefixRegistry, PrefixSignatureInvalid, PrefixUnsigned
 from apl_guard.policy.acceptance import Acceptance
 from apl_guard.registry.signing import sign_folder
 from apl_guard.testing import random_prefix
@@ -100,9 +100,19 @@ class TestSignatures:
         else:
             (path / file).write_bytes(content + b" ")
 
-        with pytest.raises((PrefixSignatureInvalid, Exception)) as caught:
+        with pytest.raises((PrefixSignatureInvalid, PrefixInvalid)):
             registry.check(registry.list()[0], accepts)
-        assert type(caught.value).__name__ in ("PrefixSignatureInvalid", "PrefixInvalid")
+
+    def test_a_signature_that_leaves_a_file_out(self, publish, keys, tmp_path):
+        """The format lets a signer do that, and the file could then say anything."""
+        entry = publish(1)
+        leaves_out = model_signing.hashing.Config().set_ignored_paths(paths=["card.md"])
+        signing = model_signing.signing.Config().use_elliptic_key_signer(private_key=keys["publisher"][0])
+        signing.set_hashing_config(leaves_out).sign(entry.path, entry.path / "model.sig")
+        registry = PrefixRegistry()
+
+        with pytest.raises(PrefixSignatureInvalid, match="it covers"):
+            registry.check(registry.list()[0], Acceptance(signers=(keys["publisher"][1],)))
 
     @pytest.mark.parametrize("content", [b"", b"{}", b"null", b"[1]", b"garbage", b"\xff", b"{" * 9000])
     def test_signatures_that_are_none(self, publish, keys, content):
