@@ -233,6 +233,7 @@ class TestPatterns:
         ({"names": [STARS | {"file": "x.csv"}]}, "either 'people' or 'file'"),
         ({"names": [STARS | {"sha256": "0" * 64}]}, "'sha256' belongs to 'file'"),
         ({"rules": [ALLOW, named("rewrite") | {"when": {"channels": ["prompt"]}}]}, "'rewrite' needs a condition"),
+        ({"rules": [ALLOW, named("rewrite") | {"when": {"channels": ["latents"]}}]}, "could be rewritten"),
         ({"rules": [ALLOW, named("block", ["latents"])]}, "hold no text"),
     ],
 )

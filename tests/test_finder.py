@@ -95,6 +95,16 @@ def test_what_changes_after_wrapping_changes_the_answer_before_the_next_image(pi
     assert drawn == []
 
 
+def test_a_damaged_prefix_is_passed_over(shared_pipe, prefix, tmp_path):
+    """It does not take the place of one that is whole, whichever is looked at first."""
+    registry = PrefixRegistry()
+    whole, *damaged = (registry.register(prefix.save(tmp_path / name), name) for name in "maz")
+    for entry in damaged:
+        (entry.path / "prefix.safetensors").write_bytes(b"")
+
+    assert Guard(shared_pipe).generate("a man", num_inference_steps=1).outcome.prefix_digest == whole.prefix.digest
+
+
 def test_vectors_far_larger_than_token_embeddings_are_refused(shared_pipe, prefix):
     """A damaged prefix, or one for an encoder of another scale; here at the start, not at the first call."""
     large = Prefix({slot: v * 100 for slot, v in prefix.vectors.items()}, prefix.metadata)

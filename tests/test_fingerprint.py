@@ -69,6 +69,17 @@ def test_one_value_of_any_bias_changed_behind_the_back_of_autograd(pipe):
                 assert remembered(pipe.text_encoder) is not before
 
 
+def test_an_encoder_of_several_types_of_numbers(pipe):
+    """Such as one whose matrices are of eight bits: each of its tensors is looked at as well."""
+    for weight in pipe.text_encoder.parameters():
+        weight.data = weight.to(torch.float8_e4m3fn if weight.ndim > 1 else torch.float16)
+    for weight in pipe.text_encoder.parameters():
+        before = remembered(pipe.text_encoder)
+        assert remembered(pipe.text_encoder) is before
+        weight.data = (weight.float() + 1).to(weight.dtype)
+        assert remembered(pipe.text_encoder) is not before
+
+
 def test_another_function_of_the_same_weights(pipe, of):
     """Another activation makes it another encoder."""
     other = copy.deepcopy(pipe.text_encoder)

@@ -204,6 +204,17 @@ def test_a_call_that_cannot_be_read_is_on_record_as_what_was_at_fault(
     assert calls == []
 
 
+def test_a_call_that_cannot_be_read_nor_recorded_has_failed(guard, calls, monkeypatch, metrics_registry):
+    """The caller is told of the record, which the platform must mend, and not of the argument."""
+    monkeypatch.setattr("apl_guard.audit.disk.sync", fails_from(1))
+
+    with pytest.raises(AuditUnavailable, match="No space left"):
+        guard(7)
+    assert calls == []
+    assert counted(metrics_registry, "failed") == 1
+    assert counted(metrics_registry, "invalid") in (0, None)
+
+
 def raising(error):
     def call(*_):
         raise error

@@ -259,6 +259,21 @@ def test_a_sample_that_cannot_be_recorded_is_no_call_that_failed(make, tmp_path)
     assert [row["result"] for row in calls(tmp_path / "audit")] == ["passed", "passed"]
 
 
+def test_a_sample_that_cannot_be_kept_is_no_call_that_failed(make, monkeypatch, caplog):
+    """Such as for want of memory: the call is answered, and the log says that nothing was kept."""
+    guard = make()
+
+    def full(_):
+        raise MemoryError
+
+    monkeypatch.setattr("apl_guard.guard.leak_samples.read_pictures", full)
+    outcome = draw(guard).outcome
+
+    assert outcome.result == "passed"
+    assert f"a sample of leaks was not kept (MemoryError, decision {outcome.id})" in caplog.text
+    assert guard.measure_leaks() == ()
+
+
 def test_what_cannot_be_recorded_is_not_counted(make, metrics_registry, monkeypatch):
     guard = make()
     draw(guard)

@@ -28,6 +28,11 @@ spec:
       when: {channels: [negative_prompt]}
       then: {action: allow}
 """
+TWO_TESTS = """\
+tests:
+  - {name: nobody, given: {prompt: a cat}, expect: {action: anonymize}}
+  - {name: nobody, given: {prompt: a dog}, expect: {action: anonymize}}
+"""
 
 
 def request(*used, unknown=()):
@@ -96,6 +101,7 @@ def test_a_file_is_read(tmp_path):
         ("name: mine", "name: &a mine", "anchors and aliases"),
         ("kind: Policy", "kind: Policy\n<<: *a", "anchors and aliases"),
         ("id: negative", "id: prompts", "same id"),
+        (GOOD, GOOD + TWO_TESTS, "'tests': two have the same name"),
         (GOOD, GOOD + "---\n" + GOOD, "second document"),
         (GOOD, "", "empty"),
         (GOOD, "just text", "policy"),
@@ -149,8 +155,11 @@ def test_a_file_in_another_encoding_is_told_which_is_expected(tmp_path):
             load(tmp_path, GOOD.encode(encoding))
 
 
-def test_nesting_is_bounded():
+def test_size_and_nesting_are_bounded():
     """At the bound, not only far beyond it."""
+    assert read_tree(b"a" * MAX_BYTES, "x")
+    with pytest.raises(PolicyInvalid, match="at most 262144"):
+        read_tree(b"a" * (MAX_BYTES + 1), "x")
     assert read_tree(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, "x")
     with pytest.raises(PolicyInvalid, match="nested deeper"):
         read_tree(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1), "x")

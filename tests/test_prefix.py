@@ -118,6 +118,12 @@ def test_bfloat16_files_are_read_as_float32(tmp_path):
     assert torch.equal(Prefix.load(tmp_path / "brain.safetensors").vectors["text_encoder"], values.float())
 
 
+def test_traits_are_of_the_same_text_encoders(prefix):
+    """Of each, or of none."""
+    with pytest.raises(ValidationError, match="traits for"):
+        metadata(traits={"text_encoder_2": prefix.metadata.traits["text_encoder"]})
+
+
 def test_metadata_that_could_not_be_read_again_is_not_made():
     """A writer learns of it at once, naming the field."""
     deep = []

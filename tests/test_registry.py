@@ -1,6 +1,6 @@
 """The registry finds the prefix that belongs to a text encoder."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import torch
@@ -76,6 +76,26 @@ def test_a_name_is_not_taken_over_silently(prefix, folder, tmp_path):
     assert registry.history("random")[0].prefix.digest == prefix.digest
 
 
+def test_a_version_of_another_registry_keeps_its_number(prefix, folder, tmp_path):
+    """Once more it changes nothing; another prefix under its number, an older one and a damaged one are refused."""
+    theirs, mine = PrefixRegistry(tmp_path / "theirs"), PrefixRegistry(tmp_path / "mine")
+    first = theirs.register(folder)
+    second = theirs.register(variant(prefix).save(tmp_path / "second"), replace=True)
+
+    assert [mine.adopt(second).version for _ in range(2)] == [2, 2]
+    with pytest.raises(InvalidInput, match="versions only grow"):
+        mine.adopt(first)
+    others = PrefixRegistry(tmp_path / "others")
+    others.register(folder)
+    another = others.register(variant(prefix, created=datetime.now(UTC)).save(tmp_path / "another"), replace=True)
+    with pytest.raises(InvalidInput, match="versions only grow"):
+        mine.adopt(another)
+    (another.path / "prefix.safetensors").write_bytes(b"")
+    with pytest.raises(PrefixInvalid, match="too short"):
+        PrefixRegistry(tmp_path / "new").adopt(others.history("random")[-1])
+    assert [(e.version, e.prefix.digest) for e in mine.history("random")] == [(2, second.prefix.digest)]
+
+
 @pytest.mark.parametrize("name", ["../evil", "minifaces", "", "a/b", ".hidden"])
 def test_names_that_are_no_names(folder, name):
     """They could leave the registry's folder or hide another prefix."""
@@ -114,6 +134,14 @@ def test_a_prefix_from_before_there_were_versions(prefix, own_registry):
 
     assert registry.find(prefix.metadata.fingerprints).digest == prefix.digest
     assert registry.verify("old").version == 0
+    other = PrefixRegistry(own_registry.parent / "other")
+    for needs_a_version in (
+        lambda: registry.sign("old", own_registry / "key"),
+        lambda: registry.publish(registry.verify("old"), f"file://{other.root}"),
+        lambda: other.adopt(registry.verify("old")),
+    ):
+        with pytest.raises(InvalidInput, match="has no version"):
+            needs_a_version()
     newer = variant(prefix, created=prefix.metadata.created + timedelta(days=1))
     assert registry.register(newer.save(own_registry.parent / "newer"), "old", replace=True).version == 1
     assert Prefix.load("old").digest == newer.digest

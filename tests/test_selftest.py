@@ -78,6 +78,12 @@ def test_how_it_ended_is_a_metric(pipe, prefix, metrics_registry):
     assert said() == {"none": 0, prefix.metadata.name: 0}
 
 
+def test_without_canaries_nothing_is_shown(guard):
+    """A self-test of nothing would pass."""
+    with pytest.raises(SelfTestFailed, match="no canary prompts"):
+        guard.self_test(prompts=[])
+
+
 def test_the_command_line(tmp_path):
     """`apl-guard selftest` says what was in front; the shipped model passes with the shipped prefix."""
     result = CliRunner().invoke(app, ["selftest", "--model", "minifaces", "--audit", str(tmp_path / "audit")])

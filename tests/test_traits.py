@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from apl_guard import ModelInvalid
 from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.encoder.traits import Tier, Traits, _probe, _sketch, compare, traits_of
 from apl_guard.testing import tiny_pipe
@@ -167,6 +168,15 @@ def test_t5_has_one_table_under_two_names(reference):
     assert table_name(encoder) == "shared.weight"
     assert [name for name in names if "embed" in name or "shared" in name] == ["shared.weight"]
     assert len(base64.b64decode(_probe(encoder, 64))) == 1024
+
+
+def test_an_encoder_that_answers_with_no_numbers_has_no_traits(pipe):
+    """No distance to it could be told."""
+    with torch.no_grad():
+        next(pipe.text_encoder.parameters())[:] = torch.nan
+
+    with pytest.raises(ModelInvalid, match="not numbers"):
+        traits_of(pipe.text_encoder, pipe.tokenizer)
 
 
 def test_traits_from_strangers_are_checked(reference):

@@ -133,11 +133,9 @@ def parse_one(content: bytes, digest: str) -> Revocation:
 
 def joined(first: RevokedFile, others: Iterable[Revocation]) -> RevokedFile:
     """A list with others added that it lacks."""
-    both = {entry.digest: entry for entry in others} | {entry.digest: entry for entry in first.revoked}
-    if len(both) == len(first.revoked):
-        return first
     known = first.reasons
-    return RevokedFile(revoked=(*first.revoked, *(entry for entry in both.values() if entry.digest not in known)))
+    added = {entry.digest: entry for entry in others if entry.digest not in known}
+    return RevokedFile(revoked=(*first.revoked, *added.values())) if added else first
 
 
 def parse_revoked(content: bytes, where: Path) -> RevokedFile:
@@ -194,9 +192,6 @@ def revoke(root: Path, digest: str, reason: str) -> RevokedFile:
     """
     added = revocation(digest, reason)
     with only_writer(root):
-        known = read_revoked(root)
-        if digest in known.reasons:
-            return known
-        both = joined(known, [added])
+        both = joined(read_revoked(root), [added])
         write_file(root / REVOKED_NAME, as_file(both, root / REVOKED_NAME))
     return both

@@ -173,6 +173,13 @@ class TestRevocation:
             add()
         assert len(registry.revoked()) == 1640
 
+    def test_the_first_reason_stays(self):
+        """Whoever revokes once more changes nothing."""
+        for reason in ("draws somebody", "weak"):
+            PrefixRegistry().revoke("ab" * 32, reason)
+
+        assert PrefixRegistry().revoked() == {"ab" * 32: "draws somebody"}
+
     def test_what_cannot_be_revoked(self):
         """A digest that is none."""
         for digest, reason in (("abc", ""), ("AB" * 32, ""), ("ab" * 32, "x" * 501)):
@@ -213,6 +220,9 @@ class TestPins:
         assert guard.generate("a man", num_inference_steps=1).outcome.prefix_digest == newer.prefix.digest
         PrefixRegistry().revoke(newer.prefix.digest, "weak")
         assert guard.generate("a man", num_inference_steps=1).outcome.prefix_digest == older.prefix.digest
+        PrefixRegistry().revoke(older.prefix.digest, "weak, too")
+        with pytest.raises(PrefixRevoked):
+            draw(guard)
 
     def test_pinned_and_revoked_is_revoked(self, shared_pipe, publish):
         """The list is stronger."""
