@@ -172,10 +172,38 @@ def test_what_is_not_carried_out_puts_no_prefix_in_front(spec):
 
 
 def test_what_is_blocked_asks_for_no_prefix():
-    """So that nobody looks for one, and a prefix that is missing turns no block into a failure."""
-    decision = decide(policy(PREFIX, rule("b", ["latents"], "block")), request(Channel.PROMPT, Channel.LATENTS))
+    """So that nobody looks for one, and a prefix that is missing turns no block into a failure; nor do texts run."""
+    asked, found = request(Channel.PROMPT, Channel.LATENTS), Findings(texts={Channel.PROMPT: ("a cat",)})
 
-    assert (decision.effective, decision.prefixed) == (Action.BLOCK, False)
+    decision = decide(policy(PREFIX, rule("b", ["latents"], "block")), asked, findings=found)
+
+    assert (decision.effective, decision.prefixed, decision.texts) == (Action.BLOCK, False, {})
+    assert (decision.prefix, decision.strength) == (None, 1.0)
+
+
+def test_the_category_is_that_of_a_rule_that_has_one():
+    """Of all that block."""
+    rules = [rule("a", ["image"]), rule("b", ["latents"], then={"category": "likeness"}), PREFIX]
+
+    assert decide(policy(*rules), request(Channel.IMAGE, Channel.LATENTS)).category == "likeness"
+
+
+def test_of_two_people_found_in_one_place_the_first_by_source_is_described():
+    """Whichever was found first."""
+    lists = [{"id": id, "people": [{"name": "Mara Voss"}]} for id in "abcdefgh"]
+    rewrite = rule("r", action="rewrite", names=list("abcdefgh"))
+    found = [
+        Finding(source=f"names.{id}", channel=Channel.PROMPT, text=0, start=0, end=9, neutral=f"person {id}")
+        for id in "abcdefgh"
+    ]
+    looked = frozenset(each.source for each in found)
+    texts = {Channel.PROMPT: ("Mara Voss",)}
+
+    for order in (found, found[::-1]):
+        seen = Findings(tuple(order), looked, texts=texts)
+        decision = decide(policy(rewrite, names=lists), request(prompts=("Mara Voss",)), findings=seen)
+        assert decision.texts == {Channel.PROMPT: ("person a",)}
+        assert decision.looked == tuple(sorted(looked))
 
 
 @pytest.mark.parametrize("mode", ["shadow", "unsafe_off"])
@@ -238,7 +266,7 @@ NAMES = [{"id": "stars", "people": [{"name": "Mara Voss"}]}]
     ],
 )
 def test_where_nobody_looked_on_error_says_what_follows(on_error, channel, action, unsafe):
-    """In front of a negative prompt a prefix protects nobody, so there `fallback` is no picture."""
+    """In front of a negative prompt a prefix protects nobody: there `fallback` is no picture, and no judgement."""
     texts = [channel.value]
     found = policy(rule("all", texts, "allow"), rule("stars", texts, names=["stars"]), names=NAMES, on_error=on_error)
     asked = GenerationRequest("test:Pipe", {channel: ("a cat",)}, frozenset({channel}))
@@ -246,9 +274,19 @@ def test_where_nobody_looked_on_error_says_what_follows(on_error, channel, actio
     decision = decide(found, asked, findings=Findings())
 
     assert (decision.action, decision.prefixed, decision.unsafe) == (action, action == Action.ANONYMIZE, unsafe)
+    assert decision.is_blind == (action == Action.BLOCK)
     assert decision.reasons[0].why.startswith("names.stars did not look; on_error: ")
     looked = Findings(looked=frozenset({"names.stars"}))
     assert decide(found, asked, findings=looked).action == Action.ALLOW
+
+
+def test_a_passthrough_beside_a_rule_that_protects_is_said():
+    """For of what the prompt would have been changed to, nobody knows."""
+    found = policy(PREFIX, rule("stars", names=["stars"]), names=NAMES, on_error="unsafe_passthrough")
+
+    decision = decide(found, request(), findings=Findings())
+
+    assert (decision.action, decision.unsafe) == (Action.ANONYMIZE, ("on_error: unsafe_passthrough",))
 
 
 def test_no_text_is_rewritten_in_place_of_a_prefix_where_nobody_looked():
@@ -258,7 +296,7 @@ def test_no_text_is_rewritten_in_place_of_a_prefix_where_nobody_looked():
 
     decision = decide(found, asked, findings=Findings())
 
-    assert (decision.effective, decision.reasons[0].rule) == (Action.BLOCK, "prefix")
+    assert (decision.effective, decision.reasons[0].rule, decision.is_blind) == (Action.BLOCK, "prefix", True)
     assert decision.reasons[0].why.endswith("without_prefix: rewrite, but names.stars did not look")
     looked = Findings(looked=frozenset({"names.stars"}))
     assert decide(found, asked, findings=looked).action == Action.REWRITE

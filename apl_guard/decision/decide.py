@@ -141,7 +141,7 @@ def decide(
         prefixed=bool(prefixes),
         prefix=prefix,
         strength=strength,
-        category=next((r.category for r in reasons if r.action == Action.BLOCK and r.category), None),
+        category=next((r.category for r in reasons if r.category), None),
         reasons=reasons,
         findings=findings.found,
         looked=tuple(sorted(findings.looked)),
