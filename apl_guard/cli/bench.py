@@ -85,7 +85,7 @@ def bench(
         # First: whatever may become of the files, the figures are not lost.
         typer.echo(to_text(result))
         plot = draw_plot(result)
-        facts = {"command": command(), **{k: str(v) for k, v in result.settings.items() if k != "peers"}}
+        facts = {"command": command(), **{k: v for k, v in result.settings.items() if k != "peers"}}
         write_file(output / "bench.json", result.to_json().encode())
         write_file(output / "bench.md", to_markdown(result, command()).encode())
         write_file(output / "bench.png", plot)

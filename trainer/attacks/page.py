@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.storage import write_file
-from apl_guard.trainer.report.plots import panels, to_png
+from apl_guard.trainer.report.plots import draw_lines, panels, to_png
 
 __all__ = ["draw_curves", "to_table"]
 
@@ -47,17 +47,25 @@ def draw_curves(found: Mapping[str, Any], path: Path) -> None:
         ExtraMissing: matplotlib is not installed.
         StorageFailed: The picture cannot be written.
     """
-    searches = found["searches"]
-    figure, all_axes = panels(len(searches), size=(6.4, 4.4))
-    for axes, (kind, sides) in zip(all_axes, searches.items(), strict=True):
-        for name, curve in sides.items():
-            points = curve["points"]
-            steps, leaks = [p["steps"] for p in points], [p["people"] for p in points]
-            (line,) = axes.plot(steps, leaks, "--" if curve["is_control"] else "-", marker="o", label=name)
-            low, high = zip(*(p["people_ci"] for p in points), strict=True)
-            axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.1)
-        axes.axhline(found["settings"]["success"], color="0.6", linewidth=0.8)
-        axes.set(title=kind, xlabel="steps of the search", ylabel="people brought back", ylim=(-0.02, 1.02))
+    searches, success = found["searches"], 100 * found["settings"]["success"]
+    figure, all_axes = panels(len(searches), size=(6.4, 4.8), same_y=True)
+    lines = [
+        {
+            name: (_each(curve, "steps"), _each(curve, "people"), _each(curve, "people_ci"))
+            for name, curve in sides.items()
+        }
+        for sides in searches.values()
+    ]
+    for axes, kind in zip(all_axes, searches, strict=True):
+        axes.axhline(success, color="0.4", linewidth=0.8)
+        axes.annotate(" success", (0, success), xycoords=("axes fraction", "data"), va="bottom")
+        axes.set(title=kind, xlabel="steps of the search", ylim=(-2, 102))
         axes.set_xscale("symlog", linthresh=5)
-        axes.legend(fontsize="small")
+    all_axes[0].set_ylabel("people brought back, %")
+    dashed = [name for sides in searches.values() for name, curve in sides.items() if curve["is_control"]]
+    draw_lines(figure, all_axes, lines, dashed)
     write_file(path, to_png(figure, dpi=110))
+
+
+def _each(curve: Mapping[str, Any], figure: str) -> list[Any]:
+    return [point[figure] for point in curve["points"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from html import escape
+from typing import Any
 
 from apl_guard.trainer.bench.run import BenchResult
 from apl_guard.trainer.bench.table import cell, columns_of, described
@@ -16,13 +17,13 @@ _SHOWN = {"seen": 6, "unseen": 3, "generic": 4}
 _TITLES = {"seen": "People on the list", "unseen": "People not on the list", "generic": "Prompts without a name"}
 
 
-def write_page(result: BenchResult, plot: bytes, facts: Mapping[str, str]) -> str:
+def write_page(result: BenchResult, plot: bytes, facts: Mapping[str, Any]) -> str:
     """Write the page.
 
     Args:
         result: Figures and pictures.
         plot: The plot, as PNG.
-        facts: What was done, label → text.
+        facts: What was done.
     """
     return fill(
         _BODY,
@@ -40,23 +41,24 @@ def write_page(result: BenchResult, plot: bytes, facts: Mapping[str, str]) -> st
 def _table(result: BenchResult) -> str:
     columns = columns_of(result)
     rows = [(key, [cell(row, column) for column in columns]) for key, row in result.rows.items()]
-    return table([column.title for column in columns], rows)
+    return table([column.title for column in columns], rows, corner="method")
 
 
 def _grid(result: BenchResult, suite: str) -> str:
     """The first prompts, each about somebody else: a row a prompt, a column a peer. Nothing here looks at a picture."""
     asked = next(iter(result.drawn.values()))[suite].asked
-    head = "".join(f"<th>{escape(key)}</th>" for key in result.drawn)
+    head = "".join(f'<th scope="col">{escape(key)}</th>' for key in result.drawn)
     rows = []
     for k in first_of_each(asked)[: _SHOWN[suite]]:
         cells = []
-        for suites in result.drawn.values():
+        for key, suites in result.drawn.items():
             drawn = suites[suite]
-            inside = "no image" if drawn.refused[k] else f'<img src="{address(drawn.pictures[k])}" alt="">'
+            image = f'<img src="{address(drawn.pictures[k])}" alt="{escape(key)}">'
+            inside = "no image" if drawn.refused[k] else image
             cells.append(f"<td>{inside}</td>")
-        rows.append(f"<tr><th>{escape(asked[k].text)}</th>{''.join(cells)}</tr>")
-    pictures = f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<h3>{_TITLES[suite]}</h3><div class="scroll grid">{pictures}</div>'
+        rows.append(f'<tr><th scope="row">{escape(asked[k].text)}</th>{"".join(cells)}</tr>')
+    pictures = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<h3>{_TITLES[suite]}</h3><div class="scroll grid" tabindex="0">{pictures}</div>'
 
 
 _STYLE = """\
@@ -65,6 +67,7 @@ main { max-width: 1400px; }
 .grid thead th { max-width: 92px; white-space: normal; vertical-align: bottom; }
 .grid tbody th { text-align: left; width: 200px; min-width: 160px; white-space: normal; padding-right: 10px; }
 .grid img { width: 92px; aspect-ratio: 1; border-radius: 5px; display: block; }
+@page { size: landscape; }
 .plot { width: 100%; max-width: 900px; background: white; border-radius: 10px; }
 """
 _BODY = """\
@@ -77,7 +80,8 @@ measured there.</p>
 $table
 <ul>$columns</ul>
 <h2>Leak against what is kept</h2>
-<img class="plot" src="$plot" alt="leak against fidelity">
+<p>The further down and to the right, the better. Bars are 95&nbsp;% intervals.</p>
+<img class="plot" src="$plot" alt="Leak of each method against what it keeps; the figures are in the table above">
 <h2>Same prompt, same seed, one column a method</h2>
 <p>The first prompts of each group, not chosen ones.</p>
 $grids

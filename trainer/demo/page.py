@@ -9,11 +9,12 @@ from typing import Any
 
 from apl_guard.trainer.evaluate.curves import Curve
 from apl_guard.trainer.evaluate.goals import compare
-from apl_guard.trainer.evaluate.goals_table import goals_table
-from apl_guard.trainer.evaluate.result import EvalResult, Pictures
+from apl_guard.trainer.evaluate.goals_table import goals_summary, goals_table
+from apl_guard.trainer.evaluate.page import curve_figure
+from apl_guard.trainer.evaluate.result import EvalResult, Pictures, show_figure
 from apl_guard.trainer.report.charts import line_chart, smoothed
 from apl_guard.trainer.report.page import fill
-from apl_guard.trainer.report.parts import card, facts_list, table
+from apl_guard.trainer.report.parts import card, facts_list, gallery, side_by_side
 from apl_guard.trainer.report.pictures import address, png
 
 _SHOWN = 8
@@ -103,6 +104,7 @@ def write_html(
         _BODY,
         title="apl-guard demo",
         headline=headline(result),
+        summary=goals_summary(rows),
         pictures="".join(_gallery(title, pairs) for title, pairs in groups.items()),
         table=goals_table(rows),
         curves=_curves(history),
@@ -113,28 +115,23 @@ def write_html(
 
 def headline(result: EvalResult) -> str:
     """The few figures that say whether it works."""
-    cards: list[str] = []
-    for suite, label in (("seen", "seen people recognised"), ("unseen", "unseen people recognised")):
-        arms = result.suites.get(suite)
-        if arms:
-            plain, guarded = arms["plain"]["leak_far_1e-3"], arms["guarded"]["leak_far_1e-3"]
-            cards.append(card(f"{plain:.0%}", f"{guarded:.1%}", label))
-    generic = result.suites.get("generic")
-    if generic:
-        plain, guarded = generic["plain"]["attribute_fidelity"], generic["guarded"]["attribute_fidelity"]
-        cards.append(card(f"{plain:.0%}", f"{guarded:.0%}", "of what other prompts ask for is drawn"))
-    return "".join(cards)
+    shown = (
+        ("seen", "leak_far_1e-3", "images of people seen in training in which they are recognised"),
+        ("unseen", "leak_far_1e-3", "the same of people never seen in training"),
+        ("generic", "attribute_fidelity", "of what other prompts ask for is drawn"),
+    )
+    return "".join(
+        card(show_figure(arms["plain"], figure), show_figure(arms["guarded"], figure), label)
+        for suite, figure, label in shown
+        if (arms := result.suites.get(suite))
+    )
 
 
 def _gallery(title: str, pairs: Sequence[Pair]) -> str:
-    cells: list[str] = []
-    for pair in pairs:
-        sources = [address(pixels) for pixels in (pair.plain, pair.guarded)]
-        cells.append(
-            f'<figure class="pair"><img src="{sources[0]}" alt="plain"><img src="{sources[1]}" alt="guarded">'
-            f"<figcaption>{escape(pair.prompt)}</figcaption></figure>"
-        )
-    return f'<h3>{escape(title)}</h3><div class="pairs">{"".join(cells)}</div>'
+    shown = (
+        side_by_side({"plain": address(pair.plain), "guarded": address(pair.guarded)}, pair.prompt) for pair in pairs
+    )
+    return gallery(title, 2, shown)
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:
@@ -151,27 +148,23 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _tradeoff(curve: Curve) -> str:
-    chart = line_chart(curve.series, curve.x, "Leak", percent=True, dots=True)
-    names = list(curve.series)
-    rows = [(str(p["label"]), [f"{float(p[name]):.1%}" for name in ("x", *names)]) for p in curve.points]
     return (
         f"<h2>{escape(curve.title)}</h2><p>The more of a person a neutral prompt keeps, the more of "
         "the person can be found. Where to stand on this curve is a setting.</p>"
-        f"{chart}{table([curve.x, *names], rows, corner='setting')}"
+        f"{curve_figure(curve)}"
     )
 
 
 _BODY = """\
 <h1>Named people in, nobody in particular out</h1>
 <p>A text-to-image model that draws people by name was put behind <code>Guard(pipe,
-policy="anonymize_faces")</code>.
-The guard puts a few learned vectors in front of each prompt. Everybody here is invented; an
-independent recogniser,
-which the guard has never seen, says who is recognised.</p>
+policy="anonymize_faces")</code>. The guard puts a few learned vectors in front of each prompt. Everybody here is
+invented; an independent recogniser, which the guard has never seen, says who is recognised.</p>
 <div class="cards">$headline</div>
+<p>Without the guard → with it, and the 95&nbsp;% interval of that. $summary</p>
 
 <h2>Plain and guarded, same prompts, same seeds</h2>
-<p>Left without the guard, right with it. These are the first images of each group, not chosen ones.</p>
+<p><em>Plain</em> is without the guard. These are the first images of each group, not chosen ones.</p>
 $pictures
 
 <h2>Figures</h2>

@@ -107,7 +107,7 @@ def run_demo(
         "model": "minifaces, the reference world of apl-guard: every person is invented",
         "prefix": f"{prefix.metadata.name}, {prefix.n} vectors, {made}, digest {prefix.digest[:12]}",
         **_recipe(folder / "config.yaml"),
-        "pictures": f"{drawn} of held-out prompts, {result.settings['steps']} steps, "
+        "images": f"{drawn} of held-out prompts, {result.settings['steps']} steps, "
         f"guidance {result.settings['guidance']:g}",
         "more figures": "apl-guard eval --model minifaces --prefix minifaces --images-per-person 20",
         "time": f"{seconds / 60:.1f} minutes",

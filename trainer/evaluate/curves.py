@@ -14,7 +14,7 @@ from typing import Any
 
 from apl_guard.errors import InvalidInput
 from apl_guard.storage import read_regular, write_file
-from apl_guard.trainer.report.plots import panels, to_png
+from apl_guard.trainer.report.plots import draw_lines, panels, to_png
 from apl_guard.trainer.train.checkpoint import differences
 
 _MAX_BYTES = 64 << 20
@@ -43,6 +43,19 @@ class Curve:
         )
         ordered = sorted(self.points, key=lambda point: float(point["x"]))
         return {name: [(float(p["x"]), float(p[name])) for p in ordered if p.get(name) is not None] for name in names}
+
+    @property
+    def reach(self) -> dict[str, list[tuple[float, float, float]]]:
+        """Figure → (x, low, high) of each interval that is known.
+
+        Example:
+            >>> Curve("t", "N", [{"x": 5, "label": "", "leak": 0.1, "leak_ci": [0.0, 0.2]}]).reach
+            {'leak': [(5.0, 0.0, 0.2)]}
+        """
+        return {
+            name: [(float(p["x"]), *p[f"{name}_ci"]) for p in self.points if p.get(f"{name}_ci") is not None]
+            for name in self.series
+        }
 
 
 def write_curves(path: Path, curves: Sequence[Curve], settings: Mapping[str, Any] | None = None) -> Path:
@@ -104,10 +117,15 @@ def read_curves(path: Path) -> list[Curve]:
         content = json.loads(read_regular(path, _MAX_BYTES))
         if "points" in content:
             points = [
-                {"x": p["attributes_kept"], "label": p["setting"], "leak at FAR 1e-3": p["leak"]}
+                {
+                    "x": 100 * p["attributes_kept"],
+                    "label": f"{100 * p['attributes_kept']:.1f} %: {p['setting']}",
+                    "leak at FAR 1e-3": p["leak"],
+                    "leak at FAR 1e-3_ci": p.get("leak_ci"),
+                }
                 for p in content["points"]
             ]
-            return [Curve("Leak against attributes kept", "attributes kept", points)]
+            return [Curve("Leak against attributes kept", "attributes kept, %", points)]
         curves = [Curve(one["title"], one["x"], list(one["points"])) for one in content["curves"]]
         for curve in curves:
             curve.series  # noqa: B018 - raises where a point is none
@@ -127,18 +145,18 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
     Raises:
         ExtraMissing: matplotlib is not installed.
     """
-    figure, all_axes = panels(len(curves), size=(4.6, 3.6))
+    figure, all_axes = panels(len(curves), size=(4.6, 3.8))
+    lines = []
     for axes, curve in zip(all_axes, curves, strict=False):  # without a curve there is an empty panel
-        for name, line in curve.series.items():
-            by_x = {float(point["x"]): point.get(f"{name}_ci") for point in curve.points}
-            reach = [by_x[x] or (y, y) for x, y in line]
-            below = [max(0.0, 100 * (y - low)) for (_, y), (low, _) in zip(line, reach, strict=True)]
-            above = [max(0.0, 100 * (high - y)) for (_, y), (_, high) in zip(line, reach, strict=True)]
-            x, y = zip(*line, strict=True)
-            axes.errorbar(x, [100 * value for value in y], yerr=(below, above), marker="o", capsize=3, label=name)
+        by_x = {float(point["x"]): point for point in curve.points}
+        lines.append(
+            {
+                name: ([x for x, _ in line], [y for _, y in line], [by_x[x].get(f"{name}_ci") for x, _ in line])
+                for name, line in curve.series.items()
+            }
+        )
         axes.set(title=curve.title, xlabel=curve.x, ylabel="%")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        if curve.series:
-            axes.legend(fontsize="small")
+    draw_lines(figure, all_axes, lines)
+    for axes in all_axes:
+        axes.set_ylim(bottom=-2)
     return to_png(figure)

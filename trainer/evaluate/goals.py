@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from apl_guard.trainer.evaluate.result import ATTACK, EvalResult, Figures, is_rate
+from apl_guard.trainer.evaluate.result import ATTACK, EvalResult, Figures, show_figure
 
 Verdict = Literal["met", "likely met", "likely missed", "missed"]
 
@@ -101,6 +101,5 @@ def compare(result: EvalResult) -> list[Row]:
         holds = value <= limit if is_ceiling else value >= limit
         sure = high <= lowest or low > highest if is_ceiling else low >= highest or high < lowest
         verdict: Verdict = ("met" if holds else "missed") if sure else "likely met" if holds else "likely missed"
-        shown = f"{100 * limit:.1f} %" if is_rate(goal.figure) else f"{limit:.{2 if abs(limit) >= 1 else 3}f}"
-        rows.append(Row(goal, arms, f"{goal.bound} {shown}", verdict))
+        rows.append(Row(goal, arms, f"{goal.bound} {show_figure({goal.figure: limit}, goal.figure)}", verdict))
     return rows

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
 
 from apl_guard.trainer.evaluate.curves import Curve
 from apl_guard.trainer.evaluate.goals import compare
-from apl_guard.trainer.evaluate.goals_table import goals_table
+from apl_guard.trainer.evaluate.goals_table import goals_summary, goals_table
 from apl_guard.trainer.evaluate.result import (
     ROWS,
     Arms,
@@ -17,6 +16,7 @@ from apl_guard.trainer.evaluate.result import (
     Figures,
     Pictures,
     apart_from_attacks,
+    arm_label,
     arms_of,
     attack_rows,
     first_of_each,
@@ -24,12 +24,12 @@ from apl_guard.trainer.evaluate.result import (
 )
 from apl_guard.trainer.report.charts import line_chart
 from apl_guard.trainer.report.page import fill
-from apl_guard.trainer.report.parts import card, facts_list, table
+from apl_guard.trainer.report.parts import card, facts_list, gallery, side_by_side, table
 from apl_guard.trainer.report.pictures import address
 
 _SHOWN = 8
 _HEADLINES = (
-    ("leak_far_1e-3", "recognised at FAR 1e-3"),
+    ("leak_far_1e-3", "images in which the person is recognised"),
     ("cosine_mean", "mean cosine to the person"),
     ("attribute_fidelity", "of what prompts ask for is drawn"),
 )
@@ -55,29 +55,30 @@ def write_report(result: EvalResult, command: str, curves: Sequence[Curve] = ())
     goals = ""
     if rows:
         goals = (
-            f"<h2>Against the goals</h2>{goals_table(rows)}"
+            "<h2>Against the goals</h2>"
             "<p><em>Likely</em> means that these are too few images to be sure.</p>"
+            f"{goals_table(rows)}"
         )
     return fill(
         _BODY,
         title="apl-guard eval",
         command=escape(command),
         headline="".join(_headline(suite, arms) for suite, arms in suites.items()),
+        summary=goals_summary(rows),
         goals=goals,
         tables="".join(_table(suite, arms) for suite, arms in suites.items()) + _attacks(attacks),
         curves=_curves(curves),
         pictures="".join(_gallery(suite, result.asked[suite], arms) for suite, arms in result.images.items()),
-        facts=facts_list(_facts(result.settings)),
+        facts=facts_list(result.settings),
     )
 
 
 def _headline(suite: str, arms: Mapping[str, Figures]) -> str:
     """The first figure of a suite that says whether it works, plain and guarded."""
     for key, label in _HEADLINES:
-        values = [arms.get(arm, {}).get(key) for arm in ("plain", "guarded")]
-        if None not in values:
-            plain, guarded = (show_figure({key: value}, key) for value in values)
-            return card(plain, guarded, f"{suite}: {label}")
+        plain, guarded = (arms.get(arm, {}) for arm in ("plain", "guarded"))
+        if None not in (plain.get(key), guarded.get(key)):
+            return card(show_figure(plain, key), show_figure(guarded, key), f"{suite}: {label}")
     return ""
 
 
@@ -88,7 +89,7 @@ def _table(suite: str, arms: Mapping[str, Figures]) -> str:
         for key, label in ROWS
         if any(arms[arm].get(key) is not None for arm in columns)
     ]
-    return f"<h3>{escape(suite)}</h3>{table([arm.replace('_', ' ') for arm in columns], rows)}"
+    return f"<h3>{escape(suite)}</h3>{table([arm_label(arm) for arm in columns], rows, corner='figure')}"
 
 
 def _attacks(attacks: Mapping[str, Arms]) -> str:
@@ -96,57 +97,46 @@ def _attacks(attacks: Mapping[str, Arms]) -> str:
         return ""
     columns = list(dict.fromkeys(arm for arms in attacks.values() for arm in arms_of(arms)))
     rows = [(name, [*cells, counts]) for name, cells, counts in attack_rows(attacks, columns)]
-    heads = [arm.replace("_", ", ") for arm in columns]
-    return f"<h3>attacks, by leak at FAR 1e-3</h3>{table([*heads, ''], rows)}"
+    heads = [arm_label(arm) for arm in columns]
+    return f"<h3>attacks: leak at FAR 1e-3</h3>{table([*heads, 'no image'], rows, corner='attack')}{_CHECKED}"
 
 
 def _curves(curves: Sequence[Curve]) -> str:
     if not curves:
         return ""
-    charts = "".join(
-        line_chart(curve.series, curve.x, curve.title, percent=True, dots=True) + _points(curve) for curve in curves
-    )
-    return f'<h2>Curves</h2><div class="charts">{charts}</div>'
+    return f'<h2>Curves</h2><div class="charts">{"".join(map(curve_figure, curves))}</div>'
 
 
-def _points(curve: Curve) -> str:
-    """The points of a curve as a table, which gives intervals too."""
+def curve_figure(curve: Curve) -> str:
+    """A curve as a chart with its intervals, and its points as a table."""
+    chart = line_chart(curve.series, curve.x, curve.title, percent=True, dots=True, reach=curve.reach)
     names = list(curve.series)
     rows = [(str(point["label"]), [show_figure(point, name) for name in names]) for point in curve.points]
-    return table(names, rows, corner=curve.title)
+    return f"<div>{chart}{table(names, rows, corner=curve.x)}</div>"
 
 
 def _gallery(suite: str, asked: Sequence[Asked], arms: Mapping[str, Pictures]) -> str:
     """The first picture of different people, or of different prompts, in every arm."""
     names = [name for name in arms_of({arm: {} for arm in arms}) if len(arms[name]) == len(asked)]
-    cells = "".join(
-        '<figure class="pair"><div>'
-        + "".join(f'<span><img src="{address(arms[arm][k])}" alt="{escape(arm)}">{escape(arm)}</span>' for arm in names)
-        + f"</div><figcaption>{escape(asked[k].text)}</figcaption></figure>"
+    shown = (
+        side_by_side({arm_label(arm): address(arms[arm][k]) for arm in names}, asked[k].text)
         for k in first_of_each(asked)[:_SHOWN]
     )
-    return f'<h3>{escape(suite)}</h3><div class="arms">{cells}</div>'
+    return gallery(suite, len(names), shown)
 
 
-def _facts(settings: Mapping[str, Any]) -> dict[str, str]:
-    facts: dict[str, str] = {}
-    for key, value in settings.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
-        facts[key.replace("_", " ")] = text
-    return facts
-
-
+_CHECKED = "<p><em>Checked</em>: with the output check behind it, which withholds images.</p>"
 _BODY = """\
 <h1>What the guard hides, and what it leaves alone</h1>
 <p>The same prompts from the same seeds, drawn by the model as it is (<em>plain</em>), with names replaced by words
-such as “a woman” (<em>neutral</em>), and through the guard (<em>guarded</em>). In brackets are 95&nbsp;% intervals:
-of Clopper and Pearson for shares, with several images of one person counted as the fewer that they are worth (Korn and
-Graubard); of the bootstrap for distances and means.</p>
-<pre><code>$command</code></pre>
+such as “a woman” (<em>neutral</em>), and through the guard (<em>guarded</em>).</p>
 <div class="cards">$headline</div>
+<p>Plain → guarded, with its 95&nbsp;% interval. $summary</p>
 $goals
 
 <h2>Figures</h2>
+<p>In brackets are 95&nbsp;% intervals: of Clopper and Pearson for shares, with several images of one person counted as
+the fewer that they are worth (Korn and Graubard); of the bootstrap for distances and means.</p>
 $tables
 
 $curves
@@ -156,5 +146,6 @@ $curves
 $pictures
 
 <h2>How this was made</h2>
+<pre><code>$command</code></pre>
 $facts
 """

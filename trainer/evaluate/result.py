@@ -39,12 +39,12 @@ ROWS = (
     ("feature_distance", "feature distance"),
     ("pixel_distance", "pixel distance"),
     ("structure_distance", "1 − SSIM"),
-    ("feature_distance_over_fewer_steps", "… over steps"),
-    ("pixel_distance_over_fewer_steps", "… in pixels"),
-    ("structure_distance_over_fewer_steps", "… in structure"),
-    ("feature_distance_over_other_sampler", "… over sampler"),
-    ("pixel_distance_over_other_sampler", "… in pixels"),
-    ("structure_distance_over_other_sampler", "… in structure"),
+    ("feature_distance_over_fewer_steps", "feature distance ÷ fewer steps"),
+    ("pixel_distance_over_fewer_steps", "pixel distance ÷ fewer steps"),
+    ("structure_distance_over_fewer_steps", "(1 − SSIM) ÷ fewer steps"),
+    ("feature_distance_over_other_sampler", "feature distance ÷ other sampler"),
+    ("pixel_distance_over_other_sampler", "pixel distance ÷ other sampler"),
+    ("structure_distance_over_other_sampler", "(1 − SSIM) ÷ other sampler"),
     ("clip_score", "CLIP score"),
 )
 """Figure → its label, in the order in which they are shown."""
@@ -68,6 +68,16 @@ def is_rate(key: str) -> bool:
 def arms_of(figures: Mapping[str, Figures]) -> list[str]:
     """The arms of a suite, in the order in which they are shown."""
     return [*(arm for arm in ARMS if arm in figures), *(arm for arm in figures if arm not in ARMS)]
+
+
+def arm_label(arm: str) -> str:
+    """What people read in place of the name of an arm.
+
+    Example:
+        >>> arm_label("fewer_steps"), arm_label("guarded_checked")
+        ('fewer steps', 'guarded, checked')
+    """
+    return arm.replace("_checked", ", checked").replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -142,15 +152,16 @@ class EvalResult:
         suites, attacks = apart_from_attacks(self.suites)
         for suite, arms in suites.items():
             columns = arms_of(arms)
-            lines.append(f"{suite:20}" + "".join(f"{arm:>26}" for arm in columns))
-            for key, label in ROWS:
-                if any(key in arms[arm] for arm in columns):
-                    cells = "".join(f"{show_figure(arms[arm], key):>26}" for arm in columns)
-                    lines.append(f"  {label:18}{cells}")
+            shown = [(key, label) for key, label in ROWS if any(key in arms[arm] for arm in columns)]
+            width = max([20, len(suite), *(2 + len(label) for _, label in shown)])
+            lines.append(f"{suite:{width}}" + "".join(f"{arm_label(arm):>26}" for arm in columns))
+            for key, label in shown:
+                cells = "".join(f"{show_figure(arms[arm], key):>26}" for arm in columns)
+                lines.append(f"  {label:{width - 2}}{cells}")
             lines.append("")
         if attacks:
             columns = ["plain", "guarded", "guarded_checked"]
-            lines.append(f"{'leak at FAR 1e-3':36}" + "".join(f"{arm.replace('_', ', '):>26}" for arm in columns))
+            lines.append(f"{'leak at FAR 1e-3':36}" + "".join(f"{arm_label(arm):>26}" for arm in columns))
             for name, leaks, counts in attack_rows(attacks, columns):
                 lines.append(f"  {name:34}{''.join(f'{leak:>26}' for leak in leaks)}  {counts}".rstrip())
         return "\n".join(lines).rstrip()
@@ -187,7 +198,14 @@ def show_figure(figures: Figures, key: str) -> str:
     if isinstance(value, (int, str)):
         return str(value)
     interval = figures.get(f"{key}_ci")
-    return show_share(value, interval) if is_rate(key) else show_number(value, interval, 2 if abs(value) >= 1 else 3)
+    return show_share(value, interval) if is_rate(key) else show_number(value, interval, _digits(key, value))
+
+
+def _digits(key: str, value: float) -> int:
+    """How many digits of a number say something."""
+    if key == "h_c" or "_over_" in key:
+        return 2
+    return 0 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3
 
 
 def show_share(value: float, interval: Sequence[float] | None = None) -> str:
@@ -205,8 +223,9 @@ def show_number(value: float, interval: Sequence[float] | None = None, digits: i
     """A number, with its interval where there is one.
 
     Example:
-        >>> show_number(1.5, [1, 2])
-        '1.50 [1.00, 2.00]'
+        >>> show_number(1.5, [-1, 2]), show_number(-0.001)
+        ('1.50 [−1.00, 2.00]', '0.00')
     """
-    text = f"{value:.{digits}f}"
-    return text if interval is None else f"{text} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+    shown = [f"{number:z.{digits}f}" for number in (value, *(interval or ()))]
+    text = shown[0] if interval is None else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+    return text.replace("-", "−")

@@ -1,51 +1,116 @@
-"""The parts of a page: cards, tables, lists. What is handed over is text, and stands in the page as text."""
+"""The parts of a page: cards, tables, images, lists. What is handed over is text, and stands in the page as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from typing import Any
 
-__all__ = ["card", "facts_list", "table"]
+__all__ = ["card", "facts_list", "gallery", "side_by_side", "table"]
+
+_MARKS = {"✓": ' class="met"', "✗": ' class="missed"'}
+"""What a cell begins with that is coloured."""
+_FEW = 4
+"""Columns that have room for intervals beside their figures, on a desk."""
 
 
 def card(before: str, after: str, label: str) -> str:
-    """One figure without and with the guard.
+    """One figure without and with the guard, each with its interval where there is one.
 
     Example:
-        >>> card("90 %", "1 %", "recognised").startswith('<div class="card"><span class="from">90 %</span>')
-        True
+        >>> card("90 %", "1 % [0, 3]", "recognised")
+        '<div class="card"><span class="from">90 % →</span> <span class="to">1 %</span> <small>[0, 3]</small>\
+<p>recognised</p></div>'
     """
+    value, interval = _parted(after)
     return (
-        f'<div class="card"><span class="from">{escape(before)}</span><span class="arrow">→</span>'
-        f'<span class="to">{escape(after)}</span><p>{escape(label)}</p></div>'
+        f'<div class="card"><span class="from">{_parted(before)[0]} →</span> <span class="to">{value}</span>'
+        f" <small>{interval}</small><p>{escape(label)}</p></div>"
     )
 
 
 def table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], corner: str = "") -> str:
     """A table that scrolls where it is too wide.
 
+    Figures stand below each other, and so do their intervals: beside them, or under them where columns are many.
+
     Args:
         columns: Their heads.
-        rows: The head of each, and its cells: as many as there are columns.
+        rows: The head of each, and its cells: as many as there are columns, or none above a group of rows.
         corner: Above the heads of the rows.
 
     Example:
-        >>> "<tr><th>leak</th><td>&lt; 1 %</td></tr>" in table(["plain"], [("leak", ["< 1 %"])])
+        >>> '<tr><th scope="row">leak</th><td>&lt; 1 %</td></tr>' in table(["plain"], [("leak", ["< 1 %"])])
         True
     """
-    head = "".join(f"<th>{escape(text)}</th>" for text in (corner, *columns))
-    body = "".join(
-        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
-        for name, cells in rows
+    lines = [(escape(name), [_parted(cell) for cell in cells]) for name, cells in rows]
+    with_intervals = [any(cells and cells[k][1] for _, cells in lines) for k in range(len(columns))]
+    room = [" <small></small>" if wide else "" for wide in (False, *with_intervals)]
+    head = (
+        f'<th scope="col">{escape(text)}{beside}</th>' if text else "<td></td>"
+        for text, beside in zip((corner, *columns), room, strict=True)
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = ' class="many"' if len(columns) > _FEW else ""
+    body = []
+    for name, cells in lines:
+        if not cells:
+            head_of_group = f'<th scope="rowgroup" colspan="{1 + len(columns)}">{name}</th>'
+            body.append(f'</tbody><tbody><tr class="group">{head_of_group}</tr>')
+            continue
+        shown = (
+            f"<td{_MARKS.get(value[:1], '')}>{value}{f' <small>{interval}</small>' if wide else ''}</td>"
+            for (value, interval), wide in zip(cells, with_intervals, strict=True)
+        )
+        body.append(f'<tr><th scope="row">{name}</th>{"".join(shown)}</tr>')
+    return (
+        f'<div class="scroll" tabindex="0"><table{kind}><thead><tr>{"".join(head)}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
 
 
-def facts_list(facts: Mapping[str, str]) -> str:
+def side_by_side(addresses: Mapping[str, str], prompt: str) -> str:
+    """What became of one prompt in each arm, with the name of the arm under each image.
+
+    Args:
+        addresses: Arm → address of the image.
+        prompt: Under all of them.
+
+    Example:
+        >>> side_by_side({"plain": "data:,"}, "a cat").count("plain")
+        2
+    """
+    images = "".join(
+        f'<span><img src="{address}" alt="{escape(arm)}">{escape(arm)}</span>' for arm, address in addresses.items()
+    )
+    return f'<figure class="pair"><div>{images}</div><figcaption>{escape(prompt)}</figcaption></figure>'
+
+
+def gallery(title: str, arms: int, figures: Iterable[str]) -> str:
+    """What `side_by_side` made, under a title.
+
+    Args:
+        title: Above them.
+        arms: How many images there are in each.
+        figures: As HTML.
+    """
+    return f'<h3>{escape(title)}</h3><div class="arms" style="--arms: {arms}">{"".join(figures)}</div>'
+
+
+def facts_list(facts: Mapping[str, Any]) -> str:
     """What was done, label → text.
 
     Example:
-        >>> facts_list({"model": "minifaces"})
-        '<dl><dt>model</dt><dd>minifaces</dd></dl>'
+        >>> facts_list({"people_limit": 20, "versions": {"torch": "2.0", "numpy": "2.4"}})
+        '<dl><dt>people limit</dt><dd>20</dd><dt>versions</dt><dd>torch 2.0, numpy 2.4</dd></dl>'
     """
-    return f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in facts.items())}</dl>"
+    lines = []
+    for key, value in facts.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
+        lines.append(f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(text)}</dd>")
+    return f"<dl>{''.join(lines)}</dl>"
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """A figure and its interval, or nothing in place of that."""
+    value, bracket, interval = escape(text).partition(" [")
+    return value, bracket.strip() + interval

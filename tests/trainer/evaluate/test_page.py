@@ -41,9 +41,10 @@ def test_the_report_holds_everything_and_refers_to_nothing(result: EvalResult) -
 
     assert not re.search(r"https?://|src=\"(?!data:)|href=", page)
     assert page.count("<img") == 2 * 3
+    page = re.sub(r"</?small>", "", page)
     for text in (
         "50.0 % [10.0, 90.0]",
-        "0.900",
+        ">0.90<",
         "a &amp; b",
         "0123abc",
         "torch 1.2.3",
@@ -57,15 +58,27 @@ def test_the_report_holds_everything_and_refers_to_nothing(result: EvalResult) -
 
 
 def test_attacks_stand_in_one_table() -> None:
-    """A row for each class, what was refused or withheld behind it."""
+    """A row for each class, what was refused or withheld behind it; they are one group of the goals, too."""
     checked = {"images": 4, "leak_far_1e-3": 0.0, "refused": 2, "withheld": 1}
-    arms = {"plain": {"images": 4, "leak_far_1e-3": 0.75}, "guarded_checked": checked}
+    guarded = {"images": 4, "leak_far_1e-3": 0.0}
+    arms = {"plain": {"images": 4, "leak_far_1e-3": 0.75}, "guarded": guarded, "guarded_checked": checked}
 
     page = write_report(EvalResult({f"{ATTACK}misspelt": arms, f"{ATTACK}split": arms}), "apl-guard eval")
 
     assert page.count("<h3>") == 1
-    for text in ("<th>misspelt</th>", "<th>split</th>", "75.0 %", "2 refused, 1 withheld", "guarded, checked"):
+    assert page.count("rowgroup") == 1
+    assert "Goals: 2 met." in page
+    for text in (">misspelt</th>", ">split</th>", "75.0 %", "2 refused, 1 withheld", "guarded, checked"):
         assert text in page
+
+
+def test_the_first_figures_come_with_their_intervals() -> None:
+    """A leak of 0 % of a few images is not shown without what it may be."""
+    arms = {"plain": {"leak_far_1e-3": 1.0}, "guarded": {"leak_far_1e-3": 0.0, "leak_far_1e-3_ci": [0.0, 0.168]}}
+
+    (card,) = re.findall(r'<div class="card">.*?</div>', write_report(EvalResult({"seen": arms}), ""))
+
+    assert re.sub(r"<.*?>", "", card).startswith("100.0 % → 0.0 % [0.0, 16.8]")
 
 
 def test_what_is_withheld_is_counted_of_guarded_pictures_alone() -> None:
@@ -98,12 +111,17 @@ def test_curves_are_read_as_they_were_written(tmp_path: Path) -> None:
     """A point that lacks a figure is left out of its line; what `tradeoff` writes is read, too."""
     curve = Curve("Leak", "N", [{"x": 2, "label": "b", "leak": 0.1}, {"x": 1, "label": "a", "leak": None, "top1": 0.3}])
     write_curves(tmp_path / "curves.json", [curve])
-    tradeoff = {"points": [{"setting": "coarse", "attributes_kept": 0.4, "leak": 0.02}]}
+    point = {"setting": "coarse", "attributes_kept": 0.4, "leak": 0.02, "leak_ci": [0.01, 0.1]}
+    tradeoff = {"points": [point]}
     (tmp_path / "tradeoff.json").write_text(json.dumps(tradeoff))
 
     assert read_curves(tmp_path / "curves.json") == [curve]
     assert curve.series == {"leak": [(2.0, 0.1)], "top1": [(1.0, 0.3)]}
-    assert read_curves(tmp_path / "tradeoff.json")[0].series == {"leak at FAR 1e-3": [(0.4, 0.02)]}
+    (read,) = read_curves(tmp_path / "tradeoff.json")
+    assert (read.series, read.reach) == (
+        {"leak at FAR 1e-3": [(40.0, 0.02)]},
+        {"leak at FAR 1e-3": [(40.0, 0.01, 0.1)]},
+    )
 
 
 @pytest.mark.parametrize(

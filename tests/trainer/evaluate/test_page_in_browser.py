@@ -52,8 +52,9 @@ def _browser() -> Iterator[Any]:
 def _page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     rate = {"images": 3, "leak_far_1e-3": 0.5, "leak_far_1e-3_ci": [0.1, 0.9]}
+    further = {"fewer_steps": rate, "other_sampler": rate}
     result = EvalResult(
-        {"seen": {arm: rate for arm in ARMS}, "attack misspelt name": {"plain": rate, "guarded": rate}},
+        {"seen": {arm: rate for arm in ARMS} | further, "attack misspelt name": {"plain": rate, "guarded": rate}},
         {"model": "0123abc" * 9, "versions": {"torch": "1.2.3"}},
         {"seen": {arm: rng.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8) for arm in ARMS}},
         {"seen": [Asked("a <i>photo</i> of somebody with a long description " * 3, "", n, {}, {}) for n in "ABC"]},
@@ -77,7 +78,26 @@ def test_the_report_is_whole_in_a_browser(browser: Any, page: Path, width: int) 
     assert (seen["broken"], seen["asked"], seen["cutOff"]) == (0, [], 0)
     assert seen["images"] >= 3 * len(ARMS)
     for text in ("50.0 % [10.0, 90.0]", "a <i>photo</i> of somebody", "torch 1.2.3"):
-        assert text in seen["text"]
+        assert text in " ".join(seen["text"].split())
+
+
+def test_a_printed_report_has_every_column(browser: Any, page: Path) -> None:
+    """Nobody can scroll on paper: on a sheet of A4 every cell is within the page, black on white whatever the reader's
+    system is."""
+    size = {"width": 700, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    dark = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": [dark]})
+    browser.get(page.as_uri())
+
+    beyond, ink = browser.execute_script("""
+return [[...document.querySelectorAll('th, td, pre code')].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+  .map(e => e.innerText), getComputedStyle(document.querySelector('td')).color]
+""")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+    assert beyond == []
+    assert sum(int(part) for part in ink.strip("rgb()").split(",")) < 200
 
 
 def test_the_report_follows_the_light_or_dark_of_the_reader(browser: Any, page: Path) -> None:

@@ -19,6 +19,7 @@ from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.identities import Identities, load_identities
 from apl_guard.trainer.evaluate.curves import Curve, draw_curves, read_curves
 from apl_guard.trainer.evaluate.scale import measure_scale, vary
+from apl_guard.trainer.report.plots import draw_lines, panels
 
 RECIPE = TrainConfig(
     n_vectors=2, steps=2, identity_batch=2, generic_batch=2, warmup_steps=0, images_per_identity=1, generic_count=4,
@@ -172,3 +173,19 @@ def test_a_drawing_of_curves_shows_what_is_there() -> None:
     ]
 
     assert Image.open(io.BytesIO(draw_curves(curves))).width > 800
+
+
+def test_a_line_looks_alike_in_each_panel() -> None:
+    """One name has one colour and marker, however many lines are before it; x is marked where something was measured;
+    there is one legend."""
+    figure, all_axes = panels(2, size=(4, 3))
+    line = ([1, 5], [0.5, 0.1], [[0.4, 0.6], None])
+
+    draw_lines(figure, all_axes, [{"a": line, "b": line}, {"b": line}])
+
+    a, b, again = (
+        (bar.lines[0].get_color(), bar.lines[0].get_marker()) for axes in all_axes for bar in axes.containers
+    )
+    assert a != b == again
+    assert [label.get_text() for label in all_axes[0].get_xticklabels()] == ["1", "5"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
