@@ -88,6 +88,40 @@ def test_every_metric_is_on_the_dashboard():
     assert [metric.name for metric in families.collect() if not re.search(rf"\b{metric.name}_?\w*\{{", shown)] == []
 
 
+@pytest.mark.parametrize(
+    ("title", "good", "bad"),
+    [
+        ("Protected images", 1, 0.99),
+        ("Unprotected by on_error, last hour", 0, 1),
+        ("Unwritten records, last hour", 0, 1),
+    ],
+)
+def test_what_is_critical_is_red_on_the_dashboard(title, good, bad):
+    """Without thresholds of its own, Grafana shows a figure green until it reaches 80."""
+    steps = panel(title)["fieldConfig"]["defaults"]["thresholds"]["steps"]
+
+    def colour(value):
+        return [step["color"] for step in steps if step["value"] is None or value >= step["value"]][-1]
+
+    assert (colour(good), colour(bad)) == ("green", "red")
+
+
+def test_no_other_figure_is_coloured_and_no_table_shows_the_time_of_a_query():
+    """What is neither good nor bad by itself has no colour; of an info metric the labels alone say something."""
+    panels = json.loads((SHIPPED / "dashboard.json").read_text())["panels"]
+    stats = [one for one in panels if one["type"] == "stat" and "thresholds" not in one["fieldConfig"]["defaults"]]
+    assert [one["title"] for one in stats if one["options"].get("colorMode") != "none"] == []
+    for one in panels:
+        if one["type"] == "table":
+            assert one["transformations"][0]["options"]["excludeByName"] == {"Time": True, "Value": True}
+
+
+def panel(title):
+    """The panel of the dashboard that is called so."""
+    (found,) = (one for one in json.loads((SHIPPED / "dashboard.json").read_text())["panels"] if one["title"] == title)
+    return found
+
+
 @pytest.mark.parametrize(("command", "name"), [("rules", "rules.yml"), ("dashboard", "dashboard.json")])
 def test_the_command_line_hands_them_out(tmp_path, command, name):
     """Printed, and into a file, byte for byte."""
