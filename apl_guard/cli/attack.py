@@ -23,7 +23,9 @@ def attack(
     model: Annotated[str, typer.Option(help="A model of the reference world, or 'minifaces'.")],
     prefix: Annotated[
         list[str],
-        typer.Option(help="Prefix folder or name. May be repeated: others are compared with the first."),
+        typer.Option(
+            help="Prefix folder or name. May be repeated: others are compared with the first.", metavar="<str>"
+        ),
     ],
     output: Annotated[Path, typer.Option(help="The folder to write: attack.json, attack.png and the curves so far.")],
     search: Annotated[

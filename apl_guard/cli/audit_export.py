@@ -39,12 +39,16 @@ def export(
     action: Annotated[
         list[Action] | None,
         typer.Option(
-            help="With --dsa: for which actions; what the output check withheld counts as block.", show_default="block"
+            help="With --dsa: for which actions; what the output check withheld counts as block. May be repeated.",
+            show_default="block",
+            metavar="<allow|anonymize|rewrite|block>",
         ),
     ] = None,
     territory: Annotated[
         list[str] | None,
-        typer.Option(help="With --dsa: where the decisions hold; a country code, EU or EEA. May be repeated."),
+        typer.Option(
+            help="With --dsa: where the decisions hold; a country code, EU or EEA. May be repeated.", metavar="<str>"
+        ),
     ] = None,
     terms: Annotated[
         str | None, typer.Option(help="With --dsa: the clause of your terms of service, at most 500 characters.")

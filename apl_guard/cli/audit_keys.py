@@ -54,7 +54,7 @@ def rotate_key(folder: Folder, witness: Witnesses = None, keys: Keys = None) -> 
 @app.command("destroy", no_args_is_help=True)
 def destroy_key(
     folder: Folder,
-    key: Annotated[str, typer.Argument(help="Id of a key that is no longer in use.")],
+    key: Annotated[str, typer.Argument(help="Id of a key that is no longer in use.", metavar="KEY")],
     witness: Witnesses = None,
     keys: Keys = None,
 ) -> None:

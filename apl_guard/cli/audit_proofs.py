@@ -20,7 +20,9 @@ Keys = Annotated[Path | None, typer.Option(help="The log's keys.", show_default=
 
 def prove(
     folder: Folder,
-    decision: Annotated[str, typer.Argument(help="Id of the decision, or of a guard whose policies are to be proved.")],
+    decision: Annotated[
+        str, typer.Argument(help="Id of the decision, or of a guard whose policies are to be proved.", metavar="ID")
+    ],
     output: Output = None,
 ) -> None:
     """Write a receipt for one image: its records, and the proof that they are in the log.
@@ -40,8 +42,8 @@ def prove(
 
 def consistency(
     folder: Folder,
-    first: Annotated[int, typer.Argument(help="Number of the earlier checkpoint.")],
-    second: Annotated[int, typer.Argument(help="Number of the later checkpoint.")],
+    first: Annotated[int, typer.Argument(help="Number of the earlier checkpoint.", metavar="FIRST")],
+    second: Annotated[int, typer.Argument(help="Number of the later checkpoint.", metavar="SECOND")],
     output: Output = None,
 ) -> None:
     """Prove that a later checkpoint continues an earlier one.
@@ -78,7 +80,7 @@ def erase(
 
 def reveal(
     folder: Folder,
-    decision: Annotated[str, typer.Argument(help="Id of the decision.")],
+    decision: Annotated[str, typer.Argument(help="Id of the decision.", metavar="ID")],
     witness: Witnesses = None,
     keys: Keys = None,
 ) -> None:

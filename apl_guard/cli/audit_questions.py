@@ -47,8 +47,12 @@ def query(
         typer.Option(help="Calls with this prompt, or one that looks like it; - reads it from standard input."),
     ] = None,
     subject: Annotated[str | None, typer.Option(help="About this subject, as your platform calls it.")] = None,
-    where: Annotated[list[str] | None, typer.Option(help="Only records with COLUMN=VALUE. May be repeated.")] = None,
-    group_by: Annotated[list[str] | None, typer.Option(help="Count by this column. May be repeated.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only records of this kind. May be repeated.", metavar="COLUMN=VALUE")
+    ] = None,
+    group_by: Annotated[
+        list[str] | None, typer.Option(help="Count by this column. May be repeated.", metavar="COLUMN")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10**9, help="Most lines to print.")] = 100,
     index: IndexFile = None,
     keys: Keys = None,

@@ -27,7 +27,7 @@ _MAX_KEY_BYTES = 1 << 16
 Folder = Annotated[Path, typer.Argument(help="The folder that `audit=` or `--audit` named.", metavar="LOG")]
 Witnesses = Annotated[
     list[Path] | None,
-    typer.Option("--witness", help="A folder that received the checkpoints. May be repeated."),
+    typer.Option("--witness", help="A folder that received the checkpoints. May be repeated.", metavar="<path>"),
 ]
 PublicKey = Annotated[
     str | None,

@@ -27,7 +27,9 @@ def bench(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--peer", help="Only this method, by its name in the table, and the plain model. May be repeated."
+            "--peer",
+            help="Only this method, by its name in the table, and the plain model. May be repeated.",
+            metavar="<str>",
         ),
     ] = None,
     images_per_person: Annotated[int, typer.Option(min=1, help="Images of each person with each method.")] = 2,

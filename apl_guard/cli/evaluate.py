@@ -52,7 +52,10 @@ def evaluate(
     suite: Annotated[
         list[Suite] | None,
         typer.Option(
-            help="What to measure. May be repeated.", show_default="seen, unseen and generic", rich_help_panel=_WORLD
+            help="What to measure: one of the above, or all. May be repeated.",
+            metavar="<suite>",
+            show_default="seen, unseen and generic",
+            rich_help_panel=_WORLD,
         ),
     ] = None,
     templates: Annotated[
@@ -75,7 +78,11 @@ def evaluate(
     ] = None,
     identities: Annotated[
         list[Path] | None,
-        typer.Option(help="YAML file of people, as for training; each is a group.", rich_help_panel=_OTHERS),
+        typer.Option(
+            help="YAML file of people, as for training; each is a group. May be repeated.",
+            metavar="<path>",
+            rich_help_panel=_OTHERS,
+        ),
     ] = None,
     references: Annotated[
         Path | None,
@@ -107,7 +114,10 @@ def evaluate(
     ] = None,
     curves: Annotated[
         list[Path] | None,
-        typer.Option(help="Curves to show in the report, as `minifaces scale` and `tradeoff` write them."),
+        typer.Option(
+            help="Curves to show in the report, as `minifaces scale` and `tradeoff` write them. May be repeated.",
+            metavar="<path>",
+        ),
     ] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder where images are kept.", show_default="in the user's cache")

@@ -20,7 +20,7 @@ __all__ = ["generate", "open_model", "place"]
 
 
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.", metavar="PROMPT...")],
+    prompts: Annotated[list[str], typer.Argument(help="One or more prompts, each in quotes.", metavar="PROMPT")],
     model: Annotated[
         str,
         typer.Option(
@@ -37,7 +37,10 @@ def generate(
     ] = None,
     audit_witness: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder, best on another machine, for the checkpoints of the records. May be repeated."),
+        typer.Option(
+            help="Folder, best on another machine, for the checkpoints of the records. May be repeated.",
+            metavar="<path>",
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.", show_default="the model's")] = None,

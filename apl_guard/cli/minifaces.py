@@ -72,7 +72,7 @@ def build(
 
 @app.command()
 def card(
-    world: Annotated[Path, typer.Argument(help="Folder of a finished build.")],
+    world: Annotated[Path, typer.Argument(help="Folder of a finished build.", metavar="WORLD")],
     evaluation: Annotated[Path, typer.Option(help="What `apl-guard eval --format json` printed for its model.")],
 ) -> None:
     """Measure a built world and write its model card, README.md.
@@ -87,7 +87,9 @@ def card(
 
 @app.command()
 def tradeoff(
-    prefixes: Annotated[list[Path], typer.Argument(help="Folders of prefixes of the shipped model, each with a name.")],
+    prefixes: Annotated[
+        list[Path], typer.Argument(help="Folders of prefixes of the shipped model, each with a name.", metavar="PREFIX")
+    ],
     output: Annotated[Path, typer.Option(help="JSON to write.")] = Path("curves.json"),
     images_per_person: ImagesPerPerson = 2,
     people: Annotated[
@@ -139,16 +141,22 @@ def scale(
     output: Annotated[Path, typer.Option(help="Folder for prefixes, curves.json and curves.png.")] = Path("scale"),
     axis: Annotated[
         list[AxisName] | None,
-        typer.Option(help="What to vary. May be repeated.", show_default="all four"),
+        typer.Option(
+            help="What to vary: identities, vectors, eta or share. May be repeated.",
+            metavar="<axis>",
+            show_default="all four",
+        ),
     ] = None,
     value: Annotated[
-        list[float] | None, typer.Option(help="A value of that axis, in place of the usual ones. May be repeated.")
+        list[float] | None,
+        typer.Option(help="A value of that axis, in place of the usual ones. May be repeated.", metavar="<float>"),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file of training options.", show_default="the shipped prefix's")
     ] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Set an option of training. May be repeated.")
+        list[str] | None,
+        typer.Option("--set", help="Set an option of training. May be repeated.", metavar="NAME=VALUE"),
     ] = None,
     images_per_person: ImagesPerPerson = 2,
     people: Annotated[

@@ -86,11 +86,23 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bars.", c
 def seed_option(help: str, **options: Any) -> Any:
     """The option of a seed, in the range of `TrainConfig.seed`, which torch and every part of the trainer take.
 
+    That range says nothing to who reads the help, so the help is without it.
+
     Args:
         help: What the seed is of.
         options: Further ones of `typer.Option`.
     """
-    return typer.Option(min=-(2**62), max=2**62 - 1, help=help, **options)
+    return typer.Option(parser=_seed, metavar="<int>", help=help, **options)
+
+
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"found {text!r}; expected a whole number") from error
+    if not -(2**62) <= seed < 2**62:
+        raise typer.BadParameter(f"found {seed}; expected a number from -2^62 to 2^62 - 1")
+    return seed
 
 
 def put_out(text: str, output: Path | None) -> None:

@@ -114,9 +114,7 @@ def _beside_rules(policy: Policy) -> list[str]:
 def validate(
     policies: Annotated[
         list[str],
-        typer.Argument(
-            help="Names of built-in policies, or files.", metavar="POLICY...", autocompletion=complete_policy
-        ),
+        typer.Argument(help="Names of built-in policies, or files.", metavar="POLICY", autocompletion=complete_policy),
     ],
 ) -> None:
     """Check policies: language, lists and patterns. Ends with 2 if one is wrong.
@@ -171,7 +169,7 @@ def schema() -> None:
 
 @app.command("init", no_args_is_help=True)
 def init(
-    file: Annotated[Path, typer.Argument(help="The file to write. It must not exist yet.")],
+    file: Annotated[Path, typer.Argument(help="The file to write. It must not exist yet.", metavar="FILE")],
     base: Annotated[
         str | None,
         typer.Option(

@@ -41,7 +41,7 @@ def read_text(path_or_name: str) -> Policy:
 def diff_policies(
     before: PolicyName,
     after: Annotated[
-        str, typer.Argument(help="The policy to compare it with.", metavar="POLICY", autocompletion=complete_policy)
+        str, typer.Argument(help="The policy to compare it with.", metavar="OTHER", autocompletion=complete_policy)
     ],
     as_json: Json = False,
 ) -> None:
@@ -71,11 +71,13 @@ def diff_policies(
 
 def explain_prompt(
     policy: PolicyName,
-    prompt: Annotated[str | None, typer.Argument(help="A prompt, in quotes.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="A prompt, in quotes.", show_default=False, metavar="PROMPT")
+    ] = None,
     negative: Annotated[str | None, typer.Option(help="A negative prompt.")] = None,
     channel: Annotated[
         list[Channel] | None,
-        typer.Option(help="Another channel that the request uses, such as latents.", metavar="CHANNEL"),
+        typer.Option(help="Another channel that the request uses, such as latents.", metavar="<channel>"),
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="The tenant of the call.")] = None,
     route: Annotated[str | None, typer.Option(help="The route of the call.")] = None,
@@ -136,7 +138,7 @@ def explain_prompt(
 
 def replay_log(
     policy: PolicyName,
-    log: Annotated[Path, typer.Argument(help="Folder of an audit log.")],
+    log: Annotated[Path, typer.Argument(help="Folder of an audit log.", metavar="LOG")],
     was: Annotated[
         str | None,
         typer.Option(help="The policy in force then, so that its findings count.", autocompletion=complete_policy),

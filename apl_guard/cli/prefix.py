@@ -33,13 +33,15 @@ app = typer.Typer(
 
 _Signers = Annotated[
     list[Path] | None,
-    typer.Option("--signer", help="A public key in PEM; one of those given must have signed. May be repeated."),
+    typer.Option(
+        "--signer", help="A public key in PEM; one of those given must have signed. May be repeated.", metavar="<path>"
+    ),
 ]
 
 
 @app.command(no_args_is_help=True)
 def register(
-    folder: Annotated[Path, typer.Argument(help="The prefix folder that `apl-guard train` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="The prefix folder that `apl-guard train` wrote.", metavar="FOLDER")],
     name: Annotated[str | None, typer.Option(help="What to call it.", show_default="its own name")] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Register it as the next version of a different prefix of this name.")
@@ -81,7 +83,9 @@ def list_prefixes(
 
 @app.command(no_args_is_help=True)
 def show(
-    prefix: Annotated[str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.")],
+    prefix: Annotated[
+        str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.", metavar="PREFIX")
+    ],
     registry: Registry = None,
     as_json: Json = False,
 ) -> None:
@@ -116,7 +120,9 @@ def show(
 
 @app.command(no_args_is_help=True)
 def verify(
-    name: Annotated[str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.")],
+    name: Annotated[
+        str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.", metavar="PREFIX")
+    ],
     signer: _Signers = None,
     registry: Registry = None,
 ) -> None:
@@ -136,7 +142,7 @@ def verify(
 
 @app.command(no_args_is_help=True)
 def sign(
-    name: Annotated[str, typer.Argument(help="A name in the registry.")],
+    name: Annotated[str, typer.Argument(help="A name in the registry.", metavar="NAME")],
     key: Annotated[Path, typer.Option(help="The private key, in PEM, on an elliptic curve.")],
     password: Annotated[
         str | None, typer.Option(help="Password of the key.", envvar="APL_GUARD_KEY_PASSWORD", show_default="none")
@@ -161,7 +167,9 @@ def sign(
 
 @app.command(no_args_is_help=True)
 def revoke(
-    prefix: Annotated[str, typer.Argument(help="A name in the registry, or a digest of 64 hexadecimal digits.")],
+    prefix: Annotated[
+        str, typer.Argument(help="A name in the registry, or a digest of 64 hexadecimal digits.", metavar="PREFIX")
+    ],
     reason: Annotated[str, typer.Option(help="Why, for those who will ask.")],
     registry: Registry = None,
 ) -> None:
@@ -184,8 +192,10 @@ def revoke(
 
 @app.command(no_args_is_help=True)
 def pull(
-    source: Annotated[str, typer.Argument(help="A registry: a folder, a URL, or owner/name on the hub.")],
-    name: Annotated[str, typer.Argument(help="Name of the prefix.")],
+    source: Annotated[
+        str, typer.Argument(help="A registry: a folder, a URL, or owner/name on the hub.", metavar="SOURCE")
+    ],
+    name: Annotated[str, typer.Argument(help="Name of the prefix.", metavar="NAME")],
     signer: _Signers = None,
     registry: Registry = None,
 ) -> None:
@@ -211,8 +221,10 @@ def pull(
 
 @app.command(no_args_is_help=True)
 def push(
-    name: Annotated[str, typer.Argument(help="A name in the registry.")],
-    target: Annotated[str, typer.Argument(help="A registry: a folder, a URL, or owner/name on the hub.")],
+    name: Annotated[str, typer.Argument(help="A name in the registry.", metavar="NAME")],
+    target: Annotated[
+        str, typer.Argument(help="A registry: a folder, a URL, or owner/name on the hub.", metavar="TARGET")
+    ],
     registry: Registry = None,
 ) -> None:
     """Copy the version in use of a prefix to another registry, with its signature and the revocations known here.

@@ -27,13 +27,18 @@ Registry = Annotated[
 _Keys = Annotated[
     list[str] | None,
     typer.Option(
-        "--key", help="SLOT=KEY, the key of a slot's tensor in the file. May be repeated.", show_default="auto"
+        "--key",
+        help="The key of a slot's tensor in the file. May be repeated.",
+        metavar="SLOT=KEY",
+        show_default="auto",
     ),
 ]
 
 
 def export_embedding(
-    prefix: Annotated[str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.")],
+    prefix: Annotated[
+        str, typer.Argument(help="A name in the registry, a prefix folder, or 'minifaces'.", metavar="PREFIX")
+    ],
     output: Annotated[Path, typer.Option(help="A file that ends in .safetensors, or a folder to put it in.")],
     key: _Keys = None,
     registry: Registry = None,
@@ -56,7 +61,7 @@ def export_embedding(
 
 
 def import_embedding(
-    file: Annotated[Path, typer.Argument(help="A .safetensors, .pt, .bin or .ckpt embedding.")],
+    file: Annotated[Path, typer.Argument(help="A .safetensors, .pt, .bin or .ckpt embedding.", metavar="FILE")],
     output: Annotated[Path, typer.Option(help="The prefix folder to write.")],
     model: Annotated[
         str | None,

@@ -20,7 +20,11 @@ def selftest(
     prefix: PrefixOption = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="A canary prompt that the policy anonymizes. May be repeated.", show_default="two portraits"),
+        typer.Option(
+            help="A canary prompt that the policy anonymizes. May be repeated.",
+            metavar="<str>",
+            show_default="two portraits",
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps for each canary.")] = 1,
     audit: Annotated[Path | None, typer.Option(help="Folder for the records; without it none are kept.")] = None,

@@ -56,7 +56,8 @@ def train(
     ] = False,
     config: Annotated[Path | None, typer.Option(help="YAML file of options.")] = None,
     assignments: Annotated[
-        list[str] | None, typer.Option("--set", help="Set an option, as in --set lr=1e-2. May be repeated.")
+        list[str] | None,
+        typer.Option("--set", help="Set an option, as in --set lr=1e-2. May be repeated.", metavar="NAME=VALUE"),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only print what would be done, and how long it takes.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["address", "png", "png_address"]
+__all__ = ["address", "labelled", "png", "png_address"]
 
 _LARGEST_SIDE = 256
 """Of a picture in a page."""
@@ -50,6 +51,40 @@ def address(picture: npt.NDArray[np.uint8]) -> str:
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def labelled(sheet: Any, side: int, rows: Sequence[str], columns: Mapping[str, int]) -> Any:
+    """A sheet of images with the name of each row on its left, and of each group of columns above it.
+
+    Args:
+        sheet: An image of Pillow, of images with sides of this length.
+        side: In pixels.
+        rows: Their names, from above.
+        columns: The name of each group, and how many columns it has.
+
+    Example:
+        >>> from PIL import Image
+        >>> labelled(Image.new("RGB", (96, 192)), 96, ("plain", "guarded"), {"one": 1}).size > (96, 192)
+        True
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = max(13, side // 8)
+    font = ImageFont.load_default(size)
+    left = round(max(font.getlength(name) for name in rows)) + 12
+    top = round(1.7 * size)
+    whole = Image.new("RGB", (left + sheet.width, top + sheet.height), "white")
+    whole.paste(sheet, (left, top))
+    pen = ImageDraw.Draw(whole)
+    for k, name in enumerate(rows):
+        pen.text((left - 6, top + (k + 0.5) * side), name, fill="black", font=font, anchor="rm")
+    at = 0
+    for name, count in columns.items():
+        pen.text((left + at * side + 2, top / 2), name, fill="black", font=font, anchor="lm")
+        at += count
+        if at * side < sheet.width:
+            pen.line([(left + at * side - 1, 0), (left + at * side - 1, whole.height)], fill="white", width=4)
+    return whole
 
 
 def _image(picture: Any) -> Any:

@@ -18,7 +18,7 @@ from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Data
 from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
-from apl_guard.trainer.report.pictures import png
+from apl_guard.trainer.report.pictures import labelled, png
 from apl_guard.trainer.train.card import Card, write_card
 from apl_guard.trainer.train.history import History
 from apl_guard.trainer.train.result import TrainResult
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _SHOWN_PEOPLE = 4
 _SHOWN_GENERIC = 4
+_NAMED, _NOBODY = "with a name", "without a name"
 
 
 def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult, history: History) -> None:
@@ -47,7 +48,8 @@ def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult
     prefix = as_prefix(pipe, config, result)
     people, generic = data.held_identity, data.held_generic
     per_person = max(1, len(people) // max(1, len(set(people.people.tolist()))))
-    prompts = [*people.prompts[::per_person][:_SHOWN_PEOPLE], *generic.prompts[:_SHOWN_GENERIC]]
+    named = people.prompts[::per_person][:_SHOWN_PEOPLE]
+    prompts = [*named, *generic.prompts[:_SHOWN_GENERIC]]
     side = max(96, min(family_of(pipe, config).side, 192))
     picture = before_and_after(pipe, config, prompts, result.vectors, side)
     card = Card(config=config, result=result, metadata=prefix.metadata, prompts=tuple(prompts), people=len(data.names))
@@ -56,7 +58,9 @@ def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult
         {
             "config.yaml": config.to_bytes(),
             "history.jsonl": history.to_bytes(),
-            "before_and_after.png": png(picture),
+            "before_and_after.png": png(
+                labelled(picture, side, ("plain", "guarded"), {_NAMED: len(named), _NOBODY: len(prompts) - len(named)})
+            ),
         },
     )
     prefix.save(result.folder, card=write_card(card))
