@@ -38,7 +38,7 @@ from .cleaning import cleaner_of, readings_of
 from .families import check_supported
 from .marking import marked, part_of_prompts
 from .read_once import read_once
-from .view import Encoder, encoders_of, unreadable_in, view_of
+from .view import Encoder, compare_layers, encoders_of, unreadable_in, view_of
 
 __all__ = ["DiffusersAdapter"]
 
@@ -183,6 +183,7 @@ class DiffusersAdapter:
             for e in guarded.values():
                 block = injected(e.text_encoder, prefix.vectors[e.slot], compare=True, padding=e.tokenizer.pad_token_id)
                 received[e.slot] = stack.enter_context(block)
+            compare_layers(view, received)
             began = perf_counter()
             output = self._draw(view, arguments | marked(request, mark, source))
             seconds = perf_counter() - began

@@ -127,6 +127,7 @@ HARMLESS = frozenset(
         "guess_mode",
         "guidance_rescale",
         "guidance_scale",
+        "guidance_schedule",
         "image_guidance_scale",
         "intermediate_timesteps",
         "max_timesteps",
@@ -140,6 +141,7 @@ HARMLESS = frozenset(
         "pag_scale",
         "prior_guidance_scale",
         "prior_num_inference_steps",
+        "prompt_upsampling_temperature",
         "proportional_attn",
         "return_index",
         "scaling_watershed",
@@ -148,6 +150,7 @@ HARMLESS = frozenset(
         "skip_layer_guidance_scale",
         "skip_layer_guidance_start",
         "skip_layer_guidance_stop",
+        "std",
         "strength",
         "text_encoder_out_layers",
         "timesteps",
@@ -192,6 +195,7 @@ HARMLESS = frozenset(
 REWRITES: Mapping[str, bool | None] = {
     "caption_upsample_temperature": None,
     "enable_prompt_rewrite": False,
+    "prompt_upsampling": False,
     "use_pe": False,
 }
 """Argument with which a language model rewrites the prompt, so that no prefix can be kept in front of it, whatever the

@@ -27,6 +27,7 @@ _SUPPORTED = frozenset(
         "flux2",
         "hidream_image",
         "hunyuandit",
+        "ideogram4",
         "kandinsky2_2",
         "kandinsky3",
         "kandinsky5",
@@ -63,7 +64,6 @@ _VIDEO = "makes videos, not images"
 _SOUND = "makes sound, not images"
 _TEXT = "makes text, not images"
 _OLD = "diffusers does not maintain it any more"
-_REWRITES = "a language model rewrites the prompt before it is encoded, so no prefix can be kept in front of it"
 _UNTESTED = "this version of apl-guard has not been tested with it"
 _NO_ENCODER = "it has no text encoder: the model that draws reads the prompt itself"
 
@@ -101,7 +101,6 @@ _REFUSED: Mapping[str, str] = {
     ),
     **dict.fromkeys(("ace_step", "audioldm2", "longcat_audio_dit", "stable_audio", "stable_audio_3"), _SOUND),
     **dict.fromkeys(("diffusion_gemma", "llada2"), _TEXT),
-    "ideogram4": _REWRITES,
     **dict.fromkeys(
         ("bria_fibo2", "BriaFiboEditPipeline"), "it reads the prompt as JSON, so nothing can stand in front of it"
     ),

@@ -10,7 +10,7 @@ from numbers import Real
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["SCALES", "STEPS", "bends_steps", "turns_guidance_round"]
+__all__ = ["SCALES", "SERIES", "bends_steps", "turns_guidance_round"]
 
 # Classifier-free guidance: uncond + g · (cond − uncond). Below 1 a part of the negative prompt is drawn,
 # below 0 the picture moves away from the protected prompt. With a second scale i for pictures, these count for
@@ -19,12 +19,17 @@ _GUIDANCE = ("guidance_scale", "true_cfg_scale", "prior_guidance_scale", "decode
 _OF_PICTURE = "image_guidance_scale"
 # Multiples of a difference between two predictions for the prompt; below 0 the difference is taken the other way.
 _OF_PROMPT = ("distilled_guidance_scale", "pag_scale", "skip_layer_guidance_scale")
+# The same guidance, for each step.
+_GUIDANCE_OF_STEPS = "guidance_schedule"
+# The spread of noise levels; below 0 they rise.
+_SPREAD = "std"
 # A share: beyond 1 the sign of the whole prediction may turn.
 _SHARE = "guidance_rescale"
 # Steps on which noise grows lead away from the prompt and towards the negative one.
 STEPS = ("sigmas", "timesteps")
+SERIES = (*STEPS, _GUIDANCE_OF_STEPS)
 """Arguments that are judged by their numbers."""
-SCALES = (*_GUIDANCE, _OF_PICTURE, *_OF_PROMPT, _SHARE, "mu")
+SCALES = (*_GUIDANCE, _OF_PICTURE, *_OF_PROMPT, _SPREAD, _SHARE, "mu")
 """Arguments that are judged as a number."""
 
 
@@ -51,7 +56,10 @@ def turns_guidance_round(
         is_default = type(scale) in (int, float) and scale == defaults.get(name)
         if not is_default and not _is_within(scale, least, sys.float_info.max):
             return True
-    if any(not _is_within(whole.get(name), 0, math.inf) for name in _OF_PROMPT):
+    if any(not _is_within(whole.get(name), 0, math.inf) for name in (*_OF_PROMPT, _SPREAD)):
+        return True
+    by_step = _levels(whole.get(_GUIDANCE_OF_STEPS))
+    if by_step is None or not all(_is_within(scale, least, sys.float_info.max) for scale in by_step):
         return True
     if not _is_within(whole.get(_SHARE), 0, 1) or not all(_fall(whole.get(name)) for name in STEPS):
         return True

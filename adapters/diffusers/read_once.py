@@ -8,12 +8,12 @@ from typing import Any
 
 from apl_guard.errors import InvalidInput
 
-from .guidance import SCALES, STEPS
+from .guidance import SCALES, SERIES
 
 __all__ = ["read_once"]
 
 _NUMBERS = {*SCALES, "clip_skip", "return_index"}
-_SEQUENCES = {*STEPS, "text_encoder_out_layers"}
+_SEQUENCES = {*SERIES, "text_encoder_out_layers"}
 _SWITCHES = {"clean_caption", "skip_text_cleaning"}
 
 

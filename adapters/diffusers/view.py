@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,15 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import nn
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-__all__ = ["Encoder", "encoders_of", "unreadable_in", "view_of"]
+from apl_guard.adapters.inject.layers import compared
+from apl_guard.adapters.inject.received import Received
+
+__all__ = ["Encoder", "compare_layers", "encoders_of", "unreadable_in", "view_of"]
 
 _SLOT = re.compile(r"text_encoder(_\d+)?$")
+
+# Method that runs the layers of a text encoder → the slot. That of Ideogram 4.
+_RUNS_LAYERS = {"_get_text_encoder_hidden_states": "text_encoder"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,18 @@ def view_of(pipe: Any, exchange: Callable[[nn.Module | None, Any], Any]) -> Any:
     # Offloading keeps its hooks on the real pipe.
     view.__dict__["maybe_free_model_hooks"] = pipe.maybe_free_model_hooks
     return view
+
+
+def compare_layers(view: Any, received: Mapping[str, Received]) -> None:
+    """Where a pipeline does not call its text encoder, have what the layers give compared in the method that runs them.
+
+    Args:
+        view: The view.
+        received: Slot → what the text encoder in it receives.
+    """
+    for name, slot in _RUNS_LAYERS.items():
+        if slot in received and (method := getattr(view, name, None)) is not None:
+            view.__dict__[name] = compared(method, received[slot])
 
 
 def _exchanged(pipe: Any, name: str, part: Any, exchange: Callable[[nn.Module | None, Any], Any]) -> Any:

@@ -99,6 +99,11 @@ FAMILIES: dict[str, Family] = {
         _SMALL | {"max_sequence_length": 304},
         attributes={"default_return_index": -2},
     ),
+    "ideogram_4": Family(
+        qwen3_vls.ideogram_4,
+        "Ideogram4Pipeline",
+        _TINY | {"guidance_scale": 3.0, "guidance_schedule": None, "max_sequence_length": 1400},
+    ),
     "longcat_image": Family(
         qwens.longcat_image,
         "LongCatImagePipeline",

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import parts, qwen_encoders, qwens, text
 
-__all__ = ["nucleus_image", "qwen_image_21"]
+__all__ = ["ideogram_4", "nucleus_image", "qwen_image_21"]
 
 
 def qwen_image_21(d: Any) -> dict[str, Any]:
@@ -65,6 +65,27 @@ def nucleus_image(d: Any) -> dict[str, Any]:
         "processor": processor,
         "transformer": parts.awake(transformer),
         "vae": qwens.qwen_vae(d, [1, 2, 2]),
+        "scheduler": parts.flow(d),
+    }
+
+
+def ideogram_4(d: Any) -> dict[str, Any]:
+    shape: Any = {
+        "in_channels": 4,
+        "num_layers": 1,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "adaln_dim": 16,
+        "llm_features_dim": 13 * text.WIDTH,
+        "mrope_section": (4, 2, 2),
+    }
+    # The pipeline reads 13 layers, the last of which is the 36th.
+    return {
+        **text.slots(qwen_encoders.qwen3_vl(layers=36)),
+        "transformer": parts.awake(d.Ideogram4Transformer2DModel(**shape)),
+        "unconditional_transformer": parts.awake(d.Ideogram4Transformer2DModel(**shape)),
+        "vae": parts.small_vae(d.AutoencoderKLFlux2),
         "scheduler": parts.flow(d),
     }
 

@@ -61,12 +61,12 @@ def qwen_vl(layers: int = 2, merges: Sequence[tuple[str, str]] = ()) -> Any:
     return loud(Qwen2_5_VLForConditionalGeneration(made)), tokenizer
 
 
-def qwen3_vl(cls: str = "Qwen3VLModel") -> Any:
+def qwen3_vl(cls: str = "Qwen3VLModel", layers: int = 3) -> Any:
     """A Qwen3-VL and its tokenizer."""
     import transformers
 
     tokenizer = bytes_tokenizer()
-    text = {"hidden_size": WIDTH, "intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 2}
+    text = {"hidden_size": WIDTH, "intermediate_size": 37, "num_hidden_layers": layers, "num_attention_heads": 2}
     text |= {"num_key_value_heads": 2, "head_dim": 8, "vocab_size": len(tokenizer)}
     vision = {"depth": 2, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}
     made = transformers.Qwen3VLConfig(text_config=text, vision_config=vision, **_picture_ids(tokenizer))

@@ -4,7 +4,8 @@ import re
 
 import pytest
 import torch
-from embeds import EMBEDS, EMBEDS_OF_VARIANT, qwen_image
+from by_hand import rows_by_hand
+from embeds import EMBEDS, EMBEDS_OF_VARIANT, TURN, qwen_image
 
 
 def _last_replaced(made):
@@ -45,6 +46,24 @@ def _longcat_image(m, prompts):
     yield m.pipe, "_encode_prompt", _first_replaced(output.hidden_states[-1][:, first:-last])
 
 
+def _ideogram_4(m, prompts):
+    """Thirteen layers, the last of them before the norm, of rows that are padded on the left; then the picture."""
+    encoder, tokenizer, length = m.pipe.text_encoder, m.pipe.tokenizer, m.options["max_sequence_length"]
+    rows = m._rows(tokenizer, prompts, length, TURN["before"], TURN["after"])
+    tokenizer.padding_side = "left"
+    embeddings, mask = rows_by_hand(encoder, tokenizer, rows, m.prefix.vectors["text_encoder"], length)
+    tokenizer.padding_side = "right"
+    places, seen = (mask.cumsum(1) - 1).clamp(min=0), []
+    with encoder.language_model.norm.register_forward_pre_hook(lambda _, args: seen.append(args[0])), torch.no_grad():
+        options = {"position_ids": places, "output_hidden_states": True}
+        states = encoder(inputs_embeds=embeddings, attention_mask=mask, **options).hidden_states
+    read = torch.stack([*(states[layer + 1] for layer in range(0, 34, 3)), seen[0]], -1).flatten(2) * mask[..., None]
+    picture = [m.options[side] // (2 * m.pipe.vae_scale_factor) for side in ("height", "width")]
+    made = torch.nn.functional.pad(read, (0, 0, 0, picture[0] * picture[1]))
+    places = m.pipe._prepare_ids(mask.sum(1).tolist(), *picture, length, "cpu")
+    yield m.pipe, "encode_prompt", lambda _: (made, *places)
+
+
 def _first_replaced(made):
     """The same answers, but for the first one, the others being for negative prompts."""
     answers = [made]
@@ -54,6 +73,7 @@ def _first_replaced(made):
 METHODS = {
     "kandinsky_2_1": _kandinsky_2_1,
     "bria_fibo": _bria_fibo,
+    "ideogram_4": _ideogram_4,
     "longcat_image": _longcat_image,
     "QwenImageLayeredPipeline": _layered,
 }

@@ -114,17 +114,17 @@ def _qwen_image_21(m, prompts):
 def _nucleus_image(m, prompts):
     from diffusers.pipelines.nucleusmoe_image.pipeline_nucleusmoe_image import DEFAULT_SYSTEM_PROMPT
 
-    before = f"<|im_start|>system\n{DEFAULT_SYSTEM_PROMPT}<|im_end|>\n{_TURN['before']}"
-    options = {"before": before, "after": _TURN["after"], "padded": False, "multiple": 8, "output_hidden_states": True}
+    before = f"<|im_start|>system\n{DEFAULT_SYSTEM_PROMPT}<|im_end|>\n{TURN['before']}"
+    options = {"before": before, "after": TURN["after"], "padded": False, "multiple": 8, "output_hidden_states": True}
     output, mask = m.encoder("text_encoder", prompts, 304, masked=True, **options)
     return {"prompt_embeds": output.hidden_states[-2], "prompt_embeds_mask": mask}
 
 
-_TURN = {"before": "<|im_start|>user\n", "after": "<|im_end|>\n<|im_start|>assistant\n"}
+TURN = {"before": "<|im_start|>user\n", "after": "<|im_end|>\n<|im_start|>assistant\n"}
 
 
 def _z_image(m, prompts):
-    output, mask = m.encoder("text_encoder", prompts, 512, masked=True, output_hidden_states=True, **_TURN)
+    output, mask = m.encoder("text_encoder", prompts, 512, masked=True, output_hidden_states=True, **TURN)
     return {"prompt_embeds": [row[keep.bool()] for row, keep in zip(output.hidden_states[-2], mask, strict=True)]}
 
 
@@ -136,7 +136,7 @@ def _flux_2(m, prompts):
 
 
 def _flux_2_klein(m, prompts):
-    output, _ = m.encoder("text_encoder", prompts, 80, masked=True, output_hidden_states=True, **_TURN)
+    output, _ = m.encoder("text_encoder", prompts, 80, masked=True, output_hidden_states=True, **TURN)
     return {"prompt_embeds": torch.cat([output.hidden_states[layer] for layer in (1, 2)], -1)}
 
 
@@ -245,7 +245,7 @@ def _krea_2(m, prompts):
 
 def _ovis_image(m, prompts):
     first = m.pipe.user_prompt_begin_id
-    options = {"before": _TURN["before"] + m.pipe.system_prompt, "after": _TURN["after"]}
+    options = {"before": TURN["before"] + m.pipe.system_prompt, "after": TURN["after"]}
     output, mask = m.encoder("text_encoder", prompts, 250 + first, masked=True, **options)
     return {"prompt_embeds": (output[0] * mask[..., None])[:, first:]}
 
@@ -264,7 +264,7 @@ def _prx_pixel(m, prompts):
 def _z_image_omni(m, prompts):
     """A turn in four parts around one picture, each of them a row of its own; the prompt is in the second."""
     opening, closing = "<|im_start|>user\n<|vision_start|>", "<|vision_end|><|im_end|>"
-    frame = {"before": "<|vision_end|>", "after": _TURN["after"] + "<|vision_start|>", "output_hidden_states": True}
+    frame = {"before": "<|vision_end|>", "after": TURN["after"] + "<|vision_start|>", "output_hidden_states": True}
     output, mask = m.encoder("text_encoder", prompts, 512, masked=True, **frame)
     middle = [row[keep.bool()] for row, keep in zip(output.hidden_states[-2], mask, strict=True)]
     start, end = (m.plain("text_encoder", text, 512).hidden_states[-2] for text in (opening, closing))

@@ -160,6 +160,18 @@ def test_a_negative_weight_of_perturbed_or_skipped_attention_is_blocked():
         guard("a man", pag_scale=-3.0)
 
 
+def test_guidance_away_from_the_prompt_at_any_step_is_blocked():
+    """Ideogram 4 takes a scale for each step, and the spread of its noise levels, which rise if that is below 0."""
+    pipe = tiny_pipe(family="ideogram_4")
+    guard = Guard(pipe, prefix=random_prefix(pipe, n=N))
+
+    assert guard.check(prompt="a man").effective == "anonymize"
+    assert guard.check(prompt="a man", guidance_schedule=[7.0, 0.5], std=1.0).effective == "anonymize"
+    for asked in ({"guidance_schedule": torch.tensor([7.0, -3.0])}, {"std": -1.5}, {"guidance_schedule": [7.0, "nan"]}):
+        with pytest.raises((PolicyBlocked, InvalidInput), match="guidance"):
+            guard(prompt="a man", **asked)
+
+
 @pytest.mark.parametrize(
     ("family", "layers"),
     [("flux_2_klein", {"text_encoder_out_layers": (0, 0)}), ("nucleus_image", {"return_index": 1})],
@@ -342,6 +354,7 @@ def test_tokens_that_end_a_turn_are_blocked(pipe, prefix):
         ("qwen_image_21", "<|vision_start|>"),
         ("nucleus_image", "<|im_start|>"),
         ("longcat_image", "'<|im_end|>'"),
+        ("ideogram_4", "<|im_end|>"),
     ],
 )
 def test_turns_of_the_template_of_a_processor_are_blocked(family, turn):

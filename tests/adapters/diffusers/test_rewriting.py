@@ -10,7 +10,7 @@ from apl_guard.adapters.diffusers import adapter
 from apl_guard.testing import FAMILIES, random_prefix, tiny_pipe
 
 N = 4
-SWITCHES = {"longcat_image": "enable_prompt_rewrite", "ernie_image": "use_pe"}
+SWITCHES = {"longcat_image": "enable_prompt_rewrite", "ernie_image": "use_pe", "ideogram_4": "prompt_upsampling"}
 
 
 def _rewriting(family):
@@ -27,15 +27,15 @@ def _rewriting(family):
 
 
 @pytest.mark.parametrize("family", SWITCHES)
-@pytest.mark.parametrize("value", ["the default", True, 1, "yes"])
-def test_a_prompt_that_a_language_model_would_rewrite_is_refused(family, value):
-    """Before anything is drawn, with what to pass."""
+def test_a_prompt_that_a_language_model_would_rewrite_is_refused(family):
+    """Before anything is drawn, with what to pass; where the pipeline rewrites unless it is told not to, too."""
     pipe, options = _rewriting(family)
     guard = Guard(pipe, prefix=random_prefix(pipe, n=N))
-    options |= {} if value == "the default" else {SWITCHES[family]: value}
+    defaults = [] if family == "ideogram_4" else [{}]
 
-    with pytest.raises(InvalidInput, match=f"rewrite the prompt.* pass {SWITCHES[family]}=False"):
-        guard(prompt="Mara Voss", **options)
+    for asked in [*defaults, *({SWITCHES[family]: value} for value in (True, 1, "yes"))]:
+        with pytest.raises(InvalidInput, match=f"rewrite the prompt.* pass {SWITCHES[family]}=False"):
+            guard(prompt="Mara Voss", **options, **asked)
 
 
 @pytest.mark.parametrize("family", SWITCHES)
@@ -44,9 +44,11 @@ def test_a_prompt_that_was_rewritten_all_the_same_gives_no_picture(family, monke
     pipe, options = _rewriting(family)
     guard = Guard(pipe, prefix=random_prefix(pipe, n=N))
     monkeypatch.setattr(adapter, "check_not_rewritten", lambda *_: None)
+    if family == "ideogram_4":  # what the language model itself would write, 1,400 tokens of it, takes long
+        monkeypatch.setattr(pipe, "upsample_prompt", lambda prompt, **_: ["a photo of Mara Voss"])
 
     with pytest.raises(PrefixNotApplied):
-        guard(prompt="Mara Voss", **options)
+        guard(prompt="Mara Voss", **options, **{SWITCHES[family]: True})
 
 
 @pytest.mark.parametrize("family", SWITCHES)
