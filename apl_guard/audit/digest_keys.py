@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import LOG_FILE
@@ -89,6 +90,17 @@ class DigestKeys:
                 raise AuditUnavailable(f"{path}: is key {key_id(key)}; give it back its own name, or remove it")
             found.setdefault(key_id(key), key)
         return found
+
+    def missing(self, rotations: Iterable[Mapping[str, Any]]) -> list[str]:
+        """The ids of the keys that were in use before and are not kept: what is under them cannot be looked for.
+
+        Args:
+            rotations: The records `audit.rotation` of the log.
+
+        Raises:
+            AuditUnavailable: As for `kept`.
+        """
+        return sorted({str(rotation.get("before")) for rotation in rotations} - self.kept().keys())
 
     def digests_of(self, text: str) -> Iterator[str]:
         """What a text may be called in records, under each key that is kept: as it is, and in its canonical form.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from apl_guard.audit.subjects import SubjectKeys
 from apl_guard.errors import InvalidInput
 
 __all__ = ["erase", "reveal"]
+
+_log = logging.getLogger("apl_guard")
 
 
 def erase(
@@ -55,8 +58,14 @@ def erase(
         names = [fields["subject"]]
     subjects = SubjectKeys(found.folder, found.in_use)
     destroyed = {name: kid for name in names if (kid := subjects.destroy(name)) is not None}
+    rotations = read_log(folder, containing=b'"event":"audit.rotation"') if subject is not None else ()
+    lost = ", ".join(found.missing(each.fields for each in rotations))
+    rest = f"what was recorded under digest key {lost}, which is not kept, is reached only by a decision (--decision)"
     if not destroyed:
-        raise InvalidInput("there is no key, so there is nothing to erase", where="subject")
+        more = f"; {rest}" if lost else ""
+        raise InvalidInput(f"no key of it was found, so nothing is erased{more}", where="subject")
+    if lost:
+        _log.warning("%s", rest)
     with DurableLog(folder, witnesses, keys) as log:
         for name, kid in destroyed.items():
             log.append("audit.erasure", {"subject": name, "kid": kid}, decision=None)

@@ -86,7 +86,8 @@ class Question:
                     f"there is no column {name[:40]!r}; there are: {', '.join(COLUMNS)}{hint}", where="query"
                 )
         asked = {*self.where, *self.group_by}
-        is_of_both = bool(asked & _DONE) and bool(asked & _DECIDED or self.containing)
+        is_done = bool(asked & _DONE) or self.where.get("event") == "guard.outcome"
+        is_of_both = is_done and bool(asked & _DECIDED or self.containing)
         # What was done is on record without what was decided, which stands in another record of the same call.
         place = {name: _of_the_call(name) if is_of_both and name in _DECIDED else f'"{name}"' for name in asked}
         conditions = ["event IN ('guard.outcome', 'guard.refusal')"] if is_of_both else []

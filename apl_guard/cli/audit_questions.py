@@ -15,6 +15,7 @@ import typer
 
 from apl_guard.cli.audit_proofs import Keys
 from apl_guard.cli.audit_verify import Folder
+from apl_guard.cli.digests import digests_of, note_missing
 from apl_guard.cli.moment import Since, Until, moment_of, moments_of
 from apl_guard.cli.options import Json, JsonLines, put_error
 from apl_guard.cli.reading_bar import reading
@@ -89,12 +90,14 @@ def query(
         if not equals:
             raise InvalidInput(f"found {each!r}; expected COLUMN=VALUE", where="--where")
         conditions[name] = value
-    digests = _digests(folder, keys, prompt, subject) if prompt is not None or subject is not None else None
+    digests = digests_of(folder, keys, prompt, subject) if prompt is not None or subject is not None else None
     # One more than is printed, to know whether there are more.
     question = Question(conditions, *moments_of(since, until), group_by or (), limit + 1, digests)
     with Index(folder, index) as opened:
         with reading(folder):
             opened.update()
+        if digests is not None:
+            note_missing(folder, keys, opened)
         row = None
         for number, row in enumerate(opened.ask(question)):
             if number == limit:
@@ -231,32 +234,6 @@ def reindex(folder: Folder, index: IndexFile = None) -> None:
         with reading(folder):
             count = opened.rebuild()
         typer.echo(f"{count} records")
-
-
-def _digests(folder: Path, keys: Path | None, prompt: str | None, subject: str | None) -> list[list[str]]:
-    """What a prompt and a subject may be called in records; one of each list has to stand there."""
-    from apl_guard.audit.digest_keys import DigestKeys
-    from apl_guard.audit.subjects import SubjectKeys
-
-    found = DigestKeys.of_log(folder, keys)
-    digests = []
-    if prompt is not None:
-        digests.append(list(found.digests_of(_read_prompt() if prompt == "-" else prompt)))
-    if subject is not None:
-        digests.append([SubjectKeys(found.folder, key).name_of(subject) for key in found.kept().values()])
-    return digests
-
-
-def _read_prompt() -> str:
-    """A prompt from standard input, with the ends of its lines as they came, without the last.
-
-    Raises:
-        InvalidInput: It is no text.
-    """
-    try:
-        return sys.stdin.buffer.read().decode("utf-8", "surrogatepass").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"byte {error.start} is no UTF-8; pass the prompt as text", where="--prompt") from error
 
 
 def _line(row: dict[str, Any]) -> str:

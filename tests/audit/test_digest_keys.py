@@ -73,10 +73,12 @@ def test_erasing_a_subject_reaches_what_was_recorded_under_every_key(guard, fold
     assert verify_log(log, [witness]).verdict == Verdict.VALID
 
 
-def test_a_destroyed_key_leaves_nothing_to_look_for(guard, folders, run):
-    """Not even its bytes under another name; its records stay and verify. The one in use cannot be destroyed."""
+def test_a_destroyed_key_leaves_nothing_to_look_for(guard, folders, run, caplog):
+    """Not even its bytes under another name; its records stay and verify. The one in use cannot be destroyed. Nobody is
+    told that nobody asked, or that a text is gone which is still there."""
     log, witness = folders
-    guard("a photo of Mara Voss")
+    with guard.context(subject="account-7"):
+        guard("a photo of Mara Voss")
     (first,) = decisions(log)
     stays = open(log / "keys" / "digest.key", "rb")  # noqa: SIM115 - sees the file after it has lost its name
     assert run("keys", "destroy", log, first["key_id"])[0] == 2
@@ -85,7 +87,20 @@ def test_a_destroyed_key_leaves_nothing_to_look_for(guard, folders, run):
     assert run("keys", "destroy", log, first["key_id"], "--witness", witness)[0] == 0
     with stays:
         assert stays.read() == bytes(32)
-    assert run("query", log, "--prompt", "a photo of Mara Voss")[1] == "nothing found\n"
+    for option, value in (("--prompt", "a photo of Mara Voss"), ("--subject", "account-7")):
+        code, out, errors = run("query", log, option, value)
+        assert (code, out) == (0, "nothing found\n")
+        assert f"under the digest key {first['key_id']}, which is not kept, is not in this answer" in errors
+    code, out, errors = run("erase", log, "--subject", "account-7")
+    assert (code, out, "is reached only by a decision (--decision)" in errors) == (2, "", True)
+    with guard.context(subject="account-7"):
+        guard("a photo of Mara Voss")
+    caplog.clear()
+    assert run("erase", log, "--subject", "account-7")[1].count("destroyed key") == 1
+    assert "is reached only by a decision (--decision)" in caplog.text
+    assert "Mara" in run("reveal", log, first["decision_id"])[1]
+    assert run("erase", log, "--decision", first["decision_id"])[0::2] == (0, "")
+    assert "erased" in run("reveal", log, first["decision_id"])[1]
     assert run("keys", "destroy", log, first["key_id"])[0] == 2
     assert run("keys", "list", log)[1].count("\n") == 1
     (gone,) = [found.fields for found in read_log(log) if found.fields["event"] == "audit.key_destruction"]

@@ -233,6 +233,9 @@ def test_a_question_about_a_decision_and_its_outcome_is_about_the_call(folders, 
     assert len(ask("--prompt", "A  cat", "--result", "passed")) == 3
     assert len(ask("--subject", "of acme", "--result", "passed")) == 2
     assert len(ask("--policy", "anonymize_faces", "--where", "images=1")) == 4
+    for asked, count in ((("--tenant", "acme"), 3), (("--subject", "of acme"), 3), (("--prompt", "a cat"), 3)):
+        found = ask(*asked, "--event", "guard.outcome")
+        assert [r["event"] for r in found] == ["guard.outcome"] * count
     groups = {(r["tenant"], r["result"]): r["count"] for r in ask("--group-by", "tenant", "--group-by", "result")}
     assert groups == {
         **{("acme", "passed"): 2, ("acme", "backend_error"): 1, ("acme", "invalid"): 1},
