@@ -28,6 +28,7 @@ __all__ = [
 
 # macOS has no fdatasync; where there is one it spares the writing of times.
 sync = getattr(os, "fdatasync", _sync_all)
+_AS_IT_IS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def write_all(handle: int, content: bytes) -> None:
@@ -47,11 +48,13 @@ def write_all(handle: int, content: bytes) -> None:
 def append_through(path: Path, content: bytes) -> None:
     """Append to a file, and return when it is on disk.
 
+    A witness may be in other hands, so no link is followed, and no pipe is waited for.
+
     Raises:
         OSError: It is not on disk; a part of it may be.
     """
     is_new = not path.exists()
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _AS_IT_IS, 0o640)
     try:
         write_all(handle, content)
         sync(handle)

@@ -6,6 +6,7 @@ import tracemalloc
 import pytest
 from logs import call, records
 
+from apl_guard import AuditUnavailable
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.verify import Verdict, verify_log
 from apl_guard.audit.witness import CHECKPOINTS
@@ -44,6 +45,19 @@ def test_what_is_no_file_is_tampering(copy, kind, name):
     put(kind, log / name)
 
     assert verify_log(log, [witness]).verdict == Verdict.TAMPERED
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_witness_that_leads_elsewhere_is_an_error(copy, kind, tmp_path):
+    """Whoever holds it can neither make a guard wait for ever, nor have it write to another place."""
+    log, witness = copy
+    (kept,) = witness.rglob(CHECKPOINTS)
+    kept.unlink()
+    os.mkfifo(kept) if kind == "pipe" else kept.symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(AuditUnavailable, match="cannot be used"):
+        DurableLog(log, [witness])
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_file_without_end_is_not_held_in_memory(copy):
