@@ -33,6 +33,8 @@ _SILENCE_SECONDS = 10.0
 """How long a server may say nothing, where aiohttp itself would wait for five minutes, and SFTP for ever."""
 _ANSWER_SECONDS = 120.0
 """How long an answer of a server of HTTP may take that goes on saying a little."""
+_MAX_ANSWER_BYTES = 16 << 20
+"""Of a server of HTTP, such as the list of what is in a folder."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _USER = re.compile(r"(?<=:/)(/?)[^/\s]*@")
 
@@ -213,7 +215,13 @@ def opened(url: str) -> Iterator[tuple[Any, str]]:
         import aiohttp  # fsspec has said that it is there
 
         silence = {"sock_connect": _SILENCE_SECONDS, "sock_read": _SILENCE_SECONDS}
-        options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=_ANSWER_SECONDS, **silence)}
+        options["client_kwargs"] = {
+            "timeout": aiohttp.ClientTimeout(total=_ANSWER_SECONDS, **silence),
+            "response_class": _bounded(aiohttp.ClientResponse),
+            # A compressed answer could be of any size when it is unpacked.
+            "headers": {"Accept-Encoding": "identity"},
+            "auto_decompress": False,
+        }
     try:
         system, root = fsspec.core.url_to_fs(url, **options)
     except Exception as error:  # some connect at once, and every file system has exceptions of its own
@@ -230,6 +238,25 @@ def opened(url: str) -> Iterator[tuple[Any, str]]:
     finally:
         if channel is not None:  # it has a thread, which would keep it open
             channel.get_transport().close()
+
+
+def _bounded(response: type[Any]) -> type[Any]:
+    """Answers of aiohttp that are never held in memory beyond a limit, as fsspec does with whatever a server lists."""
+
+    class Bounded(response):  # type: ignore[misc]
+        _body: bytes | None
+
+        async def read(self) -> bytes:
+            if self._body is None:
+                content = bytearray()
+                async for part in self.content.iter_any():
+                    content += part
+                    if len(content) > _MAX_ANSWER_BYTES:
+                        raise PrefixInvalid(f"an answer is larger than {_MAX_ANSWER_BYTES} bytes; not a registry")
+                self._body = bytes(content)
+            return self._body
+
+    return Bounded
 
 
 def check_protocol(url: str) -> None:

@@ -1,11 +1,14 @@
 """A registry on a real server of HTTP, and on one that says nothing."""
 
+import contextlib
 import functools
+import gzip
 import http.server
 import socket
 import threading
 import time
 import traceback
+import tracemalloc
 
 import pytest
 from trusted import draw
@@ -46,6 +49,36 @@ def test_a_prefix_is_taken_from_a_server_and_so_is_its_revocation(served, tmp_pa
 
     with pytest.raises(PrefixRevoked):
         draw(guard)
+
+
+@pytest.mark.parametrize("is_compressed", [True, False])
+def test_an_answer_beyond_all_bounds_is_not_held_in_memory(tmp_path, monkeypatch, is_compressed):
+    """A list of what is in the folder that goes on and on, or would if it were unpacked: the service lives on."""
+    size = 128 << 20
+    packed = gzip.compress(bytes(size))
+
+    class Endless(_Quiet):
+        def do_GET(self):
+            self.send_response(200)
+            if is_compressed:
+                self.send_header("Content-Encoding", "gzip")
+            self.end_headers()
+            with contextlib.suppress(OSError):  # nobody listens any more
+                for part in [packed] if is_compressed else [bytes(1 << 20)] * (size >> 20):
+                    self.wfile.write(part)
+
+    monkeypatch.setenv("APL_GUARD_CACHE", str(tmp_path / "cache"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        tracemalloc.start()
+        try:
+            with pytest.raises(RegistryUnavailable, match="holds no prefix" if is_compressed else "answer is larger"):
+                PrefixRegistry(f"http://127.0.0.1:{server.server_port}").list()
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            server.shutdown()
+    assert most < size // 2
 
 
 def test_a_server_that_says_nothing_is_given_up(tmp_path, monkeypatch):
