@@ -20,12 +20,9 @@ def flux_2(d: Any, encoder: Any = None, *, guidance_embeds: bool = True) -> dict
         axes_dims_rope=[4, 4, 4, 4],
         guidance_embeds=guidance_embeds,
     )
-    return {
-        **text.slots(encoder or language.mistral3()),
-        "transformer": transformer,
-        "vae": parts.small_vae(d.AutoencoderKLFlux2),
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(
+        d, text.slots(encoder or language.mistral3()), transformer, parts.small_vae(d.AutoencoderKLFlux2)
+    )
 
 
 def ernie_image(d: Any) -> dict[str, Any]:
@@ -39,12 +36,9 @@ def ernie_image(d: Any) -> dict[str, Any]:
         text_in_dim=text.WIDTH,
         rope_axes_dim=(8, 4, 4),
     )
-    return {
-        **text.slots(language.ministral3()),
-        "transformer": parts.awake(transformer),
-        "vae": parts.small_vae(d.AutoencoderKLFlux2),
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(
+        d, text.slots(language.ministral3()), parts.awake(transformer), parts.small_vae(d.AutoencoderKLFlux2)
+    )
 
 
 def bria_fibo(d: Any) -> dict[str, Any]:
@@ -56,22 +50,19 @@ def bria_fibo(d: Any) -> dict[str, Any]:
         text_encoder_dim=32,
         axes_dims_rope=[0, 4, 4],
     )
-    return {
-        **text.slots(language.smol()),
-        "transformer": transformer,
-        "vae": d.AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1),
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(
+        d, text.slots(language.smol()), transformer, d.AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1)
+    )
 
 
 def prx(d: Any) -> dict[str, Any]:
     shape = {"patch_size": 1, "context_in_dim": 8, "hidden_size": 8, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1}
-    return {
-        **text.slots(language.t5_gemma()),
-        "transformer": parts.awake(d.PRXTransformer2DModel(in_channels=4, axes_dim=[2, 2], **shape)),
-        "vae": parts.vae(d, shift_factor=0.0, scaling_factor=1.0),
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(
+        d,
+        text.slots(language.t5_gemma()),
+        parts.awake(d.PRXTransformer2DModel(in_channels=4, axes_dim=[2, 2], **shape)),
+        parts.vae(d, shift_factor=0.0, scaling_factor=1.0),
+    )
 
 
 def sana(d: Any) -> dict[str, Any]:
@@ -102,12 +93,7 @@ def sana(d: Any) -> dict[str, Any]:
         decoder_norm_types="rms_norm",
         decoder_act_fns="silu",
     )
-    return {
-        **text.slots(language.gemma()),
-        "transformer": transformer,
-        "vae": vae,
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(d, text.slots(language.gemma()), transformer, vae)
 
 
 def lumina(d: Any) -> dict[str, Any]:
@@ -121,12 +107,7 @@ def lumina(d: Any) -> dict[str, Any]:
         norm_eps=1e-5,
         cross_attention_dim=8,
     )
-    return {
-        **text.slots(language.gemma("Gemma", "GemmaModel")),
-        "transformer": transformer,
-        "vae": parts.vae(d, levels=4),
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(d, text.slots(language.gemma("Gemma", "GemmaModel")), transformer, parts.vae(d, levels=4))
 
 
 def lumina_2(d: Any) -> dict[str, Any]:
@@ -142,12 +123,7 @@ def lumina_2(d: Any) -> dict[str, Any]:
         cap_feat_dim=8,
         **_ROPES,
     )
-    return {
-        **text.slots(language.gemma()),
-        "transformer": transformer,
-        "vae": parts.flow_vae(d),
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(d, text.slots(language.gemma()), transformer, parts.flow_vae(d))
 
 
 def hidream(d: Any) -> dict[str, Any]:
@@ -164,17 +140,13 @@ def hidream(d: Any) -> dict[str, Any]:
         max_resolution=(128, 128),
         llama_layers=(0, 1),
     )
-    return {
-        **text.slots(
-            text.clip("CLIPTextModelWithProjection", eos=2),
-            text.clip("CLIPTextModelWithProjection", "!", eos=2, hidden_act="gelu"),
-            text.t5(),
-            language.llama(),
-        ),
-        "transformer": transformer,
-        "scheduler": parts.flow(d),
-        "vae": parts.vae(d, levels=1, scaling_factor=0.36, shift_factor=0.12),
-    }
+    encoders = text.slots(
+        text.clip("CLIPTextModelWithProjection", eos=2),
+        text.clip("CLIPTextModelWithProjection", "!", eos=2, hidden_act="gelu"),
+        text.t5(),
+        language.llama(),
+    )
+    return parts.flow_pipe(d, encoders, transformer, parts.vae(d, levels=1, scaling_factor=0.36, shift_factor=0.12))
 
 
 def cogview_4(d: Any) -> dict[str, Any]:

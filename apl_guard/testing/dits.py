@@ -19,36 +19,29 @@ def stable_diffusion_3(d: Any) -> dict[str, Any]:
         joint_attention_dim=64,
         pooled_projection_dim=64,
     )
-    return {
-        **text.slots(
-            text.clip("CLIPTextModelWithProjection", eos=2),
-            text.clip("CLIPTextModelWithProjection", "!", eos=2, hidden_act="gelu"),
-            text.t5(d_model=64),
-        ),
-        "transformer": transformer,
-        "scheduler": parts.flow(d),
-        "vae": parts.flow_vae(d),
-    }
+    encoders = text.slots(
+        text.clip("CLIPTextModelWithProjection", eos=2),
+        text.clip("CLIPTextModelWithProjection", "!", eos=2, hidden_act="gelu"),
+        text.t5(d_model=64),
+    )
+    return parts.flow_pipe(d, encoders, transformer, parts.flow_vae(d))
 
 
 def flux(d: Any) -> dict[str, Any]:
     shape = {"in_channels": 16, "out_channels": None, "pooled_projection_dim": 32}
-    return {
-        **text.slots(text.clip(eos=2), text.t5()),
-        "transformer": parts.dit(d.FluxTransformer2DModel, **shape),
-        "scheduler": parts.flow(d),
-        "vae": parts.flow_vae(d),
-    }
+    return parts.flow_pipe(
+        d, text.slots(text.clip(eos=2), text.t5()), parts.dit(d.FluxTransformer2DModel, **shape), parts.flow_vae(d)
+    )
 
 
 def chroma(d: Any) -> dict[str, Any]:
     approximator = {"approximator_hidden_dim": 32, "approximator_layers": 1, "approximator_num_channels": 16}
-    return {
-        **text.slots(text.t5()),
-        "transformer": parts.dit(d.ChromaTransformer2DModel, in_channels=16, out_channels=None, **approximator),
-        "scheduler": parts.flow(d),
-        "vae": parts.flow_vae(d),
-    }
+    return parts.flow_pipe(
+        d,
+        text.slots(text.t5()),
+        parts.dit(d.ChromaTransformer2DModel, in_channels=16, out_channels=None, **approximator),
+        parts.flow_vae(d),
+    )
 
 
 def bria(d: Any) -> dict[str, Any]:
@@ -117,12 +110,7 @@ def aura_flow(d: Any) -> dict[str, Any]:
         caption_projection_dim=32,
         pos_embed_max_size=256,
     )
-    return {
-        **text.slots(text.t5("UMT5")),
-        "transformer": transformer,
-        "scheduler": parts.flow(d),
-        "vae": parts.vae(d),
-    }
+    return parts.flow_pipe(d, text.slots(text.t5("UMT5")), transformer, parts.vae(d))
 
 
 def cogview_3_plus(d: Any) -> dict[str, Any]:

@@ -127,3 +127,8 @@ def seeing() -> Any:
 def flow(d: Any) -> Any:
     """The scheduler of pipelines that learn a flow."""
     return d.FlowMatchEulerDiscreteScheduler()
+
+
+def flow_pipe(d: Any, encoders: dict[str, Any], transformer: Any, autoencoder: Any) -> dict[str, Any]:
+    """The components of a pipeline whose transformer learned a flow."""
+    return {**encoders, "transformer": transformer, "vae": autoencoder, "scheduler": flow(d)}

@@ -28,14 +28,7 @@ def qwen_image_21(d: Any) -> dict[str, Any]:
         latents_mean=[0.0] * 4,
         latents_std=[1.0] * 4,
     )
-    text_encoder, processor = _conditional()
-    return {
-        "text_encoder": text_encoder,
-        "processor": processor,
-        "transformer": parts.awake(transformer),
-        "vae": vae,
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(d, _conditional(), parts.awake(transformer), vae)
 
 
 def nucleus_image(d: Any) -> dict[str, Any]:
@@ -59,14 +52,7 @@ def nucleus_image(d: Any) -> dict[str, Any]:
         for weight in transformer.parameters():
             if weight.ndim == 3:  # the experts, which are left as they were found in memory
                 weight.normal_(std=0.1)
-    text_encoder, processor = _conditional()
-    return {
-        "text_encoder": text_encoder,
-        "processor": processor,
-        "transformer": parts.awake(transformer),
-        "vae": qwens.qwen_vae(d, [1, 2, 2]),
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(d, _conditional(), parts.awake(transformer), qwens.qwen_vae(d, [1, 2, 2]))
 
 
 def ideogram_4(d: Any) -> dict[str, Any]:
@@ -90,10 +76,11 @@ def ideogram_4(d: Any) -> dict[str, Any]:
     }
 
 
-def _conditional() -> tuple[Any, Any]:
+def _conditional() -> dict[str, Any]:
     """A Qwen3-VL that can go on with a text, and its processor."""
     text_encoder, tokenizer = qwen_encoders.qwen3_vl("Qwen3VLForConditionalGeneration")
     pictures = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in pictures.items()}
     template = {"chat_template": tokenizer.chat_template}
-    return text_encoder, qwen_encoders.processor("Qwen3VLProcessor", tokenizer, **pictures, **ids, **template)
+    processor = qwen_encoders.processor("Qwen3VLProcessor", tokenizer, **pictures, **ids, **template)
+    return {"text_encoder": text_encoder, "processor": processor}

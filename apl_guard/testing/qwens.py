@@ -25,12 +25,7 @@ def qwen_image(d: Any) -> dict[str, Any]:
     transformer = parts.dit(
         d.QwenImageTransformer2DModel, patch_size=2, in_channels=16, num_attention_heads=3, axes_dims_rope=(8, 4, 4)
     )
-    return {
-        **text.slots(qwen_encoders.qwen_vl()),
-        "transformer": transformer,
-        "vae": qwen_vae(d, [1, 2, 2]),
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(d, text.slots(qwen_encoders.qwen_vl()), transformer, qwen_vae(d, [1, 2, 2]))
 
 
 def qwen_vae(d: Any, widths: list[int], channels: int = 4, **more: Any) -> Any:
@@ -63,12 +58,7 @@ def krea_2(d: Any) -> dict[str, Any]:
         num_layerwise_text_blocks=1,
         num_refiner_text_blocks=1,
     )
-    return {
-        **text.slots(qwen_encoders.qwen3_vl()),
-        "transformer": transformer,
-        "vae": qwen_vae(d, [1, 2, 2]),
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(d, text.slots(qwen_encoders.qwen3_vl()), transformer, qwen_vae(d, [1, 2, 2]))
 
 
 def longcat_image(d: Any) -> dict[str, Any]:
@@ -84,12 +74,9 @@ def longcat_image(d: Any) -> dict[str, Any]:
 
 
 def z_image(d: Any) -> dict[str, Any]:
-    return {
-        **text.slots(qwen_encoders.qwen3()),
-        "transformer": z_transformer(d),
-        "vae": parts.vae(d, 16, scaling_factor=0.36, shift_factor=0.12),
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(
+        d, text.slots(qwen_encoders.qwen3()), z_transformer(d), parts.vae(d, 16, scaling_factor=0.36, shift_factor=0.12)
+    )
 
 
 def z_transformer(d: Any, **more: Any) -> Any:
@@ -119,12 +106,12 @@ def flux_2_klein(d: Any) -> dict[str, Any]:
 
 
 def ovis_image(d: Any) -> dict[str, Any]:
-    return {
-        **text.slots(qwen_encoders.qwen3()),
-        "transformer": parts.dit(d.OvisImageTransformer2DModel),
-        "vae": parts.small_vae(d.AutoencoderKL, shift_factor=0.06, scaling_factor=1.5),
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(
+        d,
+        text.slots(qwen_encoders.qwen3()),
+        parts.dit(d.OvisImageTransformer2DModel),
+        parts.small_vae(d.AutoencoderKL, shift_factor=0.06, scaling_factor=1.5),
+    )
 
 
 def prx_pixel(d: Any) -> dict[str, Any]:
@@ -194,9 +181,6 @@ def kandinsky_5(d: Any) -> dict[str, Any]:
         axes_dims=(2, 2, 4),
         patch_size=(1, 2, 2),
     )
-    return {
-        **text.slots((text_encoder, processor), text.clip(eos=2)),
-        "transformer": parts.awake(transformer),
-        "vae": parts.vae(d, 16, levels=4),
-        "scheduler": parts.flow(d),
-    }
+    return parts.flow_pipe(
+        d, text.slots((text_encoder, processor), text.clip(eos=2)), parts.awake(transformer), parts.vae(d, 16, levels=4)
+    )
