@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 from apl_guard.detect.person_reader import MOST_TOKENS, MOST_WINDOWS, WEIGHTS, PersonMatch, read_weights
-from apl_guard.errors import ExtraMissing, PolicyInvalid
+from apl_guard.errors import PolicyInvalid
 from apl_guard.policy import Person
 
 __all__ = ["TokenReader"]
@@ -27,7 +27,6 @@ class TokenReader:
 
     Raises:
         PolicyInvalid: There is no such model in the folder, or it does not know the labels.
-        ExtraMissing: transformers is not installed.
     """
 
     def __init__(self, settings: Person, least: float) -> None:
@@ -115,11 +114,8 @@ def _open(path: Path, sha256: str | None) -> tuple[Any, Any, str]:
     """Tokenizer, model, and digest of its weights."""
     import torch
     from safetensors.torch import load
+    from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
 
-    try:
-        from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer
-    except ImportError as error:
-        raise ExtraMissing("ner", needs="transformers") from error
     try:
         weights, found = read_weights(path, sha256)
         # Without the last, transformers would ask on the terminal whether to run code from the folder.
