@@ -46,7 +46,7 @@ def effective(hits: Sequence[bool] | npt.NDArray[np.bool_], of: Sequence[Hashabl
     _, group = np.unique([str(one) for one in of], return_inverse=True)
     n, successes = len(group), float(np.sum(hits))
     own = np.bincount(group)  # pictures of each
-    if len(own) in (0, 1, n) or successes in (0, n):
+    if len(own) in (1, n) or successes in (0, n):
         return successes, float(n)
     p, G = successes / n, len(own)
     apart = np.bincount(group, weights=np.asarray(hits, dtype=np.float64)) - p * own
@@ -122,7 +122,7 @@ def frechet_distance(x: Array, y: Array) -> float:
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T  # Σ_x^½
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov_y @ root).clip(min=0)).sum()
     distance = float(((mean_x - mean_y) ** 2).sum() + np.trace(cov_x) + np.trace(cov_y) - 2 * cross)
-    return max(0.0, distance)
+    return max(distance, 0.0)  # in this order, what is no number stays none
 
 
 def bootstrap_interval(

@@ -46,6 +46,13 @@ def test_pictures_of_different_people_count_in_full() -> None:
         assert effective(hits, range(5)) == pytest.approx((sum(hits), 5), rel=1e-9)
 
 
+def test_where_nobody_can_see_how_people_differ_pictures_count_in_full() -> None:
+    """All came out alike, all are of one person, there are none, or people differ less than by chance."""
+    for hits, of in (([True] * 4, "aabb"), ([False] * 4, "aabb"), ([True, False], "aa"), ([], "")):
+        assert effective(hits, of) == (sum(hits), len(hits))
+    assert effective([True, False] * 9, np.arange(18) // 2) == (9, 18)
+
+
 def test_copies_of_a_picture_count_as_one() -> None:
     """The interval of 30 people with ten equal pictures each is no narrower than that of 30 pictures."""
     hits = np.arange(30) % 3 == 0
@@ -84,9 +91,10 @@ def with_moments(rng: np.random.Generator, mean: np.ndarray, spread: np.ndarray,
 
 
 def test_frechet_is_the_closed_form_for_axis_parallel_gaussians() -> None:
-    """With diagonal covariances it is the sum of squared differences of means and of standard deviations."""
+    """With diagonal covariances it is the sum of squared differences of means and of standard deviations, also of 0."""
     rng = np.random.default_rng(0)
     means, spreads = rng.normal(size=(2, 5)), rng.uniform(0.5, 2, size=(2, 5))
+    spreads[0, 0] = spreads[1, 1] = 0
     x, y = (with_moments(rng, means[k], spreads[k], 40) for k in range(2))
 
     expected = ((means[0] - means[1]) ** 2).sum() + ((spreads[0] - spreads[1]) ** 2).sum()
@@ -107,23 +115,51 @@ def test_frechet_is_the_same_after_a_rotation_and_the_other_way_round() -> None:
     assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
 
 
-def test_frechet_of_fewer_pictures_than_features_is_finite() -> None:
-    """A singular covariance is no obstacle."""
+def test_frechet_of_fewer_pictures_than_features_is_a_distance() -> None:
+    """A singular covariance is no obstacle, and no rounding makes it less than nothing."""
     rng = np.random.default_rng(2)
 
-    assert math.isfinite(frechet_distance(rng.normal(size=(5, 20)), rng.normal(size=(5, 20))))
+    for _ in range(20):
+        x, y = rng.normal(size=(2, 5, 20))
+        assert 1 < frechet_distance(x, y) < math.inf
+        assert 0 <= frechet_distance(x, x) < 1e-9
 
 
-def test_the_bootstrap_interval_holds_the_mean_as_often_as_it_says() -> None:
-    """Of a hundred sets about ninety-five intervals hold the true mean."""
-    rng = np.random.default_rng(3)
+def test_the_bootstrap_interval_is_as_wide_as_theory_says() -> None:
+    """For a mean, 1.96 standard errors to either side."""
+    x = np.random.default_rng(3).normal(5, 1, size=200)
 
-    hits = 0
-    for k in range(100):
-        low, high = bootstrap_interval(lambda x: float(x.mean()), [rng.normal(5, 1, size=50)], seed=k)
-        hits += low <= 5 <= high
+    found = bootstrap_interval(np.mean, [x], repetitions=10_000)
 
-    assert 86 <= hits <= 100
+    error = 1.96 * x.std() / math.sqrt(len(x))
+    assert found == pytest.approx((x.mean() - error, x.mean() + error), abs=0.05 * error)
+
+
+def test_the_bootstrap_interval_lies_around_the_value_of_the_sets() -> None:
+    """Also of a statistic that pictures drawn twice make smaller, and not below the least that it can be."""
+
+    def distinct(x: np.ndarray) -> float:
+        return float(len(np.unique(x)))
+
+    low, high = bootstrap_interval(distinct, [np.arange(100)])
+    assert 90 < low < 100 < high < 110
+    assert bootstrap_interval(distinct, [np.arange(100)], lowest=98.0) == (98.0, high)
+    small = np.linspace(-1.0, 1.1, 20)
+    assert bootstrap_interval(np.mean, [small])[0] == 0
+    assert bootstrap_interval(np.mean, [small], lowest=None)[0] < -0.1
+
+
+def test_rows_of_a_pair_are_drawn_together() -> None:
+    """What is the same in both sets then makes no interval wider; rows of sets that are no pairs are drawn apart."""
+    x = np.random.default_rng(4).normal(size=50)
+
+    def apart(x: np.ndarray, y: np.ndarray) -> float:
+        return float(y.mean() - x.mean())
+
+    low, high = bootstrap_interval(apart, [x, x + 3], paired=True)
+    assert (low, high) == pytest.approx((3, 3))
+    low, high = bootstrap_interval(apart, [x, x + 3])
+    assert high - low == pytest.approx(2 * 1.96 * x.std() * math.sqrt(2 / 50), rel=0.3)
 
 
 def test_a_negative_seed_is_a_seed() -> None:
