@@ -15,7 +15,7 @@ from apl_guard.audit.reading import find_decision, read_log
 from apl_guard.audit.subjects import SubjectKeys
 from apl_guard.errors import InvalidInput
 
-__all__ = ["erase", "reveal"]
+__all__ = ["erase", "reveal", "reveal_subject"]
 
 _log = logging.getLogger("apl_guard")
 
@@ -50,7 +50,7 @@ def erase(
     disk.check_system()
     disk.check_owner(folder / LOG_FILE)  # before anything is destroyed that could then not be recorded
     if subject is not None:
-        names = [SubjectKeys(found.folder, key).name_of(subject) for key in found.kept().values()]
+        names = _names(found, subject)
     else:
         fields = _with_text(folder, decision_id or "")
         if fields is None:
@@ -58,14 +58,12 @@ def erase(
         names = [fields["subject"]]
     subjects = SubjectKeys(found.folder, found.in_use)
     destroyed = {name: kid for name in names if (kid := subjects.destroy(name)) is not None}
-    rotations = read_log(folder, containing=b'"event":"audit.rotation"') if subject is not None else ()
-    lost = ", ".join(found.missing(each.fields for each in rotations))
-    rest = f"what was recorded under digest key {lost}, which is not kept, is reached only by a decision (--decision)"
+    lost = None if subject is None else _lost(folder, found)
     if not destroyed:
-        more = f"; {rest}" if lost else ""
+        more = f"; {lost}" if lost else ""
         raise InvalidInput(f"no key of it was found, so nothing is erased{more}", where="subject")
     if lost:
-        _log.warning("%s", rest)
+        _log.warning("%s", lost)
     with DurableLog(folder, witnesses, keys) as log:
         for name, kid in destroyed.items():
             log.append("audit.erasure", {"subject": name, "kid": kid}, decision=None)
@@ -82,25 +80,64 @@ def reveal(
         AuditUnavailable: That they are read cannot be recorded, or the key does not fit.
     """
     fields = _with_text(folder, decision_id)
-    if fields is None:
-        return None
-    with DurableLog(folder, witnesses, keys) as log:
-        log.append("audit.access", {"decision_id": decision_id, "kid": fields["enc"]["kid"]}, decision=decision_id)
+    found = [] if fields is None else _read(folder, [fields], witnesses, keys)
+    return found[0][1] if found else None
+
+
+def reveal_subject(
+    folder: Path, subject: str, *, witnesses: Sequence[Path] = (), keys: Path | None = None
+) -> list[tuple[Mapping[str, Any], dict[str, list[str]]]]:
+    """The records of all decisions of a subject whose texts were recorded and not erased, each with its texts.
+
+    Raises:
+        InvalidInput: As for `reveal`.
+        AuditUnavailable: As for `reveal`.
+    """
     found = DigestKeys.of_log(folder, keys)
-    texts: dict[str, list[str]] | None = SubjectKeys(found.folder, found.in_use).decrypt(decision_id, fields)
-    if texts is not None and (erased := _erased(folder, fields["enc"]["kid"])) is not None:
-        raise InvalidInput(
-            f"its text was erased at {erased}, and the key is back, as from a backup; destroy it again: "
-            f"apl-guard audit erase {folder} --decision {decision_id}",
-            where=f"decision {decision_id}",
-        )
-    return texts
+    names = _names(found, subject)
+    records = (each.fields for each in read_log(folder, containing=b'"enc":'))
+    read = _read(folder, [r for r in records if r.get("subject") in names and "enc" in r], witnesses, keys)
+    if lost := _lost(folder, found):
+        _log.warning("%s", lost)
+    return sorted(read, key=lambda each: str(each[0]["timestamp"]))
 
 
-def _erased(folder: Path, kid: str) -> str | None:
-    """When a key was destroyed, as the log says."""
+def _read(
+    folder: Path, records: Sequence[Mapping[str, Any]], witnesses: Sequence[Path], keys: Path | None
+) -> list[tuple[Mapping[str, Any], dict[str, list[str]]]]:
+    """Records whose text can be read, with it."""
+    if not records:
+        return []
+    with DurableLog(folder, witnesses, keys) as log:
+        for fields in records:
+            id = fields["decision_id"]
+            log.append("audit.access", {"decision_id": id, "kid": fields["enc"]["kid"]}, decision=id)
+    found = DigestKeys.of_log(folder, keys)
+    subjects = SubjectKeys(found.folder, found.in_use)
     erasures = (each.fields for each in read_log(folder, containing=b'"event":"audit.erasure"'))
-    return next((fields["timestamp"] for fields in erasures if fields.get("kid") == kid), None)
+    erased = {fields.get("kid"): fields["timestamp"] for fields in erasures}
+    read = [(r, texts) for r in records if (texts := subjects.decrypt(r["decision_id"], r)) is not None]
+    for fields, _ in read:
+        if (kid := fields["enc"]["kid"]) in erased:
+            raise InvalidInput(
+                f"its text was erased at {erased[kid]}, and the key is back, as from a backup; destroy it again: "
+                f"apl-guard audit erase {folder} --decision {fields['decision_id']}",
+                where=f"decision {fields['decision_id']}",
+            )
+    return read
+
+
+def _names(found: DigestKeys, subject: str) -> list[str]:
+    """What a subject is called in records, under each digest key that is kept."""
+    return [SubjectKeys(found.folder, key).name_of(subject) for key in found.kept().values()]
+
+
+def _lost(folder: Path, found: DigestKeys) -> str | None:
+    """What of a subject cannot be found by its name."""
+    rotations = (each.fields for each in read_log(folder, containing=b'"event":"audit.rotation"'))
+    if not (lost := found.missing(rotations)):
+        return None
+    return f"what was recorded under digest key {', '.join(lost)}, which is not kept, is reached only by a decision"
 
 
 def _with_text(folder: Path, decision_id: str) -> Mapping[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -80,7 +80,8 @@ def erase(
 
 def reveal(
     folder: Folder,
-    decision: Annotated[str, typer.Argument(help="Id of the decision.", metavar="ID")],
+    decision: Annotated[str | None, typer.Argument(help="Id of the decision.", show_default=False)] = None,
+    subject: Annotated[str | None, typer.Option(help="Instead, all decisions of this subject, one a line.")] = None,
     witness: Witnesses = None,
     keys: Keys = None,
 ) -> None:
@@ -89,7 +90,18 @@ def reveal(
     Example: apl-guard audit reveal /var/log/apl-guard 5f0c…
     """
     from apl_guard.audit.erase import reveal as read
+    from apl_guard.audit.erase import reveal_subject
 
+    if (subject is None) == (decision is None):
+        raise InvalidInput("expected the id of a decision, or --subject", where="reveal")
+    shown: list[Any] = []
     with reading(folder):
-        texts = read(folder, decision, witnesses=witness or (), keys=keys)
-    typer.echo(json.dumps(texts) if texts is not None else "not recorded, or erased")
+        if subject is not None:
+            found = reveal_subject(folder, subject, witnesses=witness or (), keys=keys)
+            shown = [{n: r[n] for n in ("decision_id", "timestamp")} | {"text": texts} for r, texts in found]
+        elif (texts := read(folder, str(decision), witnesses=witness or (), keys=keys)) is not None:
+            shown = [texts]
+    for each in shown:
+        typer.echo(json.dumps(each))
+    if not shown:
+        typer.echo("not recorded, or erased")

@@ -11,6 +11,7 @@ from logs import records
 from apl_guard import AuditUnavailable, Guard, InvalidInput
 from apl_guard.audit import AuditLog
 from apl_guard.audit.erase import erase, reveal
+from apl_guard.audit.rotate import rotate
 from apl_guard.audit.verify import Verdict, verify_log
 
 CANARY = "Mara Voss in a red shirt"
@@ -131,6 +132,26 @@ def test_a_key_that_cannot_be_read_is_destroyed_and_that_is_recorded(log):
 
     recorded = [r["subject"] for r in records(log) if r["event"] == "audit.erasure"]
     assert recorded == [first.stem, second.stem]
+
+
+def test_all_prompts_of_a_subject_are_shown_at_once(log, run):
+    """For who asks what is kept of them, under every digest key; nobody else's, and each look is on record."""
+    log, witness = log
+    mine = [r["decision_id"] for r in decisions(log)][:2]
+    rotate(log, witnesses=[witness])
+
+    code, out, _ = run("reveal", log, "--subject", "account-7", "--witness", witness)
+
+    shown = [json.loads(line) for line in out.splitlines()]
+    assert (code, [each["decision_id"] for each in shown]) == (0, mine)
+    assert [each["text"] for each in shown] == [{"prompt": [CANARY]}, {"prompt": [CANARY, "account-7"]}]
+    assert [r["decision_id"] for r in records(log) if r["event"] == "audit.access"] == mine
+    assert run("reveal", log, "--subject", "nobody")[1] == "not recorded, or erased\n"
+    for wrong in ([], [mine[0], "--subject", "account-7"]):
+        assert run("reveal", log, *wrong)[0] == 2
+    erase(log, subject="account-7", witnesses=[witness])
+    assert run("reveal", log, "--subject", "account-7")[1] == "not recorded, or erased\n"
+    assert verify_log(log, [witness]).verdict == Verdict.VALID
 
 
 def test_erasure_by_decision(log):
