@@ -270,6 +270,19 @@ def test_a_device_is_not_made_a_file(run, tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("audit", "verify"), ("audit", "stats"), ("prefix", "import", "--model", "minifaces", "--output", "out")],
+)
+def test_an_error_about_a_file_commands_no_terminal(run, arguments, tmp_path):
+    """Whoever brings a file names it: neither the title nor the direction of writing is theirs to set."""
+    code, _, err = run(*arguments, tmp_path / "\x1b]0;title\x07\u202ename")
+
+    assert code
+    assert err.rstrip("\n").isprintable()
+    assert "\\x1b]0;title\\x07\\u202ename" in err
+
+
 @pytest.mark.parametrize("address", ["..a", "a" * 300])
 def test_an_address_that_is_none(run, address, monkeypatch):
     """Of metrics, too."""
