@@ -32,12 +32,12 @@ from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest, argument_name, texts
 
 from .arguments import TEXT, channel_of, check_not_rewritten, is_known
-from .caches import with_own_caches
 from .channels import as_tokenized, has_adapter_weights, implied, said
 from .cleaning import cleaner_of, readings_of
 from .families import check_supported
 from .marking import marked, part_of_prompts
 from .read_once import read_once
+from .shared_models import with_models_alone
 from .view import Encoder, compare_layers, encoders_of, unreadable_in, view_of
 
 __all__ = ["DiffusersAdapter"]
@@ -220,7 +220,7 @@ class DiffusersAdapter:
         return Generation(output, _count_images(output))
 
     def _draw(self, pipe: DiffusionPipeline, arguments: Mapping[str, Any]) -> Any:
-        with with_own_caches(pipe):
+        with with_models_alone(pipe):
             return self._call(pipe, **arguments)
 
     def _has_new_weights(self, request: GenerationRequest) -> bool:

@@ -1,4 +1,4 @@
-"""Denoisers with caches, whose memory diffusers keeps in the model: no call draws what another one left there."""
+"""What diffusers changes in a denoiser while a call draws is of that call alone: caches, attention processors."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +10,7 @@ from embeds import EMBEDS
 from guarded import Guarded
 
 from apl_guard import Guard
+from apl_guard.testing import FAMILIES, VARIANTS, random_prefix, tiny_pipe, tiny_variant
 
 STEPS = 6
 PROMPT = "a photo of Mara Voss"
@@ -84,3 +85,43 @@ def test_a_callback_may_draw_with_the_same_denoiser(cached):
     cached.draw(guard, PROMPT, callback_on_step_end=draw_another)
 
     assert torch.equal(drawn[0], cached.draw(cached.guard, "a boat"))
+
+
+@pytest.fixture(params=["StableDiffusionPAGPipeline", "StableDiffusion3PAGPipeline"])
+def perturbed(request):
+    """The denoiser of a pipe that guides by perturbed attention, and a function that draws with a scale."""
+    family = VARIANTS[request.param].family
+    pipe = tiny_variant(tiny_pipe(family=family), request.param)
+    guard = Guard(pipe, prefix=random_prefix(pipe, n=4))
+    options = FAMILIES[family].options | {"num_inference_steps": 2, "output_type": "latent"}
+
+    def draw(scale):
+        return guard(prompt=PROMPT, generator=torch.Generator().manual_seed(0), pag_scale=scale, **options)[0]
+
+    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer, draw
+
+
+def test_a_call_with_perturbed_attention_that_fails_leaves_none(perturbed):
+    """Calls without could not be drawn any more, or were drawn with it."""
+    denoiser, draw = perturbed
+    expected, steps = draw(0.0), itertools.count(1)
+
+    def stop(*_):
+        if next(steps) == 2:
+            raise Stopped
+
+    with denoiser.register_forward_pre_hook(stop), pytest.raises(Stopped):
+        draw(3.0)
+
+    assert torch.equal(expected, draw(0.0))
+
+
+def test_calls_at_once_with_perturbed_attention_and_without(perturbed):
+    """Each draws what it draws alone."""
+    _, draw = perturbed
+    alone = {scale: draw(scale) for scale in (0.0, 3.0)}
+
+    with ThreadPoolExecutor(2) as pool:
+        drawn = list(pool.map(lambda scale: (scale, draw(scale)), 4 * list(alone)))
+
+    assert all(torch.equal(alone[scale], picture) for scale, picture in drawn)

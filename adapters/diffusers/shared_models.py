@@ -1,5 +1,8 @@
-"""Denoisers with caches, such as MagCache. What a cache remembers of one step, to leave out work in the next, diffusers
-keeps in the model: of one call at a time, and of a call that failed until another one has ended.
+"""What diffusers changes in the models themselves while one call draws, although others draw with them too.
+
+Caches, such as MagCache, remember one step, to leave out work in the next: of one call at a time, and of a call that
+failed until another one has ended. Perturbed-attention guidance exchanges attention processors, and puts the former
+ones back if the call does not fail.
 """
 
 from __future__ import annotations
@@ -11,19 +14,21 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from diffusers.pipelines.pag.pag_utils import PAGMixin
 from torch import nn
 
 from apl_guard.encoder.anatomy import modules_of
 from apl_guard.forks import mend_after_fork
 
-__all__ = ["with_own_caches"]
+__all__ = ["with_models_alone"]
 
 
 @contextmanager
-def with_own_caches(pipe: DiffusionPipeline) -> Iterator[None]:
-    """While one call draws: its caches remember nothing of other calls, for which others wait that need the same ones.
+def with_models_alone(pipe: DiffusionPipeline) -> Iterator[None]:
+    """While one call draws: nothing of other calls is in its models, and nothing of it is left there if it fails.
 
-    Where no model of the pipe has a cache, nobody waits.
+    Calls that would disturb each other wait for each other: those with caches in one model, and those with guidance by
+    perturbed attention. No other call waits.
 
     Args:
         pipe: The pipe.
@@ -35,7 +40,20 @@ def with_own_caches(pipe: DiffusionPipeline) -> Iterator[None]:
             stack.enter_context(_locks.of(registries[0]))
             for registry in registries:
                 registry.reset_stateful_hooks(recurse=False)
+        if isinstance(pipe, PAGMixin):
+            stack.enter_context(_with_own_processors(pipe.unet if hasattr(pipe, "unet") else pipe.transformer))
         yield
+
+
+@contextmanager
+def _with_own_processors(denoiser: Any) -> Iterator[None]:
+    with _locks.of(denoiser):
+        before = denoiser.attn_processors
+        try:
+            yield
+        except BaseException:
+            denoiser.set_attn_processor(before)
+            raise
 
 
 def _registries_in(model: nn.Module) -> list[Any]:
@@ -45,7 +63,7 @@ def _registries_in(model: nn.Module) -> list[Any]:
 
 
 class _Locks:
-    """A lock for each model with caches, known by the first of its registries, which a compiled model keeps."""
+    """A lock for each model, or for the first registry of one with caches, which stays when the model is compiled."""
 
     def __init__(self) -> None:
         self.after_fork()
@@ -55,9 +73,9 @@ class _Locks:
         """In the child of a fork. Threads of the parent may have held them."""
         self._known: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
 
-    def of(self, registry: Any) -> threading.RLock:
+    def of(self, what: Any) -> threading.RLock:
         # For a callback that draws with the same model, it can be taken again.
-        return self._known.setdefault(registry, threading.RLock())
+        return self._known.setdefault(what, threading.RLock())
 
 
 _locks = _Locks()
