@@ -127,13 +127,14 @@ def test_verify_and_get_of_nothing(name):
         PrefixRegistry().get(name)
 
 
-def test_a_prefix_from_before_there_were_versions(prefix, own_registry):
-    """It lies in the folder of its name itself. It is found, and the next one is version 1."""
-    prefix.save(own_registry / "old", card="# Card")
+def test_a_version_that_was_put_there_by_hand(prefix, own_registry):
+    """It is found, and the next one has the next number; but what does not say its version is not signed nor copied."""
+    prefix.save(own_registry / "old" / "1", card="# Card")
+    prefix.save(own_registry / "loose")  # no version of anything
     registry = PrefixRegistry()
 
     assert registry.find(prefix.metadata.fingerprints).digest == prefix.digest
-    assert registry.verify("old").version == 0
+    assert [entry.name for entry in registry.list()] == ["old", "minifaces"]
     other = PrefixRegistry(own_registry.parent / "other")
     for needs_a_version in (
         lambda: registry.sign("old", own_registry / "key"),
@@ -143,7 +144,7 @@ def test_a_prefix_from_before_there_were_versions(prefix, own_registry):
         with pytest.raises(InvalidInput, match="has no version"):
             needs_a_version()
     newer = variant(prefix, created=prefix.metadata.created + timedelta(days=1))
-    assert registry.register(newer.save(own_registry.parent / "newer"), "old", replace=True).version == 1
+    assert registry.register(newer.save(own_registry.parent / "newer"), "old", replace=True).version == 2
     assert Prefix.load("old").digest == newer.digest
 
 
@@ -164,8 +165,8 @@ def test_a_link_must_not_lead_out(prefix, tmp_path, own_registry):
     outside = prefix.save(tmp_path / "outside")
     (own_registry / "linked").mkdir(parents=True)
     (own_registry / "linked" / "1").symlink_to(outside)
-    (own_registry / "file").mkdir()
-    (own_registry / "file" / "prefix.safetensors").symlink_to(outside / "prefix.safetensors")
+    (own_registry / "file" / "1").mkdir(parents=True)
+    (own_registry / "file" / "1" / "prefix.safetensors").symlink_to(outside / "prefix.safetensors")
 
     problems = {entry.name: entry.problem for entry in PrefixRegistry().list()}
 

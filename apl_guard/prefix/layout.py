@@ -43,16 +43,10 @@ def is_name(text: str) -> bool:
 
 
 def versions(folder: Path) -> dict[int, Path]:
-    """Version → folder of it, lowest first, for the folder of one name.
-
-    A prefix that lies in the folder itself, as before there were versions, is version 0.
-    """
-    found = {0: folder} if (folder / FILE_NAME).is_file() else {}
-    if folder.is_dir():
-        for child in folder.iterdir():
-            if _VERSION.fullmatch(child.name) and (child / FILE_NAME).is_file():
-                found[int(child.name)] = child
-    return dict(sorted(found.items()))
+    """Version → folder of it, lowest first, for the folder of one name."""
+    children = folder.iterdir() if folder.is_dir() else ()
+    found = {int(child.name): child for child in children if _VERSION.fullmatch(child.name)}
+    return {number: found[number] for number in sorted(found) if (found[number] / FILE_NAME).is_file()}
 
 
 def current_folder(folder: Path) -> Path | None:
