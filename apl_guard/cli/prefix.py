@@ -95,8 +95,7 @@ def show(
     """
     found = PrefixRegistry(registry)
     entry = found.open(prefix)
-    loaded = entry.prefix
-    assert loaded is not None  # `open` raises otherwise
+    loaded = entry.whole
     metadata = loaded.metadata
     reason = _why_revoked(entry, found.revoked())
     if as_json:

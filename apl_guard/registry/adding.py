@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from apl_guard.errors import InvalidInput, PrefixInvalid
+from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, SIGNATURE_NAME, is_name
 from apl_guard.prefix.places import SHIPPED_NAME, find_path
@@ -51,14 +51,13 @@ def register(shelf: Shelf, folder: str | Path, name: str | None, *, replace: boo
 
 def adopt(shelf: Shelf, entry: RegistryEntry) -> RegistryEntry:
     """Add a version of another registry to a folder; see `PrefixRegistry.adopt`."""
-    if entry.prefix is None:
-        raise PrefixInvalid(entry.problem or "damaged", where=entry.name)
+    digest = entry.whole.digest
     if ENTRY_NAME not in entry.files:
         raise InvalidInput("has no version; register it where it comes from", where=entry.name)
     with only_writer(shelf.root):
         known = shelf.history(entry.name)
         for mine in known:
-            if mine.version == entry.version and mine.prefix and mine.prefix.digest == entry.prefix.digest:
+            if mine.version == entry.version and mine.prefix and mine.prefix.digest == digest:
                 if mine.signature is None and entry.signature is not None and mine.files == entry.files:
                     write_file(mine.path / SIGNATURE_NAME, entry.signature)
                     return shelf.entry(mine.path, mine.version, mine.name)

@@ -53,6 +53,17 @@ class RegistryEntry:
     """What changes when a file of the folder changes."""
 
     @property
+    def whole(self) -> Prefix:
+        """The prefix.
+
+        Raises:
+            PrefixInvalid: It is damaged.
+        """
+        if self.prefix is None:
+            raise PrefixInvalid(self.problem or "damaged", where=self.name)
+        return self.prefix
+
+    @property
     def all_files(self) -> dict[str, bytes]:
         """Name → content of everything, in the order in which it may be written: the prefix comes last."""
         signed = {} if self.signature is None else {SIGNATURE_NAME: self.signature}

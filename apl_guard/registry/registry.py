@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 
 from apl_guard.encoder.fingerprint import Fingerprint
-from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable
+from apl_guard.errors import InvalidInput, RegistryUnavailable
 from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import ENTRY_NAME, is_name
@@ -197,19 +196,18 @@ class PrefixRegistry:
                 is behind a URL, cannot be reached, and its copy is too old.
         """
         self._look()  # a prefix that was chosen beforehand may have been revoked since
-        if entry.prefix is None:
-            raise PrefixInvalid(entry.problem or "damaged", where=entry.name)
+        prefix = entry.whole
         careful = self._mirror is not None or bool(acceptance.signers)
         revoked = self._still_revoked(entry)
-        check_wanted(entry.prefix, self._memory.revoked(revoked) if careful else revoked, acceptance)
+        check_wanted(prefix, self._memory.revoked(revoked) if careful else revoked, acceptance)
         if acceptance.signers:
             key = (entry.state, acceptance.signers)
             if entry.state is None or self._trusted.get(entry.path) != key:
                 check_signed(entry, acceptance)
                 self._trusted[entry.path] = key
         if careful and self._shelf.is_current(entry):
-            self._memory.check(entry.name, entry.version, entry.prefix.digest)
-        return entry.prefix
+            self._memory.check(entry.name, entry.version, prefix.digest)
+        return prefix
 
     def _still_revoked(self, entry: RegistryEntry) -> dict[str, str]:
         """Digest → reason of what is revoked now, or was while this process ran.
@@ -244,7 +242,7 @@ class PrefixRegistry:
         fitting = [e for e in entries if e.prefix and e.prefix.metadata.fingerprints == fingerprints]
         if not fitting:
             raise nothing_for(fingerprints, entries, self)
-        best = max(fitting, key=lambda entry: entry.prefix.metadata.created if entry.prefix else datetime.min)
+        best = max(fitting, key=lambda entry: entry.whole.metadata.created)
         return self.check(best, Acceptance())
 
     def open(self, path_or_name: str | Path) -> RegistryEntry:
@@ -268,9 +266,7 @@ class PrefixRegistry:
         Raises:
             PrefixInvalid: There is none of this name, or it is damaged.
         """
-        prefix = self.verify(name).prefix
-        assert prefix is not None
-        return prefix
+        return self.verify(name).whole
 
     def verify(self, name: str) -> RegistryEntry:
         """Read the version in use of a prefix again from disk and check all of it but the signature.
