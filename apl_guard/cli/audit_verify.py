@@ -103,7 +103,11 @@ def _verify_receipt(path: Path, witnesses: list[Path], public_key: str | None, a
             with path.open("rb") as stream:
                 content = stream.read(MAX_BYTES + 1)
             found = check_receipt(content, public_key)
-            text = f"{len(found)} records are in the log"
+            text = f"{len(found)} records " + (
+                "are in the log, and every witness holds the checkpoints over them"
+                if witnesses
+                else "are signed with a key of the log; no witness was asked whether it knows them (--witness)"
+            )
             if missing := missing_at(content, witnesses):
                 verdict, text = "unverifiable", f"{missing[0]}: it is newer, or was never in the log that others know"
             records = [dict(record.fields) for record in found]

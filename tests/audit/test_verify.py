@@ -113,7 +113,7 @@ class TestExitCodes:
 
     def test_a_receipt_has_the_same_codes(self, run, copy, tmp_path):
         """Valid with the key, tampered under another, unverifiable without; as JSON, too."""
-        log, _ = copy
+        log, witness = copy
         key, receipt = json.loads((log / "log.json").read_text())["root"], tmp_path / "receipt.json"
         assert run("prove", log, f"{3:032x}", "--output", receipt)[0] == 0
 
@@ -126,6 +126,10 @@ class TestExitCodes:
             found, out, _ = run("verify", receipt, *arguments, "--json")
             answer = json.loads(out)
             assert (found, answer["verdict"], len(answer["records"])) == (code, verdict, 0 if code else 2)
+        for witnesses, asked in (([], True), (["--witness", witness], False)):
+            out = run("verify", receipt, "--public-key", key, *witnesses)[1]
+            assert out.startswith("valid  2 records are ")
+            assert ("no witness was asked" in out) == asked
         receipt.write_bytes(b"\xff a picture")
         wrong = "tampered  receipt: is none that `apl-guard audit prove` wrote\n"
         assert run("verify", receipt, "--public-key", key)[:2] == (1, wrong)
