@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,11 +22,16 @@ from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
 from apl_guard.policy import Action
 
+if TYPE_CHECKING:
+    from apl_guard.audit.index import Index
+
 __all__ = ["policies", "query", "reindex", "stats", "tail"]
 
 _AT_ONCE = 1000
 """Records that `tail -f` shows before it looks for more."""
 _LOOK_AGAIN_SECONDS = 0.5
+_FEW = 20
+"""Values of a column, from which they are not listed any more."""
 
 IndexFile = Annotated[
     Path | None, typer.Option("--index", help="The index for queries.", show_default="index.sqlite in the log's folder")
@@ -104,8 +109,23 @@ def query(
                 put_error(f"there are more than these {limit}; --limit shows more", typer.colors.YELLOW)
                 break
             typer.echo(json.dumps(row) if as_json else _line(row) if not group_by else _counted(row))
+        if row is None:
+            _note_unknown(opened, conditions)
     if row is None and not as_json:
         typer.echo("nothing found")
+
+
+def _note_unknown(index: Index, conditions: Mapping[str, str | int | float]) -> None:
+    """Say of what value there is no record at all, or what was misspelt looks like what never happened."""
+    from apl_guard.audit.question import Question
+
+    for name, value in conditions.items():
+        if next(index.ask(Question({name: value}, limit=1)), None) is None:
+            rows = list(index.ask(Question({}, group_by=(name,), limit=_FEW)))
+            known = ", ".join(_plain(row[name]) for row in rows if row[name] is not None)
+            is_listed = len(rows) < _FEW and name not in ("decision_id", "subject", "timestamp")
+            named = f"; there are: {known}" if is_listed else ""
+            put_error(f"no record has {name} {value!a:.60}{named}", typer.colors.YELLOW)
 
 
 def tail(

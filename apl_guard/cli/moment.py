@@ -34,7 +34,9 @@ def moment_of(given: str | None, option: str = "--since") -> str | None:
             moment = datetime.fromisoformat(given)
         return timestamp_of(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
     except (ValueError, OverflowError) as error:
-        raise InvalidInput(f"found {given[:40]!r}; expected a date, a time or such as 24h", where=option) from error
+        raise InvalidInput(
+            f"found {given[:40]!r}; expected such as 2026-11-01, 2026-11-01T12:00, 24h or 7d", where=option
+        ) from error
 
 
 def moments_of(since: str | None, until: str | None) -> tuple[str | None, str | None]:

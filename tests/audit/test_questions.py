@@ -69,6 +69,26 @@ def test_an_answer_that_is_cut_off_says_so(log, run, as_what):
         assert noted in errors if noted else errors == ""
 
 
+@pytest.mark.parametrize(
+    ("options", "notes"),
+    [
+        (["--event", "decision"], ["no record has event 'decision'; there are: guard.decision, guard.outcome, "]),
+        (["--tenant", "acmee", "--result", "passed"], ["no record has tenant 'acmee'; there are: "]),
+        (["--where", "policy_version=99", "--policy", "p"], ["has policy 'p'", "has policy_version '99'; there are: "]),
+        (["--decision", "f" * 32], [f"no record has decision_id '{'f' * 32}'\n"]),
+        (["--tenant", "acme", "--until", "2020-01-01"], []),
+    ],
+)
+def test_what_is_misspelt_is_not_taken_for_what_never_happened(log, run, options, notes):
+    """Nothing is found either way; of a value that no record has, that is said."""
+    for json_too in ([], ["--json"]):
+        code, out, errors = run("query", log, *options, *json_too)
+        assert (code, out) == (0, "" if json_too else "nothing found\n")
+        assert errors.count("\n") == len(notes)
+        for note in notes:
+            assert note in errors
+
+
 def test_a_value_that_looks_like_a_number_is_found_as_text_and_as_number(folders, prefix, run):
     """A tenant may be called 123; a version is a number. No digit of any script is a traceback."""
     log, _ = folders
