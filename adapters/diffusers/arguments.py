@@ -52,6 +52,7 @@ _CHANNELS: Mapping[Channel, tuple[str, ...]] = {
         "prompt_embeds_pooled",
         "prompt_embeds_qwen",
         "prompt_embeds_t5",
+        "text_pad_embedding",
     ),
     Channel.NEGATIVE_PROMPT_EMBEDS: (
         "negative_attention_mask",

@@ -50,6 +50,7 @@ _SUPPORTED = frozenset(
         "bria",
         "bria_fibo",
         "deepfloyd_if",
+        "dreamlite",
         "ernie_image",
         "hunyuan_image",
         "kandinsky",

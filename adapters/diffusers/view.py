@@ -42,9 +42,10 @@ class Encoder:
 
 
 def encoders_of(pipe: DiffusionPipeline) -> tuple[Encoder, ...]:
-    """The text encoders of a pipe that have a tokenizer, by slot. One in two slots counts for the first."""
+    """The text encoders of a pipe that have a tokenizer, by slot. One in two slots counts for the first, and of a
+    tokenizer and a processor the former."""
     found: dict[int, Encoder] = {}
-    for name, component in sorted(pipe.components.items()):
+    for name, component in sorted(pipe.components.items(), key=lambda item: ("processor" in item[0], item[0])):
         tokenizer = _tokenizer_in(component)
         slot = _slot_for(name)
         text_encoder = pipe.components.get(slot)

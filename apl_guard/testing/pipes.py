@@ -99,6 +99,7 @@ FAMILIES: dict[str, Family] = {
         _SMALL | {"max_sequence_length": 304},
         attributes={"default_return_index": -2},
     ),
+    "dreamlite": Family(qwen3_vls.dreamlite, "DreamLitePipeline", _SMALL | {"max_sequence_length": 300}),
     "ideogram_4": Family(
         qwen3_vls.ideogram_4,
         "Ideogram4Pipeline",

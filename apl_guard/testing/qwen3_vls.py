@@ -6,7 +6,7 @@ from typing import Any
 
 from . import parts, qwen_encoders, qwens, text
 
-__all__ = ["ideogram_4", "nucleus_image", "qwen_image_21"]
+__all__ = ["dreamlite", "ideogram_4", "nucleus_image", "qwen_image_21"]
 
 
 def qwen_image_21(d: Any) -> dict[str, Any]:
@@ -53,6 +53,31 @@ def nucleus_image(d: Any) -> dict[str, Any]:
             if weight.ndim == 3:  # the experts, which are left as they were found in memory
                 weight.normal_(std=0.1)
     return parts.flow_pipe(d, _conditional(), parts.awake(transformer), qwens.qwen_vae(d, [1, 2, 2]))
+
+
+def dreamlite(d: Any) -> dict[str, Any]:
+    unet = d.DreamLiteUNetModel(
+        sample_size=8,
+        down_block_types=("DreamLiteCrossAttnNoSelfAttnDownBlock2D", "DreamLiteCrossAttnDownBlock2D"),
+        up_block_types=("DreamLiteCrossAttnUpBlock2D", "DreamLiteUpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        encoder_hid_dim=text.WIDTH,
+        encoder_hid_dim_type="text_proj",
+    )
+    blocks: Any = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    widths: Any = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    encoders = _conditional()
+    return {
+        **encoders,
+        "tokenizer": encoders["processor"].tokenizer,
+        "unet": parts.awake(unet),
+        "vae": d.AutoencoderTiny(**widths, **blocks),
+        "scheduler": parts.flow(d),
+    }
 
 
 def ideogram_4(d: Any) -> dict[str, Any]:

@@ -219,6 +219,7 @@ VARIANTS: dict[str, Variant] = {
     "ZImageControlNetInpaintPipeline": Variant(_Z, (*_MASKED, "control_image"), extra.controlnet_z_image),
     "Flux2KleinInpaintPipeline": Variant(_KLEIN, _MASKED, options=_STRONG),
     "Flux2KleinKVPipeline": Variant(_KLEIN),
+    "DreamLiteMobilePipeline": Variant("dreamlite"),
     "QwenImageImg2ImgPipeline": Variant("qwen_image", _IMAGE, options=_STRONG),
     "QwenImageInpaintPipeline": Variant("qwen_image", _MASKED, options=_STRONG),
     "QwenImageLayeredPipeline": Variant(_QWEN, _IMAGE, extra.layered, {"layers": 1}, _SIZE),

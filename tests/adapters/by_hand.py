@@ -78,7 +78,7 @@ def encoder_by_hand(text_encoder, tokenizer, rows, vectors, masked, length, mult
     """What a text encoder gives that takes token embeddings, and the mask.
 
     Args:
-        rows: From `row_by_hand`.
+        rows: From `row_by_hand`; one whose place is None has no prefix.
         masked: Whether the pipeline hands over the attention mask.
         length: Of the padded row; None pads to the longest, and on to a multiple.
     """
@@ -130,7 +130,8 @@ def rows_by_hand(text_encoder, tokenizer, rows, vectors, length, multiple=1):
     embeddings, masks = [], []
     for ids, place in rows:
         row = table(torch.tensor(ids)).clone()
-        row[place : place + len(vectors)] = vectors.to(row)
+        if place is not None:
+            row[place : place + len(vectors)] = vectors.to(row)
         missing = length - len(ids)
         padding, nothing = table(torch.full((missing,), tokenizer.pad_token_id)), torch.zeros(missing, dtype=torch.long)
         text = torch.ones(len(ids), dtype=torch.long)

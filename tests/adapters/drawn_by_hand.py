@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from by_hand import rows_by_hand
+from by_hand import encoder_by_hand, row_by_hand, rows_by_hand
 from embeds import EMBEDS, EMBEDS_OF_VARIANT, TURN, qwen_image
 
 
@@ -64,6 +64,23 @@ def _ideogram_4(m, prompts):
     yield m.pipe, "encode_prompt", lambda _: (made, *places)
 
 
+def _dreamlite(m, prompts):
+    """Behind a row for an empty negative prompt, if there is one, that of the prompt, without the start of the turn."""
+    (encoder, tokenizer), (prompt,) = m._pair("text_encoder"), prompts
+    before, after = m.pipe.prompt_template_encode_generate.split("{}")
+    first = m.pipe.prompt_template_encode_generate_start_idx
+    plain = row_by_hand(tokenizer, "", 0, None, before, after)[0], None
+    row = m._rows(tokenizer, [prompt], m.options["max_sequence_length"] + first, before + "[Generate]: ", after)
+    vectors = m.prefix.vectors["text_encoder"]
+
+    def change(found):
+        rows = [plain] * (len(found[0]) - 1) + row
+        output, mask = encoder_by_hand(encoder, tokenizer, rows, vectors, True, None, output_hidden_states=True)
+        return output.hidden_states[-1][:, first:] * mask[:, first:, None], mask[:, first:]
+
+    yield m.pipe, "encode_prompt", change
+
+
 def _first_replaced(made):
     """The same answers, but for the first one, the others being for negative prompts."""
     answers = [made]
@@ -73,6 +90,7 @@ def _first_replaced(made):
 METHODS = {
     "kandinsky_2_1": _kandinsky_2_1,
     "bria_fibo": _bria_fibo,
+    "dreamlite": _dreamlite,
     "ideogram_4": _ideogram_4,
     "longcat_image": _longcat_image,
     "QwenImageLayeredPipeline": _layered,
@@ -98,7 +116,8 @@ def draw_by_hand(draw, m, prompts, family, name="", **options):
     with pytest.MonkeyPatch.context() as patch:
         for pipe, method, change in answers(m, prompts):
             patch.setattr(pipe, method, _changed(getattr(pipe, method), change))
-        return draw(m.pipe, prompts, **options)
+        # some take one prompt and no list
+        return draw(m.pipe, prompts if len(prompts) > 1 else prompts[0], **options)
 
 
 def _changed(method, change):

@@ -39,6 +39,7 @@ def made():
 PROMPTS = {"short": "a photo of a man", "empty": "", "several": ["a cat", "a photo of Mara Voss", LONG]}
 # Kandinsky 5 takes as much from each prompt as from the longest, see below.
 APART = {
+    "dreamlite": {**{name: PROMPTS[name] for name in ("short", "empty")}, "long": LONG},  # it takes no lists
     "kandinsky_5": {**PROMPTS, "several": PROMPTS["several"][:2], "long": LONG},
     "longcat_image": PROMPTS | {"quoted": ['"open" in "chalk", says Mara\'s shop', "an open door"]},
 }

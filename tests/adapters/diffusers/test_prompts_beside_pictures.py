@@ -1,13 +1,19 @@
 """Text encoders that read a picture beside the prompt, where a policy permits pictures."""
 
+import copy
+
 import pytest
 import torch
-from guarded import Guarded
+from guarded import Guarded, permissive
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from apl_guard import Guard, PolicyBlocked
+from apl_guard.testing import random_prefix, tiny_pipe, tiny_variant
+
 PROMPT = "a photo of Mara Voss"
 PICTURE = Image.new("RGB", (32, 32), (200, 10, 10))
+EDIT = "[Edit]: A diptych with two side-by-side images of the same scene. Compared to the right side, the left one has "
 
 
 def _seeing(family):
@@ -18,10 +24,10 @@ def _seeing(family):
     return m
 
 
-def _states_by_hand(m, before, after):
+def _states_by_hand(m, before, after, picture=PICTURE):
     """What each layer gives for [before with the picture, P₁ … P_N, the prompt, after], and the ids of that row."""
     encoder, processor = m.pipe.text_encoder, m.pipe.processor
-    start = processor(text=[before], images=[PICTURE], return_tensors="pt")
+    start = processor(text=[before], images=[picture], return_tensors="pt")
     end = processor.tokenizer([PROMPT + after], return_tensors="pt").input_ids
     vectors = m.prefix.vectors["text_encoder"]
     room = torch.zeros(1, len(vectors), dtype=torch.long)
@@ -42,6 +48,13 @@ def _states_by_hand(m, before, after):
     return output.hidden_states, ids
 
 
+def _drawn_with(draw, pipe, answer, **options):
+    """The picture of a bare pipe whose `encode_prompt` gives this answer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe, "encode_prompt", lambda **_: answer)
+        return draw(pipe, PROMPT, **options)
+
+
 def test_qwen_image_21_reads_the_prefix_between_the_picture_and_the_prompt():
     """The picture drawn is that of the row made by hand."""
     m = _seeing("qwen_image_21")
@@ -54,9 +67,41 @@ def test_qwen_image_21_reads_the_prefix_between_the_picture_and_the_prompt():
     options = {"image": PICTURE, "output_resolution": 32}
 
     guarded = m.draw(m.guard, PROMPT, **options)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(m.pipe, "encode_prompt", lambda **_: answer)
-        expected = m.draw(m.pipe, PROMPT, **options)
 
-    assert torch.equal(guarded, expected)
+    assert torch.equal(guarded, _drawn_with(m.draw, m.pipe, answer, **options))
     assert not torch.equal(guarded, m.draw(m.pipe, PROMPT, **options))
+
+
+def test_dreamlite_reads_the_prefix_between_its_instruction_and_the_prompt():
+    """The same for what it is told to change in a picture."""
+    m = _seeing("dreamlite")
+    m.pipe = tiny_variant(m.pipe, "DreamLiteMobilePipeline")
+    m.guard = Guard(m.pipe, permissive("dreamlite"), prefix=m.prefix)
+    before, after = m.pipe.prompt_template_encode_edit.split("{}")
+    shown = m.pipe.image_processor.resize(PICTURE, height=512, width=512)
+    states = _states_by_hand(m, before + EDIT, after, shown)[0][-1][:, m.pipe.prompt_template_encode_edit_start_idx :]
+    answer = states, torch.ones(states.shape[:2], dtype=torch.long)
+
+    guarded = m.draw(m.guard, PROMPT, image=PICTURE)
+
+    assert torch.equal(guarded, _drawn_with(m.draw, m.pipe, answer, image=PICTURE))
+    assert not torch.equal(guarded, m.draw(m.pipe, PROMPT, image=PICTURE))
+
+
+def test_dreamlite_reads_its_negative_prompt_beside_a_picture_as_ever():
+    """Two rows hold it and the picture; the third, that of the prompt, has the prefix."""
+    m = _seeing("dreamlite")
+    options = m.options | {"image": PICTURE, "negative_prompt": "Mara Voss", "prompt": PROMPT}
+
+    assert m.guard.generate(**options).outcome.prefix_rows == {"text_encoder": (6,)}
+
+
+def test_words_that_the_tokenizer_beside_a_processor_has_learned_are_a_channel():
+    """Texts alone are read by the tokenizer; textual inversion adds its words there."""
+    pipe = tiny_pipe(family="dreamlite")
+    pipe.processor.tokenizer = copy.deepcopy(pipe.tokenizer)
+    pipe.tokenizer.add_tokens(["<mara>"])
+    guard = Guard(pipe, prefix=random_prefix(pipe, n=4))
+
+    with pytest.raises(PolicyBlocked, match="textual_inversion"):
+        guard("a photo of <mara>")
