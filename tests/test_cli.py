@@ -15,7 +15,9 @@ from apl_guard.cli.options import complete_policy
 
 def test_policies(run):
     """List and show."""
-    assert "anonymize_faces" in run("policy", "list")[1]
+    listed = run("policy", "list")[1].splitlines()
+    assert any(line.startswith("anonymize_faces ") for line in listed)
+    assert len({line.index("version") for line in listed}) == 1
     assert "prompt_embeds" in run("policy", "show", "anonymize_faces")[1]
     assert json.loads(run("policy", "show", "anonymize_faces", "--json")[1])["kind"] == "Policy"
     assert run("policy", "show", "nothing")[0] == 2
@@ -294,18 +296,37 @@ def test_an_address_that_is_none(run, address, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a terminal of POSIX")
-@pytest.mark.parametrize(("no_color", "is_coloured"), [("", True), ("1", False)])
-def test_errors_are_coloured_on_a_terminal_unless_nobody_wants_that(no_color, is_coloured):
-    """By the variable that terminals and programs have agreed upon."""
+@pytest.mark.parametrize(
+    ("wishes", "is_coloured"),
+    [
+        ({"NO_COLOR": "", "TERM": "xterm"}, True),
+        ({"NO_COLOR": "1", "TERM": "xterm"}, False),
+        ({"NO_COLOR": "", "TERM": "dumb"}, False),
+    ],
+)
+def test_errors_are_coloured_on_a_terminal_unless_nobody_wants_that(wishes, is_coloured):
+    """By the variables that terminals and programs have agreed upon."""
     ours, theirs = os.openpty()
     command = [sys.executable, "-m", "apl_guard", "policy", "show", "nothing"]
-    environment = os.environ | {"NO_COLOR": no_color, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | wishes | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run(command, env=environment, stderr=theirs, timeout=60)
     os.close(theirs)
     said = os.read(ours, 10_000)
     os.close(ours)
 
     assert (b"cannot be read" in said, b"\x1b[" in said) == (True, is_coloured)
+
+
+def test_a_short_run_draws_no_bars_into_a_file(tmp_path):
+    """What loads and draws within seconds would leave lines of carriage returns in a log or a journal."""
+    command = [sys.executable, "-m", "apl_guard", "generate", "--model", "minifaces", "--prefix", "minifaces"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    done = subprocess.run(
+        [*command, "--steps", "1", "--output", tmp_path, "a red car"], env=environment, capture_output=True, timeout=240
+    )
+
+    assert (done.returncode, b"000.png" in done.stdout, b"\r" in done.stderr) == (0, True, False), done.stderr
 
 
 def test_onnxruntime_reports_nothing(tmp_path):

@@ -71,6 +71,10 @@ def _quieten() -> None:
     """Let nothing speak that has nothing to say to who runs a command."""
     # onnxruntime, which diffusers imports wherever it is installed, would tell Microsoft how it is used.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    if not sys.stderr.isatty():
+        # In a file a bar is a line a minute, and what takes seconds has none.
+        for name, seconds in (("DELAY", 10), ("MININTERVAL", 60), ("MAXINTERVAL", 60)):
+            os.environ.setdefault(f"TQDM_{name}", str(seconds))
     # Where no folder is named, a command keeps no records, and its help says so.
     records = logging.getLogger("apl_guard.audit")
     records.addHandler(logging.NullHandler())

@@ -105,6 +105,8 @@ def query(
             note_missing(folder, keys, opened)
         row = None
         for number, row in enumerate(opened.ask(question)):
+            if group_by and not number and not as_json:
+                typer.echo(f"{'count':>10}  " + "  ".join(group_by))
             if number == limit:
                 put_error(f"there are more than these {limit}; --limit shows more", typer.colors.YELLOW)
                 break
@@ -290,7 +292,7 @@ def _change(row: dict[str, Any]) -> str | None:
 
 def _counted(row: dict[str, Any]) -> str:
     *values, count = row.values()
-    return f"{count:>10}  " + "  ".join(_plain(value) for value in values)
+    return f"{count:>10}  " + "  ".join("–" if value is None else _plain(value) for value in values)
 
 
 def _plain(value: Any) -> str:

@@ -130,7 +130,7 @@ def _verify_log(folder: Path, witnesses: list[Path], public_key: str | None, as_
     if as_json:
         return report.verdict, json.dumps(dataclasses.asdict(report), indent=2)
     lines = [
-        f"{report.verdict}  {report.records} records of {report.writers} writers, {report.checkpoints} checkpoints",
+        f"{report.verdict}  records: {report.records}, writers: {report.writers}, checkpoints: {report.checkpoints}",
         *(f"  tampered  {finding}" for finding in report.findings),
         *(f"  torn      {torn}" for torn in report.torn),
         *(f"  note      {note}" for note in report.notes),

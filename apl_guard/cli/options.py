@@ -115,9 +115,10 @@ def put_out(text: str, output: Path | None) -> None:
 
 
 def put_error(text: str, color: str = typer.colors.RED) -> None:
-    """Write a line to standard error. On a terminal it is coloured, unless NO_COLOR is set.
+    """Write a line to standard error. On a terminal it is coloured, unless NO_COLOR is set or the terminal is dumb.
 
     What a terminal would obey, such as in the name of a file that a stranger made, is written out.
     """
     text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
-    typer.echo(text if os.environ.get("NO_COLOR") else typer.style(text, fg=color), err=True)
+    is_plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    typer.echo(text if is_plain else typer.style(text, fg=color), err=True)

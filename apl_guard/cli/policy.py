@@ -68,9 +68,10 @@ def list_policies(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps([policy.metadata.model_dump() for policy in policies], indent=2))
         return
+    names, modes = (max(map(len, column)) for column in zip(*((p.name, p.mode.value) for p in policies), strict=True))
     for policy in policies:
         about = printable(policy.metadata.description)
-        typer.echo(f"{policy.name}  version {policy.version}  {policy.mode.value}  {about}")
+        typer.echo(f"{policy.name:{names}}  version {policy.version}  {policy.mode.value:{modes}}  {about}")
 
 
 @app.command("show", no_args_is_help=True)

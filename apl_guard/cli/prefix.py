@@ -105,7 +105,9 @@ def show(
     version = f"\n  version  {entry.version}" if entry.version else ""
     made_as = "" if metadata.name == entry.name else f"  (made as {metadata.name})"
     typer.echo(f"{entry.name}{made_as}\n  path     {entry.path}{version}\n  digest   {loaded.digest}")
-    typer.echo(f"  created  {metadata.created}\n  signed   {'no' if entry.signature is None else 'yes'}")
+    typer.echo(
+        f"  created  {metadata.created:%Y-%m-%d %H:%M %Z}\n  signed   {'no' if entry.signature is None else 'yes'}"
+    )
     if reason is not None:
         typer.echo(f"  REVOKED  {printable(reason)}")
     for slot, width in metadata.widths.items():
@@ -114,7 +116,8 @@ def show(
             f"  {slot}: {loaded.n} vectors of width {width}, for encoder {metadata.fingerprints[slot].key}{kind}"
         )
     for key, value in metadata.evaluation.items():
-        typer.echo(f"  {printable(key)}: {json.dumps(value)}")
+        shown = f"{value:.4g}" if isinstance(value, float) else json.dumps(value)
+        typer.echo(f"  {printable(key.replace('_', ' '))}: {shown}")
 
 
 @app.command(no_args_is_help=True)
