@@ -29,7 +29,7 @@ from apl_guard.trainer.report.pictures import address
 
 _SHOWN = 8
 _HEADLINES = (
-    ("leak_far_1e-3", "images in which the person is recognised"),
+    ("leak_far_1e-3", "images in which the person is recognised, at FAR 1e-3"),
     ("cosine_mean", "mean cosine to the person"),
     ("attribute_fidelity", "of what prompts ask for is drawn"),
 )
@@ -61,7 +61,7 @@ def write_report(result: EvalResult, command: str, curves: Sequence[Curve] = ())
         )
     return fill(
         _BODY,
-        title="apl-guard eval",
+        title=escape(f"apl-guard eval: {', '.join(suites)}"),
         command=escape(command),
         headline="".join(_headline(suite, arms) for suite, arms in suites.items()),
         summary=goals_summary(rows),

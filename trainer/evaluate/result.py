@@ -48,6 +48,7 @@ ROWS = (
     ("clip_score", "CLIP score"),
 )
 """Figure → its label, in the order in which they are shown."""
+_WORST = "worst_leak_far_1e-3_person"
 _NO_RATES = ("frechet", "cosine", "feature_", "pixel_", "structure_", "clip_", "h_c")
 ARMS = ("plain", "neutral", "fewer_steps", "other_sampler", "gated", "guarded")
 """The order in which arms are shown; others follow."""
@@ -193,7 +194,7 @@ def show_figure(figures: Figures, key: str) -> str:
         '0.051'
     """
     value = figures.get(key)
-    if value is None:
+    if value is None or (key == _WORST and figures.get("worst_leak_far_1e-3") == 0):  # nobody is the worst of equals
         return "–"
     if isinstance(value, (int, str)):
         return str(value)

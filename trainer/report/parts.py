@@ -100,14 +100,21 @@ def facts_list(facts: Mapping[str, Any]) -> str:
     """What was done, label → text.
 
     Example:
-        >>> facts_list({"people_limit": 20, "versions": {"torch": "2.0", "numpy": "2.4"}})
-        '<dl><dt>people limit</dt><dd>20</dd><dt>versions</dt><dd>torch 2.0, numpy 2.4</dd></dl>'
+        >>> facts_list({"people_limit": None, "thresholds": {"seen": {"far": 0.59685873}, "unseen": {"far": 0.5}}})
+        '<dl><dt>people limit</dt><dd>–</dd><dt>thresholds</dt><dd>seen (far 0.596859), unseen (far 0.5)</dd></dl>'
     """
-    lines = []
-    for key, value in facts.items():
-        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else str(value)
-        lines.append(f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(text)}</dd>")
+    lines = (f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(_said(value))}</dd>" for key, value in facts.items())
     return f"<dl>{''.join(lines)}</dl>"
+
+
+def _said(value: Any) -> str:
+    """A value of JSON as people write it."""
+    if isinstance(value, Mapping):
+        inner = {key: f"({_said(one)})" if isinstance(one, Mapping) else _said(one) for key, one in value.items()}
+        return ", ".join(f"{key} {text}" for key, text in inner.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_said, value))
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _parted(text: str) -> tuple[str, str]:

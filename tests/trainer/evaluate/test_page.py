@@ -81,6 +81,15 @@ def test_the_first_figures_come_with_their_intervals() -> None:
     assert re.sub(r"<.*?>", "", card).startswith("100.0 % → 0.0 % [0.0, 16.8]")
 
 
+def test_nobody_is_the_worst_where_nobody_leaks() -> None:
+    """The first of those who are all hidden is not named as the one with the highest leak."""
+    named = {"worst_leak_far_1e-3_person": "Ada Byrd"}
+    arms = {"plain": {"worst_leak_far_1e-3": 0.5, **named}, "guarded": {"worst_leak_far_1e-3": 0.0, **named}}
+    result = EvalResult({"seen": arms})
+
+    assert [text.count("Ada Byrd") for text in (write_report(result, ""), result.to_table())] == [1, 1]
+
+
 def test_what_is_withheld_is_counted_of_guarded_pictures_alone() -> None:
     """Page and table say the same beside a class of attacks, without what the check withholds of plain pictures."""
     leak = {"images": 4, "leak_far_1e-3": 0.0, "refused": 0}
