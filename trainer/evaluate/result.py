@@ -153,12 +153,14 @@ class EvalResult:
         suites, attacks = apart_from_attacks(self.suites)
         for suite, arms in suites.items():
             columns = arms_of(arms)
-            shown = [(key, label) for key, label in ROWS if any(key in arms[arm] for arm in columns)]
-            width = max([20, len(suite), *(2 + len(label) for _, label in shown)])
-            lines.append(f"{suite:{width}}" + "".join(f"{arm_label(arm):>26}" for arm in columns))
-            for key, label in shown:
-                cells = "".join(f"{show_figure(arms[arm], key):>26}" for arm in columns)
-                lines.append(f"  {label:{width - 2}}{cells}")
+            rows = [[suite, *map(arm_label, columns)]]
+            for key, label in ROWS:
+                if any(key in arms[arm] for arm in columns):
+                    rows.append([f"  {label}", *(show_figure(arms[arm], key) for arm in columns)])
+            first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+            for head, *cells in rows:
+                shown = (f"{cell:>{max(26, 2 + width)}}" for cell, width in zip(cells, widths, strict=True))
+                lines.append(f"{head:{max(20, first)}}{''.join(shown)}")
             lines.append("")
         if attacks:
             columns = ["plain", "guarded", "guarded_checked"]

@@ -83,11 +83,13 @@ def test_the_first_figures_come_with_their_intervals() -> None:
 
 def test_nobody_is_the_worst_where_nobody_leaks() -> None:
     """The first of those who are all hidden is not named as the one with the highest leak."""
-    named = {"worst_leak_far_1e-3_person": "Ada Byrd"}
+    name = "Ada Byrd of the Long Names of Old"
+    named = {"worst_leak_far_1e-3_person": name}
     arms = {"plain": {"worst_leak_far_1e-3": 0.5, **named}, "guarded": {"worst_leak_far_1e-3": 0.0, **named}}
     result = EvalResult({"seen": arms})
 
-    assert [text.count("Ada Byrd") for text in (write_report(result, ""), result.to_table())] == [1, 1]
+    assert [text.count(name) for text in (write_report(result, ""), result.to_table())] == [1, 1]
+    assert len({len(line) for line in result.to_table().splitlines()}) == 1, "columns are as wide as what is in them"
 
 
 def test_what_is_withheld_is_counted_of_guarded_pictures_alone() -> None:
