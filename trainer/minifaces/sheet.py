@@ -6,19 +6,22 @@ import random
 
 from PIL import Image
 
+from apl_guard.trainer.report.pictures import labelled
+
 from .faces import SIZE
 from .people import people
 from .pictures import Picture, of_person, of_things
 from .traits import random_look
 
 _COLUMNS = 14
+_ROWS = ("a person", "the same", "a twin", "another twin", "inked", "one thing", "two things")
 
 
 def draw_sheet(seed: int = 0) -> Image.Image:
-    """Rows: the same people twice, twins of theirs twice, inked, one thing, two things."""
+    """Draw a row of each of `_ROWS`, with its name: below a person the same one, two twins, and the same one inked."""
     rng = random.Random(seed)
     chosen = rng.sample(people(), _COLUMNS)
-    sheet = Image.new("RGB", (SIZE * _COLUMNS, SIZE * 7), "white")
+    sheet = Image.new("RGB", (SIZE * _COLUMNS, SIZE * len(_ROWS)), "white")
     for column, person in enumerate(chosen):
         twins = [Picture("described", (look := random_look(rng)).background, t, look) for t in person.twins(2)]
         cells = [of_person(person, rng).draw(rng) for _ in range(2)]
@@ -30,4 +33,4 @@ def draw_sheet(seed: int = 0) -> Image.Image:
         ]
         for row, cell in enumerate(cells):
             sheet.paste(cell, (column * SIZE, row * SIZE))
-    return sheet
+    return labelled(sheet, SIZE, _ROWS, {})

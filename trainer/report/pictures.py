@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["address", "labelled", "png", "png_address"]
 
@@ -53,11 +56,11 @@ def address(picture: npt.NDArray[np.uint8]) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def labelled(sheet: Any, side: int, rows: Sequence[str], columns: Mapping[str, int]) -> Any:
+def labelled(sheet: Image, side: int, rows: Sequence[str], columns: Mapping[str, int]) -> Image:
     """A sheet of images with the name of each row on its left, and of each group of columns above it.
 
     Args:
-        sheet: An image of Pillow, of images with sides of this length.
+        sheet: Of images with sides of this length.
         side: In pixels.
         rows: Their names, from above.
         columns: The name of each group, and how many columns it has.
@@ -67,13 +70,14 @@ def labelled(sheet: Any, side: int, rows: Sequence[str], columns: Mapping[str, i
         >>> labelled(Image.new("RGB", (96, 192)), 96, ("plain", "guarded"), {"one": 1}).size > (96, 192)
         True
     """
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image as Images
+    from PIL import ImageDraw, ImageFont
 
     size = max(13, side // 8)
     font = ImageFont.load_default(size)
     left = round(max(font.getlength(name) for name in rows)) + 12
-    top = round(1.7 * size)
-    whole = Image.new("RGB", (left + sheet.width, top + sheet.height), "white")
+    top = round(1.7 * size) if columns else 0
+    whole = Images.new("RGB", (left + sheet.width, top + sheet.height), "white")
     whole.paste(sheet, (left, top))
     pen = ImageDraw.Draw(whole)
     for k, name in enumerate(rows):
