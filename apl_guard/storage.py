@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -53,6 +52,7 @@ def alone(file: Path, patience: float) -> Iterator[bool]:
         OSError: The file cannot be made or opened.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder, alone(Path(folder, "lock"), 0) as first:
         ...     with alone(Path(folder, "lock"), 0) as second:
         ...         first, second
@@ -112,6 +112,7 @@ def read_regular(path: Path, limit: int, *, follow_links: bool = True) -> bytes:
         OSError: There is none, it cannot be read, it is a folder, a pipe or a device, or it is larger.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     read_regular(write_file(Path(folder, "a.txt"), b"whole"), limit=5)
         b'whole'
@@ -148,9 +149,9 @@ def write_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        temporary = _beside(folder)
+        temporary.mkdir(0o755)  # less what the umask forbids, as for files
         try:
-            temporary.chmod(0o755)  # mkdtemp makes it private
             for name, content in files.items():
                 _write_through(temporary / name, content)
             sync_folder(temporary)
@@ -186,18 +187,16 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> Path:
         StorageFailed: It could not be written, such as on a full disk, or is a device or a pipe.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_file(Path(folder, "a.txt"), b"whole").read_bytes()
         b'whole'
     """
     refuse_device(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _beside(path)
+        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o644))
         try:
-            if not private:
-                temporary.chmod(0o644)  # mkstemp makes it private
             _write_through(temporary, content)
             temporary.replace(path)
         except BaseException:
@@ -207,6 +206,11 @@ def write_file(path: Path, content: bytes, *, private: bool = False) -> Path:
     except OSError as error:
         raise _storage_failed(error, path) from error
     return path
+
+
+def _beside(path: Path) -> Path:
+    """A name in the same folder that nobody can guess."""
+    return path.parent / f".{path.name}.{os.urandom(4).hex()}"
 
 
 def _write_through(path: Path, content: bytes) -> None:

@@ -10,7 +10,7 @@ from apl_guard.policy import Names
 from apl_guard.policy.document import named_files
 from apl_guard.policy.names_file import read_names
 from apl_guard.prefix.tensorfile import read_file
-from apl_guard.storage import read_regular
+from apl_guard.storage import read_regular, write_file, write_folder
 
 
 def next_handle():
@@ -18,6 +18,22 @@ def next_handle():
     handle = os.open(os.devnull, os.O_RDONLY)
     os.close(handle)
     return handle
+
+
+@pytest.mark.parametrize(("umask", "modes"), [(0o022, (0o644, 0o755)), (0o077, (0o600, 0o700))])
+def test_files_are_readable_for_whom_the_user_wants(umask, modes, tmp_path):
+    """As everything that the account writes; what is private stays so."""
+    before = os.umask(umask)
+    try:
+        written = [write_file(tmp_path / "file", b""), write_folder(tmp_path / "folder", {"file": b""})]
+        private = write_file(tmp_path / "private", b"", private=True)
+    finally:
+        os.umask(before)
+
+    assert tuple(path.stat().st_mode & 0o777 for path in written) == modes
+    assert (written[1] / "file").stat().st_mode & 0o777 == modes[0]
+    assert private.stat().st_mode & 0o777 == 0o600
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "private"}
 
 
 @pytest.mark.parametrize(

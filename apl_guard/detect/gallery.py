@@ -147,7 +147,7 @@ class Gallery:
             if header.get("format") != _FORMAT:
                 raise InvalidInput("not a gallery of apl-guard; expected what `Gallery.save` wrote", where=Path(path))
             return cls(json.loads(header["entries"]), embeddings, header["recogniser"])
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             reason = getattr(error, "strerror", None) or type(error).__name__
             raise InvalidInput(f"cannot be read as a gallery ({reason})", where=Path(path)) from error
 

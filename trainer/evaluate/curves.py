@@ -125,15 +125,16 @@ def read_curves(path: Path) -> list[Curve]:
                 }
                 for p in content["points"]
             ]
-            return [Curve("Leak against attributes kept", "attributes kept, %", points)]
-        curves = [Curve(one["title"], one["x"], list(one["points"])) for one in content["curves"]]
+            curves = [Curve("Leak against attributes kept", "attributes kept, %", points)]
+        else:
+            curves = [Curve(one["title"], one["x"], list(one["points"])) for one in content["curves"]]
         for curve in curves:
             curve.series  # noqa: B018 - raises where a point is none
             for point in curve.points:
                 point["label"]
     except OSError as error:
         raise InvalidInput(f"the curves cannot be read: {error.strerror}", where=path) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         msg = "no curves in it; expected what `apl-guard minifaces scale` or `minifaces tradeoff` wrote"
         raise InvalidInput(msg, where=path) from error
     return curves

@@ -143,6 +143,9 @@ def test_curves_are_read_as_they_were_written(tmp_path: Path) -> None:
         "{}",
         '{"curves": [{"title": "t", "x": "N", "points": [{"y": 1}]}]}',
         '{"curves": [{"title": "t", "x": "N", "points": [{"x": 1, "leak": 0.5}]}]}',
+        '{"points": [{"setting": "coarse", "attributes_kept": 0.4, "leak": "much"}]}',
+        '{"points": [{"setting": "coarse", "attributes_kept": 1' + 400 * "0" + ', "leak": 0}]}',
+        '{"curves": ' + 100_000 * "[",
     ],
 )
 def test_a_file_without_curves_is_an_error(content: str, tmp_path: Path) -> None:
