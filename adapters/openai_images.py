@@ -76,6 +76,8 @@ class OpenAIImages:
     Raises:
         InvalidInput: The URL has another form or is not encrypted, or the key holds blanks or control characters.
         ExtraMissing: httpx is not installed.
+
+    Example: `Guard(OpenAIImages("https://api.openai.com/v1", api_key=KEY), policy="mine.yaml")`.
     """
 
     def __init__(

@@ -74,6 +74,8 @@ class A1111:
     Raises:
         InvalidInput: The URL has another form, or is not encrypted.
         ExtraMissing: httpx or ftfy is not installed.
+
+    Example: `Guard(A1111("https://draw.example:7860"), prefix="sd15")`.
     """
 
     def __init__(self, base_url: str, *, checkpoint: str | None = None, tokenizer: Any = None, **options: Any) -> None:

@@ -72,6 +72,8 @@ class ComfyUI:
     Raises:
         InvalidInput: The URL has another form, or is not encrypted.
         ExtraMissing: httpx or ftfy is not installed.
+
+    Example: `Guard(ComfyUI("https://draw.example:8188", models=["sd15.safetensors"]), prefix="sd15")`.
     """
 
     def __init__(

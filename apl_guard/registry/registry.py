@@ -40,6 +40,15 @@ class PrefixRegistry:
 
     Raises:
         InvalidInput: The URL is of a kind that is not supported here, or a file has the name of the folder.
+
+    Example:
+        >>> import tempfile
+        >>> from apl_guard.testing import random_prefix, tiny_pipe
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     made = random_prefix(tiny_pipe(), n=4).save(folder + "/made")
+        ...     registry = PrefixRegistry(folder + "/registry")
+        ...     registry.register(made, "sd15").version, registry.get("sd15").n
+        (1, 4)
     """
 
     def __init__(
