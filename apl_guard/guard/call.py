@@ -208,6 +208,7 @@ class Call:
     def _end(self, result: str, error: BaseException | None = None) -> Outcome:
         """Record how the call ended. Nothing is released if that fails."""
         generation, prefix, check = self._generation, self._prefix, self._parts.output_check
+        receipt = Receipt() if generation is None else generation.receipt
         outcome = Outcome(
             id=self._decision.id,
             result=result,
@@ -217,9 +218,9 @@ class Call:
             prefix=prefix.metadata.name if prefix is not None else None,
             prefix_digest=prefix.digest if prefix is not None else None,
             prefix_match=self._fit.tier.value if self._fit is not None else None,
-            prefix_rows=dict(generation.receipt.prefix_rows) if generation is not None else {},
-            tokens_cut=dict(generation.receipt.tokens_cut) if generation is not None else {},
-            change=dict(generation.receipt.change or {}) if generation is not None else {},
+            prefix_rows=dict(receipt.prefix_rows),
+            tokens_cut=dict(receipt.tokens_cut),
+            change=dict(receipt.change or {}),
             slots_without_prefix=self._slots_without_prefix,
             output_check=None if check is None else check.record(self._looked, self._unlooked),
             error=type(why).__name__ if (why := error or self._unprotected or self._unlooked) else None,

@@ -79,8 +79,6 @@ class Build:
         if not known:
             write_file(self.work / "recipe.json", json.dumps(mine).encode())
 
-    # -- stages ---------------------------------------------------------------------------------------------------
-
     def pictures(self) -> list[Picture]:
         rng = random.Random(1)
         return [random_picture(rng) for _ in range(self.recipe.pictures)]
@@ -149,7 +147,10 @@ class Build:
     def prompt_embeds(self) -> Tensor:
         path = self.work / "prompt_embeds.pt"
         said = self.captions(led=True)[: self.recipe.pictures]
-        make = lambda to: write_torch(to, encode_captions(self.text_encoder(), self.tokenizer(), said))  # noqa: E731
+
+        def make(to: Path) -> None:
+            write_torch(to, encode_captions(self.text_encoder(), self.tokenizer(), said))
+
         self._stage("prompt embeds", path, make)
         embeds: Tensor = torch.load(path, weights_only=True)
         return embeds
@@ -224,8 +225,6 @@ class Build:
         self._stage(f"drawing ({judge})", path, make)
         images: Images = np.load(path)
         return images
-
-    # -- what is shipped ------------------------------------------------------------------------------------------
 
     def model(self) -> Path:
         """The finished diffusers folder, in half precision."""
