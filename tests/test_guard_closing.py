@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 from guard_log import records, text_of
 
-from apl_guard import Guard, GuardUnavailable, PolicyInvalid
+from apl_guard import Guard, GuardUnavailable, InvalidInput, PolicyInvalid, SelfTestFailed
 from apl_guard.audit import AuditLog
 
 
@@ -40,7 +40,30 @@ def test_a_closed_guard_gives_no_image(shared_pipe, prefix, tmp_path, calls, aud
         guard.self_test(num_inference_steps=1)
     with pytest.raises(GuardUnavailable, match="closed"):
         guard.serve_metrics(0)  # nobody would close it
+    for change in (guard.reload_policy, guard.watch_policy, guard.measure_leaks):
+        with pytest.raises(GuardUnavailable, match="closed"):
+            change()
     assert calls == []
+
+
+def test_a_closed_guard_says_so_although_its_self_test_failed(pipe, prefix):
+    """No other self-test can mend it."""
+    guard = Guard(pipe, prefix=prefix)
+    pipe.text_encoder.forward = None
+    with pytest.raises(SelfTestFailed):
+        guard.self_test(num_inference_steps=1)
+    guard.close()
+
+    with pytest.raises(GuardUnavailable, match="closed"):
+        guard("a man", num_inference_steps=1)
+
+
+def test_a_log_has_one_list_of_witnesses(shared_pipe, prefix, tmp_path):
+    """Those of a log that is handed in were named where it was made; others would be silently left out."""
+    log = AuditLog(tmp_path / "audit")
+
+    with pytest.raises(InvalidInput, match="own witnesses"):
+        Guard(shared_pipe, prefix=prefix, audit=log, audit_witness=tmp_path / "witness")
 
 
 def test_a_log_that_was_handed_in_stays_open(shared_pipe, prefix, tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from policy_documents import policy
 
-from apl_guard import Action, Guard, Policy, PolicyInvalid, RequestTooLarge, decide
+from apl_guard import Action, Guard, GuardUnavailable, Policy, PolicyInvalid, RequestTooLarge, decide
 from apl_guard.audit import AuditLog
 from apl_guard.audit.reading import read_log
 from apl_guard.decision.rules import _fits
@@ -256,3 +256,24 @@ class TestExit:
             "        pass\n"
         )
         self.run(program, timeout=100)
+
+
+@pytest.mark.parametrize(
+    ("read", "held", "new"),
+    [
+        (("a",), "b", ("c",)),
+        (("a",), ["b"], ("c",)),
+        (("a",), 7, ("c",)),
+        (("a",), "a", ("c", "d")),
+        (("a", "b"), "a", ("c", "d")),
+        (("a", "b"), ["b", "a"], ("c", "d")),
+        (("a", "b"), ["a", "b"], ("c",)),
+        ((), None, ("c",)),
+    ],
+)
+def test_texts_take_the_place_of_those_that_were_read_and_of_nothing_else(read, held, new):
+    """An adapter whose arguments say something else would run what nobody looked at."""
+    asked = GenerationRequest("x:Y", {Channel.PROMPT: read}, frozenset({Channel.PROMPT}), (), {"prompt": held})
+
+    with pytest.raises(GuardUnavailable, match=f"'prompt' does not hold the {len(new)} texts"):
+        asked.saying({Channel.PROMPT: new})

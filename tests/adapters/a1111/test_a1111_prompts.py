@@ -18,6 +18,7 @@ from apl_guard import (
 )
 from apl_guard.adapters.prompts.syntax import prefixed, read_a1111
 from apl_guard.adapters.prompts.token_bounds import byte_bound, most_tokens
+from apl_guard.request import Channel
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,25 @@ def test_a_prompt_that_weighs_nothing_is_blocked(guard, server, prompt, field):
         guard(**{"prompt": "a cat", field: prompt, "negative_prompt": "Mara Voss"})
 
     assert server.posted("/sdapi/v1/txt2img") == []
+
+
+FORMS = {"levels": 20, "alternatives": 64, "letters": 19_997}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_prompt_of_more_forms_than_are_read_is_blocked(kind):
+    """A name in one of the others would be found by nobody; up to the bound, all of them are read."""
+
+    def prompt(n):
+        return {
+            "levels": "[" * n + "a|b" + "]" * n,
+            "alternatives": f"[{'|'.join(['a'] * n)}]",
+            "letters": "[a]" + "x" * n,
+        }[kind]
+
+    for n in (FORMS[kind], FORMS[kind] + 1):
+        channels = read_a1111(prompt(n)).channels
+        assert (Channel.PROMPT_SYNTAX in channels) == (n > FORMS[kind])
 
 
 def test_weights_of_parts_that_come_to_one_are_not_blocked(guard):

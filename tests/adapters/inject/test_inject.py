@@ -107,6 +107,39 @@ def test_a_template_before_the_prompt_wants_a_fast_tokenizer():
         prefix_tokenizer(CanineTokenizer(), "MARK", 3)("a template, MARK a photo")
 
 
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda tokenizer: tokenizer("MARK a man", "a cat"), "a pair of texts"),
+        (lambda tokenizer: tokenizer(["a cat", "MARK a man"], return_offsets_mapping=True), "return_offsets_mapping"),
+        (lambda tokenizer: tokenizer("MARK a man", stride=2, truncation=True), "stride"),
+        (lambda tokenizer: tokenizer([["MARK", "a", "man"]], is_split_into_words=True), "form that the guard does not"),
+        (lambda tokenizer: tokenizer([("a cat", "MARK a man")]), "form that the guard does not know"),
+        (lambda tokenizer: tokenizer("MARK a man MARK"), "repeated the mark"),
+        (lambda tokenizer: tokenizer.encode("MARK a man MARK"), "repeated the mark"),
+        (lambda tokenizer: tokenizer.tokenize("MARK a man MARK"), "repeated the mark"),
+    ],
+)
+def test_a_pipeline_that_asks_for_rows_of_another_kind_is_refused(ask, says):
+    """Nobody knows whether the prefix would stand in front of the prompt there."""
+    with pytest.raises(PrefixNotApplied, match=says):
+        ask(prefix_tokenizer(TOKENIZER, "MARK", 3))
+
+
+def test_every_way_to_ask_for_ids_puts_the_prefix_in_front():
+    """And of ids with the prefix, tokens and text can be asked for; the tokenizer outlives no call in a copy."""
+    tokenizer = prefix_tokenizer(TOKENIZER, "MARK", 3)
+    row = [TOKENIZER.bos_token_id, -1, -2, -3, *TOKENIZER("a man", add_special_tokens=False).input_ids]
+
+    assert tokenizer.encode("MARK a man") == tokenizer("MARK a man").input_ids == [*row, TOKENIZER.eos_token_id]
+    assert list(tokenizer("MARK a man", return_attention_mask=False)) == ["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(row)[1:5] == ["<prefix>"] * 3 + TOKENIZER.convert_ids_to_tokens(row[4:5])
+    assert tokenizer.convert_ids_to_tokens(-1) == "<prefix>"
+    assert tokenizer(tokenizer.decode(row[1:])).input_ids == [*row, TOKENIZER.eos_token_id]
+    with pytest.raises(TypeError, match="cannot be copied"):
+        copy.deepcopy(tokenizer)
+
+
 def test_a_prefix_that_leaves_no_room_is_an_error():
     """75 vectors and the two special tokens fill the window, so no prompt fits."""
     with pytest.raises(PrefixInvalid, match="no room"):
