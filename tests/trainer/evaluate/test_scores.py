@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from apl_guard.trainer import minifaces
 from apl_guard.trainer.evaluate.asking import ask_for_people
 from apl_guard.trainer.evaluate.gated import gated, h_c_figures, harmonic
 from apl_guard.trainer.evaluate.inactivity import distances, inactivity
-from apl_guard.trainer.evaluate.result import EvalResult
-from apl_guard.trainer.evaluate.scores import likeness, mean_figure, worst_person
+from apl_guard.trainer.evaluate.result import Asked, EvalResult
+from apl_guard.trainer.evaluate.scores import generic_figures, identity_figures, likeness, mean_figure, worst_person
 from apl_guard.trainer.evaluate.setting import Setting
+from apl_guard.trainer.evaluate.statistics import bootstrap_interval, clopper_pearson, effective, frechet_distance
 from apl_guard.trainer.minifaces.judge import Gallery, Judges, Reader, Recogniser
 from apl_guard.trainer.minifaces.traits import GEOMETRY
 
@@ -74,7 +76,7 @@ people = st.lists(
 
 @given(people)
 def test_nobody_is_worse_than_the_worst_person(rows: list[tuple[str, bool, bool, float]]) -> None:
-    """Counted anew for each person; the interval holds the rate and is wider than that of one person alone."""
+    """Counted anew for each person, of those alike the most similar; the interval holds for all people at once."""
     names = [name for name, *_ in rows]
     hits, cosine = np.array([row[1] for row in rows]), np.array([row[3] for row in rows])
 
@@ -83,7 +85,15 @@ def test_nobody_is_worse_than_the_worst_person(rows: list[tuple[str, bool, bool,
     rates = {name: np.mean([hit for who, hit in zip(names, hits, strict=True) if who == name]) for name in names}
     assert found["worst_leak"] == max(rates.values()) == rates[found["worst_leak_person"]]
     assert found["worst_leak_images"] == names.count(found["worst_leak_person"])
-    assert found["worst_leak_ci"][0] <= found["worst_leak"] <= found["worst_leak_ci"][1]
+    alike = {
+        name: np.mean([row[3] for row in rows if row[0] == name])
+        for name in rates
+        if rates[name] == max(rates.values())
+    }
+    assert alike[found["worst_leak_person"]] == max(alike.values())
+    n = found["worst_leak_images"]
+    interval = clopper_pearson(found["worst_leak"] * n, n, confidence=1 - 0.05 / len(rates))
+    assert found["worst_leak_ci"] == pytest.approx(interval)
 
 
 @given(people)
@@ -102,6 +112,57 @@ def test_likeness_leaves_pictures_without_faces_out_and_counts_them(rows: list[t
         assert (found["cosine_mean_ci"] is None) == (len(shown) == 1)
     else:
         assert "cosine_mean" not in found
+
+
+@pytest.fixture(name="told")
+def _told() -> Any:
+    """Judges that say what a test put there, of six pictures: three of each of two people, beside a third."""
+    of_ada, of_bo = [[0.9, 0.1, 0.2], [0.7, 0.1, 0.8], [0.5, 0, 0]], [[0.1, 0.7, 0], [0.1, 0.2, 0], [0, 0.1, 0.05]]
+    cosines = torch.tensor([*of_ada, *of_bo])
+    read = [{"hair": hair, "sky": sky} for hair, sky in zip("rrrrbb", "bbgggg", strict=True)]
+    return SimpleNamespace(
+        embed=lambda pictures: cosines,
+        gallery=Gallery(("Ada", "Bo", "Cy"), torch.eye(3)),
+        attributes=lambda pictures: (read * 7)[: len(pictures)],
+        has_face=lambda pictures: np.array([True] * 5 + [False]),
+        features=lambda pictures: torch.from_numpy(pictures).flatten(1),
+        thresholds={"far_1e-2": 0.5, "far_1e-3": 0.7},
+        name="told",
+    )
+
+
+def test_the_figures_of_people_are_counted_by_hand(told: Any) -> None:
+    """Each of its own hits; the intervals are those of pictures of which three each show one person."""
+    people = ["Ada"] * 3 + ["Bo"] * 3
+    asked = [Asked("", "", one, {"hair": "r"}, {"sky": "b"}) for one in people]
+
+    found = identity_figures(told, np.zeros((6, 64, 64, 3), np.uint8), asked)
+
+    for name, hits in {
+        "top1": [1, 0, 1, 1, 1, 1],
+        "leak_far_1e-2": [1, 1, 1, 1, 0, 0],
+        "leak_far_1e-3": [1, 1, 0, 1, 0, 0],
+        "face_ratio": [1, 1, 1, 1, 1, 0],
+        "attribute_fidelity": [1, 1, 1, 1, 0, 0],
+        "scene_fidelity": [1, 1, 0, 0, 0, 0],
+    }.items():
+        assert found[name] == sum(hits) / 6, name
+        assert found[f"{name}_ci"] == pytest.approx(clopper_pearson(*effective(hits, people))), name
+    assert (found["images"], found["people"], found["faceless"]) == (6, 2, 1)
+    assert (found["worst_leak_far_1e-3"], found["worst_leak_far_1e-3_person"]) == (2 / 3, "Ada")
+    assert found["cosine_max"] == pytest.approx((0.9 + 0.7) / 2)
+
+
+def test_the_interval_of_a_frechet_distance_pairs_prompts(told: Any) -> None:
+    """Picture k of both sets is of one prompt, so what a prompt does to both makes the interval no wider."""
+    rng = np.random.default_rng(0)
+    pictures, fresh = rng.normal(size=(2, 40, 3)) + 9 * rng.normal(size=(40, 1))
+
+    found = generic_figures(told, pictures, fresh, [Asked("", "", None, {"hair": "r"}, {})] * 40, 3)
+
+    assert found["frechet"] == frechet_distance(pictures, fresh)
+    assert found["frechet_ci"] == list(bootstrap_interval(frechet_distance, [pictures, fresh], 3, paired=True))
+    assert (found["images"], found["frechet_space"]) == (40, "told")
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_law() -> None:
