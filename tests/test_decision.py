@@ -375,6 +375,8 @@ def test_the_context_is_that_of_the_innermost_block():
 
 @pytest.mark.parametrize("value", ["", "a\nb", "x" * 201, "\ud800", 7, b"acme"])
 def test_a_context_is_short_printable_text(value):
-    """It goes into records."""
-    with pytest.raises(InvalidInput, match="tenant"), calling_for(tenant=value):
-        pass
+    """Each part of it goes into records, whichever others there are."""
+    for name in ("tenant", "route", "subject"):
+        with pytest.raises(InvalidInput, match=name), calling_for(**{name: value}):
+            pass
+        assert Context(**{name: "x" * 200})

@@ -132,6 +132,14 @@ def test_a_stretched_name_is_that_name():
     assert found([name], f"\u0635\u0648\u0631\u0629 {stretched}") == [stretched]
 
 
+@pytest.mark.parametrize(
+    "name", ["\u0645\u062d\u0645\u062f \u0635\u0644\u0627\u062d", "\u05e8\u05d5\u05df \u05db\u05d4\u05df"]
+)
+def test_a_name_begins_and_ends_where_the_direction_of_writing_changes(name):
+    """Of Arabic and of Hebrew, written in one with other words."""
+    assert found([name], f"photo{name}jpg") == [name]
+
+
 def test_scripts_without_spaces_are_spaced_at_will():
     """Family and given name with or without a space; Korean keeps its words apart, and its syllables whole."""
     for name in ("\u5c71\u7530\u592a\u90ce", "\u5c71\u7530 \u592a\u90ce"):
