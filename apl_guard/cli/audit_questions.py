@@ -9,10 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apl_guard.cli.audit_lines import counted, line_of, named, plain
 from apl_guard.cli.audit_proofs import Keys
 from apl_guard.cli.audit_verify import Folder
 from apl_guard.cli.digests import digests_of, note_missing
@@ -110,7 +111,7 @@ def query(
             if number == limit:
                 put_error(f"there are more than these {limit}; --limit shows more", typer.colors.YELLOW)
                 break
-            typer.echo(json.dumps(row) if as_json else _line(row) if not group_by else _counted(row))
+            typer.echo(json.dumps(row) if as_json else line_of(row) if not group_by else counted(row))
         if row is None:
             _note_unknown(opened, conditions)
     if row is None and not as_json:
@@ -124,7 +125,7 @@ def _note_unknown(index: Index, conditions: Mapping[str, str | int | float]) -> 
     for name, value in conditions.items():
         if next(index.ask(Question({name: value}, limit=1)), None) is None:
             rows = list(index.ask(Question({}, group_by=(name,), limit=_FEW)))
-            known = ", ".join(_plain(row[name]) for row in rows if row[name] is not None)
+            known = ", ".join(plain(row[name]) for row in rows if row[name] is not None)
             is_listed = len(rows) < _FEW and name not in ("decision_id", "subject", "timestamp")
             named = f"; there are: {known}" if is_listed else ""
             put_error(f"no record has {name} {value!a:.60}{named}", typer.colors.YELLOW)
@@ -153,7 +154,7 @@ def tail(
         shown = opened.places()  # nothing was added since: what is written meanwhile comes next
         while True:
             for row in rows:
-                typer.echo(json.dumps(row) if as_json else _line(row))
+                typer.echo(json.dumps(row) if as_json else line_of(row))
                 shown[row["writer"]] = max(row["seq"], shown.get(row["writer"], -1))
             if not follow:
                 return
@@ -214,7 +215,7 @@ def stats(
     for name, counts in found.items():
         typer.echo(name)
         for value, number in counts.items():
-            typer.echo(f"  {number:>10}  {_plain(value)}")
+            typer.echo(f"  {number:>10}  {plain(value)}")
 
 
 def policies(
@@ -237,10 +238,10 @@ def policies(
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(period)))
             continue
-        parts = [period.since, period.until or f"({period.end})", _named(period.policy), period.backend, period.guard]
+        parts = [period.since, period.until or f"({period.end})", named(period.policy), period.backend, period.guard]
         if period.set_back is not None:
             parts.append("(clock set back, shows {} to {})".format(*period.set_back))
-        typer.echo("  ".join(_plain(part) for part in parts))
+        typer.echo("  ".join(plain(part) for part in parts))
     if not found and not as_json:
         typer.echo("nothing found")
 
@@ -256,46 +257,3 @@ def reindex(folder: Folder, index: IndexFile = None) -> None:
         with reading(folder):
             count = opened.rebuild()
         typer.echo(f"{count} records")
-
-
-def _line(row: dict[str, Any]) -> str:
-    parts = [row["timestamp"], row["event"], row.get("decision_id", row.get("guard"))]
-    if str(row["event"]).startswith("policy."):
-        parts += [_named(row.get("policy")), _change(row)]
-    else:
-        parts.append((row.get("policy") or {}).get("name"))
-    parts += [row.get(name) for name in ("action", "result", "error", "tenant")]
-    parts.append(_led_to(row))
-    return "  ".join(_plain(part) for part in parts if part is not None)
-
-
-def _led_to(row: Mapping[str, Any]) -> str | None:
-    """What led to the action of a decision: rules by their ids, and what decided without one or besides."""
-    led = [reason for reason in row.get("reasons", ()) if reason.get("action") == row.get("action")]
-    found = {": ".join(str(reason[name]) for name in ("rule", "why") if reason.get(name)) for reason in led}
-    return f"by {'; '.join(sorted(found))}" if found else None
-
-
-def _named(policy: Any) -> str | None:
-    """A policy of a record, with what tells it apart."""
-    if not isinstance(policy, Mapping):
-        return None
-    return f"{policy.get('name')} version {policy.get('version')} {policy.get('mode')} {str(policy.get('digest'))[:12]}"
-
-
-def _change(row: dict[str, Any]) -> str | None:
-    for name, word in (("before", "instead of"), ("refused", "refused")):
-        if described := _named(row.get(name)):
-            return f"{word} {described}"
-    return None
-
-
-def _counted(row: dict[str, Any]) -> str:
-    *values, count = row.values()
-    return f"{count:>10}  " + "  ".join("–" if value is None else _plain(value) for value in values)
-
-
-def _plain(value: Any) -> str:
-    """A value as it may stand on a terminal: no control characters, nothing that changes direction."""
-    text = str(value)
-    return text if text.isascii() and text.isprintable() else json.dumps(text)

@@ -54,6 +54,24 @@ def test_an_officer_sees_which_rule_decided(folders, prefix, run):
     assert run("export", log, "--csv")[1].count(",strict,,prompt,") == 2
 
 
+@pytest.mark.parametrize(
+    ("spec", "why"),
+    [
+        ({"mode": "shadow"}, "shadow"),
+        ({"rollout": {"percent": 0, "key": "request", "salt": "a"}}, "outside of the rollout"),
+    ],
+)
+def test_what_was_not_done_does_not_look_like_what_was(folders, prefix, run, spec, why):
+    """A line says that a block was recorded and not carried out, and how the image went out."""
+    strict = {"id": "strict", "when": {"channels": ["prompt"]}, "then": {"action": "block"}}
+    with AuditLog(folders[0]) as audit:
+        Guard(instant.Pipe(), policy(strict, **spec), prefix=prefix, audit=audit)("a cat")
+
+    lines = {line.split("  ")[1]: line for line in run("query", folders[0])[1].splitlines()}
+    assert lines["guard.decision"].endswith(f"  p  block (not done: {why})  by strict")
+    assert lines["guard.outcome"].endswith("  passed  protection missing")
+
+
 def test_help_names_every_column():
     """Or somebody who is no programmer has to guess one before the error names them."""
     assert ", ".join(COLUMNS) in " ".join(query.__doc__.split())
