@@ -223,12 +223,10 @@ def _decided(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_BEGIN_FORMULAS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
-"""Wide ones too, which spreadsheets of East Asia take for the others."""
+_FORMULA = re.compile("(^|[;\n])(?=[-=+@\t\r\n\uff1d\uff0b\uff0d\uff20])")
+"""Where a spreadsheet would see a formula begin: in many countries it cuts at semicolons, whatever quotes say. Wide
+letters too, which those of East Asia take for the others."""
 
 
 def _cell(value: Any) -> Any:
-    # A spreadsheet would take such a text for a formula.
-    if isinstance(value, str) and value[:1] in _BEGIN_FORMULAS:
-        return "'" + value
-    return value
+    return _FORMULA.sub(r"\1'", value) if isinstance(value, str) else value

@@ -38,13 +38,14 @@ def test_csv_has_one_row_for_each_call(log, run, tmp_path):
 
 @pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
 def test_no_cell_is_a_formula(begin):
-    """Nor in a spreadsheet that takes wide letters for narrow ones. Other names of tenants come back as they were."""
-    tenants = [f"{begin}1+1", 'a,"b"; c', "'x", "\u00fc\n2"]
+    """Nor in a spreadsheet that takes wide letters for narrow ones, or cuts at semicolons. Other names of tenants come
+    back as they were."""
+    tenants = [f"{begin}1+1", f"a;{begin}1+1", 'a,"b"; c', "'x", "\u00fc\n2"]
     stream = io.StringIO()
     assert write_csv(iter([{"tenant": tenant} for tenant in tenants]), stream) == len(tenants)
 
     rows = list(csv.DictReader(io.StringIO(stream.getvalue(), newline="")))
-    assert [row["tenant"] for row in rows] == ["'" + tenants[0], *tenants[1:]]
+    assert [row["tenant"] for row in rows] == ["'" + tenants[0], f"a;'{begin}1+1", *tenants[2:]]
 
 
 CATEGORY = "STATEMENT_CATEGORY_DATA_PROTECTION_AND_PRIVACY_VIOLATIONS"
