@@ -35,7 +35,7 @@ from .arguments import TEXT, channel_of, check_not_rewritten, is_known
 from .channels import as_tokenized, has_adapter_weights, implied, said
 from .cleaning import cleaner_of, readings_of
 from .families import check_supported
-from .marking import marked, part_of_prompts
+from .marking import check_unmarked, marked, part_of_prompts
 from .read_once import read_once
 from .shared_models import with_models_alone
 from .view import Encoder, compare_layers, encoders_of, unreadable_in, view_of
@@ -178,6 +178,7 @@ class DiffusersAdapter:
             return made
 
         view = view_of(self._pipe, exchange)
+        check_unmarked(view, mark)
         with ExitStack() as stack:
             received: dict[str, Received] = {}
             for e in guarded.values():

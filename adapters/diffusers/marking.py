@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from typing import Any
 
 from apl_guard.adapters.inject.origin import Source
 from apl_guard.adapters.prompts.forms import cleaned_forms
@@ -12,7 +13,7 @@ from apl_guard.request import PROMPT_CHANNELS, Channel, GenerationRequest
 
 from .arguments import TEXT
 
-__all__ = ["marked", "part_of_prompts"]
+__all__ = ["check_unmarked", "marked", "part_of_prompts"]
 
 _WORD = re.compile(r"\w+")
 
@@ -35,6 +36,26 @@ def part_of_prompts(request: GenerationRequest) -> Callable[[str], bool]:
         return any(text in form for form in forms) or bool(own and own <= words)
 
     return is_part
+
+
+class _Unmarked:
+    """A checker of texts that is given them without the mark, because it shall judge what the user wrote."""
+
+    def __init__(self, checker: Any, mark: str) -> None:
+        self._checker, self._mark = checker, mark
+
+    def check_text_safety(self, text: str) -> Any:
+        return self._checker.check_text_safety(text.removeprefix(f"{self._mark} "))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._checker, name)
+
+
+def check_unmarked(view: Any, mark: str) -> None:
+    """Have the view of a pipe that checks its prompts, as that of Cosmos does, check them without the mark."""
+    checker = getattr(view, "safety_checker", None)
+    if hasattr(checker, "check_text_safety"):
+        view.__dict__["safety_checker"] = _Unmarked(checker, mark)
 
 
 def marked(request: GenerationRequest, mark: str, source: Source) -> dict[str, str | list[str]]:

@@ -6,7 +6,17 @@ from typing import Any
 
 from . import parts, text
 
-__all__ = ["aura_flow", "bria", "chroma", "cogview_3_plus", "flux", "hunyuan_dit", "pixart", "stable_diffusion_3"]
+__all__ = [
+    "aura_flow",
+    "bria",
+    "chroma",
+    "cogview_3_plus",
+    "cosmos_2",
+    "flux",
+    "hunyuan_dit",
+    "pixart",
+    "stable_diffusion_3",
+]
 
 
 def stable_diffusion_3(d: Any) -> dict[str, Any]:
@@ -111,6 +121,40 @@ def aura_flow(d: Any) -> dict[str, Any]:
         pos_embed_max_size=256,
     )
     return parts.flow_pipe(d, text.slots(text.t5("UMT5")), transformer, parts.vae(d))
+
+
+class _Unworried:
+    """In place of the checks of texts and pictures of Cosmos, which are a package of their own: nothing worries it."""
+
+    def to(self, device: Any) -> None:
+        """As the models of a pipe are placed."""
+
+    def check_text_safety(self, text: str) -> bool:
+        return True
+
+    def check_video_safety(self, frames: Any) -> Any:
+        return frames
+
+
+def cosmos_2(d: Any) -> dict[str, Any]:
+    transformer = parts.dit(
+        d.CosmosTransformer3DModel,
+        patch_size=(1, 2, 2),
+        in_channels=16,
+        out_channels=16,
+        text_embed_dim=32,
+        adaln_lora_dim=4,
+        max_size=(4, 32, 32),
+        extra_pos_embed_type=None,
+        concat_padding_mask=False,  # it wants torchvision
+    )
+    return {
+        **text.slots(text.t5()),
+        "transformer": parts.awake(transformer),
+        "vae": d.AutoencoderKLWan(base_dim=4, z_dim=16, num_res_blocks=1),
+        "scheduler": d.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        "safety_checker": _Unworried(),
+    }
 
 
 def cogview_3_plus(d: Any) -> dict[str, Any]:

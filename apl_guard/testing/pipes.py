@@ -91,6 +91,7 @@ FAMILIES: dict[str, Family] = {
     "kandinsky_3": Family(unets.kandinsky_3, "Kandinsky3Pipeline", _SMALL),
     "stable_cascade_prior": Family(unets.stable_cascade_prior, "StableCascadePriorPipeline", _SMALL),
     "cogview_3_plus": Family(dits.cogview_3_plus, "CogView3PlusPipeline", _TINY | {"max_sequence_length": 40}),
+    "cosmos_2": Family(dits.cosmos_2, "Cosmos2TextToImagePipeline", _SMALL | {"max_sequence_length": 40}),
     "qwen_image": Family(qwens.qwen_image, "QwenImagePipeline", _SMALL),
     "qwen_image_21": Family(qwen3_vls.qwen_image_21, "QwenImage21Pipeline", _SMALL),
     "nucleus_image": Family(

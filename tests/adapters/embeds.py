@@ -212,6 +212,11 @@ def _ernie_image(m, prompts):
     return {"prompt_embeds": [output.hidden_states[-2][0] for output in outputs]}
 
 
+def _cosmos_2(m, prompts):
+    embeds, mask = m.t5("text_encoder", prompts, 40, masked=True)
+    return {"prompt_embeds": embeds * mask[..., None]}
+
+
 def _deepfloyd_if(m, prompts):
     prompts = [prompt.lower().strip() for prompt in prompts]
     return {"prompt_embeds": m.t5("text_encoder", prompts, 77, masked=True)[0]}
@@ -299,6 +304,7 @@ EMBEDS = {
     "kandinsky_5": _kandinsky_5,
     "bria": _bria,
     "ernie_image": _ernie_image,
+    "cosmos_2": _cosmos_2,
     "deepfloyd_if": _deepfloyd_if,
     "hunyuan_image": _hunyuan_image,
     "krea_2": _krea_2,
@@ -341,6 +347,7 @@ WITHIN = dict.fromkeys(
         "hidream",
         "bria",
         "deepfloyd_if",
+        "cosmos_2",
         "flux_2_klein",
     ),
     1e-5,

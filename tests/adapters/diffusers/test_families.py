@@ -192,6 +192,18 @@ def test_a_guider_keeps_its_state_for_its_own_call(made):
     assert {name: vars(m.pipe.guider)[name] for name in before} == before
 
 
+def test_a_pipeline_that_checks_its_prompts_checks_what_the_user_wrote(made, monkeypatch):
+    """Cosmos does, with models of its own, and refuses what they find unsafe."""
+    m, seen = made("cosmos_2"), []
+    monkeypatch.setattr(m.pipe.safety_checker, "check_text_safety", lambda text: seen.append(text) or text != "a cat")
+
+    m.draw(m.guard, ["a dog", "  a man"])
+    with pytest.raises(ValueError, match="Guardrail detected"):
+        m.draw(m.guard, "a cat")
+
+    assert seen == ["a dog", "  a man", "a cat"]
+
+
 def test_letters_to_draw_are_read_by_an_encoder_that_gets_no_prefix_and_is_on_record(made):
     """Hunyuan-Image gives what stands in quotes to a second encoder, for the shapes of the letters."""
     m = made("hunyuan_image")
