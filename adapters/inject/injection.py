@@ -156,9 +156,9 @@ def injected(
             opened.append(module)
         yield received
     finally:
+        _active.reset(token)
         for module in opened:
             _close(module)
-        _active.reset(token)
 
 
 # Which prefix is in force for which module. A context variable, so that threads and asyncio tasks with

@@ -14,6 +14,7 @@ from transformers import CanineTokenizer
 
 from apl_guard import InvalidInput, PrefixInvalid, PrefixNotApplied
 from apl_guard.adapters.inject import embed, encode_prompts, injected, tokenize_with_prefix
+from apl_guard.adapters.inject.injection import _active
 from apl_guard.adapters.inject.prefix_tokenizer import prefix_tokenizer
 from apl_guard.adapters.inject.without_prefix import without_prefix
 from apl_guard.testing import tiny_pipe, tiny_tokenizer
@@ -288,6 +289,7 @@ def test_an_interruption_anywhere_leaves_a_text_encoder_that_can_be_guarded(pipe
             pass
         finally:
             sys.settrace(former)
+        assert _active.get() is None  # or it would go on noting the rows of this thread
         assert torch.equal(encode_prompts(encoder, tokenizer, ["a man"], vectors), expected)
         assert torch.equal(encode_prompts(encoder, tokenizer, ["a man"]), bare)
     assert point > 5
