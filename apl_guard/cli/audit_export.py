@@ -84,11 +84,12 @@ def export(
     platform = Platform(territory or (), **given) if dsa else None
     # Lines of the export and a bar would write over each other.
     with _written(output) as stream, reading(folder) if output is not None else contextlib.nullcontext():
-        if platform is None:
-            write_csv(rows, stream)
-            return
-        for statement in statements(rows, platform, action or ("block",)):
+        count = write_csv(rows, stream) if platform is None else 0
+        for statement in () if platform is None else statements(rows, platform, action or ("block",)):
             stream.write(json.dumps(statement) + "\n")
+            count += 1
+    if output is not None:
+        typer.echo(f"{output} written: {count} {'calls' if platform is None else 'statements'}")
 
 
 def _refuse(wrong: bool, form: str, given: Mapping[str, object]) -> None:

@@ -26,7 +26,8 @@ from policy_documents import policy
 
 def test_csv_has_one_row_for_each_call(log, run, tmp_path):
     """And no cell that a spreadsheet would run."""
-    assert run("export", log, "--csv", "--output", tmp_path / "calls.csv")[0] == 0
+    written = run("export", log, "--csv", "--output", tmp_path / "calls.csv")
+    assert written[:2] == (0, f"{tmp_path / 'calls.csv'} written: 12 calls\n")
     rows = list(csv.DictReader(io.StringIO((tmp_path / "calls.csv").read_text())))
 
     assert len(rows) == 12
@@ -111,6 +112,10 @@ def test_statements_of_reasons(judged, run):
     found = {statement["puid"]: statement for statement in map(json.loads, out.splitlines())}
 
     assert code == 0
+    file = log.parent / "statements.jsonl"
+    for until, count in (([], 3), (["--until", "2020-01-01"], 0)):
+        told = run("export", log, "--dsa", "--territory", "DE", "--output", file, *until)[1]
+        assert (told, file.read_text().count("\n")) == (f"{file} written: {count} statements\n", count)
     stated = ["by a rule", "by a rule, and an argument that nobody knows", "by no rule that permits it"]
     assert list(found) == [ids[what] for what in [*stated, "anonymised", "rewritten"]]
     for statement in found.values():
