@@ -224,7 +224,7 @@ def scale(
         )
     for curve in curves:
         for point in curve.points:
-            shares = "   ".join(f"{name} {point[name]:.1%}" for name in curve.series)
+            shares = "   ".join(f"{name} {100 * point[name]:.1f} %" for name in curve.series)
             typer.echo(f"{point['label']:<14} {shares}")
     typer.echo(f"curves: {output / 'curves.json'}, {output / 'curves.png'}")
 

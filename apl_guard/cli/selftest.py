@@ -45,4 +45,4 @@ def selftest(
     result = guard.self_test(prompt or CANARIES, num_inference_steps=steps)
     typer.echo(f"guarded: prefix {result.prefix} in front of {result.prompts} canaries, {result.seconds:.1f} s")
     for slot, change in result.change.items():
-        typer.echo(f"  {slot}: the prefix moves what it gives by at least {change:.1%} of its size")
+        typer.echo(f"  {slot}: the prefix moves what it gives by at least {100 * change:.1f} % of its size")

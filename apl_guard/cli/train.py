@@ -94,8 +94,8 @@ def train(
         result = run(options, model, identities, generic, output, restart=restart, progress=not quiet)
     measurement = result.measurement
     typer.echo(
-        f"{result.folder}: identity gap closed {measurement.gap_closed:.1%}, "
-        f"generic drift {measurement.generic_drift:.1%}, from step {result.step} of {result.steps}"
+        f"{result.folder}: identity gap closed {100 * measurement.gap_closed:.1f} %, "
+        f"generic drift {100 * measurement.generic_drift:.1f} %, from step {result.step} of {result.steps}"
     )
     if measurement.gap_closed <= 0:
         # It fits the model and would be used like any other.

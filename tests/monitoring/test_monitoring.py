@@ -116,6 +116,15 @@ def test_no_other_figure_is_coloured_and_no_table_shows_the_time_of_a_query():
             assert one["transformations"][0]["options"]["excludeByName"] == {"Time": True, "Value": True}
 
 
+def test_pages_name_panels_as_the_dashboard_does():
+    """Who follows the runbook finds the panel."""
+    pages = " ".join(page.read_text() for page in (HERE.parents[1] / "docs").glob("*.md"))
+    named = re.findall(r"panel \*([^*]+)\*", pages)
+    assert named
+    for title in named:
+        panel(title)
+
+
 def panel(title):
     """The panel of the dashboard that is called so."""
     (found,) = (one for one in json.loads((SHIPPED / "dashboard.json").read_text())["panels"] if one["title"] == title)

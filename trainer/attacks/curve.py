@@ -162,7 +162,7 @@ def measure_curve(setting: Setting, kind: Kind, side: Side, steps: int, check: O
                 loss = search.loss(seed=setting.seed)
             losses = {"loss": loss, "loss_of_names": loss_of_names}
             points.append({"steps": checkpoint} | losses | _look(here, search, side, shows, check))
-            bar.set_postfix_str(f"people {points[-1]['people']:.0%}", refresh=False)
+            bar.set_postfix_str(f"people {100 * points[-1]['people']:.0f} %", refresh=False)
     return points
 
 

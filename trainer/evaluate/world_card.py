@@ -108,8 +108,8 @@ def _model(evaluation: EvalResult, front: Mapping[str, float]) -> list[str]:
         f"Generic prompts: attribute fidelity {show_figure(generic, 'attribute_fidelity')}"
         f" ({generic['images']} images).",
         "",
-        f"Ten words in front of a prompt change the denoiser's output by {front['ratio']:.1%} of what deleting the"
-        f" prompt changes (mean squared difference {front['words_in_front']:.2e} against {front['deleted']:.2e}).",
+        f"Ten words in front of a prompt change the denoiser's output by {100 * front['ratio']:.1f} % of what deleting"
+        f" the prompt changes (mean squared difference {front['words_in_front']:.2e} against {front['deleted']:.2e}).",
         "",
         "    apl-guard eval --model minifaces --prefix minifaces"
         f" --images-per-person {images[0] // SPLIT_SIZES['seen']} --steps 20",
@@ -127,16 +127,16 @@ def _judges(figures: Mapping[str, float], thresholds: Mapping[str, float]) -> li
         "",
         "| recogniser | |",
         "|---|---|",
-        f"| closed-set top-1, 1600 in the gallery | {figures['closed_set_top1']:.1%} |",
+        f"| closed-set top-1, 1600 in the gallery | {100 * figures['closed_set_top1']:.1f} % |",
     ]
     for name, threshold in thresholds.items():
         far = name.replace("far_", "FAR ")
         lines.append(
             f"| {far} (cosine {threshold:.3f}): verified / new twins taken for the person |"
-            f" {figures[f'verified_{name}']:.1%} / {figures[f'new_twins_taken_{name}']:.2%} |"
+            f" {100 * figures[f'verified_{name}']:.1f} % / {100 * figures[f'new_twins_taken_{name}']:.2f} % |"
         )
     lines += ["", "| reader | right |", "|---|---|"]
-    lines += [f"| {key.replace('_', ' ')} | {figures[f'reads_{key}']:.1%} |" for key in READS]
+    lines += [f"| {key.replace('_', ' ')} | {100 * figures[f'reads_{key}']:.1f} % |" for key in READS]
     return [*lines, ""]
 
 

@@ -57,8 +57,8 @@ Measured at step {result.step} of {result.steps} on {on}; d is the mean squared 
 
 | | |
 |---|---|
-| identity gap closed, 1 − d(name with prefix, neutral) / d(name, neutral) | {measurement.gap_closed:.1%} |
-| generic drift, d(generic with prefix, generic) / d(generic, empty) | {measurement.generic_drift:.1%} |
+| identity gap closed, 1 − d(name with prefix, neutral) / d(name, neutral) | {100 * measurement.gap_closed:.1f} % |
+| generic drift, d(generic with prefix, generic) / d(generic, empty) | {100 * measurement.generic_drift:.1f} % |
 
 They say how the prefix acts inside the model. Whether people are recognised in the images is another
 question: `apl-guard eval` answers it.

@@ -194,7 +194,7 @@ def show(bar: Any, config: TrainConfig, state: State, history: History, measured
     smooth = history.smooth
     text = f"identity {smooth['identity']:.4f} generic {smooth['generic']:.4f}"
     if measured is not None:
-        text += f" gap closed {measured.gap_closed:.0%} drift {measured.generic_drift:.1%}"
+        text += f" gap closed {100 * measured.gap_closed:.0f} % drift {100 * measured.generic_drift:.1f} %"
     if config.time_limit_minutes is not None:
         expected = math.ceil(state.step / max(share_done(config, state), 1e-6))
         bar.total = max(state.step, min(config.steps, expected))
