@@ -72,7 +72,7 @@ table small { display: inline-block; min-width: 7.6em; text-align: left; }
 .group th { padding-top: 20px; font-weight: 700; }
 .met { color: var(--good); } .missed { color: var(--bad); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 20px 32px; }
-.charts figure, main > figure { margin: 12px 0; }
+figure { margin: 12px 0; }
 figcaption .key { display: inline-block; margin-left: 14px; font-size: .85rem; color: var(--soft); }
 .key i { display: inline-block; width: 22px; border-top: 3px solid var(--line); margin-right: 6px;
   vertical-align: middle; }
@@ -92,7 +92,8 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 600px) {
   main { padding: 24px 16px 48px; } h1 { font-size: 1.6rem; } h2 { margin-top: 40px; }
   th, td { padding: 7px 8px; } th:first-child { white-space: normal; min-width: 92px; max-width: 34vw; }
-  table small { display: block; min-width: 0; text-align: right; } dl { display: block; } dd { margin-bottom: 8px; } }
+  .chart text { font-size: 17px; } dl { display: block; } dd { margin-bottom: 8px; } }
+@media (max-width: 900px) { table small { display: block; min-width: 0; text-align: right; } }
 @media print {
   body { background: none; font-size: 10pt; } main { max-width: none; padding: 0; }
   .scroll { overflow: visible; } table { font-size: 8pt; } th, td { padding: 2px 5px; }

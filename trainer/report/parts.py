@@ -10,8 +10,8 @@ __all__ = ["card", "facts_list", "gallery", "side_by_side", "table"]
 
 _MARKS = {"✓": ' class="met"', "✗": ' class="missed"'}
 """What a cell begins with that is coloured."""
-_FEW = 4
-"""Columns that have room for intervals beside their figures, on a desk."""
+_FEW = 3
+"""Columns of figures that have room for their intervals beside them, on a desk."""
 
 
 def card(before: str, after: str, label: str) -> str:
@@ -50,7 +50,7 @@ def table(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], cor
         f'<th scope="col">{escape(text)}{beside}</th>' if text else "<td></td>"
         for text, beside in zip((corner, *columns), room, strict=True)
     )
-    kind = ' class="many"' if len(columns) > _FEW else ""
+    kind = ' class="many"' if sum(with_intervals) > _FEW else ""
     body = []
     for name, cells in lines:
         if not cells:
