@@ -20,7 +20,7 @@ class Clip:
     """A CLIP model in the folder format of transformers. Nothing is fetched.
 
     Args:
-        folder: With `config.json`, weights, tokenizer and `preprocessor_config.json`.
+        folder: With `config.json`, weights as safetensors, tokenizer and `preprocessor_config.json`.
 
     Raises:
         ModelInvalid: The folder is missing, half-written, or of another kind of model.
@@ -39,11 +39,14 @@ class Clip:
                 "no tokenizer.json, nor vocab.json with merges.txt; expected a whole folder", where=folder
             )
         try:
-            model, found = CLIPModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+            model, found = CLIPModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
             self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             self._processor = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            msg = f"not a CLIP model that can be opened ({type(error).__name__}); expected a whole folder"
+            what = type(error).__name__
+            msg = f"not a CLIP model that can be opened ({what}); expected a whole folder, with model.safetensors"
             raise ModelInvalid(msg, where=folder) from error
         if missing := found["missing_keys"]:
             # transformers would draw them at random, and the figures with them.
@@ -52,7 +55,7 @@ class Clip:
         self._model = model.eval().requires_grad_(False)
         self._window = int(model.config.text_config.max_position_embeddings)
         self._folder = folder
-        weights = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".json"))
+        weights = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".json"))
         self.digest = files_digest(*weights)
         self.name = f"CLIP {folder.name} {self.digest[:12]}"
 

@@ -246,6 +246,16 @@ def test_a_clip_folder_that_lacks_a_file_is_refused(tmp_path: Path, clip: Path, 
     assert caught.value.where == str(folder)
 
 
+def test_weights_of_clip_are_never_read_from_a_pickle(tmp_path: Path, clip: Path) -> None:
+    """Which would be a program."""
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+    with pytest.raises(ModelInvalid, match=r"expected a whole folder, with model\.safetensors"):
+        Clip(folder)
+
+
 @pytest.mark.parametrize("other", [CLIPTextModel, CLIPVisionModel])
 def test_half_of_a_clip_model_is_refused(tmp_path: Path, clip: Path, other: Any) -> None:
     """Such as the text encoder of a pipeline: the half that lacks would be drawn at random, and every score with it."""
