@@ -1,5 +1,7 @@
 """`import apl_guard` is light, and gives exactly the public names."""
 
+import inspect
+import re
 import subprocess
 import sys
 
@@ -28,6 +30,17 @@ def test_every_public_name_can_be_imported():
         assert getattr(apl_guard, name) is not None
     with pytest.raises(AttributeError, match="nothing"):
         _ = apl_guard.nothing
+
+
+def test_what_a_guard_takes_is_public():
+    """Every type of this package that an argument may have stands beside `Guard`."""
+    taken = {
+        name
+        for parameter in inspect.signature(apl_guard.Guard).parameters.values()
+        for name in re.findall(r"[A-Z]\w+", str(parameter.annotation))
+    }
+
+    assert taken - set(apl_guard.__all__) == {"Any", "CollectorRegistry", "Iterable", "None", "Path"}
 
 
 def test_every_error_is_public_and_drawn_in_the_tree():
