@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from apl_guard.adapters.prompts.forms import canonical_forms
@@ -165,7 +165,7 @@ def with_texts(graph: Graph, places: tuple[Place, ...], texts: tuple[str, ...]) 
     nodes = copy.deepcopy(graph.nodes)
     for place, text in zip(places, texts, strict=True):
         nodes[place.node]["inputs"][place.field] = text
-    return Graph(nodes, graph.prompts, graph.negative_prompts, graph.channels, graph.unknown)
+    return replace(graph, nodes=nodes)
 
 
 def with_prefix(graph: Graph, name: str, n: int, count: Callable[[str], int]) -> Nodes:
