@@ -110,7 +110,7 @@ _REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         ("bria_fibo2", "BriaFiboEditPipeline"), "it reads the prompt as JSON, so nothing can stand in front of it"
     ),
-    **dict.fromkeys(("Cosmos3OmniPipeline", "glm_image", "latent_diffusion", "omnigen"), _NO_ENCODER),
+    **dict.fromkeys(("Cosmos3OmniPipeline", "glm_image", "omnigen"), _NO_ENCODER),
     "BlipDiffusionControlNetPipeline": "it takes its content from an image of the subject",
     "FluxPriorReduxPipeline": "it takes its content from an image, and gives embeds",
     "StableUnCLIPImg2ImgPipeline": "it takes its content from an image",
@@ -140,6 +140,7 @@ _REFUSED: Mapping[str, str] = {
         "its text encoder reads the prompt together with an image",
     ),
     "deprecated": _OLD,
+    "latent_diffusion": "its text encoder is in a place of its own, where the guard puts no prefix",
     "shap_e": "makes shapes, not images",
 }
 """Sub-package or class → why the guard cannot stand in front of it."""

@@ -116,6 +116,8 @@ class Origins:
         for start in starts:
             further = {start - len(text) for text in texts if content.endswith(text, 0, start)}
             starts += sorted(further.difference(starts))
+        if 0 in starts:
+            return True
         for end in ends:
             rest = content[end:]
             if any(rest in text for text in texts | {""}):

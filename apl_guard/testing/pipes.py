@@ -104,7 +104,7 @@ FAMILIES: dict[str, Family] = {
     "ideogram_4": Family(
         qwen3_vls.ideogram_4,
         "Ideogram4Pipeline",
-        _TINY | {"guidance_scale": 3.0, "guidance_schedule": None, "max_sequence_length": 1400},
+        _TINY | {"guidance_scale": 3.0, "guidance_schedule": None, "max_sequence_length": 100},
     ),
     "longcat_image": Family(
         qwens.longcat_image,

@@ -41,6 +41,7 @@ PROMPTS = {"short": "a photo of a man", "empty": "", "several": ["a cat", "a pho
 APART = {
     "dreamlite": {**{name: PROMPTS[name] for name in ("short", "empty")}, "long": LONG},  # it takes no lists
     "kandinsky_5": {**PROMPTS, "several": PROMPTS["several"][:2], "long": LONG},
+    "ideogram_4": {**PROMPTS, "several": PROMPTS["several"][:2]},  # it cuts none
     "longcat_image": PROMPTS | {"quoted": ['"open" in "chalk", says Mara\'s shop', "an open door"]},
 }
 
@@ -190,6 +191,14 @@ def test_a_guider_keeps_its_state_for_its_own_call(made):
     m.draw(m.guard, "a photo of a man")
 
     assert {name: vars(m.pipe.guider)[name] for name in before} == before
+
+
+def test_a_prompt_that_is_too_long_with_its_prefix_is_an_error_of_the_pipeline_that_cuts_none(made):
+    """Ideogram 4: the prefix is never pushed out."""
+    m = made("ideogram_4")
+
+    with pytest.raises(ValueError, match="exceeds max_sequence_length"):
+        m.draw(m.guard, LONG)
 
 
 def test_a_pipeline_that_checks_its_prompts_checks_what_the_user_wrote(made, monkeypatch):

@@ -44,7 +44,7 @@ def test_a_prompt_that_was_rewritten_all_the_same_gives_no_picture(family, monke
     pipe, options = _rewriting(family)
     guard = Guard(pipe, prefix=random_prefix(pipe, n=N))
     monkeypatch.setattr(adapter, "check_not_rewritten", lambda *_: None)
-    if family == "ideogram_4":  # what the language model itself would write, 1,400 tokens of it, takes long
+    if family == "ideogram_4":  # a language model is no part of the tiny pipe
         monkeypatch.setattr(pipe, "upsample_prompt", lambda prompt, **_: ["a photo of Mara Voss"])
 
     with pytest.raises(PrefixNotApplied):

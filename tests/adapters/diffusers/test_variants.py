@@ -1,6 +1,7 @@
 """Each variant of a family is drawn through a guard, and its picture is that of the sequence made by hand."""
 
 import inspect
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -153,7 +154,7 @@ def test_the_pictures_of_kandinsky_5_are_looked_at():
 
 
 def test_every_covered_pipeline_is_drawn_in_a_test():
-    """None is covered because it resembles another: each is a family's own or a variant here."""
+    """None is covered because it resembles another: each is a family's own or a variant here; the pages count them."""
     covered = {
         name
         for name in dir(diffusers)
@@ -162,3 +163,5 @@ def test_every_covered_pipeline_is_drawn_in_a_test():
     }
 
     assert covered == {family.pipeline for family in FAMILIES.values()} | VARIANTS.keys()
+    for page in ("README.md", "CHANGELOG.md"):
+        assert f"{len(covered)} pipelines" in (Path(__file__).parents[3] / page).read_text(encoding="utf-8")
