@@ -76,7 +76,7 @@ figure { margin: 12px 0; }
 figcaption .key { display: inline-block; margin-left: 14px; font-size: .85rem; color: var(--soft); }
 .key i { display: inline-block; width: 22px; border-top: 3px solid var(--line); margin-right: 6px;
   vertical-align: middle; }
-.chart { width: 100%; max-width: 620px; height: auto; color: var(--soft); }
+.chart { width: 100%; max-width: 620px; height: auto; overflow: visible; color: var(--soft); }
 .chart text { fill: currentColor; font-size: 12px; }
 .chart .rule { stroke: var(--rule); }
 .line, .bar { fill: none; stroke: var(--line); stroke-width: 2; } .bar { stroke-width: 1.2; }
