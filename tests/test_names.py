@@ -136,8 +136,8 @@ def test_a_stretched_name_is_that_name():
     "name", ["\u0645\u062d\u0645\u062f \u0635\u0644\u0627\u062d", "\u05e8\u05d5\u05df \u05db\u05d4\u05df"]
 )
 def test_a_name_begins_and_ends_where_the_direction_of_writing_changes(name):
-    """Of Arabic and of Hebrew, written in one with other words."""
-    assert found([name], f"photo{name}jpg") == [name]
+    """Of Arabic and of Hebrew, written in one with words of Cyrillic."""
+    assert found([name], f"\u0444\u043e\u0442\u043e{name}\u0436") == [name]
 
 
 def test_scripts_without_spaces_are_spaced_at_will():
