@@ -10,6 +10,7 @@ from workflows import MODEL, node, workflow
 
 from apl_guard import ComfyUI, Guard, InvalidInput, PolicyBlocked, PrefixNotApplied
 from apl_guard.adapters.comfyui.graph import read_graph, with_prefix
+from apl_guard.adapters.comfyui.links import consumers_in, roles_of
 from apl_guard.adapters.prompts.token_bounds import byte_bound
 from apl_guard.request import Channel
 
@@ -230,3 +231,17 @@ def test_every_class_stands_in_one_table():
 
     tables = [g._TEXTS.keys(), g._STRINGS.keys(), g._CHANNELS.keys(), g._MODELS.keys(), ENDS, g._HARMLESS]
     assert sum(map(len, tables)) == len(set().union(*tables))
+
+
+@pytest.mark.parametrize("first", ["positive", "negative"])
+def test_a_node_with_two_outputs_keeps_what_each_text_is_used_as(first):
+    """A ControlNet takes and gives the conditioning of both prompts, and a node may name its inputs in any order."""
+    second = {"positive": "negative", "negative": "positive"}[first]
+    inputs = {"positive": ("20", 0), "negative": ("20", 1)}
+    nodes = {
+        "20": {"class_type": "ControlNetApplyAdvanced", "inputs": {first: [first, 0], second: [second, 0]}},
+        "5": {"class_type": "KSampler", "inputs": {first: list(inputs[first]), second: list(inputs[second])}},
+    }
+
+    consumers = consumers_in(nodes)
+    assert [roles_of(consumers, text) for text in ("positive", "negative")] == [{"positive"}, {"negative"}]
