@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from names_and_prompts import GENERIC
@@ -42,9 +44,9 @@ def _attack(request, people):
         generic = encoders.tokenize(data.generic.prompts, len(P))[batch.generic]
         ids = torch.cat([identity, generic])
 
-        def make(steps: int, index: int = 0):
+        def make(steps: int, index: int = 0, identity: torch.Tensor = batch.identity):
             adversary = Adversary(pipe, data, CONFIG.model_copy(update={"adversarial": steps}))
-            return adversary(ids, P, batch, z_t, batch.t, index)
+            return adversary(ids, P, replace(batch, identity=identity), z_t, batch.t, index)
 
         names = [data.identity.prompts[k] for k in batch.identity.tolist()]
         yield pipe, P, ids, batch, z_t, PromptEmbeds(pipe, names)(names), make
@@ -64,12 +66,23 @@ def test_more_steps_bring_the_answer_nearer_to_the_name(attack):
     assert distances[0] > distances[1] > distances[2]
 
 
+def test_the_attack_aims_at_the_names_of_its_own_half(attack):
+    """Other names in the other half change nothing, and in its own they do."""
+    _, _, _, batch, _, _, make = attack
+    ours, theirs = batch.identity[: attacked(CONFIG)], batch.identity[attacked(CONFIG) :]
+    vectors = make(2)[1]
+
+    assert torch.equal(make(2, identity=torch.cat([ours, ours]))[1], vectors)
+    assert not torch.equal(make(2, identity=torch.cat([theirs, theirs]))[1], vectors)
+
+
 def test_only_half_of_the_named_prompts_are_attacked(attack):
     """Behind the prefix, with everything else of the row moved on; the other rows stay as they are."""
     _, P, ids, _, _, _, make = attack
     rows, vectors = make(1)
     B = attacked(CONFIG)
     assert (B, rows.shape, len(vectors)) == (2, ids.shape, len(P) + B * VECTORS)
+    assert attacked(CONFIG.model_copy(update={"identity_batch": 1})) == 1, "one alone is attacked as well"
     assert torch.equal(rows[B:], ids[B:])
     for number, of_encoders in enumerate(rows[:B].tolist()):
         first = len(P) + 1 + number * VECTORS
