@@ -209,7 +209,9 @@ class _PrefixTokenizer:
         else:
             made = BatchEncoding(encoded, tensor_type=return_tensors)
         if options.get("return_length"):
-            made["length"] = [len(row) for row in made["input_ids"]]
+            ids = made["input_ids"]
+            lengths = [len(ids)] if single and return_tensors is None else [len(row) for row in ids]
+            made["length"] = BatchEncoding({"length": lengths}, tensor_type=return_tensors)["length"]
         if options.get("return_attention_mask") is False:
             made.pop("attention_mask", None)
         return made

@@ -137,6 +137,13 @@ def test_every_way_to_ask_for_ids_puts_the_prefix_in_front():
     assert tokenizer.convert_ids_to_tokens(row)[1:5] == ["<prefix>"] * 3 + TOKENIZER.convert_ids_to_tokens(row[4:5])
     assert tokenizer.convert_ids_to_tokens(-1) == "<prefix>"
     assert tokenizer(tokenizer.decode(row[1:])).input_ids == [*row, TOKENIZER.eos_token_id]
+    for texts in ("a man", ["a man", "a"]):
+        marked = f"MARK {texts}" if isinstance(texts, str) else [f"MARK {text}" for text in texts]
+        for options in ({}, {"return_tensors": "pt", "padding": True}):
+            ours, plain = (
+                t(x, return_length=True, **options).length for t, x in ((tokenizer, marked), (TOKENIZER, texts))
+            )
+            assert (type(ours), [int(n) for n in ours]) == (type(plain), [int(n) + 3 for n in plain])
     with pytest.raises(TypeError, match="cannot be copied"):
         copy.deepcopy(tokenizer)
 
