@@ -18,7 +18,7 @@ from PIL import Image
 
 from apl_guard.adapters.remote.adapter import TextOnlyAdapter, as_json
 from apl_guard.adapters.remote.http_client import HttpClient, RemoteAnswerInvalid
-from apl_guard.adapters.remote.images import decode_base64
+from apl_guard.adapters.remote.images import decode_base64, together
 from apl_guard.backend import Generation
 from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
@@ -125,7 +125,7 @@ class OpenAIImages:
             raise RemoteAnswerInvalid(
                 "the answer lacks data with b64_json (a URL is not followed); is this OpenAI's images API?"
             ) from error
-        images = [decode_base64(entry.b64_json) for entry in entries]
+        images = together(decode_base64(entry.b64_json) for entry in entries)
         return OpenAIImagesResponse(created if isinstance(created, int) else None, entries, images)
 
 

@@ -25,7 +25,7 @@ from apl_guard.adapters.prompts.syntax import draws_the_negative_prompt, prefixe
 from apl_guard.adapters.prompts.token_bounds import most_tokens
 from apl_guard.adapters.remote.adapter import RemoteAdapter, as_json
 from apl_guard.adapters.remote.http_client import HttpClient, RemoteAnswerInvalid
-from apl_guard.adapters.remote.images import decode_base64
+from apl_guard.adapters.remote.images import decode_base64, together
 from apl_guard.backend import Generation, Receipt
 from apl_guard.errors import ExtraMissing, GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
@@ -112,7 +112,7 @@ class A1111:
         try:
             info = json.loads(answer["info"])
             return A1111Images(
-                [decode_base64(image) for image in answer["images"] or ()], dict(answer["parameters"]), dict(info)
+                together(map(decode_base64, answer["images"] or ())), dict(answer["parameters"]), dict(info)
             )
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise RemoteAnswerInvalid(

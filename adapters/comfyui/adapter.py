@@ -26,7 +26,7 @@ from apl_guard.adapters.prompts.readings import weighted_readings
 from apl_guard.adapters.prompts.token_bounds import most_tokens
 from apl_guard.adapters.remote.adapter import RemoteAdapter
 from apl_guard.adapters.remote.http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused
-from apl_guard.adapters.remote.images import decode
+from apl_guard.adapters.remote.images import decode, together
 from apl_guard.backend import Generation, Receipt
 from apl_guard.errors import ExtraMissing, GuardUnavailable, InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
@@ -111,16 +111,22 @@ class ComfyUI:
         if not isinstance(run, str) or not run.replace("-", "").isalnum():
             raise RemoteAnswerInvalid("the answer lacks prompt_id; is this ComfyUI?")
         entry = wait_for(self.http, run, deadline)
-        outputs: dict[str, list[Image.Image]] = {}
         try:
             if _words(entry["prompt"][2]) != _words(workflow):
                 raise RemoteAnswerInvalid("the server ran another workflow than the one that was sent")
-            for node, output in entry["outputs"].items():
-                files = [{k: str(f[k]) for k in ("filename", "subfolder", "type")} for f in output.get("images", ())]
-                outputs[node] = [decode(self.http.get_bytes("/view", file, deadline - monotonic())) for file in files]
+            outputs: dict[str, list[Image.Image]] = {node: [] for node in entry["outputs"]}
+            files = [
+                (node, {k: str(f[k]) for k in ("filename", "subfolder", "type")})
+                for node, output in entry["outputs"].items()
+                for f in output.get("images", ())
+            ]
+            views = (self.http.get_bytes("/view", file, deadline - monotonic()) for _, file in files)
+            images = together(map(decode, views))
+            for (node, _), image in zip(files, images, strict=True):
+                outputs[node].append(image)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise RemoteAnswerInvalid("the history of the run is not of the documented shape") from error
-        return ComfyUIImages([image for found in outputs.values() for image in found], outputs, run)
+        return ComfyUIImages(images, outputs, run)
 
 
 class ComfyUIAdapter(RemoteAdapter):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+from collections.abc import Iterable
 from typing import Any
 
 from PIL import Image
 
 from .http_client import RemoteAnswerInvalid
 
-__all__ = ["decode", "decode_base64"]
+__all__ = ["decode", "decode_base64", "together"]
 
 MAX_PIXELS = 64 << 20
 """The largest picture that is decoded: 8192 × 8192."""
+_MAX_PIXELS_TOGETHER = 4 * MAX_PIXELS
 _FORMATS = ("PNG", "JPEG", "WEBP")
 
 
@@ -58,3 +60,22 @@ def decode_base64(text: Any) -> Image.Image:
     except (ValueError, binascii.Error) as error:
         raise RemoteAnswerInvalid("the answer holds no base64 in place of an image") from error
     return decode(content)
+
+
+def together(images: Iterable[Image.Image]) -> list[Image.Image]:
+    """The pictures of one answer, as long as all of them fit into memory: packed, a plain one takes next to nothing.
+
+    Args:
+        images: The pictures, each decoded when it is asked for.
+
+    Raises:
+        RemoteAnswerInvalid: They are too large together.
+    """
+    found: list[Image.Image] = []
+    pixels = 0
+    for image in images:
+        pixels += image.width * image.height
+        if pixels > _MAX_PIXELS_TOGETHER:
+            raise RemoteAnswerInvalid(f"images of more than {_MAX_PIXELS_TOGETHER} pixels together, which are not read")
+        found.append(image)
+    return found

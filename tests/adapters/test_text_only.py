@@ -254,3 +254,10 @@ def test_no_record_of_pictures_that_are_not_drawn_yet(later, tmp_path):
 def test_a_function_that_returns_nothing_gave_no_picture():
     """So the record counts none."""
     assert Guard(lambda prompt: None, policy()).generate("a cat").outcome.images == 0
+
+
+def test_pictures_that_are_too_large_together_are_refused(client, monkeypatch):
+    """However many a server sends, and however small they are packed."""
+    monkeypatch.setattr("apl_guard.adapters.remote.images._MAX_PIXELS_TOGETHER", 1)
+    with pytest.raises(RemoteAnswerInvalid, match="together"):
+        client("a cat", n=2)

@@ -14,7 +14,7 @@ from apl_guard import (
     PrefixNotApplied,
     PrefixNotFound,
 )
-from apl_guard.adapters.remote.http_client import RemoteError
+from apl_guard.adapters.remote.http_client import RemoteAnswerInvalid, RemoteError
 
 
 class TestTheServerIsAsked:
@@ -150,3 +150,10 @@ def test_faults_of_the_server_are_errors_of_the_backend(server, prefix, tmp_path
     assert len(server.posted("/sdapi/v1/txt2img")) == 1
     assert "Mara" not in str(caught.value)
     assert records(tmp_path / "audit")[-1]["result"] == "backend_error"
+
+
+def test_pictures_that_are_too_large_together_are_refused(server, monkeypatch):
+    """However many a server sends, and however small they are packed."""
+    monkeypatch.setattr("apl_guard.adapters.remote.images._MAX_PIXELS_TOGETHER", 1)
+    with pytest.raises(RemoteAnswerInvalid, match="together"):
+        A1111(server.url)("a cat", batch_size=2)

@@ -266,3 +266,10 @@ def test_a_rewritten_text_runs(guard, server):
 
     sent = server.posted("/prompt")[0]["prompt"]
     assert (sent["3"]["inputs"]["text"], sent["4"]["inputs"]["text"]) == ("a woman", "x")
+
+
+def test_pictures_that_are_too_large_together_are_refused(server, monkeypatch):
+    """However many a server sends, and however small they are packed."""
+    monkeypatch.setattr("apl_guard.adapters.remote.images._MAX_PIXELS_TOGETHER", 1)
+    with pytest.raises(RemoteAnswerInvalid, match="together"):
+        ComfyUI(server.url)(workflow())

@@ -14,6 +14,7 @@ from cryptography.x509.oid import NameOID
 from services import FAULTS, TIGHT, Drip, Service, Silent, Status, b64, png, raising
 
 from apl_guard import InvalidInput
+from apl_guard.adapters.remote import images
 from apl_guard.adapters.remote.http_client import (
     HttpClient,
     RemoteAnswerInvalid,
@@ -234,6 +235,15 @@ class TestPictures:
 
         with pytest.raises(RemoteAnswerInvalid, match="3000×3000"):
             decode(content, max_pixels=1 << 20)
+
+    def test_too_many_pixels_together(self, monkeypatch):
+        """Of a thousand such pictures in one answer only as many are unpacked as may be."""
+        monkeypatch.setattr(images, "_MAX_PIXELS_TOGETHER", 3 * 64)
+        unpacked = []
+
+        with pytest.raises(RemoteAnswerInvalid, match="together"):
+            images.together(unpacked.append(1) or decode(png()) for _ in range(1000))
+        assert len(unpacked) == 4
 
     @pytest.mark.parametrize(
         "wrong", [None, 7, "", "%%%", "https://example.com/a.png", b64(b"GIF89a"), b64(png()[:40]), b64(b"<svg/>")]
