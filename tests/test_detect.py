@@ -190,6 +190,23 @@ def test_where_nobody_looked_nothing_passes():
     assert decision.reasons[0].why == "names.stars did not look; on_error: block"
 
 
+def test_what_cannot_look_keeps_nothing_else_from_looking(monkeypatch):
+    """Else what was never looked for would count as not there."""
+    block = {"id": "b", "when": {"channels": ["prompt"], "patterns": ["cats"]}, "then": {"action": "block"}}
+    tried = policy(
+        ALLOW, named("anonymize"), block,
+        names=[STARS], patterns=[{"id": "cats", "regex": "cat"}], on_error="unsafe_passthrough",
+    )  # fmt: skip
+    monkeypatch.setattr(NamesIndex, "find", lambda *_: 1 / 0)
+    request = GenerationRequest("test:Pipe", {Channel.PROMPT: ("a cat",)}, frozenset({Channel.PROMPT}))
+
+    findings = Detectors(tried).look(request)
+
+    assert [found.source for found in findings.found] == ["pattern.cats"]
+    assert (findings.looked, findings.failed) == ({"pattern.cats"}, {"names.stars": "ZeroDivisionError"})
+    assert decide(tried, request, findings=findings).action == Action.BLOCK
+
+
 class TestPatterns:
     """Expressions of the user, in RE2."""
 
