@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apl_guard.detect.borders import _SMALL_WORDS
 from apl_guard.detect.disguises import undisguised
 from apl_guard.detect.names import NamesIndex
 from apl_guard.policy import Names
@@ -134,6 +135,18 @@ def test_small_words_of_arabic_and_hebrew_are_no_part_of_what_is_replaced():
     ) == ["\u0645\u062d\u0645\u062f \u0635\u0644\u0627\u062d"]
     assert found("\u0623\u0645\u0644", "\u0643\u0627\u0645\u0644") == []
     assert found("\u05e8\u05d5\u05df \u05db\u05d4\u05df", "\u05e9\u05e8\u05d5\u05df \u05db\u05d4\u05df") == []
+
+
+@pytest.mark.parametrize("word", sorted(_SMALL_WORDS))
+def test_a_name_is_found_behind_each_small_word(word):
+    """Of one letter and of two; the word itself is not replaced."""
+    name = (
+        "\u05e8\u05d5\u05df \u05db\u05d4\u05df"
+        if word < "\u0600"
+        else "\u0645\u062d\u0645\u062f \u0635\u0644\u0627\u062d"
+    )
+
+    assert found(name, f"{word}{name}") == [name]
 
 
 def test_a_thai_name_does_not_end_within_a_syllable():
