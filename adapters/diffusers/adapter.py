@@ -9,18 +9,13 @@ from __future__ import annotations
 import inspect
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from time import perf_counter
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import nn
 
-from apl_guard.adapters.inject.injection import injected
-from apl_guard.adapters.inject.mark import new_mark
-from apl_guard.adapters.inject.origin import Source, is_of_prompt
-from apl_guard.adapters.inject.prefix_tokenizer import prefix_tokenizer
+from apl_guard.adapters.inject.origin import is_of_prompt
 from apl_guard.adapters.inject.received import Received
 from apl_guard.adapters.prompts.forms import check_decided
 from apl_guard.backend import Generation, Receipt
@@ -35,10 +30,10 @@ from .arguments import TEXT, channel_of, check_not_rewritten, is_known
 from .channels import as_tokenized, has_adapter_weights, implied, said
 from .cleaning import cleaner_of, readings_of
 from .families import check_supported
-from .marking import check_unmarked, marked, part_of_prompts
+from .prefixed import prefixed
 from .read_once import read_once
 from .shared_models import with_models_alone
-from .view import Encoder, compare_layers, encoders_of, unreadable_in, view_of
+from .view import Encoder, encoders_of, unreadable_in, view_of
 
 __all__ = ["DiffusersAdapter"]
 
@@ -167,39 +162,22 @@ class DiffusersAdapter:
             return Generation(output, _count_images(output))
 
         before = self._still_fits(prefix)
-        guarded = {id(e.text_encoder): e for e in encoders_of(self._pipe) if e.slot in prefix.vectors}
-        mark, source = new_mark(), Source(new_mark(), part_of_prompts(request))
-        tokenizers: list[tuple[Encoder | None, Any]] = []
-
-        def exchange(text_encoder: nn.Module | None, tokenizer: Any) -> Any:
-            encoder = guarded.get(id(text_encoder))
-            made = prefix_tokenizer(tokenizer, mark, 0 if encoder is None else prefix.n, source)
-            tokenizers.append((encoder, made))
-            return made
-
-        view = view_of(self._pipe, exchange)
-        check_unmarked(view, mark)
-        with ExitStack() as stack:
-            received: dict[str, Received] = {}
-            for e in guarded.values():
-                block = injected(e.text_encoder, prefix.vectors[e.slot], compare=True, padding=e.tokenizer.pad_token_id)
-                received[e.slot] = stack.enter_context(block)
-            compare_layers(view, received)
+        with prefixed(self._pipe, request, prefix.vectors, compare=True) as call:
             began = perf_counter()
-            output = self._draw(view, arguments | marked(request, mark, source))
+            output = self._draw(call.view, arguments | call.texts)
             seconds = perf_counter() - began
-        _check_plain_rows(received, tokenizers)
+        _check_plain_rows(call.received, call.tokenizers)
         if self._has_new_weights(request) or self.fingerprints() != before:
             raise PrefixNotApplied("the pipe got other weights, or another tokenizer, while it drew")
         cuts = {
             encoder.slot: tokenizer.tokens_cut[-request.batch :]
-            for encoder, tokenizer in tokenizers
+            for encoder, tokenizer in call.tokenizers
             if encoder is not None and tokenizer.tokens_cut
         }
         receipt = Receipt(
-            prefix_rows={slot: r.rows for slot, r in received.items()},
-            tokens_cut={slot: cuts.get(slot, ()) for slot in received},
-            change={slot: r.changes for slot, r in received.items()},
+            prefix_rows={slot: r.rows for slot, r in call.received.items()},
+            tokens_cut={slot: cuts.get(slot, ()) for slot in call.received},
+            change={slot: r.changes for slot, r in call.received.items()},
         )
         return Generation(output, _count_images(output), receipt, seconds)
 
