@@ -104,12 +104,12 @@ class TrainConfig(BaseModel):
     sampling_steps: int = Field(default=20, ge=1)
     """Denoising steps of self-generation."""
     guidance_scale: float | None = Field(default=None, ge=0)
-    """Guidance of self-generation.  Empty: 5; for Flux.1 dev, which is told its guidance in training as well, that of
-    its pipeline."""
+    """Guidance of self-generation.  Empty: 5; for Flux.1 and other pipelines, of whose answers it is a part in training
+    as well, that of the pipeline."""
     picture_size: int | None = Field(default=None, ge=8, le=8192)
     """Side of the training images, in pixels.  Empty: the model's own."""
     max_sequence_length: int | None = Field(default=None, ge=8, le=512)
-    """Of SD3 and Flux: how many tokens of a prompt T5 reads, as in the argument of this name of their pipelines; train
+    """How many tokens of a prompt T5 or a language model reads, as in the argument of this name of the pipeline: train
     with what you generate with.  Empty: the pipeline's default."""
     sampling_batch: int = Field(default=16, ge=1)
     """Images generated at a time."""

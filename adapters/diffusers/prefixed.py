@@ -27,7 +27,7 @@ class Prefixed:
     """What takes the place of the pipe and of the arguments of its call."""
 
     view: Any
-    texts: Mapping[str, str | list[str]]
+    texts: dict[str, str | list[str]]
     """The text arguments, with marks in them."""
     received: Mapping[str, Received]
     """Slot → what its text encoder received so far."""

@@ -30,7 +30,7 @@ def train(
     model: Annotated[
         str,
         typer.Option(
-            help="Model folder (Stable Diffusion, SDXL, SD3, Flux.1), hub id, or 'minifaces' for the shipped model."
+            help="Model folder (Stable Diffusion, SDXL, SD3, Flux.1, others), hub id, or 'minifaces', the shipped one."
         ),
     ],
     output: Annotated[Path, typer.Option(help="The prefix folder to write.")],

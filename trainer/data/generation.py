@@ -58,7 +58,7 @@ def self_generate(
         series,
         str(family.dtype),
         str(family.device),
-        family.shape[-1],
+        family.side,
         *([] if family.t5_length is None else [family.t5_length]),
     ]
     model = model_digest(pipe)
@@ -90,11 +90,5 @@ def _draw(pipe: Any, texts: list[str], config: TrainConfig, seeds: list[int]) ->
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     family = family_of(pipe, config)
     with frozen(pipe), family.cast():
-        output = pipe(
-            texts,
-            num_inference_steps=config.sampling_steps,
-            generator=generators,
-            output_type="latent",
-            **family.call,
-        )
-    return family.drawn(output.images).float().cpu().contiguous()
+        latents = family.draw_latents(texts, config.sampling_steps, generators)
+    return latents.float().cpu().contiguous()

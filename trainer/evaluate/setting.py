@@ -200,7 +200,7 @@ class Setting:
             output = call(
                 texts,
                 num_inference_steps=self.steps,
-                guidance_scale=self.guidance,
+                **family.guided(self.guidance),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 output_type="np",
             )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Condition"]
+__all__ = ["Condition", "Prompts", "joined"]
 
 
 @dataclass(frozen=True)
@@ -59,3 +59,39 @@ class Condition:
         """The arguments of a call of the pipe that draws these prompts."""
         given = {"prompt_embeds": self.hidden}
         return given if self.pooled is None else {**given, "pooled_prompt_embeds": self.pooled}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """c, where the pipeline itself makes of B prompts what the denoiser is told."""
+
+    texts: tuple[str, ...]
+    vectors: Mapping[str, Tensor]
+    """Slot → the prefix, shape (N, D of this slot); empty for none."""
+
+    def __getitem__(self, rows: Any) -> Prompts:
+        """Some of the prompts."""
+        chosen = torch.arange(len(self.texts))[rows].tolist()
+        return Prompts(tuple(self.texts[k] for k in chosen), self.vectors)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def to(self, device: torch.device) -> Prompts:
+        """The same: texts are on no device."""
+        return self
+
+    @classmethod
+    def cat(cls, prompts: Sequence[Prompts]) -> Prompts:
+        """Several with the same prefix, one behind the other.
+
+        Example:
+            >>> len(Prompts.cat([Prompts(("a cat",), {}), Prompts(("a dog", "a car"), {})]))
+            3
+        """
+        return Prompts(tuple(text for each in prompts for text in each.texts), prompts[0].vectors)
+
+
+def joined(parts: Sequence[Condition] | Sequence[Prompts]) -> Any:
+    """Several of one kind, one behind the other."""
+    return type(parts[0]).cat(parts)  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ class Process(ABC):
             noise: ε, shape (B, C, H, W).
             t: Noise levels, shape (B,).
         """
-        a, b = (share.view(-1, 1, 1, 1) for share in self.shares(t, z))
+        a, b = (share.view(-1, *[1] * (z.ndim - 1)) for share in self.shares(t, z))
         return a * z + b * noise
 
     def weight(self, t: Tensor, kind: Literal["uniform", "min_snr"]) -> Tensor:
@@ -182,6 +182,7 @@ class FlowMatching(Process):
 
     Args:
         sigmas: σ = b, from the cleanest level to the noisiest, shape (T,).
+        times: What a scheduler calls them, shape (T,); None: T σ.
 
     Example:
         >>> process = FlowMatching(torch.tensor([0.25, 1.0]))
@@ -190,8 +191,9 @@ class FlowMatching(Process):
         ([1.5, 0.0], [-2.0, -2.0])
     """
 
-    def __init__(self, sigmas: Tensor) -> None:
+    def __init__(self, sigmas: Tensor, times: Tensor | None = None) -> None:
         self._sigmas = sigmas
+        self._times = len(sigmas) * sigmas if times is None else times
 
     @property
     def levels(self) -> int:
@@ -202,7 +204,7 @@ class FlowMatching(Process):
         return 1 - sigma, sigma
 
     def times(self, t: Tensor) -> Tensor:
-        return self.levels * self._sigmas.to(t.device)[t]
+        return self._times.to(t.device)[t]
 
     def truth(self, z: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return noise - z

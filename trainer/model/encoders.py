@@ -12,12 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from apl_guard.adapters.inject import tokenize_with_prefix
 from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.model.condition import Condition
 from apl_guard.trainer.model.families import family_of
 
 __all__ = ["Encoders"]
@@ -45,9 +42,7 @@ class Encoders:
         self.slots = self._family.slots
         self.lengths = self._family.lengths()
         """Slot → how many places its rows have."""
-        self.parts: dict[str, tuple[Any, Any]] = {
-            slot: (getattr(pipe, slot), getattr(pipe, slot.replace("text_encoder", "tokenizer"))) for slot in self.slots
-        }
+        self.parts: dict[str, tuple[Any, Any]] = self._family.parts
         """Slot → its text encoder and its tokenizer."""
         self.widths = {slot: token_embedding(encoder).embedding_dim for slot, (encoder, _) in self.parts.items()}
 
@@ -57,9 +52,9 @@ class Encoders:
         return [tokenizer for _, tokenizer in self.parts.values()]
 
     @property
-    def room(self) -> int:
-        """How many places a row has: the fewest of any text encoder."""
-        return min(self.lengths.values())
+    def room(self) -> int | None:
+        """How many places a row has: the fewest of any text encoder. None where rows are as long as they must be."""
+        return min(self.lengths.values(), default=None)
 
     def tables(self) -> list[Tensor]:
         """The token embeddings of each text encoder, shape (V, its width), float32."""
@@ -80,27 +75,14 @@ class Encoders:
         return dict(zip(self.slots, torch.split(P, list(self.widths.values()), dim=1), strict=True))
 
     def tokenize(self, prompts: Sequence[str], n: int) -> Tensor:
-        """Turn prompts into token ids with room for n prefix vectors, shape (B, S, L); see `tokenize_with_prefix`.
+        """Turn prompts into token ids with room for n prefix vectors, shape (B, S, L); see `Family.tokenize`."""
+        return self._family.tokenize(prompts, n)
 
-        Rows that are shorter than the longest end in padding that `embed` takes away.
-
-        Raises:
-            PrefixInvalid: The prefix leaves no room for a prompt.
-            InvalidInput: There are no prompts.
-        """
-        longest = max(self.lengths.values())
-        rows = [
-            pad(tokenize_with_prefix(tokenizer, prompts, n, length), (0, longest - length))
-            for tokenizer, length in zip(self.tokenizers, self.lengths.values(), strict=True)
-        ]
-        return torch.stack(rows, dim=1)
-
-    def embed(self, ids: Tensor, P: Tensor | None = None) -> Condition:
-        """Run the text encoders.
+    def embed(self, ids: Tensor, P: Tensor | None = None) -> Any:
+        """What the denoiser is told: see `Family.told`.
 
         Args:
             ids: Shape (B, S, L), from `tokenize`; −k stands for row k of the prefix.
             P: Shape (N, D); gradients flow to it. None where the ids hold no prefix.
         """
-        rows = {slot: ids[:, k, :length] for k, (slot, length) in enumerate(self.lengths.items())}
-        return self._family.encode(rows, {} if P is None else self.split(P))
+        return self._family.told(ids, {} if P is None else self.split(P))

@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers import FluxPipeline, StableDiffusion3Pipeline
+from transformers import CLIPTextModel
 
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.family import Family
 from apl_guard.trainer.model.flux import Flux
+from apl_guard.trainer.model.pipeline_code import PipelineCode
 from apl_guard.trainer.model.stable_diffusion_3 import StableDiffusion3
 from apl_guard.trainer.model.unets import StableDiffusion, StableDiffusionXL
 
 __all__ = ["check_family", "family_of"]
 
-_EXPECTED = (
-    "expected a StableDiffusionPipeline, StableDiffusionXLPipeline, StableDiffusion3Pipeline or FluxPipeline (Flux.1)"
-)
+_EXPECTED = "expected a text-to-image pipeline that the guard covers, such as StableDiffusionPipeline or FluxPipeline"
 
 
 def family_of(pipe: Any, config: TrainConfig | None = None) -> Family:
@@ -51,5 +51,6 @@ def _class_of(pipe: Any) -> type[Family]:
         return StableDiffusion3
     if isinstance(pipe, FluxPipeline):
         return Flux
-    additions = getattr(getattr(getattr(pipe, "unet", None), "config", None), "addition_embed_type", None)
-    return StableDiffusionXL if additions == "text_time" else StableDiffusion
+    if not isinstance(getattr(pipe, "text_encoder", None), CLIPTextModel) or not hasattr(pipe, "unet"):
+        return PipelineCode
+    return StableDiffusionXL if pipe.unet.config.addition_embed_type == "text_time" else StableDiffusion

@@ -6,19 +6,21 @@ Letters: B prompts or pictures; latents (C, H, W).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from apl_guard.adapters.inject import injected
+from apl_guard.adapters.diffusers.view import encoders_of
+from apl_guard.adapters.inject import injected, tokenize_with_prefix
 from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.errors import ConfigInvalid, ModelInvalid
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.model.condition import Condition
+from apl_guard.trainer.model.condition import Condition, Prompts
 from apl_guard.trainer.model.diffusion import Process
 
 __all__ = ["Family", "computing_in", "precision_of", "require", "run_encoder"]
@@ -49,9 +51,8 @@ class Family(ABC):
     def __init__(self, pipe: Any, config: TrainConfig) -> None:
         self.pipe = pipe
         self.config = config
-        unit = pipe.vae_scale_factor * self.grain
-        if self.side % unit:
-            raise ConfigInvalid(f"found {self.side}; expected a multiple of {unit} pixels", where="picture_size")
+        if self.side % self.unit:
+            raise ConfigInvalid(f"found {self.side}; expected a multiple of {self.unit} pixels", where="picture_size")
 
     @classmethod
     @abstractmethod
@@ -68,6 +69,11 @@ class Family(ABC):
         """How noise enters its latents, and what it says of them."""
 
     @property
+    def unit(self) -> int:
+        """The side of a picture is a multiple of so many pixels."""
+        return int(self.pipe.vae_scale_factor * self.grain)
+
+    @property
     @abstractmethod
     def own_side(self) -> int:
         """The side of the pictures that it draws unless told otherwise, in pixels."""
@@ -81,6 +87,39 @@ class Family(ABC):
     def lengths(self) -> dict[str, int]:
         """Slot → how many places a row of its text encoder has."""
 
+    @property
+    def parts(self) -> dict[str, tuple[Any, Any]]:
+        """Slot → its text encoder and its tokenizer."""
+        found = {e.slot: (e.text_encoder, e.tokenizer) for e in encoders_of(self.pipe)}
+        return {slot: found[slot] for slot in self.slots}
+
+    def tokenize(self, prompts: Sequence[str], n: int) -> Tensor:
+        """Turn prompts into token ids with room for n prefix vectors, shape (B, S, L); see `tokenize_with_prefix`.
+
+        Rows that are shorter than the longest end in padding that `told` takes away.
+
+        Raises:
+            PrefixInvalid: The prefix leaves no room for a prompt.
+            InvalidInput: There are no prompts.
+        """
+        lengths = self.lengths()
+        longest = max(lengths.values())
+        rows = [
+            pad(tokenize_with_prefix(tokenizer, prompts, n, lengths[slot]), (0, longest - lengths[slot]))
+            for slot, (_, tokenizer) in self.parts.items()
+        ]
+        return torch.stack(rows, dim=1)
+
+    def told(self, ids: Tensor, vectors: Mapping[str, Tensor]) -> Condition | Prompts:
+        """What the denoiser is told.
+
+        Args:
+            ids: From `tokenize`, shape (B, S, L).
+            vectors: Slot → the prefix, shape (N, D of this slot); empty where the ids hold none.
+        """
+        rows = {slot: ids[:, k, :length] for k, (slot, length) in enumerate(self.lengths().items())}
+        return self.encode(rows, vectors)
+
     @abstractmethod
     def encode(self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> Condition:
         """Run the text encoders as the pipeline does.
@@ -91,10 +130,10 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def ask(self, z_t: Tensor, t: Tensor, c: Condition) -> Tensor:
+    def ask(self, z_t: Tensor, t: Tensor, c: Any) -> Tensor:
         """One pass of the denoiser, called as the pipeline calls it; arguments as for `predict`."""
 
-    def predict(self, z_t: Tensor, t: Tensor, c: Condition) -> Tensor:
+    def predict(self, z_t: Tensor, t: Tensor, c: Condition | Prompts) -> Tensor:
         """ε(z_t, t, c): what the model says.
 
         Args:
@@ -145,7 +184,7 @@ class Family(ABC):
         return self.config.picture_size or self.own_side
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         """Of the latents of one picture: (C, H, W)."""
         side = self.side // int(self.pipe.vae_scale_factor)
         return int(self.pipe.vae.config.latent_channels), side, side
@@ -164,10 +203,40 @@ class Family(ABC):
         """The guidance with which a protocol draws that was made for classifier-free guidance of this strength."""
         return guidance
 
+    def guided(self, guidance: float) -> dict[str, Any]:
+        """The arguments with which the pipe draws with this guidance."""
+        return {"guidance_scale": guidance}
+
     @property
     def call(self) -> dict[str, Any]:
         """The arguments with which the pipe draws as the options of the run say."""
         return {"guidance_scale": self.guidance, "height": self.side, "width": self.side}
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """Of the components that make its pictures."""
+        first, *others = self.slots
+        return first, self.network_name, "vae", *others
+
+    def draw_latents(self, texts: Sequence[str], steps: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Let the pipe draw prompts as the options of the run say.
+
+        Args:
+            texts: B prompts.
+            steps: Denoising steps.
+            generators: Where the noise of each comes from.
+
+        Returns:
+            Clean latents, shape (B, C, H, W).
+        """
+        options = {"num_inference_steps": steps, "generator": list(generators), "output_type": "latent"}
+        return self.drawn(self.pipe(list(texts), **options, **self.call).images)
+
+    def draw(self, c: Any, steps: int, generators: Sequence[torch.Generator]) -> list[Any]:
+        """The pictures of what the pipe is told of prompts, as images of PIL; arguments as for `draw_latents`."""
+        options = {"num_inference_steps": steps, "generator": list(generators)}
+        with self.mixed():
+            return list(self.pipe(**c.arguments, **self.call, **options).images)
 
     def drawn(self, latents: Tensor) -> Tensor:
         """Latents (B, C, H, W) of what the pipe gives with `output_type="latent"`."""

@@ -95,8 +95,7 @@ def model_digest(pipe: Any) -> str:
     SDXL takes for an empty negative prompt."""
     family = family_of(pipe)
     digest = hashlib.sha256(b"apl-guard model 1\0")
-    first, *others = family.slots
-    for part in (first, family.network_name, "vae", *others):
+    for part in family.part_names:
         for name, tensor in sorted(getattr(pipe, part).state_dict().items()):
             digest.update(f"{part}.{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -130,7 +129,7 @@ def frozen(pipe: Any, gradient_checkpointing: bool = False) -> Iterator[None]:
     All is put back at the end.
     """
     family = family_of(pipe)
-    modules = [*(getattr(pipe, slot) for slot in family.slots), family.network, pipe.vae]
+    modules = [getattr(pipe, name) for name in family.part_names]
     was_training = [(m, m.training) for module in modules for m in module.modules()]
     learned = [p for m in modules for p in m.parameters() if p.requires_grad]
     for module in modules:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.model.condition import Condition
+from apl_guard.trainer.model.condition import joined
 from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 
@@ -32,8 +32,8 @@ class PromptEmbeds:
         batch = 64 if family.t5_length is None else family.config.sampling_batch  # T5 is large
         parts = [encoders.tokenize(unique[k : k + batch], 0) for k in range(0, len(unique), batch)]
         self._device = family.device
-        self._table = Condition.cat([encoders.embed(part).to(torch.device("cpu")) for part in parts])
+        self._table = joined([encoders.embed(part).to(torch.device("cpu")) for part in parts])
 
-    def __call__(self, texts: Sequence[str]) -> Condition:
+    def __call__(self, texts: Sequence[str]) -> Any:
         """Of B texts, on the model's device."""
         return self._table[[self._row[text] for text in texts]].to(self._device)

@@ -31,8 +31,8 @@ def distance(eps: Tensor, eps_target: Tensor) -> Tensor:
     """The mean squared difference of what the model says, d, for each example.
 
     Args:
-        eps: Shape (B, C, H, W).
-        eps_target: Shape (B, C, H, W).
+        eps: Shape (B, C, H, W), or whatever the latents have behind B.
+        eps_target: The same shape.
 
     Returns:
         Shape (B,), float32.
@@ -42,7 +42,7 @@ def distance(eps: Tensor, eps_target: Tensor) -> Tensor:
         >>> distance(torch.ones(2, 1, 2, 2), torch.zeros(2, 1, 2, 2))
         tensor([1., 1.])
     """
-    return (eps.float() - eps_target.float()).pow(2).mean(dim=(1, 2, 3))
+    return (eps.float() - eps_target.float()).pow(2).flatten(1).mean(dim=1)
 
 
 def apl_loss(eps: Tensor, eps_neutral: Tensor, eta: float, weight: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Data, Examples
-from apl_guard.trainer.model.condition import Condition
+from apl_guard.trainer.model.condition import Condition, Prompts, joined
 from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.prompt_embeds import PromptEmbeds
@@ -87,7 +87,7 @@ class Gauge:
         ids = self._encoders.tokenize(half.prompts, config.n_vectors)
         return _Half(ids, z_t, t, eps_neutral, whole)
 
-    def _predict(self, z_t: Tensor, t: Tensor, c: Condition) -> Tensor:
+    def _predict(self, z_t: Tensor, t: Tensor, c: Condition | Prompts) -> Tensor:
         parts = [slice(k, k + self._batch) for k in range(0, len(z_t), self._batch)]
         return torch.cat([self._family.predict(z_t[s], t[s], c[s]) for s in parts])
 
@@ -99,7 +99,7 @@ class Gauge:
 
     def _share(self, half: _Half, prefix: Tensor) -> float:
         """d(prompt with prefix, neutral) as a share of the whole."""
-        c = Condition.cat([self._encoders.embed(part, prefix) for part in torch.split(half.ids, self._batch)])
+        c = joined([self._encoders.embed(part, prefix) for part in torch.split(half.ids, self._batch)])
         left = distance(self._predict(half.z_t, half.t, c), half.eps_neutral).mean().item()
         # A model that answers every prompt alike has no gap to close and nothing to drift by.
         return left / half.whole if half.whole > 0 else float(left > 0)

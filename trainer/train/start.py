@@ -76,7 +76,7 @@ def start_vectors(pipe: Any, config: TrainConfig) -> Tensor:
         ConfigInvalid: The prefix would leave no room for a prompt, or the words to start from hold no token.
     """
     encoders, N = Encoders(pipe, config), config.n_vectors
-    if encoders.room - N < 3:
+    if encoders.room is not None and encoders.room - N < 3:
         raise ConfigInvalid(f"{N} vectors leave no room for a prompt in {encoders.room} positions", where="n_vectors")
     rng = torch.Generator().manual_seed(config.seed)
     parts = zip(encoders.tables(), encoders.tokenizers, strict=True)

@@ -68,7 +68,7 @@ def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult
 
 def as_prefix(pipe: Any, config: TrainConfig, result: TrainResult) -> Prefix:
     """Bind the vectors to the text encoders that they were trained with."""
-    encoders = Encoders(pipe)
+    encoders = Encoders(pipe, config)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", result.folder.resolve().name).lstrip("._-")[:64] or "prefix"
     metadata = PrefixMetadata(
         name=name,
@@ -101,13 +101,8 @@ def before_and_after(pipe: Any, config: TrainConfig, prompts: Sequence[str], vec
         for start in range(0, len(prompts), config.sampling_batch):
             part = condition[start : start + config.sampling_batch]
             seeds = range(start, start + len(part))
-            with family.mixed():
-                images += pipe(
-                    **part.arguments,
-                    **family.call,
-                    num_inference_steps=config.sampling_steps,
-                    generator=[torch.Generator("cpu").manual_seed(config.seed + seed) for seed in seeds],
-                ).images
+            generators = [torch.Generator("cpu").manual_seed(config.seed + seed) for seed in seeds]
+            images += family.draw(part, config.sampling_steps, generators)
         for column, image in enumerate(images):
             sheet.paste(image.resize((side, side), Images.Resampling.LANCZOS), (column * side, row * side))
     return sheet

@@ -156,6 +156,25 @@ def test_flux_is_drawn_from_as_its_own_pipeline_draws(
     assert {None if value is None else float(value[0]) for value in told} == {guidance if is_guided else None}
 
 
+@pytest.mark.parametrize(("family", "guidance"), [("cogview_3_plus", 5.0), ("qwen_image", 0.0)])
+def test_other_pipelines_are_drawn_from_with_their_own_guidance(
+    family: str, guidance: float, files: Path, tmp_path: Path
+) -> None:
+    """Those that are asked through their own code: by their own scheduler, with or without a strength that is given."""
+    pipe = tiny_pipe(family=family)
+    pipe.default_sample_size = 8
+    pipe.transformer.config["sample_size"] = 8
+
+    result = evaluate_apl_2026(
+        pipe, random_prefix(pipe, n=3), faces=open_faces(files / "yunet.onnx", files / "sface.onnx"),
+        identities=[files / "people.yaml"], references=files / "faces", people_limit=2, folder=tmp_path, progress=False,
+    )  # fmt: skip
+
+    assert all(figures["images"] == 8 for figures in result.suites["people"].values())
+    assert result.settings["guidance"] == guidance
+    assert result.settings["scheduler"] == type(pipe.scheduler).__name__
+
+
 def test_the_reference_world_is_measured_by_its_own_judges(tmp_path: Path) -> None:
     """Without people of the user's, those of the reference world: seen and unseen, at the thresholds of its judges."""
     pipe = small_pipe(shallow=True)

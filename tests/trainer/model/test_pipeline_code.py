@@ -1,0 +1,236 @@
+"""Pipelines that are asked through their own code: against families that were written out, and against the guard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, FluxControlPipeline, UniPCMultistepScheduler
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from apl_guard import Guard, Policy
+from apl_guard.adapters.diffusers.adapter import DiffusersAdapter
+from apl_guard.encoder.token_embedding import token_embedding
+from apl_guard.errors import ConfigInvalid, ModelInvalid
+from apl_guard.testing import FAMILIES, random_prefix, tiny_pipe
+from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.model.families import family_of
+from apl_guard.trainer.model.flux import pack
+from apl_guard.trainer.model.one_answer import first_answer
+from apl_guard.trainer.model.pipeline import open_pipe
+from apl_guard.trainer.model.pipeline_code import PipelineCode
+
+N = 4
+WRITTEN_OUT = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux")
+NO_GRADIENT = ("ernie_image", "longcat_image", "prx", "prx_pixel")
+NO_DENOISER = ("kandinsky_2_1", "kandinsky_2_2", "stable_cascade_prior", "deepfloyd_if")
+OTHERS = tuple(name for name in FAMILIES if name not in (*WRITTEN_OUT, *NO_GRADIENT, *NO_DENOISER))
+OF_CONFIG = {"height", "width", "max_sequence_length", "num_inference_steps"}
+
+
+def small(pipe: Any, name: str, **options: Any) -> PipelineCode:
+    """The family, drawing as small as the guard's tests do."""
+    own = FAMILIES[name].options
+    length = own.get("max_sequence_length", 0)
+    length = length if 0 < length <= 512 else None
+    config = TrainConfig(precision="float32", picture_size=own.get("height"), max_sequence_length=length, **options)
+    more = {
+        option: value for option, value in own.items() if option not in OF_CONFIG or option == "max_sequence_length"
+    }
+
+    class Small(PipelineCode):
+        @property
+        def call(self) -> dict[str, Any]:
+            return {**super().call, **more}
+
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)
+    return Small(pipe, config)
+
+
+def random_vectors(family: PipelineCode) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {
+        slot: (0.05 * torch.randn(N, token_embedding(text_encoder).embedding_dim)).requires_grad_()
+        for slot, (text_encoder, _) in family.parts.items()
+    }
+
+
+def permissive(slots: tuple[str, ...]) -> Policy:
+    """A prefix for these slots suffices, and small calls may say which layers are read."""
+    rules = [
+        {"id": "prompts", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}},
+        {"id": "attention", "when": {"channels": ["attention"]}, "then": {"action": "unsafe_allow"}},
+    ]
+    spec = {"rules": rules, "prefix": {"slots": list(slots)}}
+    return Policy.model_validate(
+        {"apiVersion": "apl-guard/v1", "kind": "Policy", "metadata": {"name": "small", "version": 1}, "spec": spec}
+    )
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_it_answers_as_the_families_that_are_written_out(name: str) -> None:
+    """Answers and gradients are those of code that encodes prompts and calls the denoiser itself."""
+    pipe = tiny_pipe(family=name)
+    guidance = {} if name == "flux" else {"guidance_scale": 1.0}
+    through = small(pipe, name, **guidance)
+    written = family_of(pipe, through.config)
+    assert type(written) is not PipelineCode
+    vectors = random_vectors(through)
+    prompts = ["a photo of Mara Voss", "a red car"]
+    z, noise = torch.randn(2, 2, *written.shape)
+    t = torch.tensor([100, 700])
+    z_t = written.process.noised(z, noise, t)
+    as_sampled = pack if name == "flux" else lambda latents: latents
+
+    expected = as_sampled(written.predict(z_t, t, written.told(written.tokenize(prompts, N), vectors)))
+    found = through.predict(as_sampled(z_t), t, through.told(through.tokenize(prompts, N), vectors))
+
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for learned in vectors.values():
+        one, other = (
+            torch.autograd.grad(answer.pow(2).mean(), learned, retain_graph=True)[0] for answer in (expected, found)
+        )
+        torch.testing.assert_close(other, one, rtol=1e-3, atol=1e-3 * float(one.abs().max()))
+    assert through.slots == written.slots
+    levels = torch.arange(0, 1000, 7)
+    torch.testing.assert_close(through.process.times(levels).float(), written.process.times(levels).float())
+    torch.testing.assert_close(through.process.snr(levels), written.process.snr(levels))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_denoiser_is_told_what_the_guarded_pipeline_tells_it(name: str) -> None:
+    """At the first step of a guarded call, bit for bit: latents, time, states, masks, whatever it takes. And gradients
+    lead back to every text encoder's vectors."""
+    pipe = tiny_pipe(family=name)
+    family = small(pipe, name)
+    vectors = random_vectors(family)
+    prefix = random_prefix(pipe, n=N, slots=family.slots)
+    for slot, own in prefix.vectors.items():
+        vectors[slot] = own.clone().requires_grad_()
+    told: list[list[Any]] = []
+    hook = family.network.register_forward_pre_hook(
+        lambda _, args, kwargs: told.append([*tree_leaves(args), *tree_leaves(kwargs)]), with_kwargs=True
+    )
+
+    def call() -> dict[str, Any]:
+        return {"prompt": ["a photo of Mara Voss"], **family.call, "num_inference_steps": 2, "output_type": "latent"}
+
+    seen = first_answer(
+        pipe, DiffusersAdapter(pipe).read((), call() | {"generator": torch.Generator().manual_seed(3)}), {}
+    )
+    told.clear()
+    Guard(pipe, prefix=prefix, policy=permissive(family.slots))(**call(), generator=torch.Generator().manual_seed(3))
+    guarded = told[0]
+    told.clear()
+    time = seen.times[0]
+    level = int((family.process.times(torch.arange(family.process.levels)) - time).abs().argmin())
+    as_told = (part[:1] for part in guarded if isinstance(part, Tensor) and part.shape[1:] == family.shape)
+    z_t = next(as_told, seen.sample).float()
+    prompts = family.told(family.tokenize(call()["prompt"], N), vectors)
+    answer = family.predict(z_t, torch.tensor([level]), prompts)
+    hook.remove()
+
+    assert len(told[0]) == len(guarded)
+    for ours, theirs in zip(told[0], guarded, strict=True):
+        if isinstance(theirs, Tensor):
+            torch.testing.assert_close(ours.detach(), theirs, rtol=0, atol=0)
+        elif isinstance(theirs, int | float | str | None):
+            assert ours == theirs
+    answer.pow(2).mean().backward()
+    assert all(bool((learned.grad != 0).any()) for learned in vectors.values())
+
+
+@pytest.mark.parametrize("name", ["stable_diffusion", "sana", "qwen_image", "flux_2"])
+def test_what_it_draws_is_learned_from_as_the_scheduler_leaves_it(name: str) -> None:
+    """Clean latents are those of the last step, several prompts at once, and of the shape of noise."""
+    pipe = tiny_pipe(family=name)
+    family = small(pipe, name)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    last: list[Tensor] = []
+    step = pipe.scheduler.step
+
+    def noted(*args: Any, **options: Any) -> Any:
+        output = step(*args, **options)
+        last.append(output[0])
+        return output
+
+    pipe.scheduler.step = noted
+    found = family.draw_latents(["a cat", "a dog"], 2, generators)
+    del pipe.scheduler.step
+    # The view's scheduler is a copy, whose step is that of its class.
+    assert not last
+    assert found.shape == (2, *family.shape)
+    if name in ("stable_diffusion", "sana"):  # others unpack what they hand out
+        again = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        options = {"num_inference_steps": 2, "output_type": "latent", "generator": again}
+        assert torch.equal(found, pipe(["a cat", "a dog"], **family.call, **options).images)
+
+
+@pytest.mark.parametrize("scheduler", [DPMSolverMultistepScheduler, UniPCMultistepScheduler])
+def test_solvers_that_count_as_a_flow_does_are_known(scheduler: Any) -> None:
+    """Sana and others are published with them: the levels are those of a flow that is shifted as they say."""
+    pipe = tiny_pipe(family="sana")
+    pipe.scheduler = scheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0)
+    process = small(pipe, "sana").process
+
+    u = torch.arange(1, 1001) / 1000
+    _, sigma = process.shares(torch.arange(1000), u)
+    torch.testing.assert_close(sigma, 3 * u / (1 + 2 * u), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("name", NO_GRADIENT)
+def test_a_pipeline_that_lets_no_gradient_through_is_refused(name: str) -> None:
+    """Before anything is drawn, rather than that nothing is learned."""
+    pytest.importorskip(FAMILIES[name].needs or "torch")
+    with pytest.raises(ModelInvalid, match=r"no gradient through from its text encoder"):
+        assert small(tiny_pipe(family=name), name).slots
+
+
+@pytest.mark.parametrize("name", NO_DENOISER)
+def test_a_pipeline_of_several_models_is_refused_by_name(name: str) -> None:
+    """With what is expected."""
+    pipe = tiny_pipe(family=name)
+    with pytest.raises(ModelInvalid, match=f"{type(pipe).__name__} .*; expected a text-to-image pipeline"):
+        open_pipe(pipe)
+
+
+def test_a_pipeline_that_draws_from_a_picture_is_refused_at_the_first_call() -> None:
+    """Its class is named, and what it raised."""
+    parts = {name: part for name, part in tiny_pipe(family="flux").components.items() if part is not None}
+    pipe = FluxControlPipeline(**parts)
+    with pytest.raises(ModelInvalid, match=r"FluxControlPipeline: its pipeline draws nothing from a prompt alone \("):
+        assert small(pipe, "flux").slots
+
+
+def test_a_scheduler_that_counts_otherwise_is_refused() -> None:
+    """Its name, and what is expected."""
+    pipe = tiny_pipe(family="kolors")
+    pipe.scheduler = EulerDiscreteScheduler(prediction_type="sample")
+    with pytest.raises(ModelInvalid, match="EulerDiscreteScheduler does not say where the noise levels"):
+        open_pipe(pipe)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("qwen_image", {"adversarial": 2}, "adversarial: there are no attacks in the loop for QwenImagePipeline"),
+        ("chroma", {"picture_size": 33}, "picture_size: found 33"),
+        ("kolors", {"guidance_scale": 2.0, "max_sequence_length": 8192 // 16}, None),
+        ("lumina", {"max_sequence_length": 8}, None),
+        ("stable_diffusion", {"max_sequence_length": 8}, "max_sequence_length: StableDiffusionPipeline takes none"),
+    ],
+)
+def test_options_that_a_pipeline_does_not_take_are_refused(
+    family: str, options: dict[str, Any], message: str | None
+) -> None:
+    """Before anything is drawn."""
+    pipe = tiny_pipe(family=family)
+    if message is None:
+        assert PipelineCode(pipe, TrainConfig(**options)).call.items() >= options.items()
+        return
+    with pytest.raises(ConfigInvalid, match=message):
+        PipelineCode(pipe, TrainConfig(**options))
