@@ -13,19 +13,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from apl_guard.adapters.diffusers.view import encoders_of
-from apl_guard.adapters.inject import injected, tokenize_with_prefix
-from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.errors import ConfigInvalid, ModelInvalid
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.condition import Condition, Prompts
 from apl_guard.trainer.model.diffusion import Process
 
-__all__ = ["Family", "computing_in", "precision_of", "require", "run_encoder"]
-
-_GUIDANCE = 5.0
+__all__ = ["Family", "computing_in", "precision_of", "require"]
 
 
 class Family(ABC):
@@ -41,10 +36,6 @@ class Family(ABC):
 
     network_name: ClassVar[str]
     """Which component denoises."""
-    all_slots: ClassVar[tuple[str, ...]]
-    """The slots of the text encoders that a pipe of this family may have."""
-    grain: int = 1
-    """The side of a picture is a multiple of so many latents."""
     protocol_sampler: ClassVar[Any] = None
     """The scheduler with which the protocol of the paper's authors draws; None: the model's own."""
 
@@ -69,11 +60,6 @@ class Family(ABC):
         """How noise enters its latents, and what it says of them."""
 
     @property
-    def unit(self) -> int:
-        """The side of a picture is a multiple of so many pixels."""
-        return int(self.pipe.vae_scale_factor * self.grain)
-
-    @property
     @abstractmethod
     def own_side(self) -> int:
         """The side of the pictures that it draws unless told otherwise, in pixels."""
@@ -83,33 +69,61 @@ class Family(ABC):
         """How many places T5 has for a prompt; None where there can be no T5."""
         return None
 
-    @abstractmethod
-    def lengths(self) -> dict[str, int]:
-        """Slot → how many places a row of its text encoder has."""
-
     @property
     def parts(self) -> dict[str, tuple[Any, Any]]:
         """Slot → its text encoder and its tokenizer."""
         found = {e.slot: (e.text_encoder, e.tokenizer) for e in encoders_of(self.pipe)}
         return {slot: found[slot] for slot in self.slots}
 
-    def tokenize(self, prompts: Sequence[str], n: int) -> Tensor:
-        """Turn prompts into token ids with room for n prefix vectors, shape (B, S, L); see `tokenize_with_prefix`.
+    @property
+    @abstractmethod
+    def unit(self) -> int:
+        """The side of a picture is a multiple of so many pixels."""
 
-        Rows that are shorter than the longest end in padding that `told` takes away.
+    @property
+    @abstractmethod
+    def slots(self) -> tuple[str, ...]:
+        """The slots of the text encoders that read the prompt."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of the latents of one picture: (C, H, W), unless the pipeline lays them otherwise."""
+
+    @property
+    @abstractmethod
+    def part_names(self) -> tuple[str, ...]:
+        """Of the components that make its pictures."""
+
+    @property
+    @abstractmethod
+    def guidance(self) -> float:
+        """How strongly the prompt guides the pictures of a run."""
+
+    @property
+    @abstractmethod
+    def passes(self) -> int:
+        """How many answers of the denoiser a denoising step takes."""
+
+    @property
+    @abstractmethod
+    def call(self) -> dict[str, Any]:
+        """The arguments with which the pipe draws as the options of the run say."""
+
+    @abstractmethod
+    def lengths(self) -> dict[str, int]:
+        """Slot → how many places a row of its text encoder has; empty where rows are as long as they must be."""
+
+    @abstractmethod
+    def tokenize(self, prompts: Sequence[str], n: int) -> Tensor:
+        """Turn prompts into numbers that `told` understands, with room for n prefix vectors, shape (B, S, L).
 
         Raises:
             PrefixInvalid: The prefix leaves no room for a prompt.
             InvalidInput: There are no prompts.
         """
-        lengths = self.lengths()
-        longest = max(lengths.values())
-        rows = [
-            pad(tokenize_with_prefix(tokenizer, prompts, n, lengths[slot]), (0, longest - lengths[slot]))
-            for slot, (_, tokenizer) in self.parts.items()
-        ]
-        return torch.stack(rows, dim=1)
 
+    @abstractmethod
     def told(self, ids: Tensor, vectors: Mapping[str, Tensor]) -> Condition | Prompts:
         """What the denoiser is told.
 
@@ -117,16 +131,36 @@ class Family(ABC):
             ids: From `tokenize`, shape (B, S, L).
             vectors: Slot → the prefix, shape (N, D of this slot); empty where the ids hold none.
         """
-        rows = {slot: ids[:, k, :length] for k, (slot, length) in enumerate(self.lengths().items())}
-        return self.encode(rows, vectors)
 
     @abstractmethod
-    def encode(self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> Condition:
-        """Run the text encoders as the pipeline does.
+    def draw_latents(self, texts: Sequence[str], steps: int, generators: Sequence[torch.Generator]) -> Tensor:
+        """Let the pipe draw prompts as the options of the run say.
 
         Args:
-            rows: Slot → token ids, shape (B, L of this slot); −k stands for row k of the vectors.
-            vectors: Slot → the prefix, shape (N, D of this slot); empty where the ids hold none.
+            texts: B prompts.
+            steps: Denoising steps.
+            generators: Where the noise of each comes from.
+
+        Returns:
+            Clean latents, shape (B, C, H, W).
+        """
+
+    @abstractmethod
+    def draw(self, c: Any, steps: int, generators: Sequence[torch.Generator]) -> list[Any]:
+        """The pictures of what the pipe is told of prompts, as images of PIL; arguments as for `draw_latents`."""
+
+    @abstractmethod
+    def latents_of(self, pixels: Tensor) -> Tensor:
+        """Clean latents of pictures.
+
+        Args:
+            pixels: Shape (B, 3, side, side), from −1 to 1.
+
+        Returns:
+            z, shape (B, C, H, W), float32, on the CPU.
+
+        Raises:
+            ConfigInvalid: Only the pipeline itself knows how they lie.
         """
 
     @abstractmethod
@@ -146,11 +180,6 @@ class Family(ABC):
         """
         with self.cast():
             return self.ask(z_t, t, c).float()
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """The slots of the text encoders that the pipe has."""
-        return tuple(slot for slot in self.all_slots if getattr(self.pipe, slot, None) is not None)
 
     @property
     def network(self) -> Any:
@@ -183,22 +212,6 @@ class Family(ABC):
         """The side of the pictures of a run, in pixels."""
         return self.config.picture_size or self.own_side
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the latents of one picture: (C, H, W)."""
-        side = self.side // int(self.pipe.vae_scale_factor)
-        return int(self.pipe.vae.config.latent_channels), side, side
-
-    @property
-    def guidance(self) -> float:
-        """How strongly the prompt guides the pictures of a run."""
-        return _GUIDANCE if self.config.guidance_scale is None else self.config.guidance_scale
-
-    @property
-    def passes(self) -> int:
-        """How many answers of the denoiser a denoising step takes."""
-        return 2 if self.guidance > 1 else 1
-
     def guidance_of_protocol(self, guidance: float) -> float:
         """The guidance with which a protocol draws that was made for classifier-free guidance of this strength."""
         return guidance
@@ -206,57 +219,6 @@ class Family(ABC):
     def guided(self, guidance: float) -> dict[str, Any]:
         """The arguments with which the pipe draws with this guidance."""
         return {"guidance_scale": guidance}
-
-    @property
-    def call(self) -> dict[str, Any]:
-        """The arguments with which the pipe draws as the options of the run say."""
-        return {"guidance_scale": self.guidance, "height": self.side, "width": self.side}
-
-    @property
-    def part_names(self) -> tuple[str, ...]:
-        """Of the components that make its pictures."""
-        first, *others = self.slots
-        return first, self.network_name, "vae", *others
-
-    def draw_latents(self, texts: Sequence[str], steps: int, generators: Sequence[torch.Generator]) -> Tensor:
-        """Let the pipe draw prompts as the options of the run say.
-
-        Args:
-            texts: B prompts.
-            steps: Denoising steps.
-            generators: Where the noise of each comes from.
-
-        Returns:
-            Clean latents, shape (B, C, H, W).
-        """
-        options = {"num_inference_steps": steps, "generator": list(generators), "output_type": "latent"}
-        return self.drawn(self.pipe(list(texts), **options, **self.call).images)
-
-    def draw(self, c: Any, steps: int, generators: Sequence[torch.Generator]) -> list[Any]:
-        """The pictures of what the pipe is told of prompts, as images of PIL; arguments as for `draw_latents`."""
-        options = {"num_inference_steps": steps, "generator": list(generators)}
-        with self.mixed():
-            return list(self.pipe(**c.arguments, **self.call, **options).images)
-
-    def drawn(self, latents: Tensor) -> Tensor:
-        """Latents (B, C, H, W) of what the pipe gives with `output_type="latent"`."""
-        return latents
-
-    @torch.no_grad()
-    def latents_of(self, pixels: Tensor) -> Tensor:
-        """Clean latents of pictures.
-
-        Args:
-            pixels: Shape (B, 3, side, side), from −1 to 1.
-
-        Returns:
-            z, shape (B, C, H, W), float32, on the CPU.
-        """
-        vae = self.pipe.vae
-        mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mean
-        shift = getattr(vae.config, "shift_factor", None)
-        z: Tensor = (mean if shift is None else mean - shift) * vae.config.scaling_factor
-        return z.float().cpu()
 
     @property
     def beside_weights(self) -> list[Any]:
@@ -270,11 +232,18 @@ class Family(ABC):
 
     @contextmanager
     def checkpointing(self) -> Iterator[None]:
-        """While this is in force, activations are computed again in the backward pass."""
+        """While this is in force, activations are computed again in the backward pass.
+
+        Raises:
+            ConfigInvalid: The denoiser cannot do so.
+        """
         network = self.network
         if network.is_gradient_checkpointing:  # the user's own
             yield
             return
+        if not network._supports_gradient_checkpointing:
+            msg = f"{type(network).__name__} cannot compute activations again; expected false"
+            raise ConfigInvalid(msg, where="gradient_checkpointing")
         network.enable_gradient_checkpointing()
         try:
             yield
@@ -285,22 +254,6 @@ class Family(ABC):
 def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
     """While this is in force, networks on a device compute in a number format; in their own, if it is float32."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
-
-
-def run_encoder(text_encoder: Any, row: Tensor, vectors: Tensor | None, **options: Any) -> Any:
-    """What a text encoder gives for token ids, with a prefix or without.
-
-    Args:
-        text_encoder: The text encoder.
-        row: Token ids, shape (B, L).
-        vectors: The prefix, shape (N, D); None where the ids hold none.
-        options: Of its call.
-    """
-    row = row.to(token_embedding(text_encoder).weight.device)
-    if vectors is None:
-        return text_encoder(row, **options)
-    with injected(text_encoder, vectors):
-        return text_encoder(row, **options)
 
 
 def precision_of(device: torch.device, wish: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:

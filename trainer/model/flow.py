@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from apl_guard.errors import ModelInvalid
 from apl_guard.trainer.model.diffusion import FlowMatching
-from apl_guard.trainer.model.family import Family, run_encoder
+from apl_guard.trainer.model.written_out import WrittenOut, run_encoder
 
 __all__ = ["Flow"]
 
 
-class Flow(Family):
+class Flow(WrittenOut):
     """A family of models that learned a flow."""
 
     network_name = "transformer"

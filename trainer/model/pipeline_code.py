@@ -149,9 +149,6 @@ class PipelineCode(Family):
     def told(self, ids: Tensor, vectors: Mapping[str, Tensor]) -> Prompts:
         return Prompts(tuple(self._texts[k] for k in ids.flatten().tolist()), vectors)
 
-    def encode(self, rows: Mapping[str, Tensor], vectors: Mapping[str, Tensor]) -> Any:
-        raise NotImplementedError("the pipeline encodes its prompts itself")
-
     def ask(self, z_t: Tensor, t: Tensor, c: Any) -> Tensor:
         process, answers = self.process, []
         for text, z, time, sigma in zip(c.texts, z_t, process.times(t), process.shares(t, z_t)[1], strict=True):
@@ -171,7 +168,7 @@ class PipelineCode(Family):
 
     def draw(self, c: Any, steps: int, generators: Sequence[torch.Generator]) -> list[Any]:
         request = self._request(c.texts, num_inference_steps=steps, generator=list(generators))
-        with called(self.pipe, request, c.vectors) as (view, arguments, _):
+        with self.mixed(), called(self.pipe, request, c.vectors) as (view, arguments, _):
             return list(view(**arguments).images)
 
     def latents_of(self, pixels: Tensor) -> Tensor:

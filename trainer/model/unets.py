@@ -17,7 +17,8 @@ from apl_guard.errors import ConfigInvalid, ModelInvalid
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.condition import Condition
 from apl_guard.trainer.model.diffusion import Process, process_of
-from apl_guard.trainer.model.family import Family, computing_in, require, run_encoder
+from apl_guard.trainer.model.family import computing_in, require
+from apl_guard.trainer.model.written_out import WrittenOut, run_encoder
 
 __all__ = ["StableDiffusion", "StableDiffusionXL", "predict", "quick_attention"]
 
@@ -62,7 +63,7 @@ def quick_attention(unet: Any) -> Iterator[None]:
         unet.set_attn_processor(processors)
 
 
-class StableDiffusion(Family):
+class StableDiffusion(WrittenOut):
     """Stable Diffusion 1.x and 2.x: one text encoder, whose last states the UNet is told."""
 
     network_name = "unet"

@@ -214,6 +214,16 @@ def test_a_scheduler_that_counts_otherwise_is_refused() -> None:
         open_pipe(pipe)
 
 
+def test_a_denoiser_that_cannot_compute_activations_again_is_refused() -> None:
+    """By name, where that is asked for."""
+    family = PipelineCode(tiny_pipe(family="lumina"), TrainConfig())
+    with (
+        pytest.raises(ConfigInvalid, match="gradient_checkpointing: LuminaNextDiT2DModel cannot"),
+        family.checkpointing(),
+    ):
+        pass
+
+
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [

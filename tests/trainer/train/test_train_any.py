@@ -23,6 +23,7 @@ from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline_code import PipelineCode
 from apl_guard.trainer.train import train
 from apl_guard.trainer.train.plan import make_plan
+from apl_guard.trainer.train.start import start_vectors
 
 # A flow with a language model behind a template, latents in a row; and an older schedule, guided by the pipeline.
 FAMILIES = ("qwen_image", "cogview_3_plus")
@@ -91,6 +92,27 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 
     stopped = train(short, pipe, people, GENERIC, tmp_path / "stopped", progress=False).vectors
     assert torch.equal(whole, stopped)
+
+
+def test_a_model_of_sixteen_bits_is_learned_from_and_computed_again(
+    pipe: Any, people: Identities, config: TrainConfig, tmp_path: Path
+) -> None:
+    """A folder is opened with its transformer in bfloat16 beside text encoders in float32; activations are computed
+    again in the backward pass; and the prefix is the same as without."""
+    pipe.save_pretrained(tmp_path / "model")
+    short = config.model_copy(update={"steps": 2, "precision": "bfloat16", "device": "cpu"})
+
+    whole, again = (
+        train(
+            short.model_copy(update={"gradient_checkpointing": is_again}),
+            tmp_path / "model", people, GENERIC, tmp_path / f"mine {is_again}", progress=False,
+        ).vectors
+        for is_again in (False, True)
+    )  # fmt: skip
+
+    assert whole.isfinite().all()
+    assert not torch.equal(whole, start_vectors(pipe, config))
+    torch.testing.assert_close(again, whole, rtol=1e-3, atol=1e-3)
 
 
 def test_own_pictures_are_refused_before_anything_is_drawn(
