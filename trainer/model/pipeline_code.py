@@ -222,7 +222,11 @@ class PipelineCode(Family):
         return found == [True]
 
     def _request(self, texts: Sequence[str], **options: Any) -> GenerationRequest:
-        request: GenerationRequest = self._adapter.read((), {"prompt": list(texts), **self.call, **options})
+        # Some pipelines take one prompt alone, as a text.
+        prompt = texts[0] if len(texts) == 1 else list(texts)
+        if "generator" in options and len(texts) == 1:
+            options["generator"] = options["generator"][0]
+        request: GenerationRequest = self._adapter.read((), {"prompt": prompt, **self.call, **options})
         return request
 
 

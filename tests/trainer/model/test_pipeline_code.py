@@ -117,7 +117,7 @@ def test_the_denoiser_is_told_what_the_guarded_pipeline_tells_it(name: str) -> N
     )
 
     def call() -> dict[str, Any]:
-        return {"prompt": ["a photo of Mara Voss"], **family.call, "num_inference_steps": 2, "output_type": "latent"}
+        return {"prompt": "a photo of Mara Voss", **family.call, "num_inference_steps": 2, "output_type": "latent"}
 
     seen = first_answer(
         pipe, DiffusersAdapter(pipe).read((), call() | {"generator": torch.Generator().manual_seed(3)}), {}
@@ -130,7 +130,7 @@ def test_the_denoiser_is_told_what_the_guarded_pipeline_tells_it(name: str) -> N
     level = int((family.process.times(torch.arange(family.process.levels)) - time).abs().argmin())
     as_told = (part[:1] for part in guarded if isinstance(part, Tensor) and part.shape[1:] == family.shape)
     z_t = next(as_told, seen.sample).float()
-    prompts = family.told(family.tokenize(call()["prompt"], N), vectors)
+    prompts = family.told(family.tokenize([call()["prompt"]], N), vectors)
     answer = family.predict(z_t, torch.tensor([level]), prompts)
     hook.remove()
 
