@@ -201,6 +201,9 @@ class PipelineCode(Family):
         if _says_noise(scheduler):
             return _Probe(slots, shape, process_of(scheduler))
         sigmas, times = (part.flip(0).float().cpu() for part in (seen.sigmas, seen.times))
+        if sigmas.max() > 1.001:
+            msg = f"σ of its noise levels goes up to {sigmas.max():g}, and that of a flow to 1"
+            raise ModelInvalid(f"{msg}; it cannot be trained on", where=name)
         return _Probe(slots, shape, FlowMatching(sigmas, times))
 
     @torch.enable_grad()

@@ -26,7 +26,8 @@ N = 4
 WRITTEN_OUT = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux")
 NO_GRADIENT = ("ernie_image", "longcat_image", "prx", "prx_pixel")
 NO_DENOISER = ("kandinsky_2_1", "kandinsky_2_2", "stable_cascade_prior", "deepfloyd_if")
-OTHERS = tuple(name for name in FAMILIES if name not in (*WRITTEN_OUT, *NO_GRADIENT, *NO_DENOISER))
+NO_FLOW = ("cosmos_2",)
+OTHERS = tuple(name for name in FAMILIES if name not in (*WRITTEN_OUT, *NO_GRADIENT, *NO_DENOISER, *NO_FLOW))
 OF_CONFIG = {"height", "width", "max_sequence_length", "num_inference_steps"}
 
 
@@ -187,6 +188,13 @@ def test_a_pipeline_that_lets_no_gradient_through_is_refused(name: str) -> None:
     """Before anything is drawn, rather than that nothing is learned."""
     pytest.importorskip(FAMILIES[name].needs or "torch")
     with pytest.raises(ModelInvalid, match=r"no gradient through from its text encoder"):
+        assert small(tiny_pipe(family=name), name).slots
+
+
+@pytest.mark.parametrize("name", NO_FLOW)
+def test_a_pipeline_whose_noise_is_added_otherwise_is_refused(name: str) -> None:
+    """Cosmos has the scheduler of a flow, and lets noise grow without taking the picture away."""
+    with pytest.raises(ModelInvalid, match=r"σ of its noise levels goes up to [\d.]+, and that of a flow to 1"):
         assert small(tiny_pipe(family=name), name).slots
 
 
