@@ -25,6 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from apl_guard.adapters.diffusers.prefixed import prefixed
+from apl_guard.adapters.diffusers.shared_models import with_models_alone
 from apl_guard.adapters.diffusers.view import view_of
 from apl_guard.request import GenerationRequest
 
@@ -72,7 +73,7 @@ def first_answer(
         view.__dict__["scheduler"] = _standing_still(view.scheduler, seen, level)
         if z_t is not None:
             view.__dict__["prepare_latents"] = _giving(view.prepare_latents, z_t)
-        with suppress(AnsweredError):
+        with suppress(AnsweredError), with_models_alone(view):
             _letting_gradients_through(view)(view, **arguments)
     seen.rows = {slot: each.rows for slot, each in received.items()}
     return seen
@@ -83,7 +84,8 @@ def clean_latents(pipe: Any, request: GenerationRequest) -> Tensor:
     latents: list[Tensor] = []
     with called(pipe, request, {}) as (view, arguments, _):
         view.__dict__["scheduler"] = _recording(view.scheduler, latents)
-        view(**arguments)
+        with with_models_alone(view):
+            view(**arguments)
     return latents[0]
 
 

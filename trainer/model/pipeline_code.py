@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from apl_guard.adapters.diffusers.adapter import DiffusersAdapter
 from apl_guard.adapters.diffusers.arguments import REWRITES
+from apl_guard.adapters.diffusers.shared_models import with_models_alone
 from apl_guard.adapters.diffusers.view import encoders_of
 from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.errors import AplGuardError, ConfigInvalid, InvalidInput, ModelInvalid, PrefixNotApplied
@@ -168,7 +169,7 @@ class PipelineCode(Family):
 
     def draw(self, c: Any, steps: int, generators: Sequence[torch.Generator]) -> list[Any]:
         request = self._request(c.texts, num_inference_steps=steps, generator=list(generators))
-        with self.mixed(), called(self.pipe, request, c.vectors) as (view, arguments, _):
+        with self.mixed(), called(self.pipe, request, c.vectors) as (view, arguments, _), with_models_alone(view):
             return list(view(**arguments).images)
 
     def latents_of(self, pixels: Tensor) -> Tensor:

@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, FluxControlPipeline, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FirstBlockCacheConfig,
+    FluxControlPipeline,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -14,7 +20,7 @@ from apl_guard import Guard, Policy
 from apl_guard.adapters.diffusers.adapter import DiffusersAdapter
 from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.errors import ConfigInvalid, ModelInvalid
-from apl_guard.testing import FAMILIES, random_prefix, tiny_pipe
+from apl_guard.testing import FAMILIES, random_prefix, tiny_pipe, tiny_variant
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.flux import pack
@@ -212,6 +218,34 @@ def test_a_pipeline_that_draws_from_a_picture_is_refused_at_the_first_call() -> 
     pipe = FluxControlPipeline(**parts)
     with pytest.raises(ModelInvalid, match=r"FluxControlPipeline: its pipeline draws nothing from a prompt alone \("):
         assert small(pipe, "flux").slots
+
+
+def test_perturbed_attention_leaves_the_denoiser_as_it_was() -> None:
+    """Its pipeline puts other attention into the denoiser, and is ended before it puts its own back."""
+    pipe = tiny_variant(tiny_pipe(family="kolors"), "KolorsPAGPipeline")
+    family = small(pipe, "kolors")
+    before = dict(pipe.unet.attn_processors)
+
+    vectors = random_vectors(family)
+    z_t, t = torch.randn(1, *family.shape), torch.tensor([500])
+    answers = [family.predict(z_t, t, family.told(family.tokenize(["a cat"], N), vectors)) for _ in range(2)]
+
+    assert pipe.unet.attn_processors == before
+    assert torch.equal(*answers)
+
+
+def test_a_cache_of_the_denoiser_is_empty_for_each_answer() -> None:
+    """A model that leaves out work where a step before allows it is asked about noise levels in no order."""
+    pipe = tiny_pipe(family="flux")
+    family = small(pipe, "flux")
+    vectors = random_vectors(family)
+    z, t = torch.randn(2, *family.shape), torch.tensor([500, 500])
+    prompts = family.told(family.tokenize(["a cat", "a dog in the rain"], N), vectors)
+    expected = family.predict(z, t, prompts)
+
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+
+    torch.testing.assert_close(family.predict(z, t, prompts), expected)
 
 
 def test_a_scheduler_that_counts_otherwise_is_refused() -> None:
