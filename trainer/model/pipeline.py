@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 
 from apl_guard.adapters.diffusers.load import load_pipe
+from apl_guard.adapters.diffusers.view import encoders_of
 from apl_guard.errors import ConfigInvalid, InvalidInput
 from apl_guard.prefix.places import SHIPPED_NAME, shipped_world
-from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import check_family, family_of
 from apl_guard.trainer.model.family import precision_of
 
@@ -99,11 +99,11 @@ def model_digest(pipe: Any) -> str:
         for name, tensor in sorted(getattr(pipe, part).state_dict().items()):
             digest.update(f"{part}.{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    for tokenizer in Encoders(pipe).tokenizers:
-        digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    for e in encoders_of(pipe):
+        digest.update(json.dumps(sorted(e.tokenizer.get_vocab().items())).encode())
     scheduler = {key: str(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     digest.update(json.dumps([type(pipe.scheduler).__name__, scheduler], sort_keys=True).encode())
-    if strengths := _adapter_strengths(pipe, (*family.slots, family.network_name)):
+    if strengths := _adapter_strengths(pipe, family.part_names):
         digest.update(json.dumps(strengths, sort_keys=True).encode())
     for beside in family.beside_weights:
         digest.update(json.dumps(beside).encode())

@@ -254,8 +254,8 @@ def _named(name: str) -> Iterator[None]:
     except AplGuardError:
         raise
     except Exception as error:
-        what = f"its pipeline draws nothing from a prompt alone ({type(error).__name__})"
-        raise ModelInvalid(f"{what}; expected one that does", where=name) from error
+        what = f"its pipeline draws nothing from a prompt alone ({type(error).__name__}: {error})"
+        raise ModelInvalid(f"{what:.500}; expected one that does", where=name) from error
 
 
 def _learned_flow(scheduler: Any) -> bool:

@@ -25,7 +25,7 @@ from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.flux import pack
 from apl_guard.trainer.model.one_answer import first_answer
-from apl_guard.trainer.model.pipeline import open_pipe
+from apl_guard.trainer.model.pipeline import model_digest, open_pipe
 from apl_guard.trainer.model.pipeline_code import PipelineCode
 
 N = 4
@@ -218,6 +218,18 @@ def test_a_pipeline_that_draws_from_a_picture_is_refused_at_the_first_call() -> 
     pipe = FluxControlPipeline(**parts)
     with pytest.raises(ModelInvalid, match=r"FluxControlPipeline: its pipeline draws nothing from a prompt alone \("):
         assert small(pipe, "flux").slots
+
+
+def test_the_digest_of_a_model_is_of_all_that_draws_and_takes_no_pass() -> None:
+    """So it is the same for all options of a run, and costs none of its time."""
+    pipe = tiny_pipe(family="z_image")
+    before = model_digest(pipe)
+    pipe.transformer.register_forward_pre_hook(lambda *_: pytest.fail("it was asked"))
+
+    assert model_digest(pipe) == before
+    with torch.no_grad():
+        next(pipe.text_encoder.parameters()).add_(1.0)
+    assert model_digest(pipe) != before
 
 
 def test_perturbed_attention_leaves_the_denoiser_as_it_was() -> None:
