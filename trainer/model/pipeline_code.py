@@ -170,7 +170,7 @@ class PipelineCode(Family):
     def draw(self, c: Any, steps: int, generators: Sequence[torch.Generator]) -> list[Any]:
         request = self._request(c.texts, num_inference_steps=steps, generator=list(generators))
         with self.mixed(), called(self.pipe, request, c.vectors) as (view, arguments, _), with_models_alone(view):
-            return list(view(**arguments).images)
+            return list(view(**arguments)[0])
 
     def latents_of(self, pixels: Tensor) -> Tensor:
         name = type(self.pipe).__name__

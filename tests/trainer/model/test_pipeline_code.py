@@ -13,6 +13,7 @@ from diffusers import (
     FluxControlPipeline,
     UniPCMultistepScheduler,
 )
+from small_pipelines import NO_DENOISER, NO_FLOW, NO_GRADIENT, OTHERS, WRITTEN_OUT, small
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -29,33 +30,6 @@ from apl_guard.trainer.model.pipeline import model_digest, open_pipe
 from apl_guard.trainer.model.pipeline_code import PipelineCode
 
 N = 4
-WRITTEN_OUT = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux")
-NO_GRADIENT = ("ernie_image", "longcat_image", "prx", "prx_pixel")
-NO_DENOISER = ("kandinsky_2_1", "kandinsky_2_2", "stable_cascade_prior", "deepfloyd_if")
-NO_FLOW = ("cosmos_2",)
-OTHERS = tuple(name for name in FAMILIES if name not in (*WRITTEN_OUT, *NO_GRADIENT, *NO_DENOISER, *NO_FLOW))
-OF_CONFIG = {"height", "width", "max_sequence_length", "num_inference_steps"}
-
-
-def small(pipe: Any, name: str, **options: Any) -> PipelineCode:
-    """The family, drawing as small as the guard's tests do."""
-    own = FAMILIES[name].options
-    length = own.get("max_sequence_length", 0)
-    length = length if 0 < length <= 512 else None
-    config = TrainConfig(precision="float32", picture_size=own.get("height"), max_sequence_length=length, **options)
-    more = {
-        option: value for option, value in own.items() if option not in OF_CONFIG or option == "max_sequence_length"
-    }
-
-    class Small(PipelineCode):
-        @property
-        def call(self) -> dict[str, Any]:
-            return {**super().call, **more}
-
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False)
-    return Small(pipe, config)
 
 
 def random_vectors(family: PipelineCode) -> dict[str, Tensor]:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from names_and_prompts import GENERIC, NAMES
+from small_pipelines import OTHERS, small_class, small_config
 from typer.testing import CliRunner
 
 from apl_guard import Guard
+from apl_guard.adapters.diffusers.adapter import DiffusersAdapter
 from apl_guard.cli import app
 from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.errors import ConfigInvalid
@@ -19,6 +21,7 @@ from apl_guard.prefix import Prefix
 from apl_guard.testing import tiny_pipe
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.identities import Identities
+from apl_guard.trainer.model import families
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline_code import PipelineCode
 from apl_guard.trainer.train import train
@@ -64,6 +67,26 @@ def test_a_prefix_is_learned_that_acts_in_the_guarded_pipeline(
     assert (tmp_path / "mine" / "before_and_after.png").stat().st_size > 1000
     call = {"prompt": f"a photo of {NAMES[0]}", "num_inference_steps": 1, "height": 32, "width": 32}
     assert Guard(pipe, prefix=prefix).generate(**call).outcome.prefix_rows == {"text_encoder": (3,)}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_pipeline_that_can_be_trained_on_gives_a_prefix_that_fits_it(
+    name: str, people: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It draws, learns, is evaluated, and draws what it has learned."""
+    monkeypatch.setattr(families, "PipelineCode", small_class(name))
+    pipe = tiny_pipe(family=name)
+    short = {"steps": 2, "warmup_steps": 0, "generic_count": 2, "images_per_identity": 1, "sampling_batch": 1}
+    short |= {"identity_batch": 1, "generic_batch": 1, "held_aside_identities": 0, "n_vectors": 2, "sampling_steps": 1}
+    short["keep"] = "last"
+    two = Identities.model_validate({"identities": people.model_dump()["identities"][:2]})
+
+    result = train(small_config(name, **short), pipe, two, GENERIC[:2], tmp_path / "mine", progress=False)
+
+    assert not torch.equal(result.vectors, start_vectors(pipe, small_config(name, **short)))
+    prefix = Prefix.load(tmp_path / "mine")
+    assert prefix.metadata.fingerprints.items() <= DiffusersAdapter(pipe).fingerprints().items()
+    assert {slot: part.shape[0] for slot, part in prefix.vectors.items()} == dict.fromkeys(prefix.vectors, 2)
 
 
 class StopError(Exception):

@@ -1,0 +1,49 @@
+"""Which pipelines training asks through their own code, and how each draws small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from apl_guard.testing import FAMILIES
+from apl_guard.trainer.config import TrainConfig
+from apl_guard.trainer.model.pipeline_code import PipelineCode
+
+WRITTEN_OUT = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux")
+NO_GRADIENT = ("longcat_image", "prx", "prx_pixel")
+NO_DENOISER = ("ernie_image", "kandinsky_2_1", "kandinsky_2_2", "stable_cascade_prior", "deepfloyd_if")
+NO_FLOW = ("cosmos_2",)
+OTHERS = tuple(name for name in FAMILIES if name not in (*WRITTEN_OUT, *NO_GRADIENT, *NO_DENOISER, *NO_FLOW))
+
+_OF_CONFIG = {"height", "width", "num_inference_steps"}
+
+
+def small_config(name: str, **options: Any) -> TrainConfig:
+    """The options of a run that draws as small as the guard's tests do."""
+    own = FAMILIES[name].options
+    length = own.get("max_sequence_length", 0)
+    length = length if 0 < length <= 512 else None
+    return TrainConfig(
+        **{"precision": "float32", "picture_size": own.get("height"), "max_sequence_length": length, **options}
+    )
+
+
+def small_class(name: str) -> type[PipelineCode]:
+    """The family, with those arguments of a small call that are no options of training."""
+    more = {option: value for option, value in FAMILIES[name].options.items() if option not in _OF_CONFIG}
+
+    class Small(PipelineCode):
+        @property
+        def call(self) -> dict[str, Any]:
+            return {**super().call, **more}
+
+    return Small
+
+
+def small(pipe: Any, name: str, **options: Any) -> PipelineCode:
+    """A pipe of the family, whose weights do not learn."""
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False)
+    return small_class(name)(pipe, small_config(name, **options))
