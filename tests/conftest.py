@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -106,7 +107,8 @@ def run(capsys, monkeypatch):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["apl-guard", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        # What the program sets for itself and for those whom it starts is of no other test.
+        with pytest.raises(SystemExit) as ended, patch.dict(os.environ):
             cli.main()
         captured = capsys.readouterr()
         return ended.value.code or 0, captured.out, captured.err
