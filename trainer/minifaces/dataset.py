@@ -64,14 +64,13 @@ def _drawing(jobs: Sequence[_Job], cores: int) -> Iterator[Iterator[Images]]:
         with _deaf_children():
             parts = pool.map(_draw_chunk, jobs)
         yield parts
-    except BaseException as error:
-        ours.close()  # nobody waits for what they draw now
-        if not isinstance(error, BrokenProcessPool):
-            raise
+    except BrokenProcessPool as error:
         raise TrainingFailed(
             "a process that draws images was ended, such as for lack of memory; give the command again"
         ) from error
     finally:
+        # What they have begun, less than a second, is waited for: one that ends while it hands over a part leaves who
+        # reads it waiting for the rest for ever.
         pool.shutdown(cancel_futures=True)
         ours.close()
 
