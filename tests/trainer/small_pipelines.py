@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import torch
 
 from apl_guard.testing import FAMILIES
@@ -14,7 +15,11 @@ WRITTEN_OUT = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", 
 NO_GRADIENT = ("longcat_image", "prx", "prx_pixel")
 NO_DENOISER = ("ernie_image", "kandinsky_2_1", "kandinsky_2_2", "stable_cascade_prior", "deepfloyd_if")
 NO_FLOW = ("cosmos_2",)
-OTHERS = tuple(name for name in FAMILIES if name not in (*WRITTEN_OUT, *NO_GRADIENT, *NO_DENOISER, *NO_FLOW))
+_NOT_ASKED = {*WRITTEN_OUT, *NO_GRADIENT, *NO_DENOISER, *NO_FLOW}
+# Older versions of diffusers have fewer of them.
+OTHERS = tuple(
+    name for name, family in FAMILIES.items() if name not in _NOT_ASKED and hasattr(diffusers, family.pipeline)
+)
 
 _OF_CONFIG = {"height", "width", "num_inference_steps"}
 

@@ -280,7 +280,7 @@ def test_every_peer_has_a_name_of_its_own(world: Any) -> None:
     assert len(set(keys)) == len(keys) == 12
 
 
-def test_the_command_says_what_it_takes_and_refuses_unknown_peers() -> None:
+def test_the_command_says_what_it_takes_and_refuses_unknown_peers(tmp_path: Path) -> None:
     """An unknown peer is an error that lists those that there are."""
     from apl_guard.cli import app
     from apl_guard.errors import InvalidInput
@@ -289,7 +289,7 @@ def test_the_command_says_what_it_takes_and_refuses_unknown_peers() -> None:
     answer = runner.invoke(app, ["bench", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert answer.exit_code == 0
     assert "--images-per-person" in answer.output
-    answer = runner.invoke(app, ["bench", "--peer", "nobody"])
+    answer = runner.invoke(app, ["bench", "--peer", "nobody", "--output", str(tmp_path)])
     assert isinstance(answer.exception, InvalidInput)
     assert "concept ablation" in str(answer.exception)
 
