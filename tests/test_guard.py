@@ -155,6 +155,8 @@ def test_a_guard_whose_records_are_dropped_says_so_once(shared_pipe, prefix, cap
     factory = structlog.stdlib.LoggerFactory()
     if how == "structlog":
         wrapper = structlog.make_filtering_bound_logger(getattr(logging, level))
+        if not hasattr(wrapper, "is_enabled_for"):
+            pytest.skip("loggers of this version of structlog cannot be asked")
         factory = structlog.ReturnLoggerFactory()
     if how != "standard":
         structlog.configure(wrapper_class=wrapper, logger_factory=factory)

@@ -70,7 +70,8 @@ def counted(registry):
 def said(log):
     """What statistics, index and table say of the released images of a log."""
     rows = list(csv.DictReader(io.StringIO(ask("export", log, "--csv"))))
-    grouped = ask("query", log, "--where", "result=passed", "--group-by", "protection", "--json").splitlines()
+    answer = ask("query", log, "--where", "result=passed", "--group-by", "protection", "--json").splitlines()
+    grouped = [line for line in answer if line.startswith("{")]  # older versions of click mix errors into it
     return (
         json.loads(ask("stats", log, "--json"))["protection"],
         {group["protection"]: group["count"] for group in map(json.loads, grouped)},
