@@ -251,7 +251,7 @@ def _named(name: str) -> Iterator[None]:
     """What a pipeline raises that is called for the first time, as an error that names it."""
     try:
         yield
-    except AplGuardError:
+    except (AplGuardError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
         what = f"its pipeline draws nothing from a prompt alone ({type(error).__name__}: {error})"

@@ -234,6 +234,18 @@ def test_a_cache_of_the_denoiser_is_empty_for_each_answer() -> None:
     torch.testing.assert_close(family.predict(z, t, prompts), expected)
 
 
+def test_a_model_that_does_not_fit_into_memory_is_no_model_of_another_kind() -> None:
+    """What the GPU says arrives, and nothing about prompts."""
+    pipe = tiny_pipe(family="qwen_image")
+
+    def grow(*_: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    pipe.transformer.register_forward_pre_hook(grow, prepend=True)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"^CUDA out of memory$"):
+        assert small(pipe, "qwen_image").slots
+
+
 def test_a_scheduler_that_counts_otherwise_is_refused() -> None:
     """Its name, and what is expected."""
     pipe = tiny_pipe(family="kolors")

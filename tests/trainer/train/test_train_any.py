@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from names_and_prompts import GENERIC, NAMES
+from short_runs import StopError, stopping_at, train_folder
 from small_pipelines import OTHERS, small_class, small_config
-from typer.testing import CliRunner
 
 from apl_guard import Guard
 from apl_guard.adapters.diffusers.adapter import DiffusersAdapter
-from apl_guard.cli import app
 from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.errors import ConfigInvalid
 from apl_guard.prefix import Prefix
@@ -89,10 +88,6 @@ def test_every_pipeline_that_can_be_trained_on_gives_a_prefix_that_fits_it(
     assert {slot: part.shape[0] for slot, part in prefix.vectors.items()} == dict.fromkeys(prefix.vectors, 2)
 
 
-class StopError(Exception):
-    """Ends a run in the middle."""
-
-
 def test_a_stopped_run_goes_on_to_the_same_bits(
     pipe: Any, people: Identities, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,15 +96,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 
     short = config.model_copy(update={"steps": 4, "checkpoint_every": 1, "reuse_batches": 2})
     whole = train(short, pipe, people, GENERIC, tmp_path / "whole", progress=False).vectors
-    save = module.save_state
-
-    def stopping(folder: Path, state: Any, binding: Any) -> None:
-        save(folder, state, binding)
-        if state.step == 2:
-            raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_state", stopping)
+        patch.setattr(module, "save_state", stopping_at(2, module.save_state))
         with pytest.raises(StopError):
             train(short, pipe, people, GENERIC, tmp_path / "stopped", progress=False)
 
@@ -163,21 +152,10 @@ def test_a_plan_is_made_by_the_passes_of_the_pipeline(pipe: Any, people: Identit
 def test_the_command_trains_a_folder(pipe: Any, tmp_path: Path) -> None:
     """From a folder, as ML engineers do, and the guard takes the prefix for it."""
     pipe.save_pretrained(tmp_path / "model")
-    people = tmp_path / "people.yaml"
-    people.write_text(
-        "identities:\n" + "".join(f"  - {{name: {n}, neutral: {{coarse: a man}}}}\n" for n in ("Ada", "Bo"))
-    )
-    options = ("steps=1", "images_per_identity=1", "generic_count=2", "sampling_steps=1", "identity_batch=1")
-    options += ("generic_batch=1", "picture_size=32", "precision=float32")
-    command = ["train", "--model", str(tmp_path / "model"), "--identities", str(people), "--quiet"]
-    command += ["--output", str(tmp_path / "prefix"), *(part for o in options for part in ("--set", o))]
 
-    result = CliRunner().invoke(app, command)
+    prefix = train_folder(tmp_path / "model", tmp_path, "generic_batch=1", "picture_size=32", "precision=float32")
 
-    assert result.exit_code == 0, result.output
     outcome = (
-        Guard(pipe, prefix=Prefix.load(tmp_path / "prefix"))
-        .generate(prompt="a photo of Ada", num_inference_steps=1, height=32, width=32)
-        .outcome
+        Guard(pipe, prefix=prefix).generate(prompt="a photo of Ada", num_inference_steps=1, height=32, width=32).outcome
     )
     assert (outcome.protection, outcome.prefix_rows) == ("applied", {"text_encoder": (10,)})

@@ -11,10 +11,9 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from names_and_prompts import GENERIC, NAMES
 from PIL import Image
-from typer.testing import CliRunner
+from short_runs import StopError, stopping_at, train_folder
 
 from apl_guard import Guard
-from apl_guard.cli import app
 from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.errors import ModelInvalid, PrefixNotFound
@@ -159,10 +158,6 @@ def test_the_guarded_pipeline_answers_as_the_neutral_prompt_does(pipe: Any, lear
     assert (guarded - neutral).pow(2).mean() < 0.5 * (named - neutral).pow(2).mean()
 
 
-class StopError(Exception):
-    """Ends a run in the middle."""
-
-
 def test_a_stopped_run_goes_on_to_the_same_bits(
     family: str, people: Identities, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,15 +177,6 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     stopped = run(pipe, people, config, tmp_path / "stopped").vectors
 
     assert torch.equal(whole, stopped)
-
-
-def stopping_at(step: int, save: Any) -> Any:
-    def saves(folder: Path, state: Any, binding: Any) -> None:
-        save(folder, state, binding)
-        if state.step == step:
-            raise StopError
-
-    return saves
 
 
 def enlarge_t5(pipe: Any, factor: float) -> None:
@@ -303,20 +289,11 @@ def test_a_pass_in_bfloat16_learns_too(family: str, people: Identities, config: 
 def test_the_command_trains_a_folder_of_half_precision(family: str, tmp_path: Path) -> None:
     """`apl-guard train` takes a folder that holds its weights as fp16 alone; the guard takes the prefix for it."""
     make(family).to(torch.float16).save_pretrained(tmp_path / "model", variant="fp16")
-    people = tmp_path / "people.yaml"
-    people.write_text(
-        "identities:\n" + "".join(f"  - {{name: {n}, neutral: {{coarse: a man}}}}\n" for n in ("Ada", "Bo"))
-    )
-    options = ("steps=1", "images_per_identity=1", "generic_count=2", "sampling_steps=1", "identity_batch=1")
-    options += ("generic_batch=1", "picture_size=32", "max_sequence_length=24", "precision=float32")
-    command = ["train", "--model", str(tmp_path / "model"), "--identities", str(people), "--quiet"]
-    command += ["--output", str(tmp_path / "prefix"), *(part for o in options for part in ("--set", o))]
+    options = ("generic_batch=1", "picture_size=32", "max_sequence_length=24", "precision=float32")
 
-    result = CliRunner().invoke(app, command)
+    prefix = train_folder(tmp_path / "model", tmp_path, *options)
 
-    assert result.exit_code == 0, result.output
     opened = DiffusionPipeline.from_pretrained(tmp_path / "model", variant="fp16", torch_dtype=torch.float16)
-    prefix = Prefix.load(tmp_path / "prefix")
     assert prefix.metadata.widths == WIDTHS[family]
     assert prefix.metadata.fingerprints == {s: fingerprint(*part) for s, part in Encoders(opened).parts.items()}
 

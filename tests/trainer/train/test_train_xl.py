@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from names_and_prompts import GENERIC
-from typer.testing import CliRunner
+from short_runs import train_folder
 
 from apl_guard import Guard
-from apl_guard.cli import app
 from apl_guard.prefix import Prefix
 from apl_guard.testing import tiny_pipe
 from apl_guard.trainer.config import TrainConfig
@@ -90,15 +89,7 @@ def test_the_plan_of_a_run_is_made_for_it_too(xl: Any, people: Identities, confi
 def test_the_command_trains_it(xl: Any, tmp_path: Path) -> None:
     """`apl-guard train` takes the folder of such a model."""
     xl.save_pretrained(tmp_path / "model")
-    people = tmp_path / "people.yaml"
-    people.write_text(
-        "identities:\n" + "".join(f"  - {{name: {n}, neutral: {{coarse: a man}}}}\n" for n in ("Ada", "Bo"))
-    )
-    options = ("steps=1", "images_per_identity=1", "generic_count=2", "sampling_steps=1", "identity_batch=1")
-    command = ["train", "--model", str(tmp_path / "model"), "--identities", str(people), "--quiet"]
-    command += ["--output", str(tmp_path / "prefix"), *(part for o in options for part in ("--set", o))]
 
-    result = CliRunner().invoke(app, command)
+    prefix = train_folder(tmp_path / "model", tmp_path)
 
-    assert result.exit_code == 0, result.output
-    assert set(Prefix.load(tmp_path / "prefix").vectors) == {"text_encoder", "text_encoder_2"}
+    assert set(prefix.vectors) == {"text_encoder", "text_encoder_2"}
