@@ -16,7 +16,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from apl_guard.encoder.fingerprint import Fingerprint
-from apl_guard.errors import InvalidInput
+from apl_guard.errors import InvalidInput, Portable
 from apl_guard.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _BUILT_IN = {
 _FUNCTION = "apl_guard.adapters.function:FunctionAdapter"
 
 
-class BackendFailed(Exception):  # noqa: N818 - the name says what happened
+class BackendFailed(Portable):
     """The foreign system failed, also where an adapter has to ask it something to read a request."""
 
 

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apl_guard.decision import Decision
@@ -78,7 +78,26 @@ __all__ = [
 ]
 
 
-class AplGuardError(Exception):
+class Portable(Exception):
+    """An error that a process can hand to another, whatever it is made of.
+
+    Python makes a pickled error again from its message alone. One that needs more cannot be made, and a pool of
+    processes breaks at the first that a call in it raises.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[Portable], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> Portable:
+    """Past the `__init__` of its own class, which has done its work."""
+    error = kind.__new__(kind, *arguments)
+    super(Portable, error).__init__(*arguments)
+    error.__dict__.update(attributes)
+    return error
+
+
+class AplGuardError(Portable):
     """The root of every error of apl-guard."""
 
 

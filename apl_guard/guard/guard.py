@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from prometheus_client import CollectorRegistry
 
@@ -341,6 +341,15 @@ class Guard:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def __copy__(self) -> Guard:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a guard cannot be pickled or copied deeply: its log, locks and pipe belong to this process; make one in "
+            "each process that draws"
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
