@@ -47,6 +47,7 @@ def name_at(text: str, spelt: Spelling, start: int, end: int, words: int, *, loo
         spelt.starts_word(start)
         or (may_hump and _is_hump(text, spelt, start))
         or (loosely and _is_apart(text, spelt, start))
+        or (loosely and _is_behind_contraction(text, spelt, start))
         or (loosely and _is_behind_small_word(spelt, start, end, words))
     ):
         return None
@@ -85,13 +86,30 @@ def _is_hump(text: str, spelt: Spelling, position: int) -> bool:
 def _is_apart(text: str, spelt: Spelling, position: int) -> bool:
     """Whether a text encoder reads another word from a letter on, in Latin letters that stand in one.
 
-    It does behind an accent that Unicode has no letter with, such as a stroke through an x, and where another script
-    begins or ends.
+    It does behind an accent that Unicode has no small letter with, such as a stroke through an x or the dot of a
+    Turkish capital i, and where another script begins or ends.
     """
     before, here = spelt.places[position - 1], spelt.places[position]
-    between = text[before + 1 : here]
+    if before == here:
+        return False
+    has_mark = here > before + 1 or len(text[before].lower()) > 1
     is_latin = _is_latin(text[before]), _is_latin(text[here])
-    return all(is_latin) if between else before != here and is_latin[0] != is_latin[1]
+    return is_latin[0] != is_latin[1] or (has_mark and all(is_latin))
+
+
+_APOSTROPHES = "'\u2018\u2019\u201b\u02bc"
+_CONTRACTED = ("s", "t", "d", "m", "ll", "re", "ve")
+
+
+def _is_behind_contraction(text: str, spelt: Spelling, start: int) -> bool:
+    """Whether the 's of a word stands before a name, or one of its like: text encoders begin a word behind it, whatever
+    letter follows."""
+    return any(
+        spelt.letters.endswith(ending, 0, start)
+        and not any(spelt.breaks[start - len(ending) + 1 : start + 1])
+        and text[max(spelt.places[start - len(ending)] - 1, 0)] in _APOSTROPHES
+        for ending in _CONTRACTED
+    )
 
 
 def _letters_of_plural(spelt: Spelling, end: int) -> int:
