@@ -18,7 +18,9 @@ __all__ = [
     "check_owner",
     "check_system",
     "create_private",
+    "cut_off",
     "destroy",
+    "make_folder",
     "network_file_system",
     "read_private",
     "sync",
@@ -29,6 +31,21 @@ __all__ = [
 # macOS has no fdatasync; where there is one it spares the writing of times.
 sync = getattr(os, "fdatasync", _sync_all)
 _AS_IT_IS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder and its parents, where they are not there yet, and return when their names are on disk.
+
+    What is synced in a folder whose own name a power cut takes is lost with it.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(mode, exist_ok=True)
+    sync_folder(path.parent)
 
 
 def write_all(handle: int, content: bytes) -> None:
@@ -62,6 +79,19 @@ def append_through(path: Path, content: bytes) -> None:
         os.close(handle)
     if is_new:
         sync_folder(path.parent)
+
+
+def cut_off(path: Path, length: int) -> None:
+    """Leave only the first bytes of a file. No link is followed, as in `append_through`.
+
+    Raises:
+        OSError: It cannot be done.
+    """
+    handle = os.open(path, os.O_WRONLY | _AS_IT_IS)
+    try:
+        os.ftruncate(handle, length)
+    finally:
+        os.close(handle)
 
 
 def create_private(path: Path, content: bytes) -> None:

@@ -135,7 +135,7 @@ class DurableLog:
 
     def _open(self) -> None:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            disk.make_folder(self._folder)
             if (self._folder / LOG_FILE).exists():
                 disk.check_owner(self._folder / LOG_FILE)
             disk.check_disk(self._folder)

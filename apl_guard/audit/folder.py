@@ -53,8 +53,8 @@ def open_or_create(folder: Path, keys: Path, epochs: int) -> Identity:
     segments = folder / SEGMENTS
     if (folder / CHECKPOINTS).exists() or (segments.is_dir() and os.listdir(segments)):
         raise AuditUnavailable(f"{path} is missing, but there are records; put it back from a witness")
-    segments.mkdir(exist_ok=True)
-    keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+    disk.make_folder(segments)
+    disk.make_folder(keys, 0o700)
     public = _make_seal_key(folder, keys / seal_key.FILE_NAME, epochs)
     disk.create_private(keys / DIGEST_KEY, secrets.token_bytes(seal_key.KEY_BYTES))
     identity = Identity(secrets.token_hex(16), seal_key.key_root(public).hex(), epochs)

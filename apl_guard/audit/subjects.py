@@ -125,7 +125,7 @@ class SubjectKeys:
         # Read each time: another process may have destroyed it.
         path = self._path(name)
         if not path.exists():
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            disk.make_folder(self._folder, 0o700)
             made = {"id": secrets.token_hex(8), "key": secrets.token_hex(32)}
             disk.create_private(path, json.dumps(made).encode())
         return self._read(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import LOG_FILE, Identity, key_file
@@ -33,6 +34,7 @@ class Witness:
         self._log = log
         self._identity = identity
         self._matched = 0  # the first bytes, of which it is known that they are the same on both sides
+        self._has_zeros = False  # behind them, as a power cut leaves them where the disk had room and no content yet
         self._generations = 0
 
     @property
@@ -49,6 +51,7 @@ class Witness:
         """
         source, target = self._log / CHECKPOINTS, self.folder / CHECKPOINTS
         there = target.stat().st_size if target.exists() else 0
+        self._has_zeros = False
         if there < self._matched:
             raise self._differs(f"has lost checkpoints: {there} bytes, there were {self._matched}")
         if there == self._matched:
@@ -62,11 +65,17 @@ class Witness:
             while at < there:
                 ours, theirs = original.read(min(_CHUNK, there - at)), copy.read(min(_CHUNK, there - at))
                 if ours != theirs or not ours:
-                    raise self._differs(
-                        "holds checkpoints that the log does not: it was cut off, or goes on from a copy"
-                    )
+                    written = theirs.rstrip(b"\0")
+                    at += len(written)
+                    copy.seek(at)
+                    self._has_zeros = ours.startswith(written) and _are_zeros(copy)
+                    if not self._has_zeros:
+                        raise self._differs(
+                            "holds checkpoints that the log does not: it was cut off, or goes on from a copy"
+                        )
+                    break
                 at += len(theirs)
-        self._matched = there
+        self._matched = at
 
     def update(self, generations: int) -> None:
         """Bring the copy up to date. Called with the log's lock held.
@@ -83,6 +92,8 @@ class Witness:
         source, target = self._log / CHECKPOINTS, self.folder / CHECKPOINTS
         if not source.exists():
             return
+        if self._has_zeros:
+            disk.cut_off(target, self._matched)
         with source.open("rb") as original:
             original.seek(self._matched)
             while chunk := original.read(_CHUNK):
@@ -91,8 +102,7 @@ class Witness:
 
     def _copy_public(self, generations: int) -> None:
         """The identity and the public keys, so that the copy can be checked on its own."""
-        if not self.folder.is_dir():
-            self.folder.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(self.folder)
         if not (self.folder / LOG_FILE).exists():
             _place(self.folder / LOG_FILE, self._identity.to_json())
         while self._generations < generations and (source := self._log / key_file(self._generations)).exists():
@@ -106,6 +116,11 @@ class Witness:
             f"{self.folder}: the witness {how}; nothing is written until somebody has looked: "
             f"apl-guard audit verify {self._log} --witness {self.folder.parent}"
         )
+
+
+def _are_zeros(stream: BinaryIO) -> bool:
+    """Whether nothing else follows in a file."""
+    return not any(chunk.strip(b"\0") for chunk in iter(lambda: stream.read(_CHUNK), b""))
 
 
 def _place(target: Path, content: bytes) -> None:
