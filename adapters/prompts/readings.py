@@ -24,6 +24,7 @@ _MOST_CHARACTERS = 20_000
 _MOST_PLACES = 200_000  # of all forms together: each letter of each is looked at several times in a call
 _Places = tuple[int, ...]
 
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _SYNTAX = re.compile(r"\\(?=[()\[\]\\])(.)|\\|[()\[\]]|:\s*[-+]?[\d.]+(?:e[-+]?\d+)?\s*(?=\))", re.I | re.S)
 _BRACKET = re.compile(r"\\.|[()\[\]]", re.S)
 _SEPARATOR = re.compile(r"\\.|[()\[\]|:]", re.S)
@@ -45,13 +46,16 @@ def weighted_readings(text: str) -> tuple[Reading, ...]:
 
 
 def edited_readings(text: str) -> tuple[Reading, ...]:
-    """What a prompt says to AUTOMATIC1111, which reads weights, and exchanges words while it draws.
+    """What a prompt says to AUTOMATIC1111, which reads weights, exchanges words while it draws, and shows the model all
+    chunks at once, so that a name may stand on both sides of `BREAK`.
 
     Example:
         >>> [reading.text for reading in edited_readings("a [(red:1.2):blue:0.5] c&#97;t")]
         ['a red:blue:0.5 c&#97;t', 'a red:blue:0.5 cat', 'a red c&#97;t', 'a red cat', 'a blue c&#97;t', 'a blue cat']
+        >>> [reading.text for reading in edited_readings("a red BREAK cat")]
+        ['a red cat']
     """
-    return _further(text, _forms_or_none(text))
+    return _further(text, _forms_or_none(text), reads_break=True)
 
 
 def tokenized_forms(text: str) -> set[str]:
@@ -86,31 +90,48 @@ def is_readable(text: str) -> bool:
     return True
 
 
-def _further(text: str, forms: Iterable[_Places]) -> tuple[Reading, ...]:
+def _further(text: str, forms: Iterable[_Places], *, reads_break: bool = False) -> tuple[Reading, ...]:
     """What is to be read besides the text. That a tokenizer makes a quote of another one is nothing to read."""
     found: dict[Reading, None] = {}
-    for plain in _without_syntax(text, forms):
+    for plain in _without_syntax(text, forms, reads_break=reads_break):
         letters = letters_of(plain.text)
         mended = [each for each in mended_readings(plain) if letters_of(each.text) != letters]
         found |= dict.fromkeys((plain, *mended, *without_unseen(plain)))
     return tuple(each for each in found if each.text != text)
 
 
-def _without_syntax(text: str, forms: Iterable[_Places]) -> Iterator[Reading]:
-    for places in dict.fromkeys(_plain(text, tuple(form)) for form in (range(len(text)), *forms)):
-        yield Reading("".join(text[place] for place in places), places)
+def _without_syntax(text: str, forms: Iterable[_Places], *, reads_break: bool = False) -> Iterator[Reading]:
+    whole = [Reading("".join(text[place] for place in form), form) for form in (range(len(text)), *forms)]
+    if reads_break and "BREAK" in text:
+        whole += [_without_break(form) for form in whole]
+    yield from dict.fromkeys(map(_plain, whole))
 
 
-def _plain(text: str, form: _Places) -> _Places:
-    """The places of a form that are left without brackets, weights, and backslashes in front of something."""
+def _without_break(form: Reading) -> Reading:
+    assert form.places is not None
+    parts: list[str] = []
     kept: list[int] = []
     done = 0
-    for syntax in _SYNTAX.finditer("".join(text[place] for place in form)):
-        kept += form[done : syntax.start()]
+    for found in _BREAK.finditer(form.text):
+        parts += (form.text[done : found.start()], " ")
+        kept += (*form.places[done : found.start()], form.places[found.start()])
+        done = found.end()
+    return Reading("".join([*parts, form.text[done:]]), (*kept, *form.places[done:]))
+
+
+def _plain(form: Reading) -> Reading:
+    """A form without brackets, weights, and backslashes in front of something."""
+    assert form.places is not None
+    parts: list[str] = []
+    kept: list[int] = []
+    done = 0
+    for syntax in _SYNTAX.finditer(form.text):
+        parts += (form.text[done : syntax.start()], syntax.group(1) or "")
+        kept += form.places[done : syntax.start()]
         if syntax.group(1):
-            kept.append(form[syntax.start(1)])
+            kept.append(form.places[syntax.start(1)])
         done = syntax.end()
-    return (*kept, *form[done:])
+    return Reading("".join([*parts, form.text[done:]]), (*kept, *form.places[done:]))
 
 
 class _Brackets(NamedTuple):

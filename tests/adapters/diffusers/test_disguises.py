@@ -223,13 +223,14 @@ EDITED = (
     "[Mara [Voss:x:0.9]::0.8]",
     "[Mara::0.99] Voss",
 )
+CHUNKED = ("a photo of Mara BREAK Voss", "Mara,BREAK\nBREAK (Voss:1.1)", "(Mara)BREAK(Voss)", "[a cat|Mara] BREAK Voss")
 
 
-@pytest.mark.parametrize("prompt", [*WEIGHTED, *EDITED, *ENTITIES])
+@pytest.mark.parametrize("prompt", [*WEIGHTED, *EDITED, *ENTITIES, *CHUNKED])
 @pytest.mark.parametrize("action", ["block", "rewrite"])
 def test_a_name_with_syntax_in_it_is_found_for_the_web_ui(prefix, prompt, action):
-    """Weights go before the text is encoded, the words of edits are drawn one after the other, and for SDXL the second
-    tokenizer resolves entities of HTML."""
+    """Weights go before the text is encoded, the words of edits are drawn one after the other, all chunks are drawn
+    together, and for SDXL the second tokenizer resolves entities of HTML."""
     server = A1111Server({prefix.embedding_name: (prefix.n, 32)})
     guard = Guard(A1111(server.url), naming("a woman", action), prefix=prefix)
 
@@ -289,7 +290,7 @@ def test_words_that_are_never_drawn_together_are_no_name(prefix):
     server = A1111Server({prefix.embedding_name: (prefix.n, 32)})
     guard = Guard(A1111(server.url), naming("a woman", "block"), prefix=prefix)
 
-    for prompt in ("[a Mara|x Voss]", "[Mara:x:0.5] (a cat:1.2)", "[x|a Mara] [y|b Voss]"):
+    for prompt in ("[a Mara|x Voss]", "[Mara:x:0.5] (a cat:1.2)", "[x|a Mara] [y|b Voss]", "Mara BREAKS Voss"):
         assert guard.check(prompt).action == "anonymize"
     server.close()
 
