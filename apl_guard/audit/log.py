@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
-
-import structlog
-from structlog.typing import Processor
 
 from apl_guard.audit.checkpoint import Identity
 from apl_guard.audit.disk import unavailable
 from apl_guard.audit.durable import DurableLog, LogOptions
+from apl_guard.audit.platform import platform_logger, warn_if_dropped
 from apl_guard.audit.record_fields import (
     Outcome,
     decision_record,
@@ -33,8 +29,6 @@ from apl_guard.request.context import current_context
 __all__ = ["AuditLog"]
 
 _KEY_BYTES = 32
-_STANDARD = logging.getLogger("apl_guard.audit")
-_log = logging.getLogger("apl_guard")
 
 
 class AuditLog:
@@ -88,7 +82,6 @@ class AuditLog:
         if folder is not None:
             self._durable = DurableLog(Path(folder), witnesses, Path(keys) if keys is not None else None, options)
         self._key = secrets.token_bytes(_KEY_BYTES)
-        self._standard = structlog.wrap_logger(_STANDARD, processors=_JSON_LINES, wrapper_class=structlog.BoundLogger)
         self._has_warned = False
 
     @property
@@ -242,38 +235,12 @@ class AuditLog:
         if self._durable is not None and self._logger is None:
             return
         try:
-            logger = self._platform_logger()
+            logger = platform_logger() if self._logger is None else self._logger
             logger.info(event, **fields)
-            if self._durable is None and not self._has_warned and self._is_dropped_by(logger):
-                self._has_warned = True
-                _log.warning(
-                    "records are dropped: they have no folder (audit=), and the platform's logging does not pass on "
-                    "what 'apl_guard.audit' says at level info"
-                )
+            if self._durable is None and not self._has_warned:
+                self._has_warned = warn_if_dropped(logger)
         except Exception as error:
             if self._durable is not None:
                 missing, decision, closes = unless
                 self._durable.refuse(missing, decision, closes=closes)
             raise unavailable(error, "audit") from error
-
-    def _platform_logger(self) -> Any:
-        if self._logger is not None:
-            return self._logger
-        # Asked for anew: one that structlog cached would go on with settings that the platform has replaced since.
-        return structlog.get_logger("apl_guard.audit") if structlog.is_configured() else self._standard
-
-    def _is_dropped_by(self, logger: Any) -> bool:
-        """Whether a logger is known to drop level info. One that cannot be asked is believed."""
-        bound: Any = _STANDARD if logger is self._standard else logger.bind() if hasattr(logger, "bind") else logger
-        for question in ("isEnabledFor", "is_enabled_for"):
-            if hasattr(type(bound), question):  # of the type: others take any name for a level to log at
-                with suppress(AttributeError):  # it asks a logger that does not know
-                    return not getattr(bound, question)(logging.INFO)
-        return False
-
-
-_JSON_LINES: list[Processor] = [
-    structlog.stdlib.add_log_level,
-    structlog.processors.TimeStamper(fmt="iso", utc=True),
-    structlog.processors.JSONRenderer(sort_keys=True),
-]
