@@ -4,6 +4,6 @@
 the way between the two, and `received` counts what arrived.
 """
 
-from .injection import embed, encode_prompts, injected, tokenize_with_prefix
+from .injection import embed, encode_prompts, injected, run_encoder, tokenize_with_prefix
 
-__all__ = ["embed", "encode_prompts", "injected", "tokenize_with_prefix"]
+__all__ = ["embed", "encode_prompts", "injected", "run_encoder", "tokenize_with_prefix"]

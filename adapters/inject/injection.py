@@ -21,7 +21,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -38,7 +38,7 @@ from .prefix_tokenizer import prefix_tokenizer
 from .received import Received
 from .without_prefix import without_prefix
 
-__all__ = ["embed", "encode_prompts", "injected", "tokenize_with_prefix"]
+__all__ = ["embed", "encode_prompts", "injected", "run_encoder", "tokenize_with_prefix"]
 
 
 def encode_prompts(
@@ -108,16 +108,25 @@ def embed(text_encoder: nn.Module, input_ids: Tensor, vectors: Tensor | None = N
     encoder: Any = text_encoder
     if getattr(encoder.config, "use_attention_mask", False):
         raise InvalidInput("expected one that reads all of its rows; this one wants a mask", where="text_encoder")
-    input_ids = input_ids.to(token_embedding(encoder).weight.device)
-    if vectors is None:
-        return _hidden(encoder(input_ids))
-    with injected(text_encoder, vectors):
-        return _hidden(encoder(input_ids))
-
-
-def _hidden(output: Any) -> Tensor:
-    hidden: Tensor = output[0]
+    hidden: Tensor = run_encoder(encoder, input_ids, vectors)[0]
     return hidden
+
+
+def run_encoder(text_encoder: Any, input_ids: Tensor, vectors: Tensor | None = None, **options: Any) -> Any:
+    """The whole answer of a text encoder of any family to ids from `tokenize_with_prefix`.
+
+    Args:
+        text_encoder: The text encoder.
+        input_ids: Shape (B, L); −k stands for row k of the prefix.
+        vectors: The prefix, shape (N, D); gradients flow to it. None where the ids hold no prefix.
+        options: Of its call, such as `output_hidden_states`.
+
+    Raises:
+        PrefixInvalid: The prefix has another width than the text encoder.
+    """
+    input_ids = input_ids.to(token_embedding(text_encoder).weight.device)
+    with nullcontext() if vectors is None else injected(text_encoder, vectors):
+        return text_encoder(input_ids, **options)
 
 
 @contextmanager

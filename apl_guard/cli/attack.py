@@ -68,7 +68,7 @@ def attack(
     from apl_guard.trainer.attacks.search import Kind
     from apl_guard.trainer.evaluate.reference_world import open_reference_world
     from apl_guard.trainer.evaluate.setting import Setting
-    from apl_guard.trainer.model.family import precision_of
+    from apl_guard.trainer.model.number_format import precision_of
     from apl_guard.trainer.one_run import only_run
 
     ExtraMissing.check("eval", "scipy", "matplotlib")

@@ -31,7 +31,7 @@ from apl_guard.trainer.data.identities import load_identities
 from apl_guard.trainer.evaluate.asking import ask_for_people, people_of
 from apl_guard.trainer.evaluate.scores import identity_figures
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.model.family import precision_of
+from apl_guard.trainer.model.number_format import precision_of
 from apl_guard.trainer.model.pipeline import frozen, open_pipe
 from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.train.loss import apl_loss

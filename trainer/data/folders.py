@@ -142,18 +142,15 @@ def _as_bytes(image: Image) -> Image:
 @torch.no_grad()
 def encode_images(pipe: Any, paths: Sequence[Path], config: TrainConfig) -> Tensor:
     """Latents of pictures, cut square from the middle and scaled to the size of a run: (M, C, H, W)."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     family = family_of(pipe, config)
-    size, batch = family.side, config.sampling_batch
+    size, batch = (family.side, family.side), config.sampling_batch
     latents: list[Tensor] = []
     for start in range(0, len(paths), batch):
         pixels: list[Tensor] = []
         for path in paths[start : start + batch]:
-            image = read_image(path)
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+            image = ImageOps.fit(read_image(path), size, Image.Resampling.LANCZOS)
             pixels.append(torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 127.5 - 1)
         latents.append(family.latents_of(torch.stack(pixels)))
     return torch.cat(latents)

@@ -10,7 +10,6 @@ from typing import Any
 
 from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import model_digest
 
@@ -35,14 +34,15 @@ def versions() -> dict[str, str]:
 
 def provenance(setting: Setting) -> dict[str, Any]:
     """Digests of the model, of the prefix, of the policy and of who judges, and on what it was done."""
+    family = family_of(setting.pipe)
     return {
         "model": model_digest(setting.pipe),
-        **{slot: str(fingerprint(*part)) for slot, part in Encoders(setting.pipe).parts.items()},
+        **{slot: str(fingerprint(*part)) for slot, part in family.parts.items()},
         "prefix": setting.prefix.digest,
         "policy": f"{setting.guard.policy.name} {setting.guard.policy.digest}",
         "judges": setting.judges.digest,
         "versions": versions(),
-        "machine": f"{platform.system()} {platform.machine()}, {family_of(setting.pipe).device.type}",
+        "machine": f"{platform.system()} {platform.machine()}, {family.device.type}",
     }
 
 

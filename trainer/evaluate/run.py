@@ -19,7 +19,7 @@ from apl_guard.trainer.evaluate.result import Album, EvalResult, Figures
 from apl_guard.trainer.evaluate.setting import Setting, pictures_folder
 from apl_guard.trainer.evaluate.suites import DEFAULT_SUITES, Suite
 from apl_guard.trainer.minifaces.judge import Judges
-from apl_guard.trainer.model.family import precision_of
+from apl_guard.trainer.model.number_format import precision_of
 
 
 def evaluate(

@@ -23,7 +23,7 @@ from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.config import NeutralKind
 from apl_guard.trainer.evaluate.result import Album, Asked, Pictures
 from apl_guard.trainer.model.families import family_of
-from apl_guard.trainer.model.family import computing_in
+from apl_guard.trainer.model.number_format import computing_in
 from apl_guard.trainer.model.pipeline import check_steps, model_digest
 from apl_guard.trainer.report.pictures import png
 

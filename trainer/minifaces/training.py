@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.storage import write_file
-from apl_guard.trainer.model.family import computing_in, precision_of
+from apl_guard.trainer.model.number_format import computing_in, precision_of
 from apl_guard.trainer.model.pipeline import find_device
 
 SAVE_EVERY_SECONDS = 60.0

@@ -1,26 +1,30 @@
 """What training and evaluation have to know of a family of models. `families` says which there are.
 
-Letters: B prompts or pictures; latents (C, H, W).
+Letters: B prompts or pictures, S text encoders, L places in the longest row, N prefix vectors; latents (C, H, W). P is
+the prefix, (N, D): a row holds the vector of each text encoder, one beside the other, so D is the sum of their widths.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from apl_guard.adapters.diffusers.view import encoders_of
+from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.errors import ConfigInvalid, ModelInvalid
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.condition import Condition, Prompts
 from apl_guard.trainer.model.diffusion import Process
+from apl_guard.trainer.model.number_format import computing_in, precision_of
 
-__all__ = ["Family", "computing_in", "precision_of", "require"]
+__all__ = ["Family", "require"]
 
 
 class Family(ABC):
@@ -76,6 +80,35 @@ class Family(ABC):
         return {slot: found[slot] for slot in self.slots}
 
     @property
+    def tokenizers(self) -> list[Any]:
+        """The tokenizers, in the order of the slots."""
+        return [tokenizer for _, tokenizer in self.parts.values()]
+
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """Slot → the width of its token embeddings."""
+        return {slot: token_embedding(encoder).embedding_dim for slot, (encoder, _) in self.parts.items()}
+
+    @property
+    def tables(self) -> list[Tensor]:
+        """The token embeddings of each text encoder, shape (V, its width), float32."""
+        return [token_embedding(text_encoder).weight.detach().float() for text_encoder, _ in self.parts.values()]
+
+    def split(self, P: Tensor) -> Mapping[str, Tensor]:
+        """Slot → the vectors of that text encoder, shape (N, its width)."""
+        return dict(zip(self.slots, torch.split(P, list(self.widths.values()), dim=1), strict=True))
+
+    def scales(self) -> Tensor:
+        """How large a step is in each column of P, shape (D,): 1 for the first text encoder, and for the others as
+        their token embeddings are larger or smaller. Vectors that move too little learn nothing, others break.
+
+        Powers of two, so that dividing by them and multiplying again gives the same bits.
+        """
+        spreads = [float(table.std()) for table in self.tables]
+        factors = [2.0 ** round(math.log2(spread / spreads[0])) for spread in spreads]
+        return torch.cat([torch.full((width,), f) for width, f in zip(self.widths.values(), factors, strict=True)])
+
+    @property
     @abstractmethod
     def unit(self) -> int:
         """The side of a picture is a multiple of so many pixels."""
@@ -116,7 +149,7 @@ class Family(ABC):
 
     @abstractmethod
     def tokenize(self, prompts: Sequence[str], n: int) -> Tensor:
-        """Turn prompts into numbers that `told` understands, with room for n prefix vectors, shape (B, S, L).
+        """Turn prompts into numbers that `embed` understands, with room for n prefix vectors, shape (B, S, L).
 
         Raises:
             PrefixInvalid: The prefix leaves no room for a prompt.
@@ -125,12 +158,7 @@ class Family(ABC):
 
     @abstractmethod
     def told(self, ids: Tensor, vectors: Mapping[str, Tensor]) -> Condition | Prompts:
-        """What the denoiser is told.
-
-        Args:
-            ids: From `tokenize`, shape (B, S, L).
-            vectors: Slot → the prefix, shape (N, D of this slot); empty where the ids hold none.
-        """
+        """The same as `embed`, where the prefix is slot → shape (N, width of this slot); empty for none."""
 
     @abstractmethod
     def draw_latents(self, texts: Sequence[str], steps: int, generators: Sequence[torch.Generator]) -> Tensor:
@@ -166,6 +194,15 @@ class Family(ABC):
     @abstractmethod
     def ask(self, z_t: Tensor, t: Tensor, c: Any) -> Tensor:
         """One pass of the denoiser, called as the pipeline calls it; arguments as for `predict`."""
+
+    def embed(self, ids: Tensor, P: Tensor | None = None) -> Any:
+        """c: what the denoiser is told of prompts.
+
+        Args:
+            ids: From `tokenize`, shape (B, S, L); −k stands for row k of the prefix.
+            P: Shape (N, D); gradients flow to it. None where the ids hold no prefix.
+        """
+        return self.told(ids, {} if P is None else self.split(P))
 
     def predict(self, z_t: Tensor, t: Tensor, c: Condition | Prompts) -> Tensor:
         """ε(z_t, t, c): what the model says.
@@ -249,25 +286,6 @@ class Family(ABC):
             yield
         finally:
             network.disable_gradient_checkpointing()
-
-
-def computing_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[Any]:
-    """While this is in force, networks on a device compute in a number format; in their own, if it is float32."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
-
-
-def precision_of(device: torch.device, wish: Literal["auto", "float32", "bfloat16"]) -> torch.dtype:
-    """The number format of the denoiser's passes: the wish, or bfloat16 where the processor computes in it.
-
-    A step then takes two thirds of the time, and the gradient keeps its direction (cosine 0.9998, measured).
-    """
-    if wish != "auto":
-        return torch.float32 if wish == "float32" else torch.bfloat16
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
-    else:
-        fast = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return torch.bfloat16 if fast else torch.float32
 
 
 def require(pipe: Any, parts: tuple[str, ...], where: str, expected: str) -> None:

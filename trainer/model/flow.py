@@ -14,9 +14,10 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from apl_guard.adapters.inject import run_encoder
 from apl_guard.errors import ModelInvalid
 from apl_guard.trainer.model.diffusion import FlowMatching
-from apl_guard.trainer.model.written_out import WrittenOut, run_encoder
+from apl_guard.trainer.model.written_out import WrittenOut
 
 __all__ = ["Flow"]
 

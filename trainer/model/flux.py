@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apl_guard.adapters.inject import run_encoder
 from apl_guard.errors import ConfigInvalid, ModelInvalid
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.condition import Condition
 from apl_guard.trainer.model.family import require
 from apl_guard.trainer.model.flow import Flow
-from apl_guard.trainer.model.written_out import run_encoder
 
 __all__ = ["Flux", "pack", "places", "unpack"]
 

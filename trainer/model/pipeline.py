@@ -16,7 +16,7 @@ from apl_guard.adapters.diffusers.view import encoders_of
 from apl_guard.errors import ConfigInvalid, InvalidInput
 from apl_guard.prefix.places import SHIPPED_NAME, shipped_world
 from apl_guard.trainer.model.families import check_family, family_of
-from apl_guard.trainer.model.family import precision_of
+from apl_guard.trainer.model.number_format import precision_of
 
 
 def find_device(wish: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:

@@ -9,7 +9,6 @@ import torch
 
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.condition import joined
-from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 
 __all__ = ["PromptEmbeds"]
@@ -28,11 +27,11 @@ class PromptEmbeds:
     def __init__(self, pipe: Any, texts: Sequence[str], config: TrainConfig | None = None) -> None:
         unique = list(dict.fromkeys(texts))
         self._row = {text: k for k, text in enumerate(unique)}
-        family, encoders = family_of(pipe, config), Encoders(pipe, config)
+        family = family_of(pipe, config)
         batch = 64 if family.t5_length is None else family.config.sampling_batch  # T5 is large
-        parts = [encoders.tokenize(unique[k : k + batch], 0) for k in range(0, len(unique), batch)]
+        parts = [family.tokenize(unique[k : k + batch], 0) for k in range(0, len(unique), batch)]
         self._device = family.device
-        self._table = joined([encoders.embed(part).to(torch.device("cpu")) for part in parts])
+        self._table = joined([family.embed(part).to(torch.device("cpu")) for part in parts])
 
     def __call__(self, texts: Sequence[str]) -> Any:
         """Of B texts, on the model's device."""

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from apl_guard.adapters.inject import run_encoder
 from apl_guard.errors import ConfigInvalid, ModelInvalid
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.condition import Condition
 from apl_guard.trainer.model.family import require
 from apl_guard.trainer.model.flow import Flow
-from apl_guard.trainer.model.written_out import run_encoder
 
 __all__ = ["StableDiffusion3"]
 

@@ -12,13 +12,14 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from apl_guard.adapters.inject import embed
+from apl_guard.adapters.inject import embed, run_encoder
 from apl_guard.errors import ConfigInvalid, ModelInvalid
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.condition import Condition
 from apl_guard.trainer.model.diffusion import Process, process_of
-from apl_guard.trainer.model.family import computing_in, require
-from apl_guard.trainer.model.written_out import WrittenOut, run_encoder
+from apl_guard.trainer.model.family import require
+from apl_guard.trainer.model.number_format import computing_in
+from apl_guard.trainer.model.written_out import WrittenOut
 
 __all__ = ["StableDiffusion", "StableDiffusionXL", "predict", "quick_attention"]
 

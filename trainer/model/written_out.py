@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from apl_guard.adapters.inject import injected, tokenize_with_prefix
-from apl_guard.encoder.token_embedding import token_embedding
+from apl_guard.adapters.inject import tokenize_with_prefix
 from apl_guard.trainer.model.condition import Condition
 from apl_guard.trainer.model.family import Family
 
-__all__ = ["WrittenOut", "run_encoder"]
+__all__ = ["WrittenOut"]
 
 _GUIDANCE = 5.0
 
@@ -105,19 +104,3 @@ class WrittenOut(Family):
         shift = getattr(vae.config, "shift_factor", None)
         z: Tensor = (mean if shift is None else mean - shift) * vae.config.scaling_factor
         return z.float().cpu()
-
-
-def run_encoder(text_encoder: Any, row: Tensor, vectors: Tensor | None, **options: Any) -> Any:
-    """What a text encoder gives for token ids, with a prefix or without.
-
-    Args:
-        text_encoder: The text encoder.
-        row: Token ids, shape (B, L).
-        vectors: The prefix, shape (N, D); None where the ids hold none.
-        options: Of its call.
-    """
-    row = row.to(token_embedding(text_encoder).weight.device)
-    if vectors is None:
-        return text_encoder(row, **options)
-    with injected(text_encoder, vectors):
-        return text_encoder(row, **options)

@@ -20,7 +20,6 @@ from torch import Tensor
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Batch, Data
 from apl_guard.trainer.data.seeds import ATTACKS, seed_of
-from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.prompt_embeds import PromptEmbeds
 from apl_guard.trainer.train.loss import distance
@@ -51,8 +50,7 @@ class Adversary:
     def __init__(self, pipe: Any, data: Data, config: TrainConfig) -> None:
         self._family, self._data, self._config = family_of(pipe, config), data, config
         self._embeds = PromptEmbeds(pipe, data.identity.prompts, config)
-        self._encoders = Encoders(pipe, config)
-        tables = self._encoders.tables()
+        tables = self._family.tables
         V = min(len(table) for table in tables)  # the same, where the tokenizers are
         self._table = torch.cat([table[:V] for table in tables], dim=1)  # (V, D)
         self._rate = torch.cat([_STEP * table.std().expand(table.shape[1]) for table in tables])  # (D,)
@@ -77,9 +75,8 @@ class Adversary:
         B = attacked(self._config)
         inserted = sentinels(B, len(P), VECTORS)
         rows = ids[:B].clone()
-        for s, (tokenizer, length) in enumerate(
-            zip(self._encoders.tokenizers, self._encoders.lengths.values(), strict=True)
-        ):
+        tokenizers, lengths = self._family.tokenizers, self._family.lengths().values()
+        for s, (tokenizer, length) in enumerate(zip(tokenizers, lengths, strict=True)):
             row = rows[:, s, :length]
             place = int((row[0] == -len(P)).nonzero()) + 1  # behind the prefix; T5 has no start token before it
             rows[:, s, :length] = insert_vectors(row, place, inserted, tokenizer.eos_token_id)
@@ -92,7 +89,7 @@ class Adversary:
         A = self._table[start.to(self._table.device)].clone()
         for _ in range(self._config.adversarial):
             A.requires_grad_(True)
-            c = self._encoders.embed(rows, torch.cat([P.detach(), A]))
+            c = self._family.embed(rows, torch.cat([P.detach(), A]))
             loss = distance(self._family.predict(z_t, t, c), eps_named).sum()
             (gradient,) = torch.autograd.grad(loss, A)
             A = (A - self._rate * gradient.sign()).detach()

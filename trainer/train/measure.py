@@ -18,7 +18,6 @@ from torch import Tensor
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Data, Examples
 from apl_guard.trainer.model.condition import Condition, Prompts, joined
-from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.prompt_embeds import PromptEmbeds
 from apl_guard.trainer.train.loss import distance
@@ -64,7 +63,7 @@ class Gauge:
     """
 
     def __init__(self, pipe: Any, data: Data, config: TrainConfig) -> None:
-        self._family, self._encoders = family_of(pipe, config), Encoders(pipe, config)
+        self._family = family_of(pipe, config)
         self._batch = config.identity_batch + config.generic_batch
         self._identity = self._prepare(data.held_identity, None, config, seed=config.seed * 2)
         self._generic = self._prepare(data.held_generic, "", config, seed=config.seed * 2 + 1)
@@ -84,7 +83,7 @@ class Gauge:
         embeds = PromptEmbeds(self._family.pipe, [*half.neutrals, *others], config)
         eps_neutral = self._predict(z_t, t, embeds(half.neutrals))
         whole = distance(self._predict(z_t, t, embeds(others)), eps_neutral).mean().item()
-        ids = self._encoders.tokenize(half.prompts, config.n_vectors)
+        ids = self._family.tokenize(half.prompts, config.n_vectors)
         return _Half(ids, z_t, t, eps_neutral, whole)
 
     def _predict(self, z_t: Tensor, t: Tensor, c: Condition | Prompts) -> Tensor:
@@ -99,7 +98,7 @@ class Gauge:
 
     def _share(self, half: _Half, prefix: Tensor) -> float:
         """d(prompt with prefix, neutral) as a share of the whole."""
-        c = joined([self._encoders.embed(part, prefix) for part in torch.split(half.ids, self._batch)])
+        c = joined([self._family.embed(part, prefix) for part in torch.split(half.ids, self._batch)])
         left = distance(self._predict(half.z_t, half.t, c), half.eps_neutral).mean().item()
         # A model that answers every prompt alike has no gap to close and nothing to drift by.
         return left / half.whole if half.whole > 0 else float(left > 0)

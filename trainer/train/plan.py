@@ -16,7 +16,6 @@ from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import stand_in_for
 from apl_guard.trainer.data.folders import captioned_images, captions_in, read_prompts
 from apl_guard.trainer.data.identities import Identities, load_identities
-from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import frozen
 from apl_guard.trainer.train.adversary import attacked
@@ -120,18 +119,17 @@ def _time_passes(pipe: Any, config: TrainConfig, people: Identities) -> tuple[fl
         P = start_vectors(pipe, config).to(family.device).requires_grad_(True)
         size = config.identity_batch + config.generic_batch
         names = [people.identities[k % len(people.identities)].name for k in range(size)]
-        encoders = Encoders(pipe, config)
-        ids = encoders.tokenize(names, config.n_vectors)
+        ids = family.tokenize(names, config.n_vectors)
         z_t = torch.randn(size, *family.shape, device=family.device)
         t = torch.full((size,), family.process.levels // 2, device=family.device)
         weight = torch.full((size,), 1 / size, device=family.device)
 
         def target_pass() -> torch.Tensor:
             with torch.no_grad():
-                return family.predict(z_t, t, encoders.embed(ids, P))
+                return family.predict(z_t, t, family.embed(ids, P))
 
         def step() -> None:
-            eps = family.predict(z_t, t, encoders.embed(ids, P))
+            eps = family.predict(z_t, t, family.embed(ids, P))
             torch.autograd.backward(apl_loss(eps, target_pass(), config.eta, weight))
 
         return _time(target_pass), _time(step)

@@ -25,7 +25,6 @@ from apl_guard.storage import make_folder
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import draw_batch, prepare
 from apl_guard.trainer.data.identities import Identities, load_identities
-from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import frozen, model_digest
 from apl_guard.trainer.one_run import only_run
@@ -90,8 +89,7 @@ def train(
         if state is None:
             state = State.start(start_vectors(pipe, config), people=len(data.names))
         history = History(unfinished / "history.jsonl", keep_until=state.step)
-        encoders = Encoders(pipe, config)
-        scales = encoders.scales().to(device)  # (D,)
+        scales = family.scales().to(device)  # (D,)
         Q = (state.vectors.to(device) / scales).requires_grad_(True)  # (N, D): P in units of each text encoder
         adam = torch.optim.Adam([Q], lr=config.lr)
         adam.state[Q] = {
@@ -104,8 +102,8 @@ def train(
         targets = Targets(pipe, data, config, keep=config.reuse_batches > 0)
         gauge = Gauge(pipe, data, config)
         adversary = Adversary(pipe, data, config) if config.adversarial else None
-        identity_ids = encoders.tokenize(data.identity.prompts, N)  # (M₁, S, L)
-        generic_ids = encoders.tokenize(data.generic.prompts, N)  # (M₂, S, L)
+        identity_ids = family.tokenize(data.identity.prompts, N)  # (M₁, S, L)
+        generic_ids = family.tokenize(data.generic.prompts, N)  # (M₂, S, L)
         measured: Measurement | None = None
         bar = tqdm(total=config.steps, initial=state.step, desc="prefix", unit="step", disable=not progress)
 
@@ -147,7 +145,7 @@ def train(
                 vectors: Tensor = Q * scales
                 if adversary is not None:
                     ids, vectors = adversary(ids, vectors, batch, z_t, t, state.step)
-                eps = family.predict(z_t, t, encoders.embed(ids, vectors))  # (B, C, H, W)
+                eps = family.predict(z_t, t, family.embed(ids, vectors))  # (B, C, H, W)
                 weight = half_weights(config, done).to(device)  # (B,)
                 weight = weight * process.weight(t, config.noise_weighting)
                 loss = apl_loss(eps, eps_neutral, config.eta, weight)

@@ -13,7 +13,6 @@ from apl_guard.errors import ConfigInvalid, InvalidInput, ModelInvalid
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.captions import generic_captions
-from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import check_steps, find_device, open_pipe
 
@@ -75,11 +74,12 @@ def start_vectors(pipe: Any, config: TrainConfig) -> Tensor:
     Raises:
         ConfigInvalid: The prefix would leave no room for a prompt, or the words to start from hold no token.
     """
-    encoders, N = Encoders(pipe, config), config.n_vectors
-    if encoders.room is not None and encoders.room - N < 3:
-        raise ConfigInvalid(f"{N} vectors leave no room for a prompt in {encoders.room} positions", where="n_vectors")
+    family, N = family_of(pipe, config), config.n_vectors
+    room = min(family.lengths().values(), default=None)
+    if room is not None and room - N < 3:
+        raise ConfigInvalid(f"{N} vectors leave no room for a prompt in {room} positions", where="n_vectors")
     rng = torch.Generator().manual_seed(config.seed)
-    parts = zip(encoders.tables(), encoders.tokenizers, strict=True)
+    parts = zip(family.tables, family.tokenizers, strict=True)
     return torch.cat([_start(table.cpu(), tokenizer, config, rng) for table, tokenizer in parts], dim=1)
 
 

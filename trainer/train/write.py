@@ -16,7 +16,6 @@ from apl_guard.prefix import Prefix, PrefixMetadata
 from apl_guard.storage import write_folder
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Data
-from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.report.pictures import labelled, png
 from apl_guard.trainer.train.card import Card, write_card
@@ -68,14 +67,14 @@ def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult
 
 def as_prefix(pipe: Any, config: TrainConfig, result: TrainResult) -> Prefix:
     """Bind the vectors to the text encoders that they were trained with."""
-    encoders = Encoders(pipe, config)
+    family = family_of(pipe, config)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", result.folder.resolve().name).lstrip("._-")[:64] or "prefix"
     metadata = PrefixMetadata(
         name=name,
         n=config.n_vectors,
-        widths=encoders.widths,
-        fingerprints={slot: fingerprint(*part) for slot, part in encoders.parts.items()},
-        traits={slot: traits_of(*part) for slot, part in encoders.parts.items()},
+        widths=family.widths,
+        fingerprints={slot: fingerprint(*part) for slot, part in family.parts.items()},
+        traits={slot: traits_of(*part) for slot, part in family.parts.items()},
         config_digest=config.digest,
         evaluation={
             "gap_closed": result.measurement.gap_closed,
@@ -84,7 +83,7 @@ def as_prefix(pipe: Any, config: TrainConfig, result: TrainResult) -> Prefix:
         },
         created=datetime.now(UTC),
     )
-    return Prefix({slot: part.contiguous() for slot, part in encoders.split(result.vectors).items()}, metadata)
+    return Prefix({slot: part.contiguous() for slot, part in family.split(result.vectors).items()}, metadata)
 
 
 @torch.no_grad()
@@ -92,11 +91,11 @@ def before_and_after(pipe: Any, config: TrainConfig, prompts: Sequence[str], vec
     """Draw prompts without the prefix (above) and with it (below), from the same seeds."""
     from PIL import Image as Images
 
-    family, encoders = family_of(pipe, config), Encoders(pipe, config)
+    family = family_of(pipe, config)
     vectors = vectors.to(family.device)
     sheet = Images.new("RGB", (len(prompts) * side, 2 * side), "white")
     for row, prefix in enumerate((None, vectors)):
-        condition = encoders.embed(encoders.tokenize(prompts, 0 if prefix is None else len(prefix)), prefix)
+        condition = family.embed(family.tokenize(prompts, 0 if prefix is None else len(prefix)), prefix)
         images: list[Image] = []
         for start in range(0, len(prompts), config.sampling_batch):
             part = condition[start : start + config.sampling_batch]

@@ -10,7 +10,7 @@ import torch
 from apl_guard import Guard
 from apl_guard.testing import random_prefix, tiny_pipe
 from apl_guard.trainer.model.condition import Condition
-from apl_guard.trainer.model.encoders import Encoders
+from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import model_digest
 from apl_guard.trainer.model.unets import predict
 
@@ -40,12 +40,12 @@ def test_the_unet_is_told_in_training_what_the_pipeline_tells_it(family: str, is
     """The same bits: states of all text encoders, the pooled vector, the sizes, with the prefix and without."""
     pipe = tiny_pipe(family=family)
     prefix = random_prefix(pipe, n=N)
-    encoders = Encoders(pipe)
-    P = torch.cat([prefix.vectors[slot] for slot in encoders.slots], dim=1) if is_guarded else None
+    model = family_of(pipe)
+    P = torch.cat([prefix.vectors[slot] for slot in model.slots], dim=1) if is_guarded else None
     ((_, keywords),) = told(pipe, Guard(pipe, prefix=prefix) if is_guarded else pipe)
 
     with torch.no_grad():
-        c = encoders.embed(encoders.tokenize(PROMPTS, N if is_guarded else 0), P)
+        c = model.embed(model.tokenize(PROMPTS, N if is_guarded else 0), P)
 
     assert torch.equal(c.hidden, keywords["encoder_hidden_states"])
     added = keywords.get("added_cond_kwargs")
@@ -59,27 +59,27 @@ def test_the_unet_is_told_in_training_what_the_pipeline_tells_it(family: str, is
 def test_gradients_reach_the_vectors_of_every_text_encoder(family: str) -> None:
     """Each column of the prefix changes what the UNet answers."""
     pipe = tiny_pipe(family=family)
-    encoders = Encoders(pipe)
-    P = torch.randn(N, sum(encoders.widths.values()), requires_grad=True)
+    model = family_of(pipe)
+    P = torch.randn(N, sum(model.widths.values()), requires_grad=True)
     side = pipe.unet.config.sample_size
     z_t, t = torch.randn(2, pipe.unet.config.in_channels, side, side), torch.tensor([500, 500])
 
-    eps = predict(pipe.unet, z_t, t, encoders.embed(encoders.tokenize(PROMPTS, N), P))
+    eps = predict(pipe.unet, z_t, t, model.embed(model.tokenize(PROMPTS, N), P))
     torch.autograd.backward(eps.pow(2).sum())
 
     assert P.grad is not None
-    assert {slot: bool(part.abs().sum() > 0) for slot, part in encoders.split(P.grad).items()} == dict.fromkeys(
-        encoders.slots, True
+    assert {slot: bool(part.abs().sum() > 0) for slot, part in model.split(P.grad).items()} == dict.fromkeys(
+        model.slots, True
     )
 
 
 def test_a_part_of_some_prompts_is_what_those_prompts_are_alone() -> None:
     """Rows can be taken and put together again, of every part."""
-    encoders = Encoders(tiny_pipe(family="stable_diffusion_xl"))
+    model = family_of(tiny_pipe(family="stable_diffusion_xl"))
     with torch.no_grad():
         both, (first, second) = (
-            encoders.embed(encoders.tokenize(PROMPTS, 0)),
-            [encoders.embed(encoders.tokenize([text], 0)) for text in PROMPTS],
+            model.embed(model.tokenize(PROMPTS, 0)),
+            [model.embed(model.tokenize([text], 0)) for text in PROMPTS],
         )
 
     again = Condition.cat([first, second])

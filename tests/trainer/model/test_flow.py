@@ -22,7 +22,6 @@ from apl_guard.errors import ConfigInvalid, ModelInvalid
 from apl_guard.testing import random_prefix, tiny_pipe
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.diffusion import FlowMatching, NoisePrediction, Process, VelocityPrediction
-from apl_guard.trainer.model.encoders import Encoders
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import model_digest, open_pipe
 
@@ -105,14 +104,14 @@ def test_the_transformer_is_told_in_training_what_the_pipeline_tells_it(
         update={"max_sequence_length": length, "guidance_scale": 1.0 if takes_guidance else None}
     )
     prefix = random_prefix(pipe, n=N)
-    encoders, family = Encoders(pipe, config), family_of(pipe, config)
-    P = torch.cat([prefix.vectors[slot] for slot in encoders.slots], dim=1) if is_guarded else None
+    family = family_of(pipe, config)
+    P = torch.cat([prefix.vectors[slot] for slot in family.slots], dim=1) if is_guarded else None
     options = {} if length is None else {"max_sequence_length": length}
     steps = told(pipe, Guard(pipe, prefix=prefix) if is_guarded else pipe, **options)
     times = family.process.times(torch.arange(1000))
 
     with torch.no_grad():
-        c = encoders.embed(encoders.tokenize(PROMPTS, N if is_guarded else 0), P)
+        c = family.embed(family.tokenize(PROMPTS, N if is_guarded else 0), P)
 
     assert len(steps) == 3
     for keywords, _ in steps:
@@ -218,16 +217,16 @@ def test_two_pictures_behind_one_noised_one_are_as_far_apart_as_the_weight_takes
 
 def test_gradients_reach_the_vectors_of_every_text_encoder_and_no_weight(pipe: Any) -> None:
     """Each column of the prefix changes what the transformer answers."""
-    encoders, family = Encoders(pipe, CONFIG), family_of(pipe, CONFIG)
-    P = torch.randn(N, sum(encoders.widths.values()), requires_grad=True)
+    family = family_of(pipe, CONFIG)
+    P = torch.randn(N, sum(family.widths.values()), requires_grad=True)
     z_t, t = torch.randn(2, *family.shape), torch.tensor([500, 500])
 
-    said = family.predict(z_t, t, encoders.embed(encoders.tokenize(PROMPTS[:2], N), P))
+    said = family.predict(z_t, t, family.embed(family.tokenize(PROMPTS[:2], N), P))
     torch.autograd.backward(said.pow(2).sum(), inputs=[P])
 
     assert P.grad is not None
-    assert {slot: bool(part.abs().sum() > 0) for slot, part in encoders.split(P.grad).items()} == dict.fromkeys(
-        encoders.slots, True
+    assert {slot: bool(part.abs().sum() > 0) for slot, part in family.split(P.grad).items()} == dict.fromkeys(
+        family.slots, True
     )
 
 
@@ -346,12 +345,12 @@ def test_the_transformer_alone_is_opened_in_what_it_computes_in(precision: Any, 
 def test_every_part_decides_which_model_it_is(pipe: Any) -> None:
     """Pictures of a model with T5 are not taken for those of the model without it, nor of another transformer's."""
     found = [model_digest(pipe)]
-    for slot in Encoders(pipe).slots:
+    for slot in family_of(pipe).slots:
         other = copy.copy(pipe)
         setattr(other, slot, copy.deepcopy(getattr(pipe, slot)))
         with torch.no_grad():
             next(getattr(other, slot).parameters()).add_(1e-3)
         found.append(model_digest(other))
-    found.append(model_digest(without_t5()) if "text_encoder_3" in Encoders(pipe).slots else "")
+    found.append(model_digest(without_t5()) if "text_encoder_3" in family_of(pipe).slots else "")
 
     assert len(set(found)) == len(found)

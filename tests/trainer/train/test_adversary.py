@@ -11,7 +11,7 @@ from names_and_prompts import GENERIC
 from apl_guard.testing import tiny_pipe
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import draw_batch, prepare
-from apl_guard.trainer.model.encoders import Encoders
+from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import frozen
 from apl_guard.trainer.model.prompt_embeds import PromptEmbeds
 from apl_guard.trainer.model.unets import predict
@@ -34,14 +34,14 @@ def _attack(request, people):
     """The attack on a prefix that has learned nothing, with the batch that it was made on."""
     pipe = tiny_pipe(family=request.param)
     pipe.set_progress_bar_config(disable=True)
-    encoders = Encoders(pipe)
+    model = family_of(pipe)
     with frozen(pipe):
         data = prepare(pipe, CONFIG, people, GENERIC, progress=False)
         batch = draw_batch(data, CONFIG, 0, len(pipe.scheduler.alphas_cumprod))
         z_t, _ = Targets(pipe, data, CONFIG, keep=False)(batch, 0)
         P = start_vectors(pipe, CONFIG).requires_grad_(True)
-        identity = encoders.tokenize(data.identity.prompts, len(P))[batch.identity]
-        generic = encoders.tokenize(data.generic.prompts, len(P))[batch.generic]
+        identity = model.tokenize(data.identity.prompts, len(P))[batch.identity]
+        generic = model.tokenize(data.generic.prompts, len(P))[batch.generic]
         ids = torch.cat([identity, generic])
 
         def make(steps: int, index: int = 0, identity: torch.Tensor = batch.identity):
@@ -60,7 +60,7 @@ def test_more_steps_bring_the_answer_nearer_to_the_name(attack):
     for steps in (1, 4, 12):
         rows, vectors = make(steps)
         with torch.no_grad():
-            eps = predict(pipe.unet, z_t[:B], batch.t[:B], Encoders(pipe).embed(rows[:B], vectors))
+            eps = predict(pipe.unet, z_t[:B], batch.t[:B], family_of(pipe).embed(rows[:B], vectors))
             wanted = predict(pipe.unet, z_t[:B], batch.t[:B], named[:B])
         distances.append(distance(eps, wanted).mean().item())
     assert distances[0] > distances[1] > distances[2]
@@ -96,7 +96,7 @@ def test_the_prefix_learns_and_the_attack_does_not(attack):
     """Gradients reach the prefix alone, and equal steps make equal attacks, so that a resumed run is the same."""
     pipe, P, _, batch, z_t, _, make = attack
     rows, vectors = make(2)
-    loss = predict(pipe.unet, z_t, batch.t, Encoders(pipe).embed(rows, vectors)).pow(2).mean()
+    loss = predict(pipe.unet, z_t, batch.t, family_of(pipe).embed(rows, vectors)).pow(2).mean()
     torch.autograd.backward(loss)
     assert P.grad is not None
     assert P.grad.abs().sum() > 0

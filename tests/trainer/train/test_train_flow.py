@@ -23,7 +23,7 @@ from apl_guard.testing import tiny_pipe
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import prepare
 from apl_guard.trainer.data.identities import Identities
-from apl_guard.trainer.model.encoders import Encoders
+from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.train import TrainResult, train
 from apl_guard.trainer.train.plan import make_plan
 from apl_guard.trainer.train.start import start_vectors
@@ -102,10 +102,10 @@ def test_every_text_encoder_gets_vectors_that_learn_and_the_guard_finds_them(
     assert {slot: tuple(v.shape) for slot, v in prefix.vectors.items()} == {
         s: (3, w) for s, w in WIDTHS[family].items()
     }
-    encoders = Encoders(pipe, config)
-    assert prefix.metadata.fingerprints == {slot: fingerprint(*part) for slot, part in encoders.parts.items()}
-    start = encoders.split(start_vectors(pipe, config))
-    for slot, vectors in encoders.split(result.vectors).items():
+    family = family_of(pipe, config)
+    assert prefix.metadata.fingerprints == {slot: fingerprint(*part) for slot, part in family.parts.items()}
+    start = family.split(start_vectors(pipe, config))
+    for slot, vectors in family.split(result.vectors).items():
         assert torch.equal(prefix.vectors[slot], vectors)
         assert (vectors != start[slot]).any(0).float().mean() > 0.9, f"columns of {slot} did not move"
     monkeypatch.setenv("APL_GUARD_REGISTRY", str(tmp_path / "registry"))
@@ -196,7 +196,7 @@ def test_steps_are_as_large_as_the_token_embeddings_of_each_text_encoder(
 
     vectors = run(pipe, people, once, tmp_path / "mine").vectors
 
-    moved = Encoders(pipe, once).split((vectors - start_vectors(pipe, once)).abs())
+    moved = family_of(pipe, once).split((vectors - start_vectors(pipe, once)).abs())
     *clips, t5 = (float(part.median()) for part in moved.values())
     assert clips == pytest.approx([1e-3] * len(clips), rel=0.01)
     assert t5 == pytest.approx(8e-3, rel=0.01)
@@ -210,7 +210,7 @@ def test_attacks_in_the_loop_reach_every_text_encoder(
         run(pipe, people, config.model_copy(update={"adversarial": steps}), tmp_path / str(steps)).vectors
         for steps in (0, 2)
     )
-    split = Encoders(pipe, config).split
+    split = family_of(pipe, config).split
     for slot, vectors in split(plain).items():
         assert not torch.equal(vectors, split(hardened)[slot])
 
@@ -295,7 +295,7 @@ def test_the_command_trains_a_folder_of_half_precision(family: str, tmp_path: Pa
 
     opened = DiffusionPipeline.from_pretrained(tmp_path / "model", variant="fp16", torch_dtype=torch.float16)
     assert prefix.metadata.widths == WIDTHS[family]
-    assert prefix.metadata.fingerprints == {s: fingerprint(*part) for s, part in Encoders(opened).parts.items()}
+    assert prefix.metadata.fingerprints == {s: fingerprint(*part) for s, part in family_of(opened).parts.items()}
 
 
 def test_a_pipe_in_float16_is_refused(family: str, people: Identities, config: TrainConfig, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from apl_guard.trainer.evaluate.apl2026.references import References
 from apl_guard.trainer.evaluate.apl2026.run import evaluate_apl_2026
 from apl_guard.trainer.evaluate.run import evaluate
 from apl_guard.trainer.evaluate.setting import Setting
-from apl_guard.trainer.model.encoders import Encoders
+from apl_guard.trainer.model.families import family_of
 
 NAMES = ("Ada Lum", "Bo Tarn", "Cy Wend")
 
@@ -124,7 +124,7 @@ def test_one_command_measures_a_model_of_true_layout(
             assert low <= figures[name] <= high
         assert "leak_far_1e-2" not in figures, "four pairs of strangers set no threshold"
     assert result["suites"]["quality"]["plain"]["frechet_space"].startswith("CLIP small-clip")
-    assert {slot for slot in result["settings"] if slot.startswith("text_encoder")} == set(Encoders(pipe).slots)
+    assert {slot for slot in result["settings"] if slot.startswith("text_encoder")} == set(family_of(pipe).slots)
     assert result["settings"]["faces"] == "YuNet and SFace (OpenCV)"
     assert (result["settings"]["scheduler"], result["settings"]["guidance"]) == (scheduler, 7.0)
     assert "A close-up portrait of Ada Lum" in (tmp_path / "report.html").read_text()
