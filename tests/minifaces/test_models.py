@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.encoder.weights import weights_of
-from apl_guard.errors import InvalidInput, ModelInvalid, StorageFailed
+from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.minifaces.autoencoder import PatchCode, to_tensor
 from apl_guard.trainer.minifaces.build import Build
@@ -42,9 +42,10 @@ from apl_guard.trainer.minifaces.recipe import Recipe
 from apl_guard.trainer.minifaces.shipped import save_model, write_identities
 from apl_guard.trainer.minifaces.text_encoder import WIDTH, Reading
 from apl_guard.trainer.minifaces.tokenizer import MERGES, train_tokenizer
-from apl_guard.trainer.minifaces.training import fit, write_torch, writing
+from apl_guard.trainer.minifaces.training import fit
 from apl_guard.trainer.minifaces.traits import GEOMETRY
-from apl_guard.trainer.minifaces.variants import VariantRecipe, build_variant
+from apl_guard.trainer.minifaces.variants import VariantRecipe, build_variant, fine_tuned
+from apl_guard.trainer.minifaces.whole import whole, write_torch
 from apl_guard.trainer.model.pipeline import model_digest, open_pipe
 
 
@@ -167,22 +168,17 @@ def test_older_transformers_open_a_saved_model(tmp_path: Path, folder: str) -> N
 def test_a_variant_keeps_all_but_the_denoiser_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """A stopped run ends in the weights of one that was not stopped; the text encoder is the one that prefixes know."""
     pipe, recipe = open_pipe("minifaces"), VariantRecipe.tiny()
-    before = model_digest(pipe)
-    whole = build_variant(pipe, "restyled", tmp_path / "whole", recipe)
-    half = replace(recipe, steps=1)
-    checkpoint = tmp_path / "state.pt"
-    no_saving = patch("apl_guard.trainer.minifaces.variants.save_model", side_effect=KeyboardInterrupt)
-    with no_saving, pytest.raises(KeyboardInterrupt):
-        build_variant(pipe, "restyled", tmp_path / "again", half, checkpoint)
-    state = torch.load(checkpoint, weights_only=True)
-    assert state["step"] == 1
-    resumed = build_variant(pipe, "restyled", tmp_path / "again", recipe, checkpoint)
-    opened = [open_pipe(folder) for folder in (whole, resumed)]
-    assert fingerprint(opened[0].text_encoder, opened[0].tokenizer) == fingerprint(pipe.text_encoder, pipe.tokenizer)
-    assert model_digest(opened[0]) != before == model_digest(pipe)
+    before, checkpoint = model_digest(pipe), tmp_path / "state.pt"
+    opened = open_pipe(build_variant(pipe, "restyled", tmp_path / "restyled", recipe))
+    fine_tuned(pipe, "restyled", replace(recipe, steps=1), checkpoint, progress=False)
+    assert torch.load(checkpoint, weights_only=True)["step"] == 1
+    resumed = fine_tuned(pipe, "restyled", recipe, checkpoint, progress=False)
+
+    assert fingerprint(opened.text_encoder, opened.tokenizer) == fingerprint(pipe.text_encoder, pipe.tokenizer)
+    assert model_digest(opened) != before == model_digest(pipe)
     assert all(
         torch.allclose(a, b, atol=1e-3)
-        for a, b in zip(opened[0].unet.parameters(), opened[1].unet.parameters(), strict=True)
+        for a, b in zip(opened.unet.parameters(), resumed.unet.parameters(), strict=True)
     )
 
 
@@ -193,13 +189,6 @@ def test_identities_file_holds_the_seen_people(tmp_path: Path) -> None:
     text = path.read_text()
     assert text.count("- name:") == 120
     assert not [p.name for p in minifaces.people() if p.split != "seen" and p.name in text]
-
-
-def test_a_variant_that_is_not_built_says_how_to_build_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Asking for a variant that the cache lacks names the command that builds it."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(ModelInvalid, match="minifaces build --variant restyled"):
-        minifaces.model_path("restyled")
 
 
 def test_a_build_by_another_recipe_is_not_taken_for_this_one(tmp_path: Path) -> None:
@@ -266,11 +255,10 @@ def test_a_full_disk_is_a_typed_error_and_leaves_nothing_half_written(tmp_path: 
     with (
         _files_of_at_most(20_000),
         pytest.raises(StorageFailed, match="restyled: cannot be kept"),
-        writing(tmp_path / "restyled"),
+        whole(tmp_path / "restyled") as partial,
     ):
-        StableDiffusionPipeline.from_pretrained(minifaces.model_path(), safety_checker=None).save_pretrained(
-            tmp_path / "restyled"
-        )
+        StableDiffusionPipeline.from_pretrained(minifaces.model_path(), safety_checker=None).save_pretrained(partial)
+    assert not (tmp_path / "restyled").exists()
 
 
 @contextmanager

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-from apl_guard.errors import ModelInvalid
 from apl_guard.prefix.layout import cache_root
 
 from .captions import (
@@ -53,16 +52,9 @@ def cache_path() -> Path:
     return cache_root() / "minifaces"
 
 
-def model_path(variant: Literal["base", "restyled", "continued"] = "base") -> Path:
-    """The diffusers folder of the shipped model, or of a variant in the user's cache.
-
-    Raises ModelInvalid where a variant has not been built yet.
-    """
-    path = WEIGHTS / "base" if variant == "base" else cache_path() / variant
-    if not (path / "model_index.json").is_file():
-        msg = f"no model at {path}: build it with `apl-guard minifaces build --variant {variant}`"
-        raise ModelInvalid(msg)
-    return path
+def model_path() -> Path:
+    """The diffusers folder of the shipped model."""
+    return WEIGHTS / "base"
 
 
 def prefix_path() -> Path:

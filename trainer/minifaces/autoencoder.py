@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from apl_guard.trainer.model.pipeline import find_device
 
 from .dataset import Images
-from .training import autocast, fit, write_torch
+from .training import autocast, fit
+from .whole import write_torch
 
 LATENT_CHANNELS: Final = 24
 PATCH: Final = 8

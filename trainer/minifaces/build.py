@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import platform
 import random
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -46,8 +45,8 @@ from .recipe import Recipe
 from .shipped import save_model, write_identities
 from .text_encoder import encode_captions, train_text_encoder
 from .tokenizer import train_tokenizer
-from .training import write_torch, writing
 from .traits import Identity
+from .whole import whole, write_torch
 
 NAMED_IN_VOCABULARY: Final = 0.08
 """Share of the captions with names from which the vocabulary is learned: on the web, too, names are rare."""
@@ -263,11 +262,8 @@ class Build:
         if path.exists():
             return
         began = time.monotonic()
-        temporary = path.with_name(f".{path.name}.partial{path.suffix}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        with writing(path):
-            make(temporary)
-            temporary.rename(path)
+        with whole(path) as partial:
+            make(partial)
         # read again: another process may be building another stage
         self.seconds = self._json("seconds.json")
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from apl_guard.errors import InvalidInput, StorageFailed
-from apl_guard.storage import write_file
+from apl_guard.errors import InvalidInput
 from apl_guard.trainer.model.number_format import computing_in, precision_of
 from apl_guard.trainer.model.pipeline import find_device
+
+from .whole import write_torch
 
 SAVE_EVERY_SECONDS = 60.0
 
@@ -35,31 +34,6 @@ def warmup_cosine(step: int, steps: int, warmup: int = 100) -> float:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def write_torch(path: Path, content: object) -> None:
-    """Write what `torch.load` reads: all of it, or what was there before.
-
-    Raises:
-        StorageFailed: It could not be written, such as on a full disk, where `torch.save` has no error of its own.
-    """
-    stream = io.BytesIO()
-    torch.save(content, stream)
-    write_file(path, stream.getvalue())
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """One error for all that libraries raise when a model cannot be written.
-
-    Raises:
-        StorageFailed: Something could not be written.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise StorageFailed(f"cannot be kept ({reason}); free some space or choose another place", path=path) from error
 
 
 class Average:

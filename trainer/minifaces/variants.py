@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import random
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -30,7 +29,7 @@ from .faces import Style
 from .pictures import random_picture
 from .shipped import save_model
 from .text_encoder import encode_captions
-from .training import writing
+from .whole import whole
 
 Variant = Literal["continued", "restyled"]
 _NOTE: Final = "made_by.json"
@@ -53,16 +52,43 @@ class VariantRecipe:
         return cls(pictures=8, steps=2, batch=4)
 
 
-def build_variant(
-    pipe: Any,
-    variant: Variant,
-    folder: Path,
-    recipe: VariantRecipe | None = None,
-    checkpoint: Path | None = None,
-    *,
-    progress: bool = True,
-) -> Path:
-    """Fine-tune a copy of a model's denoiser into a variant and write it as a diffusers folder, in half precision.
+def fine_tuned(
+    pipe: Any, variant: Variant, recipe: VariantRecipe, checkpoint: Path, *, progress: bool
+) -> StableDiffusionPipeline:
+    """A copy of a model whose denoiser was trained on into a variant.
+
+    Args:
+        pipe: The model; it stays as it is.
+        variant: Which one.
+        recipe: How much of everything.
+        checkpoint: Where the state of an unfinished run is kept, from which another call goes on.
+        progress: Whether to draw a progress bar.
+
+    Raises:
+        InvalidInput: The state of the run that was killed is damaged.
+        StorageFailed: The state cannot be written.
+    """
+    rng = random.Random(f"pictures of {variant}")
+    pictures = [random_picture(rng) for _ in range(recipe.pictures)]
+    said = [caption(picture, rng, random_lead_in(rng)) for picture in pictures]
+    unet = train_denoiser(
+        encode(pipe.vae, draw_all(pictures, seed=6, style=STYLES[variant])),
+        encode_captions(pipe.text_encoder, pipe.tokenizer, said),
+        encode_captions(pipe.text_encoder, pipe.tokenizer, [""]),
+        recipe.steps,
+        recipe.batch,
+        checkpoint,
+        often=torch.ones(len(pictures)),
+        start_from=copy.deepcopy(pipe.unet),
+        learning_rate=recipe.learning_rate,
+        progress=progress,
+    )
+    parts = {name: copy.deepcopy(part) for name, part in pipe.components.items()} | {"unet": unet}
+    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
+
+
+def build_variant(pipe: Any, variant: Variant, folder: Path, recipe: VariantRecipe | None = None) -> Path:
+    """Write a variant of a model as a diffusers folder, in half precision; a build that was stopped goes on.
 
     Args:
         pipe: The model; it stays as it is.
@@ -70,9 +96,6 @@ def build_variant(
         folder: Where the variant is found when it is whole; one that is there is left as it is, if it was made in
             the same way.
         recipe: How much of everything.
-        checkpoint: Where the state of an unfinished run is kept, from which another call goes on; default: beside
-            the folder.
-        progress: Whether to draw a progress bar.
 
     Returns:
         The folder.
@@ -87,31 +110,11 @@ def build_variant(
         _check_made_by(folder, made_by)
         return folder
     digest = hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]
-    checkpoint = checkpoint or folder.with_name(f".{folder.name}.{digest}.pt")
-    rng = random.Random(f"pictures of {variant}")
-    pictures = [random_picture(rng) for _ in range(recipe.pictures)]
-    said = [caption(picture, rng, random_lead_in(rng)) for picture in pictures]
-    images = draw_all(pictures, seed=6, style=STYLES[variant])
-    make_folder(folder.parent)
-    unet = train_denoiser(
-        encode(pipe.vae, images),
-        encode_captions(pipe.text_encoder, pipe.tokenizer, said),
-        encode_captions(pipe.text_encoder, pipe.tokenizer, [""]),
-        recipe.steps,
-        recipe.batch,
-        checkpoint,
-        often=torch.ones(len(pictures)),
-        start_from=copy.deepcopy(pipe.unet),
-        learning_rate=recipe.learning_rate,
-        progress=progress,
-    )
-    parts = {name: copy.deepcopy(part) for name, part in pipe.components.items()} | {"unet": unet}
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with writing(folder):
-        save_model(StableDiffusionPipeline(**parts, requires_safety_checker=False), temporary)
-        (temporary / _NOTE).write_text(json.dumps(made_by) + "\n")
-        temporary.rename(folder)
+    checkpoint = make_folder(folder.parent) / f".{folder.name}.{digest}.pt"
+    made = fine_tuned(pipe, variant, recipe, checkpoint, progress=True)
+    with whole(folder) as partial:
+        save_model(made, partial)
+        (partial / _NOTE).write_text(json.dumps(made_by) + "\n")
     checkpoint.unlink(missing_ok=True)
     return folder
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +11,7 @@ from typing import Any, Final
 from filelock import FileLock
 
 from apl_guard.prefix.layout import cache_root
-from apl_guard.trainer.minifaces.training import writing
+from apl_guard.trainer.minifaces.whole import whole, writing
 
 _FORMAT: Final = 1
 """Counted up when the same settings begin to give something else."""
@@ -42,16 +41,12 @@ def kept(way: str, decided_by: Mapping[str, Any], make: Callable[[Path, Path], N
     folder = cache_root() / "models" / f"{way}-{digest[:20]}"
     if folder.is_dir():
         return folder
-    work = folder.with_name(f".{folder.name}.work")
-    finished = work / "finished"
+    checkpoint = folder.with_name(f".{folder.name}.pt")
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f".{folder.name}.lock")):
-            if folder.is_dir():
-                return folder
-            work.mkdir(exist_ok=True)
-            shutil.rmtree(finished, ignore_errors=True)
-            make(work / "checkpoint.pt", finished)
-            finished.rename(folder)
-            shutil.rmtree(work, ignore_errors=True)
+            if not folder.is_dir():
+                with whole(folder) as partial:
+                    make(checkpoint, partial)
+                checkpoint.unlink(missing_ok=True)
     return folder

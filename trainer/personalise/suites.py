@@ -19,7 +19,8 @@ from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.minifaces.judge import Judges
 from apl_guard.trainer.minifaces.judge_training import introduce
 from apl_guard.trainer.minifaces.people import Person, Split, people
-from apl_guard.trainer.minifaces.variants import STYLES, Variant, VariantRecipe, build_variant
+from apl_guard.trainer.minifaces.shipped import save_model
+from apl_guard.trainer.minifaces.variants import STYLES, Variant, VariantRecipe, fine_tuned
 from apl_guard.trainer.model.pipeline import model_digest, open_pipe
 from apl_guard.trainer.personalise.added import Added
 from apl_guard.trainer.personalise.drawings import Drawings, draw_people
@@ -162,7 +163,7 @@ def made_into(pipe: Any, variant: Variant, recipe: VariantRecipe, *, progress: b
     """
 
     def make(checkpoint: Path, folder: Path) -> None:
-        build_variant(pipe, variant, folder, recipe, checkpoint, progress=progress)
+        save_model(fine_tuned(pipe, variant, recipe, checkpoint, progress=progress), folder)
 
     folder = kept(variant, {"model": model_digest(pipe), "recipe": asdict(recipe)}, make)
     return open_pipe(folder, pipe.device)
