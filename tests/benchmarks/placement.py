@@ -35,8 +35,8 @@ from apl_guard.trainer.model.number_format import precision_of
 from apl_guard.trainer.model.pipeline import frozen, open_pipe
 from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.train.loss import apl_loss
-from apl_guard.trainer.train.run import start_vectors
 from apl_guard.trainer.train.schedule import half_weights, lr_factor
+from apl_guard.trainer.train.start import start_vectors
 from apl_guard.trainer.train.targets import Targets
 
 RECIPE = minifaces.WEIGHTS / "prefix" / "config.yaml"

@@ -1,4 +1,4 @@
-"""What takes hours to make is whole in its place or absent, and whatever libraries raise when they write is one error."""
+"""What takes hours to make is whole in its place or absent, and whatever libraries raise as they write is one error."""
 
 from __future__ import annotations
 

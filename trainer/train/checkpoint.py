@@ -17,6 +17,7 @@ from torch import Tensor
 
 from apl_guard.errors import InvalidInput
 from apl_guard.storage import write_file
+from apl_guard.trainer.config import TrainConfig
 
 FILE_NAME = "checkpoint.safetensors"
 
@@ -56,6 +57,15 @@ class State:
             best=vectors.clone(),
             recent_loss=torch.ones(people),
         )
+
+    def pick(self, people: Tensor, config: TrainConfig) -> Tensor | None:
+        """How likely each identity example is drawn, shape (M,), given whom each shows; None: all alike."""
+        return self.recent_loss[people] ** config.hard_identities if config.hard_identities else None
+
+    def saw(self, people: Tensor, losses: Tensor) -> None:
+        """Take in what each example of a step lost, shape (B₁,), given whom each shows."""
+        for person, loss in zip(people, losses, strict=True):
+            self.recent_loss[person] = 0.9 * self.recent_loss[person] + 0.1 * loss
 
 
 def save_state(folder: Path, state: State, binding: dict[str, Any]) -> None:

@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from apl_guard.errors import TrainingFailed
 from apl_guard.storage import make_folder
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.data.examples import draw_batch, prepare
+from apl_guard.trainer.data.examples import Data, draw_batch, prepare
 from apl_guard.trainer.data.identities import Identities, load_identities
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import frozen, model_digest
@@ -31,6 +30,7 @@ from apl_guard.trainer.one_run import only_run
 from apl_guard.trainer.train.adversary import Adversary
 from apl_guard.trainer.train.checkpoint import State, forget, load_state, save_state
 from apl_guard.trainer.train.history import History
+from apl_guard.trainer.train.learner import Learner
 from apl_guard.trainer.train.loss import apl_loss, distance
 from apl_guard.trainer.train.measure import Gauge, Measurement
 from apl_guard.trainer.train.result import TrainResult
@@ -74,8 +74,6 @@ def train(
     output = Path(output)
     unfinished = output / "unfinished"
     pipe = open_to_learn(model, config)
-    family = family_of(pipe, config)
-    process, device, N = family.process, family.device, config.n_vectors
 
     with only_run(output), frozen(pipe, config.gradient_checkpointing):
         if restart:
@@ -89,94 +87,15 @@ def train(
         if state is None:
             state = State.start(start_vectors(pipe, config), people=len(data.names))
         history = History(unfinished / "history.jsonl", keep_until=state.step)
-        scales = family.scales().to(device)  # (D,)
-        Q = (state.vectors.to(device) / scales).requires_grad_(True)  # (N, D): P in units of each text encoder
-        adam = torch.optim.Adam([Q], lr=config.lr)
-        adam.state[Q] = {
-            "step": torch.tensor(float(state.step)),
-            "exp_avg": state.exp_avg.to(device),
-            "exp_avg_sq": state.exp_avg_sq.to(device),
-        }
-        mean = state.mean.to(device)  # (N, D)
 
-        targets = Targets(pipe, data, config, keep=config.reuse_batches > 0)
-        gauge = Gauge(pipe, data, config)
-        adversary = Adversary(pipe, data, config) if config.adversarial else None
-        identity_ids = family.tokenize(data.identity.prompts, N)  # (M₁, S, L)
-        generic_ids = family.tokenize(data.generic.prompts, N)  # (M₂, S, L)
-        measured: Measurement | None = None
-        bar = tqdm(total=config.steps, initial=state.step, desc="prefix", unit="step", disable=not progress)
+        def save() -> None:
+            history.flush()
+            save_state(unfinished, state, binding)
 
-        with stop_politely() as stop, bar:
-            while True:
-                began = time.monotonic()
-                done = share_done(config, state)
-
-                # Once in a while, and at the end: evaluate.
-                if state.step % config.eval_every == 0 or done >= 1:
-                    measured = gauge(mean)
-                    history.add(step=state.step, gap_closed=measured.gap_closed, generic_drift=measured.generic_drift)
-                    if measured.score > state.best_score or config.keep == "last":
-                        state.best_score, state.best_step = measured.score, state.step
-                        state.best = mean.clone()
-
-                # Once in a while, and before we leave: save the state.
-                if state.step % config.checkpoint_every == 0 or done >= 1 or stop.is_set():
-                    state.vectors, state.mean = Q.detach() * scales, mean
-                    state.exp_avg, state.exp_avg_sq = adam.state[Q]["exp_avg"], adam.state[Q]["exp_avg_sq"]
-                    history.flush()
-                    save_state(unfinished, state, binding)
-                if done >= 1:
-                    break
-                if stop.is_set():
-                    raise KeyboardInterrupt(f"stopped at step {state.step}; the same command goes on from here")
-
-                # One step.
-                for group in adam.param_groups:
-                    group["lr"] = config.lr * lr_factor(config, state.step, done)
-                index = state.step % config.reuse_batches if config.reuse_batches else state.step
-                pick = None
-                if config.hard_identities:
-                    pick = state.recent_loss[data.identity.people] ** config.hard_identities
-                batch = draw_batch(data, config, index, process.levels, pick)
-                z_t, eps_neutral = targets(batch, index)  # (B, C, H, W) twice
-                t = batch.t.to(device)  # (B,)
-                ids = torch.cat([identity_ids[batch.identity], generic_ids[batch.generic]])  # (B, S, L)
-                vectors: Tensor = Q * scales
-                if adversary is not None:
-                    ids, vectors = adversary(ids, vectors, batch, z_t, t, state.step)
-                eps = family.predict(z_t, t, family.embed(ids, vectors))  # (B, C, H, W)
-                weight = half_weights(config, done).to(device)  # (B,)
-                weight = weight * process.weight(t, config.noise_weighting)
-                loss = apl_loss(eps, eps_neutral, config.eta, weight)
-                if not torch.isfinite(loss):
-                    raise TrainingFailed(
-                        f"the loss is {loss.item()} at step {state.step}; expected a number. Lower lr "
-                        f"({config.lr:g}) or set precision=float32, and start again with --restart"
-                    )
-                adam.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
-                adam.step()
-                with torch.no_grad():
-                    P = Q * scales
-                    mean = P.clone() if not config.ema_decay else mean.lerp(P, 1 - config.ema_decay)
-
-                # What we saw.
-                d = distance(eps.detach(), eps_neutral).cpu()  # (B,)
-                d_identity, d_generic = d[: config.identity_batch], d[config.identity_batch :]
-                for person, value in zip(data.identity.people[batch.identity], d_identity, strict=True):
-                    state.recent_loss[person] = 0.9 * state.recent_loss[person] + 0.1 * value
-                state.step += 1
-                state.seconds += time.monotonic() - began
-                history.add(step=state.step, identity=d_identity.mean().item(), generic=d_generic.mean().item())
-                show(bar, config, state, history, measured)
-
-        if config.keep == "best" and state.best_step != state.step:
-            measured = gauge(state.best.to(device))
-        assert measured is not None  # the loop evaluates before it ends
+        measurement = learn(pipe, config, data, state, history, save, progress)
         result = TrainResult(
             vectors=state.best.detach().cpu().float(),
-            measurement=measured,
+            measurement=measurement,
             step=state.best_step,
             steps=state.step,
             seconds=state.seconds,
@@ -185,6 +104,100 @@ def train(
         write_prefix(pipe, config, data, result, history)
         forget(unfinished)
     return result
+
+
+def learn(
+    pipe: Any,
+    config: TrainConfig,
+    data: Data,
+    state: State,
+    history: History,
+    save: Callable[[], None],
+    progress: bool,
+) -> Measurement:
+    """Take the steps that are left, from where the state is, and leave in it the prefix to keep.
+
+    Args:
+        pipe: The model, frozen.
+        config: All options.
+        data: The examples.
+        state: Where the run is; it changes.
+        history: Is told what is seen.
+        save: Writes state and history.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        The evaluation of the prefix to keep.
+
+    Raises:
+        TrainingFailed: The loss is not a number.
+        KeyboardInterrupt: Stopped by Ctrl-C or a termination signal, after the state was saved.
+    """
+    family = family_of(pipe, config)
+    process, device, N = family.process, family.device, config.n_vectors
+    learner = Learner(state, family.scales().to(device), config)
+    targets = Targets(pipe, data, config, keep=config.reuse_batches > 0)
+    gauge = Gauge(pipe, data, config)
+    adversary = Adversary(pipe, data, config) if config.adversarial else None
+    identity_ids = family.tokenize(data.identity.prompts, N)  # (M₁, S, L)
+    generic_ids = family.tokenize(data.generic.prompts, N)  # (M₂, S, L)
+    measured: Measurement | None = None
+    bar = tqdm(total=config.steps, initial=state.step, desc="prefix", unit="step", disable=not progress)
+
+    with stop_politely() as stop, bar:
+        while True:
+            began = time.monotonic()
+            done = share_done(config, state)
+
+            # Once in a while, and at the end: evaluate.
+            if state.step % config.eval_every == 0 or done >= 1:
+                measured = gauge(learner.mean)
+                history.add(step=state.step, gap_closed=measured.gap_closed, generic_drift=measured.generic_drift)
+                if measured.score > state.best_score or config.keep == "last":
+                    state.best_score, state.best_step = measured.score, state.step
+                    state.best = learner.mean.clone()
+
+            # Once in a while, and before we leave: save the state.
+            if state.step % config.checkpoint_every == 0 or done >= 1 or stop.is_set():
+                learner.store(state)
+                save()
+            if done >= 1:
+                break
+            if stop.is_set():
+                raise KeyboardInterrupt(f"stopped at step {state.step}; the same command goes on from here")
+
+            # One step.
+            index = state.step % config.reuse_batches if config.reuse_batches else state.step
+            batch = draw_batch(data, config, index, process.levels, state.pick(data.identity.people, config))
+            z_t, eps_neutral = targets(batch, index)  # (B, C, H, W) twice
+            t = batch.t.to(device)  # (B,)
+            ids = torch.cat([identity_ids[batch.identity], generic_ids[batch.generic]])  # (B, S, L)
+            P = learner.P
+            if adversary is not None:
+                ids, P = adversary(ids, P, batch, z_t, t, state.step)
+            eps = family.predict(z_t, t, family.embed(ids, P))  # (B, C, H, W)
+            weight = half_weights(config, done).to(device) * process.weight(t, config.noise_weighting)  # (B,)
+            loss = apl_loss(eps, eps_neutral, config.eta, weight)
+            if not torch.isfinite(loss):
+                raise TrainingFailed(
+                    f"the loss is {loss.item()} at step {state.step}; expected a number. Lower lr ({config.lr:g}) or "
+                    "set precision=float32, and start again with --restart"
+                )
+            learner.step(loss, config.lr * lr_factor(config, state.step, done))
+
+            # What we saw.
+            d = distance(eps.detach(), eps_neutral).cpu()  # (B,)
+            d_identity, d_generic = d[: config.identity_batch], d[config.identity_batch :]
+            state.saw(data.identity.people[batch.identity], d_identity)
+            state.step += 1
+            state.seconds += time.monotonic() - began
+            history.add(step=state.step, identity=d_identity.mean().item(), generic=d_generic.mean().item())
+            show(bar, config, state, history, measured)
+
+    if config.keep == "best" and state.best_step != state.step:
+        return gauge(state.best.to(device))
+    assert measured is not None  # the loop evaluates before it ends
+    return measured
 
 
 def show(bar: Any, config: TrainConfig, state: State, history: History, measured: Measurement | None) -> None:

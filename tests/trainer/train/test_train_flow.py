@@ -102,10 +102,10 @@ def test_every_text_encoder_gets_vectors_that_learn_and_the_guard_finds_them(
     assert {slot: tuple(v.shape) for slot, v in prefix.vectors.items()} == {
         s: (3, w) for s, w in WIDTHS[family].items()
     }
-    family = family_of(pipe, config)
-    assert prefix.metadata.fingerprints == {slot: fingerprint(*part) for slot, part in family.parts.items()}
-    start = family.split(start_vectors(pipe, config))
-    for slot, vectors in family.split(result.vectors).items():
+    model = family_of(pipe, config)
+    assert prefix.metadata.fingerprints == {slot: fingerprint(*part) for slot, part in model.parts.items()}
+    start = model.split(start_vectors(pipe, config))
+    for slot, vectors in model.split(result.vectors).items():
         assert torch.equal(prefix.vectors[slot], vectors)
         assert (vectors != start[slot]).any(0).float().mean() > 0.9, f"columns of {slot} did not move"
     monkeypatch.setenv("APL_GUARD_REGISTRY", str(tmp_path / "registry"))
