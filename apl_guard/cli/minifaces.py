@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from apl_guard.cli.options import Guidance, ImagesPerPerson, Quiet, seed_option
 from apl_guard.cli.stopped import telling_where_it_stopped
+
+if TYPE_CHECKING:
+    from apl_guard.trainer.evaluate.curves import Curve
 
 app = typer.Typer(
     help="The reference world: cartoon people who do not exist, and a model that draws them.",
@@ -95,19 +99,20 @@ def tradeoff(
     people: Annotated[
         int | None, typer.Option(min=1, help="At most this many seen, and this many unseen people.")
     ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Guidance = 3.0,
     seed: Annotated[int, seed_option("Seed of prompts and images.")] = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Measure leak against attributes kept for several prefixes, as a curve for the report.
 
     Example: apl-guard minifaces tradeoff prefixes/coarse prefixes/attributes --output curves.json
     """
-    import json
-
     from apl_guard.errors import InvalidInput
     from apl_guard.prefix import Prefix
-    from apl_guard.storage import check_place, write_file
+    from apl_guard.storage import check_place
     from apl_guard.trainer import minifaces
+    from apl_guard.trainer.evaluate.curves import write_curves
     from apl_guard.trainer.evaluate.tradeoff import measure_tradeoff
     from apl_guard.trainer.model.pipeline import open_pipe
 
@@ -115,16 +120,24 @@ def tradeoff(
     named = {folder.resolve().name: Prefix.load(folder) for folder in prefixes}
     if len(named) < len(prefixes) or "no prefix" in named:
         raise InvalidInput("two have one name, or one is called 'no prefix'; points are called by it", where="prefixes")
+    measurement: dict[str, Any] = {
+        "images_per_person": images_per_person,
+        "people_limit": people,
+        "steps": steps,
+        "guidance": guidance,
+        "seed": seed,
+    }
     pipe = open_pipe(minifaces.model_path())
-    points = measure_tradeoff(
-        pipe, named, images_per_person=images_per_person, people_limit=people, seed=seed, guidance=guidance
-    )
-    write_file(output, (json.dumps({"points": points}, indent=2) + "\n").encode())
-    for point in points:
-        typer.echo(
-            f"{point['setting']:<16} attributes kept {point['attributes_kept']:6.1%}   leak {point['leak']:6.1%}"
-            f"   top-1 {point['top1']:6.1%}   ({point['images']} images)"
-        )
+    curve = measure_tradeoff(pipe, named, judges=minifaces.judges(), progress=not quiet, **measurement)
+    write_curves(output, [curve], {"measurement": measurement})
+    _print_points([curve])
+
+
+def _print_points(curves: Sequence[Curve]) -> None:
+    for curve in curves:
+        for point in curve.points:
+            shares = "   ".join(f"{name} {100 * point[name]:.1f} %" for name in curve.series)
+            typer.echo(f"{point['label']:<14} {shares}")
 
 
 class AxisName(StrEnum):
@@ -182,7 +195,7 @@ def scale(
     from apl_guard.trainer import minifaces
     from apl_guard.trainer.config import TrainConfig
     from apl_guard.trainer.data.identities import load_identities
-    from apl_guard.trainer.evaluate.curves import Curve, curves_so_far, draw_curves, merge, write_curves
+    from apl_guard.trainer.evaluate.curves import curves_so_far, draw_curves, merge, write_curves
     from apl_guard.trainer.evaluate.scale import AXES, measure_scale
     from apl_guard.trainer.model.pipeline import model_digest, open_pipe
     from apl_guard.trainer.one_run import only_run
@@ -222,10 +235,7 @@ def scale(
             judges=minifaces.judges(),
             **measurement,
         )
-    for curve in curves:
-        for point in curve.points:
-            shares = "   ".join(f"{name} {100 * point[name]:.1f} %" for name in curve.series)
-            typer.echo(f"{point['label']:<14} {shares}")
+    _print_points(curves)
     typer.echo(f"curves: {output / 'curves.json'}, {output / 'curves.png'}")
 
 

@@ -11,7 +11,7 @@ from apl_guard.trainer.evaluate.curves import Curve
 from apl_guard.trainer.evaluate.goals import compare
 from apl_guard.trainer.evaluate.goals_table import goals_summary, goals_table
 from apl_guard.trainer.evaluate.page import curve_figure
-from apl_guard.trainer.evaluate.result import EvalResult, Pictures, show_figure
+from apl_guard.trainer.evaluate.result import EvalResult, Pictures, first_of_each, show_figure
 from apl_guard.trainer.report.charts import line_chart, smoothed
 from apl_guard.trainer.report.page import fill
 from apl_guard.trainer.report.parts import card, facts_list, gallery, side_by_side
@@ -38,26 +38,17 @@ def pick_pairs(result: EvalResult) -> dict[str, list[Pair]]:
     They are the first ones and not the best ones. Nothing here looks at a picture.
 
     Args:
-        result: An evaluation that kept its pictures.
+        result: An evaluation of the suites seen, unseen and generic, which kept its pictures.
     """
     groups: dict[str, list[Pair]] = {}
     titles = {"seen": "People seen in training", "unseen": "People never seen in training"}
-    for suite in ("seen", "unseen", "generic"):
-        if suite not in result.images:
-            continue
-        arms = result.images[suite]
-        shown: set[str | None] = set()
-        for one, plain, guarded in zip(result.asked[suite], arms["plain"], arms["guarded"], strict=True):
-            if suite == "generic":
-                title = "People without a name" if "sex" in one.attributes else "Objects"
-            elif one.person in shown:
-                continue
-            else:
-                title = titles[suite]
-            shown.add(one.person)
+    for suite, arms in result.images.items():
+        for k in first_of_each(result.asked[suite]):
+            one = result.asked[suite][k]
+            title = titles.get(suite) or ("People without a name" if "sex" in one.attributes else "Objects")
             group = groups.setdefault(title, [])
             if len(group) < _SHOWN:
-                group.append(Pair(one.text, plain, guarded))
+                group.append(Pair(one.text, arms["plain"][k], arms["guarded"][k]))
     return groups
 
 

@@ -81,8 +81,7 @@ def curves_so_far(path: Path, settings: Mapping[str, Any]) -> list[Curve]:
     """
     if not path.exists():
         return []
-    curves = read_curves(path)
-    found = json.loads(read_regular(path, _MAX_BYTES)).get("settings") or {}
+    curves, found = _read(path)
     if found != (wanted := json.loads(json.dumps(settings))):
         names = ", ".join(sorted(differences(found, wanted)))
         msg = f"holds curves that were made otherwise, by {names}; choose another folder, or move this file away"
@@ -108,26 +107,19 @@ def merge(known: Sequence[Curve], curves: Sequence[Curve]) -> list[Curve]:
 
 
 def read_curves(path: Path) -> list[Curve]:
-    """Read curves; also the points of leak against attributes kept that `apl-guard minifaces tradeoff` writes.
+    """Read curves.
 
     Raises:
         InvalidInput: The file cannot be read or holds no curves.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[Curve], dict[str, Any]]:
+    """The curves of a file, and how they were made."""
     try:
         content = json.loads(read_regular(path, _MAX_BYTES))
-        if "points" in content:
-            points = [
-                {
-                    "x": 100 * p["attributes_kept"],
-                    "label": f"{100 * p['attributes_kept']:.1f} %: {p['setting']}",
-                    "leak at FAR 1e-3": p["leak"],
-                    "leak at FAR 1e-3_ci": p.get("leak_ci"),
-                }
-                for p in content["points"]
-            ]
-            curves = [Curve("Leak against attributes kept", "attributes kept, %", points)]
-        else:
-            curves = [Curve(one["title"], one["x"], list(one["points"])) for one in content["curves"]]
+        curves = [Curve(one["title"], one["x"], list(one["points"])) for one in content["curves"]]
         for curve in curves:
             curve.series  # noqa: B018 - raises where a point is none
             for point in curve.points:
@@ -137,7 +129,7 @@ def read_curves(path: Path) -> list[Curve]:
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         msg = "no curves in it; expected what `apl-guard minifaces scale` or `minifaces tradeoff` wrote"
         raise InvalidInput(msg, where=path) from error
-    return curves
+    return curves, content.get("settings") or {}
 
 
 def draw_curves(curves: Sequence[Curve]) -> bytes:

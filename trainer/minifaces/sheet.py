@@ -6,7 +6,7 @@ import random
 
 from PIL import Image
 
-from apl_guard.trainer.report.pictures import labelled
+from apl_guard.trainer.report.pictures import sheet
 
 from .faces import SIZE
 from .people import people
@@ -20,9 +20,8 @@ _ROWS = ("a person", "the same", "a twin", "another twin", "inked", "one thing",
 def draw_sheet(seed: int = 0) -> Image.Image:
     """Draw a row of each of `_ROWS`, with its name: below a person the same one, two twins, and the same one inked."""
     rng = random.Random(seed)
-    chosen = rng.sample(people(), _COLUMNS)
-    sheet = Image.new("RGB", (SIZE * _COLUMNS, SIZE * len(_ROWS)), "white")
-    for column, person in enumerate(chosen):
+    columns: list[list[Image.Image]] = []
+    for person in rng.sample(people(), _COLUMNS):
         twins = [Picture("described", (look := random_look(rng)).background, t, look) for t in person.twins(2)]
         cells = [of_person(person, rng).draw(rng) for _ in range(2)]
         cells += [twin.draw(rng) for twin in twins]
@@ -31,6 +30,5 @@ def draw_sheet(seed: int = 0) -> Image.Image:
             of_things(rng, 1).draw(rng),
             of_things(rng, 2).draw(rng),
         ]
-        for row, cell in enumerate(cells):
-            sheet.paste(cell, (column * SIZE, row * SIZE))
-    return labelled(sheet, SIZE, _ROWS, {})
+        columns.append(cells)
+    return sheet(dict(zip(_ROWS, zip(*columns, strict=True), strict=True)), SIZE)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["address", "labelled", "png", "png_address"]
+__all__ = ["address", "png", "png_address", "sheet"]
 
 _LARGEST_SIDE = 256
 """Of a picture in a page."""
@@ -56,18 +56,18 @@ def address(picture: npt.NDArray[np.uint8]) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def labelled(sheet: Image, side: int, rows: Sequence[str], columns: Mapping[str, int]) -> Image:
-    """A sheet of images with the name of each row on its left, and of each group of columns above it.
+def sheet(rows: Mapping[str, Sequence[Image]], side: int, columns: Mapping[str, int] | None = None) -> Image:
+    """Images in rows, with the name of each row on its left, and of each group of columns above it.
 
     Args:
-        sheet: Of images with sides of this length.
-        side: In pixels.
-        rows: Their names, from above.
-        columns: The name of each group, and how many columns it has.
+        rows: Name → images, as many in each row.
+        side: Of each image, in pixels.
+        columns: The name of each group, and how many columns it has; none are named where there are no groups.
 
     Example:
         >>> from PIL import Image
-        >>> labelled(Image.new("RGB", (96, 192)), 96, ("plain", "guarded"), {"one": 1}).size > (96, 192)
+        >>> one = Image.new("RGB", (64, 64))
+        >>> sheet({"plain": [one], "guarded": [one]}, 96, {"one": 1}).size > (96, 192)
         True
     """
     from PIL import Image as Images
@@ -77,16 +77,18 @@ def labelled(sheet: Image, side: int, rows: Sequence[str], columns: Mapping[str,
     font = ImageFont.load_default(size)
     left = round(max(font.getlength(name) for name in rows)) + 12
     top = round(1.7 * size) if columns else 0
-    whole = Images.new("RGB", (left + sheet.width, top + sheet.height), "white")
-    whole.paste(sheet, (left, top))
+    width = side * max(map(len, rows.values()))
+    whole = Images.new("RGB", (left + width, top + side * len(rows)), "white")
     pen = ImageDraw.Draw(whole)
-    for k, name in enumerate(rows):
+    for k, (name, images) in enumerate(rows.items()):
         pen.text((left - 6, top + (k + 0.5) * side), name, fill="black", font=font, anchor="rm")
+        for column, image in enumerate(images):
+            whole.paste(image.resize((side, side), Images.Resampling.LANCZOS), (left + column * side, top + k * side))
     at = 0
-    for name, count in columns.items():
+    for name, count in (columns or {}).items():
         pen.text((left + at * side + 2, top / 2), name, fill="black", font=font, anchor="lm")
         at += count
-        if at * side < sheet.width:
+        if at * side < width:
             pen.line([(left + at * side - 1, 0), (left + at * side - 1, whole.height)], fill="white", width=4)
     return whole
 

@@ -17,7 +17,7 @@ from apl_guard.storage import write_folder
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Data
 from apl_guard.trainer.model.families import family_of
-from apl_guard.trainer.report.pictures import labelled, png
+from apl_guard.trainer.report.pictures import png, sheet
 from apl_guard.trainer.train.card import Card, write_card
 from apl_guard.trainer.train.history import History
 from apl_guard.trainer.train.result import TrainResult
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _SHOWN_PEOPLE = 4
 _SHOWN_GENERIC = 4
-_NAMED, _NOBODY = "with a name", "without a name"
 
 
 def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult, history: History) -> None:
@@ -50,16 +49,18 @@ def write_prefix(pipe: Any, config: TrainConfig, data: Data, result: TrainResult
     named = people.prompts[::per_person][:_SHOWN_PEOPLE]
     prompts = [*named, *generic.prompts[:_SHOWN_GENERIC]]
     side = max(96, min(family_of(pipe, config).side, 192))
-    picture = before_and_after(pipe, config, prompts, result.vectors, side)
+    picture = sheet(
+        before_and_after(pipe, config, prompts, result.vectors),
+        side,
+        {"with a name": len(named), "without a name": len(prompts) - len(named)},
+    )
     card = Card(config=config, result=result, metadata=prefix.metadata, prompts=tuple(prompts), people=len(data.names))
     write_folder(
         result.folder,
         {
             "config.yaml": config.to_bytes(),
             "history.jsonl": history.to_bytes(),
-            "before_and_after.png": png(
-                labelled(picture, side, ("plain", "guarded"), {_NAMED: len(named), _NOBODY: len(prompts) - len(named)})
-            ),
+            "before_and_after.png": png(picture),
         },
     )
     prefix.save(result.folder, card=write_card(card))
@@ -87,21 +88,16 @@ def as_prefix(pipe: Any, config: TrainConfig, result: TrainResult) -> Prefix:
 
 
 @torch.no_grad()
-def before_and_after(pipe: Any, config: TrainConfig, prompts: Sequence[str], vectors: Tensor, side: int) -> Image:
-    """Draw prompts without the prefix (above) and with it (below), from the same seeds."""
-    from PIL import Image as Images
-
+def before_and_after(pipe: Any, config: TrainConfig, prompts: Sequence[str], vectors: Tensor) -> dict[str, list[Image]]:
+    """Draw prompts without the prefix ("plain") and with it ("guarded"), from the same seeds."""
     family = family_of(pipe, config)
     vectors = vectors.to(family.device)
-    sheet = Images.new("RGB", (len(prompts) * side, 2 * side), "white")
-    for row, prefix in enumerate((None, vectors)):
+    images: dict[str, list[Image]] = {"plain": [], "guarded": []}
+    for arm, prefix in (("plain", None), ("guarded", vectors)):
         condition = family.embed(family.tokenize(prompts, 0 if prefix is None else len(prefix)), prefix)
-        images: list[Image] = []
         for start in range(0, len(prompts), config.sampling_batch):
             part = condition[start : start + config.sampling_batch]
             seeds = range(start, start + len(part))
             generators = [torch.Generator("cpu").manual_seed(config.seed + seed) for seed in seeds]
-            images += family.draw(part, config.sampling_steps, generators)
-        for column, image in enumerate(images):
-            sheet.paste(image.resize((side, side), Images.Resampling.LANCZOS), (column * side, row * side))
-    return sheet
+            images[arm] += family.draw(part, config.sampling_steps, generators)
+    return images

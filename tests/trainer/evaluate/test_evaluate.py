@@ -18,7 +18,7 @@ from apl_guard.trainer import minifaces
 from apl_guard.trainer.demo.page import draw_grid, pick_pairs, write_html
 from apl_guard.trainer.evaluate import EvalResult, evaluate
 from apl_guard.trainer.evaluate.asking import read_templates
-from apl_guard.trainer.evaluate.curves import read_curves
+from apl_guard.trainer.evaluate.curves import Curve
 from apl_guard.trainer.evaluate.goals import compare
 from apl_guard.trainer.evaluate.scores import Asked, fidelity, identity_figures
 from apl_guard.trainer.evaluate.statistics import clopper_pearson
@@ -225,10 +225,10 @@ def test_the_report_is_one_file_with_everything_in_it(result: EvalResult, tmp_pa
     """The page refers to nothing outside, shows every group, and escapes what it quotes."""
     history = [{"step": k, "identity": 1 / (k + 1), "generic": 0.1} for k in range(5)]
     history.append({"step": 5, "gap_closed": 0.5, "generic_drift": 0.1})
-    (tmp_path / "curves.json").write_text('{"points": [{"setting": "<coarse>", "leak": 0.01, "attributes_kept": 0.5}]}')
+    tradeoff = Curve("Leak against attributes kept", "kept", [{"x": 50, "label": "<coarse>", "leak": 0.01}])
 
     groups = pick_pairs(result)
-    page = write_html(result, groups, history, read_curves(tmp_path / "curves.json"), {"model": "a & b"})
+    page = write_html(result, groups, history, [tradeoff], {"model": "a & b"})
 
     assert set(groups) == {
         "People seen in training", "People never seen in training", "People without a name", "Objects",
@@ -245,14 +245,14 @@ def test_the_tradeoff_has_a_point_for_no_prefix_and_for_each_prefix(world: Any, 
     """Every setting draws the same prompts; the point without a prefix is that of the bare pipe."""
     prefixes = {f"N = {n}": random_prefix(world, n=n) for n in (1, 3)}
 
-    points = measure_tradeoff(
-        world, prefixes, images_per_person=2, people_limit=1, steps=1, judges=judges, progress=False
-    )
+    options = {"images_per_person": 2, "people_limit": 1, "steps": 1}
+    curve = measure_tradeoff(world, prefixes, judges=judges, progress=False, **options)
 
-    assert [point["setting"] for point in points] == ["no prefix", "N = 1", "N = 3"]
-    for point in points:
-        assert point["images"] == 4
-        assert 0 <= point["attributes_kept_ci"][0] <= point["attributes_kept"] <= point["attributes_kept_ci"][1] <= 1
+    assert [point["label"].partition(": ")[2] for point in curve.points] == ["no prefix", "N = 1", "N = 3"]
+    for point in curve.points:
+        low, high = point["leak at FAR 1e-3_ci"]
+        assert 0 <= low <= point["leak at FAR 1e-3"] <= high <= 1
+        assert point["label"].startswith(f"{point['x']:.1f} %")
 
 
 def test_the_commands_explain_themselves() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -119,20 +118,12 @@ def test_a_command_with_bytes_that_are_no_text_can_be_reported(monkeypatch: pyte
 
 
 def test_curves_are_read_as_they_were_written(tmp_path: Path) -> None:
-    """A point that lacks a figure is left out of its line; what `tradeoff` writes is read, too."""
+    """A point that lacks a figure is left out of its line."""
     curve = Curve("Leak", "N", [{"x": 2, "label": "b", "leak": 0.1}, {"x": 1, "label": "a", "leak": None, "top1": 0.3}])
     write_curves(tmp_path / "curves.json", [curve])
-    point = {"setting": "coarse", "attributes_kept": 0.4, "leak": 0.02, "leak_ci": [0.01, 0.1]}
-    tradeoff = {"points": [point]}
-    (tmp_path / "tradeoff.json").write_text(json.dumps(tradeoff))
 
     assert read_curves(tmp_path / "curves.json") == [curve]
     assert curve.series == {"leak": [(2.0, 0.1)], "top1": [(1.0, 0.3)]}
-    (read,) = read_curves(tmp_path / "tradeoff.json")
-    assert (read.series, read.reach) == (
-        {"leak at FAR 1e-3": [(40.0, 0.02)]},
-        {"leak at FAR 1e-3": [(40.0, 0.01, 0.1)]},
-    )
 
 
 @pytest.mark.parametrize(
@@ -143,8 +134,8 @@ def test_curves_are_read_as_they_were_written(tmp_path: Path) -> None:
         "{}",
         '{"curves": [{"title": "t", "x": "N", "points": [{"y": 1}]}]}',
         '{"curves": [{"title": "t", "x": "N", "points": [{"x": 1, "leak": 0.5}]}]}',
-        '{"points": [{"setting": "coarse", "attributes_kept": 0.4, "leak": "much"}]}',
-        '{"points": [{"setting": "coarse", "attributes_kept": 1' + 400 * "0" + ', "leak": 0}]}',
+        '{"curves": [{"title": "t", "x": "N", "points": [{"x": 1, "label": "a", "leak": "much"}]}]}',
+        '{"curves": [{"title": "t", "x": "N", "points": [{"x": 1' + 400 * "0" + ', "label": "a", "leak": 0}]}]}',
         '{"curves": ' + 100_000 * "[",
     ],
 )
