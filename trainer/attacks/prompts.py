@@ -10,6 +10,7 @@ import torch
 
 from apl_guard.prefix import Prefix
 from apl_guard.trainer.attacks.attack import Attack, Target
+from apl_guard.trainer.attacks.words import typed, whole_words
 from apl_guard.trainer.minifaces.captions import lead_in
 
 __all__ = ["PROMPT_ATTACKS", "near_the_prefix", "nearest_words"]
@@ -88,11 +89,10 @@ def nearest_words(pipe: Any, prefix: Prefix, opposite: bool = False) -> list[str
     """
     table = torch.nn.functional.normalize(pipe.text_encoder.get_input_embeddings().weight.float().cpu(), dim=-1)
     vectors = torch.nn.functional.normalize(prefix.vectors["text_encoder"], dim=-1)
-    special = set(pipe.tokenizer.all_special_ids)
-    whole = [k for token, k in pipe.tokenizer.get_vocab().items() if token.endswith("</w>") and k not in special]
-    cosines = vectors @ table[sorted(whole)].T  # (N, words)
+    words = whole_words(pipe.tokenizer)
+    cosines = vectors @ table[words].T  # (N, words)
     best = (-cosines if opposite else cosines).argmax(1).tolist()
-    return [pipe.tokenizer.decode([sorted(whole)[k]]).strip() for k in best]
+    return [typed(pipe.tokenizer, [words[k]]) for k in best]
 
 
 def near_the_prefix(nearest: Sequence[str], opposite: Sequence[str]) -> Attack:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from apl_guard.adapters.inject import embed, encode_prompts, tokenize_with_prefix
+from apl_guard.trainer.attacks.words import typable_tokens, typed
 from apl_guard.trainer.model.diffusion import process_of
 from apl_guard.trainer.model.unets import predict
 from apl_guard.trainer.train.loss import distance
@@ -42,8 +43,6 @@ __all__ = [
     "TokenSearch",
     "Wanted",
     "make_search",
-    "typable_tokens",
-    "typed",
 ]
 
 VERSION = 4
@@ -274,25 +273,3 @@ def make_search(
     typable = typable_tokens(pipe.tokenizer)
     start = torch.randint(len(typable), (M, TOKENS), generator=rng)
     return TokenSearch(typable, start, pipe, vectors, wanted, rows, seed, dtype)
-
-
-def typable_tokens(tokenizer: Any) -> list[int]:
-    """The tokens that can be typed in any order: whole words whose text is read as this one token.
-
-    Pieces of words melt into each other. Of random rows of five tokens of the reference world, one in twenty is read
-    as the tokens that it was made of.
-
-    Returns:
-        Their ids, in order.
-    """
-    special = set(tokenizer.all_special_ids)
-    whole = sorted(k for token, k in tokenizer.get_vocab().items() if token.endswith("</w>") and k not in special)
-    read = tokenizer([typed(tokenizer, [k]) for k in whole], add_special_tokens=False)["input_ids"]
-    return [k for k, ids in zip(whole, read, strict=True) if ids == [k]]
-
-
-def typed(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Tokens as text."""
-    # As it stands: tidied-up blanks would join what is apart.
-    text: str = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    return text.strip()

@@ -51,7 +51,7 @@ def columns_of(result: BenchResult) -> list[Column]:
     return [column for column in COLUMNS if any(column.figure in row for row in result.rows.values())]
 
 
-def cell(row: Mapping[str, object] | Figures, column: Column, interval: bool = True) -> str:
+def cell(row: Figures, column: Column, interval: bool = True) -> str:
     """One figure, for people.
 
     Example:
@@ -64,7 +64,6 @@ def cell(row: Mapping[str, object] | Figures, column: Column, interval: bool = T
     if not isinstance(value, (int, float)):
         return "–"
     reach = row.get(f"{column.figure}_ci") if interval else None
-    reach = reach if isinstance(reach, list) else None
     match column.kind:
         case "rate":
             return show_share(value, reach)

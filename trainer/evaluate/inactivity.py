@@ -28,7 +28,7 @@ from apl_guard.trainer.evaluate.result import Figures, Pictures
 from apl_guard.trainer.evaluate.scores import fidelity, mean_figure
 from apl_guard.trainer.evaluate.setting import Setting, drawn_by
 from apl_guard.trainer.evaluate.statistics import bootstrap_interval
-from apl_guard.trainer.minifaces.people import people
+from apl_guard.trainer.minifaces.people import known_people
 
 DISTANCES = ("feature_distance", "pixel_distance", "structure_distance")
 
@@ -42,7 +42,7 @@ def inactivity(setting: Setting) -> dict[str, dict[str, Figures]]:
     asked = ask_for_anything(setting)
     wanted = [one.attributes for one in asked]
     fewer = replace(setting, steps=max(1, setting.steps * 4 // 5))
-    names = tuple(person.name for person in people() if person.split != "held_back")
+    names = tuple(person.name for person in known_people())
     gate = setting.on(setting.pipe, guard=Guard(setting.pipe, policy=gating_policy(names), prefix=setting.prefix))
     pictures = {
         "plain": setting.draw_asked(setting.pipe, asked, "generic"),

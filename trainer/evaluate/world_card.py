@@ -12,7 +12,7 @@ from apl_guard.storage import write_file
 from apl_guard.trainer.evaluate.result import EvalResult, show_figure
 from apl_guard.trainer.minifaces.captions import identity_templates
 from apl_guard.trainer.minifaces.judge import READS, load_judges
-from apl_guard.trainer.minifaces.measure import judge_accuracy, model_bytes, read_facts, words_in_front
+from apl_guard.trainer.minifaces.measure import judge_accuracy, model_bytes, words_in_front
 from apl_guard.trainer.minifaces.people import SPLIT_SIZES, TWINS
 from apl_guard.trainer.model.pipeline import open_pipe
 
@@ -66,7 +66,7 @@ def write_card(folder: Path, evaluation: EvalResult) -> Path:
             *_model(evaluation, front),
             *_judges(judge_accuracy(judges), judges.thresholds),
             *_data(),
-            *_build(read_facts(folder)),
+            *_build(json.loads((folder / "build.json").read_text())),
         ]
     )
     return write_file(folder / "README.md", f"{text}\n".encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from .autoencoder import to_tensor
+from .autoencoder import encode
 from .captions import identity_prompts, lead_in
 from .dataset import draw_all
 from .judge import READS, Judges, label
@@ -61,7 +60,7 @@ def words_in_front(pipe: StableDiffusionPipeline, words: int = 10, count: int = 
     prompts = [identity_prompts(person, 1, seed + i, held_out=True)[0].text for i, person in enumerate(people)]
     pictures = [of_person(person, rng) for person in people]
     dtype = pipe.unet.dtype
-    z = pipe.vae.encode(to_tensor(draw_all(pictures, seed)).to(dtype)).latent_dist.mean * pipe.vae.config.scaling_factor
+    z = encode(pipe.vae, draw_all(pictures, seed), batch=count)
     noise = torch.randn(z.shape, generator=generator).to(dtype)
     t = torch.linspace(20, 980, count).long()
     z_t = pipe.scheduler.add_noise(z, noise, t)
@@ -83,9 +82,3 @@ def words_in_front(pipe: StableDiffusionPipeline, words: int = 10, count: int = 
 def model_bytes(folder: Path) -> int:
     """Size of everything under a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def read_facts(folder: Path) -> dict[str, object]:
-    """``build.json`` of a built world."""
-    facts: dict[str, object] = json.loads((folder / "build.json").read_text())
-    return facts

@@ -14,10 +14,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final, Literal, cast, get_args
 
+from apl_guard.trainer.config import NeutralKind
+
 from .traits import Attributes, Geometry, Identity
 
 Split = Literal["seen", "unseen", "held_back"]
-Neutral = Literal["coarse", "attributes"]
 
 SPLIT_SIZES: Final[dict[Split, int]] = {"seen": 120, "unseen": 40, "held_back": 40}
 TWINS: Final = 9
@@ -41,7 +42,7 @@ class Person:
         """Attribute name → value."""
         return self.identity.attributes.as_dict()
 
-    def neutral(self, kind: Neutral = "coarse") -> str:
+    def neutral(self, kind: NeutralKind = "coarse") -> str:
         """What stands for the name in a neutral prompt.
 
         ``coarse`` keeps the sex alone; ``attributes`` keeps all that words can say.

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Condition", "Prompts", "joined"]
+__all__ = ["Condition", "Prompts"]
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,3 @@ class Prompts:
             3
         """
         return Prompts(tuple(text for each in prompts for text in each.texts), prompts[0].vectors)
-
-
-def joined(parts: Sequence[Condition] | Sequence[Prompts]) -> Any:
-    """Several of one kind, one behind the other."""
-    return type(parts[0]).cat(parts)  # type: ignore[arg-type]

@@ -30,9 +30,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from apl_guard.adapters.inject import encode_prompts
+from apl_guard.trainer.model.prompt_embeds import embeds_of
 from apl_guard.trainer.peers.peer import Files, Task
 from apl_guard.trainer.peers.weights import WeightEdit, changes_of, cross_attention, with_own_unet
+
+_BATCH = 64
 
 
 def closed_form(c: Tensor, c_star: Tensor, c_keep: Tensor, keep: float, lambda_: float) -> Tensor:
@@ -85,7 +87,8 @@ class UCE(WeightEdit):
             chosen = rng.sample(task.people.templates, min(self.templates, len(task.people.templates)))
             named += [(template, name, neutral) for template in ("{name}", *chosen)]
         c, c_star = _aligned(pipe, named)
-        c_keep = _states(pipe, rng.sample(task.generic, min(self.generic, len(task.generic)))).flatten(0, 1)
+        generic = rng.sample(task.generic, min(self.generic, len(task.generic)))
+        c_keep = embeds_of(pipe, generic, _BATCH).flatten(0, 1)
         trace = c.double().square().sum().item()
         keep = self.keep * trace / c_keep.double().square().sum().item()
         A = closed_form(c, c_star, c_keep, keep, self.rest * trace / c.shape[1])
@@ -99,7 +102,7 @@ class UCE(WeightEdit):
 def _aligned(pipe: Any, named: Sequence[tuple[str, str, str]]) -> tuple[Tensor, Tensor]:
     """States from the last token of a name on, and those from the last token of its neutral text on, (n, D) twice."""
     texts = [template.replace("{name}", who) for template, *pair in named for who in pair]
-    states = _states(pipe, texts)  # (2M, L, D)
+    states = embeds_of(pipe, texts, _BATCH)  # (2M, L, D)
     c: list[Tensor] = []
     c_star: list[Tensor] = []
     for m, (template, name, neutral) in enumerate(named):
@@ -115,9 +118,3 @@ def _last_token(tokenizer: Any, template: str, who: str) -> int:
     text = template.split("{name}")[0] + who
     ids = tokenizer(text, truncation=True)["input_ids"]
     return len(ids) - 2
-
-
-def _states(pipe: Any, texts: Sequence[str]) -> Tensor:
-    """Shape (M, L, D)."""
-    parts = [list(texts[k : k + 64]) for k in range(0, len(texts), 64)]
-    return torch.cat([encode_prompts(pipe.text_encoder, pipe.tokenizer, part) for part in parts])

@@ -19,8 +19,9 @@ from apl_guard.trainer.minifaces.autoencoder import encode
 from apl_guard.trainer.minifaces.denoiser import random_timesteps
 from apl_guard.trainer.minifaces.training import fit
 from apl_guard.trainer.model.diffusion import process_of
+from apl_guard.trainer.model.prompt_embeds import embeds_of
 from apl_guard.trainer.model.unets import quick_attention
-from apl_guard.trainer.personalise.drawings import Drawings, Prior, draw_prior, embeds_of
+from apl_guard.trainer.personalise.drawings import BATCH, Drawings, Prior, draw_prior
 from apl_guard.trainer.personalise.recipe import Recipe
 
 
@@ -62,7 +63,8 @@ class Lessons:
     def of(cls, pipe: Any, drawings: Drawings, recipe: Recipe, *, progress: bool) -> Lessons:
         """Encode everything once."""
         prior = draw_prior(pipe, recipe.prior, progress=progress)
-        return cls(pipe, encode(pipe.vae, drawings.images), embeds_of(pipe, drawings.captions), prior, recipe)
+        embeds = embeds_of(pipe, drawings.captions, BATCH)
+        return cls(pipe, encode(pipe.vae, drawings.images), embeds, prior, recipe)
 
     def loss(self, unet: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """L = loss of the drawings + loss of the prior, each a mean over its part of one batch (DreamBooth, eq. 2)."""

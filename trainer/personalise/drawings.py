@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
-from apl_guard.adapters.inject import encode_prompts
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.generation import self_generate
 from apl_guard.trainer.data.seeds import ADDED_PEOPLE
@@ -22,12 +20,14 @@ from apl_guard.trainer.minifaces import Person, generic_prompts
 from apl_guard.trainer.minifaces.captions import caption
 from apl_guard.trainer.minifaces.dataset import Images, draw_all
 from apl_guard.trainer.minifaces.pictures import of_person
+from apl_guard.trainer.model.prompt_embeds import embeds_of
 
 _SEED: Final = 40
 """Of drawings, captions and the model's own pictures; evaluation takes its seeds from other texts."""
 _CAPTIONS: Final = 3
 """For each drawing: the same picture, said in other words and with other parts of the scene left out."""
-_BATCH: Final = 32
+BATCH: Final = 32
+"""How many texts are encoded, or drawn, at a time."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,6 @@ def draw_people(people: Sequence[Person], each: int) -> Drawings:
     return Drawings(tuple(people), draw_all(pictures, _SEED), tuple(said))
 
 
-@torch.no_grad()
-def embeds_of(pipe: Any, texts: Sequence[str]) -> Tensor:
-    """Prompt embeds (m, L, D) of texts, as the pipe would compute them."""
-    parts = [
-        encode_prompts(pipe.text_encoder, pipe.tokenizer, texts[i : i + _BATCH]) for i in range(0, len(texts), _BATCH)
-    ]
-    return torch.cat(parts)
-
-
 @dataclass(frozen=True)
 class Prior:
     """What the model drew before anybody was added to it, of prompts that name nobody; it shall go on drawing so."""
@@ -95,6 +86,6 @@ def draw_prior(pipe: Any, count: int, *, progress: bool) -> Prior:
         StorageFailed: The cache cannot be written.
     """
     texts = [prompt.text for prompt in generic_prompts(count, seed=_SEED)]
-    settings = TrainConfig(guidance_scale=3.0, sampling_steps=20, sampling_batch=_BATCH, seed=_SEED)
+    settings = TrainConfig(guidance_scale=3.0, sampling_steps=20, sampling_batch=BATCH, seed=_SEED)
     latents = self_generate(pipe, texts, settings, ADDED_PEOPLE, progress=progress, label="prior")
-    return Prior(latents.to(pipe.unet.device), embeds_of(pipe, texts))
+    return Prior(latents.to(pipe.unet.device), embeds_of(pipe, texts, BATCH))

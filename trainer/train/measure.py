@@ -17,7 +17,7 @@ from torch import Tensor
 
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.examples import Data, Examples
-from apl_guard.trainer.model.condition import Condition, Prompts, joined
+from apl_guard.trainer.model.condition import Condition, Prompts
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.prompt_embeds import PromptEmbeds
 from apl_guard.trainer.train.loss import distance
@@ -98,7 +98,8 @@ class Gauge:
 
     def _share(self, half: _Half, prefix: Tensor) -> float:
         """d(prompt with prefix, neutral) as a share of the whole."""
-        c = joined([self._family.embed(part, prefix) for part in torch.split(half.ids, self._batch)])
-        left = distance(self._predict(half.z_t, half.t, c), half.eps_neutral).mean().item()
+        parts = zip(*(torch.split(part, self._batch) for part in (half.z_t, half.t, half.ids)), strict=True)
+        eps = torch.cat([self._family.predict(z_t, t, self._family.embed(ids, prefix)) for z_t, t, ids in parts])
+        left = distance(eps, half.eps_neutral).mean().item()
         # A model that answers every prompt alike has no gap to close and nothing to drift by.
         return left / half.whole if half.whole > 0 else float(left > 0)

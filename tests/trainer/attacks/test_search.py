@@ -27,8 +27,9 @@ from apl_guard.trainer.attacks import curve
 from apl_guard.trainer.attacks.curve import checkpoints, measure_curves, steps_needed
 from apl_guard.trainer.attacks.page import draw_curves, to_table
 from apl_guard.trainer.attacks.reference import reference_check
-from apl_guard.trainer.attacks.search import TokenSearch, make_search, typable_tokens, typed
+from apl_guard.trainer.attacks.search import TokenSearch, make_search
 from apl_guard.trainer.attacks.sides import sides_of, wanted_of
+from apl_guard.trainer.attacks.words import typable_tokens, typed
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.model.pipeline import frozen, model_digest, open_pipe
 
