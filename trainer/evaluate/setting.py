@@ -193,10 +193,9 @@ class Setting:
         return np.stack([picture for picture in pictures if picture is not None])
 
     def _draw(self, call: Callable[..., Any], texts: list[str], seeds: list[int]) -> Pictures:
-        self.pipe.set_progress_bar_config(**{**getattr(self.pipe, "_progress_bar_config", {}), "disable": True})
         family = family_of(self.pipe)
         plain = self.precision == torch.float32
-        with family.mixed() if plain else computing_in(self.precision, family.device):
+        with silent(self.pipe), family.mixed() if plain else computing_in(self.precision, family.device):
             output = call(
                 texts,
                 num_inference_steps=self.steps,
@@ -223,6 +222,17 @@ class Setting:
         drawn_by = [type(self.pipe).__name__, checker, diffusers.__version__, torch.__version__.split("+")[0]]
         computed = [family.device.type, str(family.network.dtype), str(self.precision), self.steps, self.guidance]
         return _digest(model_digest(self.pipe), arm, parts, drawn_by, computed)
+
+
+@contextmanager
+def silent(pipe: Any) -> Iterator[None]:
+    """Let a pipe draw without progress bars, and give it back its own settings for them."""
+    own = getattr(pipe, "_progress_bar_config", {})
+    pipe.set_progress_bar_config(**own | {"disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**own)
 
 
 @contextmanager

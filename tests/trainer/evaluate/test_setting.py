@@ -167,6 +167,17 @@ def test_a_folder_that_cannot_be_used_is_an_error(setting: Setting, own: Any, tm
         replace(setting, folder=tmp_path / "file" / "pictures").draw(own, TEXTS, "s")
 
 
+def test_the_pipe_shows_its_own_progress_bars_again(setting: Setting, own: Any) -> None:
+    """Drawing for an evaluation hides them for its own calls alone, also where a call fails."""
+    own.set_progress_bar_config(leave=False)
+
+    setting.draw(own, ["a boat"], "s")
+    with pytest.raises(ZeroDivisionError):
+        setting.draw(lambda *_, **__: 1 / 0, ["a boat"], "s")
+
+    assert own._progress_bar_config == {"leave": False}
+
+
 def test_nothing_to_draw_is_an_error(setting: Setting, own: Any) -> None:
     """No figure comes from no picture."""
     with pytest.raises(InvalidInput, match="found 0 texts"):
