@@ -6,9 +6,8 @@ into room for the prefix, and the text encoders put the prefix there.
 
 from __future__ import annotations
 
-import inspect
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -27,6 +26,7 @@ from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest, argument_name, texts
 
 from .arguments import TEXT, channel_of, check_not_rewritten, is_known
+from .calling import run, signature_of
 from .channels import as_tokenized, has_adapter_weights, implied, said
 from .cleaning import cleaner_of, readings_of
 from .families import check_supported
@@ -70,11 +70,10 @@ class DiffusersAdapter:
     carries_prefix = True
 
     def __init__(self, pipe: DiffusionPipeline) -> None:
-        check_supported(type(pipe))
+        check_supported(pipe)
         self._pipe = pipe
         self._class = type(pipe).__name__
-        self._call: Callable[..., Any] = type(pipe).__call__
-        self._signature = inspect.signature(self._call)
+        self._signature = signature_of(pipe)
         parameters = self._signature.parameters.values()
         self._defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
         self.name = f"diffusers:{self._class}"
@@ -158,13 +157,13 @@ class DiffusersAdapter:
         check_decided(said(self._pipe, self._defaults | dict(request.arguments), request.text), request)
         arguments = {name: _copied(value) for name, value in request.arguments.items()}
         if prefix is None:
-            output = self._draw(self._pipe, arguments)
-            return Generation(output, _count_images(output))
+            return Generation(*self._draw(self._pipe, arguments))
 
         before = self._still_fits(prefix)
         with prefixed(self._pipe, request, prefix.vectors, compare=True) as call:
             began = perf_counter()
-            output = self._draw(call.view, arguments | call.texts)
+            as_asked = {name: arguments[name] for name in call.texts}
+            output, images = self._draw(call.view, arguments | call.texts, as_asked=as_asked)
             seconds = perf_counter() - began
         _check_plain_rows(call.received, call.tokenizers)
         if self._has_new_weights(request) or self.fingerprints() != before:
@@ -179,7 +178,7 @@ class DiffusersAdapter:
             tokens_cut={slot: cuts.get(slot, ()) for slot in call.received},
             change={slot: r.changes for slot, r in call.received.items()},
         )
-        return Generation(output, _count_images(output), receipt, seconds)
+        return Generation(output, images, receipt, seconds)
 
     def draw_plain(self, request: GenerationRequest) -> Generation:
         """Draw without the prefix, from random numbers of its own.
@@ -191,16 +190,18 @@ class DiffusersAdapter:
         arguments = {name: _copied(value) for name, value in request.arguments.items()}
         if "generator" in self._signature.parameters:
             arguments["generator"] = torch.Generator().manual_seed(secrets.randbits(63))
-        output = self._draw(view_of(self._pipe, lambda _, tokenizer: tokenizer), arguments)
+        output, images = self._draw(view_of(self._pipe, lambda _, tokenizer: tokenizer), arguments)
         if self._has_new_weights(request):
             raise GuardUnavailable(
                 "the pipe got LoRA or similar weights meanwhile, so nothing is drawn to compare with"
             )
-        return Generation(output, _count_images(output))
+        return Generation(output, images)
 
-    def _draw(self, pipe: DiffusionPipeline, arguments: Mapping[str, Any]) -> Any:
+    def _draw(self, pipe: Any, arguments: Mapping[str, Any], **asked: Any) -> tuple[Any, int]:
+        """What the caller gets, and how many images there are."""
         with with_models_alone(pipe):
-            return self._call(pipe, **arguments)
+            output, images = run(pipe, arguments, **asked)
+        return output, _count(images)
 
     def _has_new_weights(self, request: GenerationRequest) -> bool:
         return Channel.ADAPTER_WEIGHTS not in request.used and has_adapter_weights(self._pipe)
@@ -267,14 +268,7 @@ def _copied(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-def _count_images(output: Any) -> int:
-    """How many there are in what a pipeline returns: they come first in it or, from some, are all of it."""
-    is_bare = isinstance(output, list) or hasattr(output, "ndim")
-    return sum(_count_in(each) for each in (output if is_bare else output[0]))
-
-
-def _count_in(found: Any) -> int:
-    """One picture, or the layers of one: in a list, or one array in front of the other."""
-    if isinstance(found, list | tuple):
-        return sum(map(_count_in, found))
-    return len(found) if getattr(found, "ndim", 0) == 4 else 1
+def _count(images: Any) -> int:
+    """How many there are, or layers of them: in lists, or one array in front of the other."""
+    lie_together = isinstance(images, list | tuple) or getattr(images, "ndim", 0) > 3
+    return sum(map(_count, images)) if lie_together else 1

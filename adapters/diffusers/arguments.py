@@ -72,6 +72,7 @@ _CHANNELS: Mapping[Channel, tuple[str, ...]] = {
     ),
     Channel.IMAGE: (
         "image",
+        "image_cond_latents",
         "image_latents",
         "image_reference",
         "images",
@@ -172,6 +173,7 @@ HARMLESS = frozenset(
         "layers",
         "output_resolution",
         "padding_mask_crop",
+        "reference_crop",
         "resolution",
         "target_size",
         "tokenizer_max_length",
@@ -183,6 +185,7 @@ HARMLESS = frozenset(
         "clean_caption",
         "do_patching",
         "enable_cfg_renorm",
+        "output",
         "output_type",
         "prior_callback_on_step_end_tensor_inputs",
         "return_dict",

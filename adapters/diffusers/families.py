@@ -9,6 +9,7 @@ from typing import Any
 from apl_guard.errors import InvalidInput
 
 from .arguments import is_known
+from .modular import is_modular, reason_against_blocks, reason_against_model
 
 __all__ = ["check_supported", "reason_against"]
 
@@ -146,13 +147,14 @@ _REFUSED: Mapping[str, str] = {
 """Sub-package or class → why the guard cannot stand in front of it."""
 
 
-def check_supported(cls: type[Any]) -> None:
-    """Refuse a pipeline class that the guard cannot stand in front of.
+def check_supported(pipe: Any) -> None:
+    """Refuse a pipe that the guard cannot stand in front of.
 
     Raises:
-        InvalidInput: It cannot. The message names the class and says why.
+        InvalidInput: It cannot. The message names its class and says why.
     """
-    reason = reason_against(cls)
+    cls = type(pipe)
+    reason = reason_against(cls) or (reason_against_blocks(pipe) if is_modular(cls) else None)
     if reason is not None:
         raise InvalidInput(f"{cls.__name__} is not covered: {reason}", where="pipe")
 
@@ -169,8 +171,8 @@ def reason_against(cls: type[Any]) -> str | None:
         >>> reason_against(FluxPipeline) is None
         True
     """
-    if any(base.__module__.startswith("diffusers.modular_pipelines.") for base in cls.__mro__):
-        return "it is put together from blocks; use the pipeline of the same model, such as StableDiffusionXLPipeline"
+    if is_modular(cls):
+        return reason_against_model(cls)
     family, name = _family_of(cls)
     for key in (name, family):
         if key in _REFUSED:

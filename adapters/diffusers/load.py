@@ -67,6 +67,8 @@ def _check_folder(path: Path) -> dict[str, str]:
     """
     problem = f"no readable {_INDEX}; expected a model in the diffusers format"
     if not (path / _INDEX).is_file():  # a pipe would be waited for
+        if (path / f"modular_{_INDEX}").is_file():
+            problem = "a modular pipeline, which is put together in Python; give the pipe itself in place of its folder"
         raise ModelInvalid(problem, where=path)
     try:
         index = json.loads((path / _INDEX).read_text(encoding="utf-8"))

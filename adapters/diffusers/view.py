@@ -82,8 +82,9 @@ def view_of(pipe: Any, exchange: Callable[[nn.Module | None, Any], Any]) -> Any:
         if made is not part:
             # Not by assignment, which would also write to the configuration that pipe and view share.
             view.__dict__[name] = made
-    # Offloading keeps its hooks on the real pipe.
-    view.__dict__["maybe_free_model_hooks"] = pipe.maybe_free_model_hooks
+    if hasattr(pipe, "maybe_free_model_hooks"):
+        # Offloading keeps its hooks on the real pipe.
+        view.__dict__["maybe_free_model_hooks"] = pipe.maybe_free_model_hooks
     return view
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,11 +47,27 @@ def build(family: str, seed: int = 0) -> Any:
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
-    pipe = getattr(diffusers, made_of.pipeline)(**parts, **made_of.settings)
+    cls = getattr(diffusers, made_of.pipeline)
+    if issubclass(cls, diffusers.DiffusionPipeline):
+        pipe = cls(**parts, **made_of.settings)
+        pipe.set_progress_bar_config(disable=True)
+    else:
+        blocks = copy.deepcopy(getattr(diffusers, cls.default_blocks_name)())  # those inside are the same for all
+        pipe = cls(_silent(blocks))
+        pipe.update_components(**parts)
     for name, value in made_of.attributes.items():
         setattr(pipe, name, value)
-    pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _silent(blocks: Any) -> Any:
+    """Blocks of a modular pipeline, without one that would write the prompt anew, and without progress bars."""
+    blocks.sub_blocks.pop("prompt_upsampler", None)
+    for block in blocks.sub_blocks.values():
+        if hasattr(block, "set_progress_bar_config"):
+            block.set_progress_bar_config(disable=True)
+        _silent(block)
+    return blocks
 
 
 _TINY = {"num_inference_steps": 2, "height": 16, "width": 16}
@@ -118,6 +135,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "flux_2_klein": Family(
         qwens.flux_2_klein, "Flux2KleinPipeline", _TINY | {"max_sequence_length": 80, "text_encoder_out_layers": (1, 2)}
+    ),
+    "flux_3": Family(
+        qwen3_vls.flux_3, "Flux3ModularPipeline", _TINY | {"max_sequence_length": 160, "output": "images"}
+    ),
+    "flux_3_distilled": Family(
+        qwen3_vls.flux_3_distilled,
+        "Flux3DistilledModularPipeline",
+        _TINY | {"max_sequence_length": 160, "output": "images"},
     ),
     "sana": Family(chats.sana, "SanaPipeline", _SMALL | {"use_resolution_binning": False, "max_sequence_length": 40}),
     "kolors": Family(unets.kolors, "KolorsPipeline", _SMALL),

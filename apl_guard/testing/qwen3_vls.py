@@ -6,7 +6,7 @@ from typing import Any
 
 from . import parts, qwen_encoders, qwens, text
 
-__all__ = ["dreamlite", "ideogram_4", "nucleus_image", "qwen_image_21"]
+__all__ = ["dreamlite", "flux_3", "flux_3_distilled", "ideogram_4", "nucleus_image", "qwen_image_21"]
 
 
 def qwen_image_21(d: Any) -> dict[str, Any]:
@@ -101,9 +101,33 @@ def ideogram_4(d: Any) -> dict[str, Any]:
     }
 
 
-def _conditional() -> dict[str, Any]:
+def flux_3(d: Any, *, distilled: bool = False) -> dict[str, Any]:
+    # Its blocks read eight layers, the last of which is the 32nd.
+    encoders = _conditional(layers=33)
+    transformer = parts.dit(
+        d.Flux3Transformer2DModel,
+        in_channels=4,
+        cond_in_channels=4,
+        joint_attention_dim=8 * text.WIDTH,
+        timestep_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        flow_map=distilled,
+    )
+    return {
+        "text_encoder": encoders["text_encoder"],
+        "tokenizer": encoders["processor"],
+        "transformer": parts.awake(transformer),
+        "vae": parts.small_vae(d.AutoencoderKLFlux2),
+    }
+
+
+def flux_3_distilled(d: Any) -> dict[str, Any]:
+    return flux_3(d, distilled=True)
+
+
+def _conditional(layers: int = 3) -> dict[str, Any]:
     """A Qwen3-VL that can go on with a text, and its processor."""
-    text_encoder, tokenizer = qwen_encoders.qwen3_vl("Qwen3VLForConditionalGeneration")
+    text_encoder, tokenizer = qwen_encoders.qwen3_vl("Qwen3VLForConditionalGeneration", layers)
     pictures = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     ids = {f"{name}_id": tokenizer.convert_tokens_to_ids(token) for name, token in pictures.items()}
     template = {"chat_template": tokenizer.chat_template}

@@ -81,6 +81,30 @@ def _dreamlite(m, prompts):
     yield m.pipe, "encode_prompt", change
 
 
+def _flux_3(m, prompts):
+    """Eight layers, side by side, of rows that are padded to eighty tokens or as many again."""
+    (encoder, tokenizer), length = m._pair("text_encoder"), m.options["max_sequence_length"]
+
+    def embeds(rows):
+        vectors = m.prefix.vectors["text_encoder"]
+        embeddings, mask = rows_by_hand(encoder, tokenizer, rows, vectors, None, multiple=80)
+        places = torch.arange(mask.shape[1])[None].masked_fill(mask == 0, 1)
+        options = {"attention_mask": mask, "position_ids": places, "output_hidden_states": True}
+        with torch.no_grad():
+            states = encoder(inputs_embeds=embeddings, **options).hidden_states
+        return torch.cat(states[4:33:4], -1)
+
+    blocks = m.pipe.blocks
+    blocks.sub_blocks.pop("text_encoder")
+    bare = blocks.init_pipeline()
+    bare.update_components(**{name: m.pipe.components[name] for name in bare.component_names})
+    made = {"prompt_embeds": embeds(m._rows(tokenizer, prompts, length, **TURN))}
+    if "guider" in bare.component_names:
+        plain = row_by_hand(tokenizer, "", 0, length, **TURN)[0], None
+        made["negative_prompt_embeds"] = embeds([plain])
+    return lambda prompt, max_sequence_length, **options: bare(**made, **options)
+
+
 def _first_replaced(made):
     """The same answers, but for the first one, the others being for negative prompts."""
     answers = [made]
@@ -97,6 +121,9 @@ METHODS = {
 }
 """Family or variant that takes no embeds → pipes, their methods that encode, what these should have answered."""
 
+MODULAR = {"flux_3": _flux_3, "flux_3_distilled": _flux_3}
+"""Family → a pipe that draws from embeds made by hand, of the same blocks but for the text encoder's."""
+
 
 def draw_by_hand(draw, m, prompts, family, name="", **options):
     """The picture of the bare pipe with the embeds made by hand.
@@ -109,6 +136,8 @@ def draw_by_hand(draw, m, prompts, family, name="", **options):
         name: Of its class, where that takes other embeds than its family.
         options: Of the call.
     """
+    if family in MODULAR:
+        return draw(MODULAR[family](m, prompts), None, **options)
     answers = METHODS.get(name, METHODS.get(family))
     if answers is None:
         embeds = EMBEDS_OF_VARIANT.get(name, EMBEDS[family])(m, prompts)

@@ -13,7 +13,7 @@ N = 6
 # The slots that get a prefix, where that is not all of them: this one reads no prompt but what stands in quotes.
 SLOTS = {"hunyuan_image": ("text_encoder",)}
 # These give no latents.
-_OUTPUT = {"kandinsky_2_1": "pt", "deepfloyd_if": "pt"}
+_OUTPUT = dict.fromkeys(("kandinsky_2_1", "deepfloyd_if", "flux_3", "flux_3_distilled"), "pt")
 
 
 def permissive(family):
@@ -118,4 +118,5 @@ class Guarded(Hand):
 
     def draw(self, target, prompt, seed=0, **options):
         options = self.options | options
-        return target(prompt=prompt, generator=torch.Generator().manual_seed(seed), **options)[0]
+        drawn = target(prompt=prompt, generator=torch.Generator().manual_seed(seed), **options)
+        return drawn if isinstance(drawn, torch.Tensor) else drawn[0]

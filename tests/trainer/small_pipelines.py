@@ -12,7 +12,7 @@ from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.pipeline_code import PipelineCode
 
 WRITTEN_OUT = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux")
-NO_GRADIENT = ("longcat_image", "prx", "prx_pixel")
+NO_GRADIENT = ("longcat_image",)
 NO_DENOISER = ("ernie_image", "kandinsky_2_1", "kandinsky_2_2", "stable_cascade_prior", "deepfloyd_if")
 NO_FLOW = ("cosmos_2",)
 _NOT_ASKED = {*WRITTEN_OUT, *NO_GRADIENT, *NO_DENOISER, *NO_FLOW}

@@ -5,7 +5,7 @@ diffusers knows itself. In one place all of them are alike: they hand a schedule
 one call of the pipeline with a scheduler that stands still:
 
     1. the prompt goes in as in a guarded call, with the prefix in front (`adapters.diffusers.prefixed`);
-    2. `prepare_latents` gives z_t;
+    2. `prepare_latents`, a method or a block, gives z_t;
     3. the only time step is that of t;
     4. `step` is handed ε(z_t, t, c), and the call ends there.
 
@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
+from apl_guard.adapters.diffusers.calling import run
+from apl_guard.adapters.diffusers.modular import is_modular
 from apl_guard.adapters.diffusers.prefixed import prefixed
 from apl_guard.adapters.diffusers.shared_models import with_models_alone
 from apl_guard.adapters.diffusers.view import view_of
@@ -32,8 +35,11 @@ from apl_guard.request import GenerationRequest
 __all__ = ["AnsweredError", "Seen", "called", "clean_latents", "first_answer"]
 
 
-class AnsweredError(Exception):
-    """The model has answered. Raised through the pipeline, which ends there."""
+class AnsweredError(BaseException):
+    """The model has answered. Raised through the pipeline, which ends there.
+
+    It is no `Exception`, for pipelines may log these.
+    """
 
 
 @dataclass
@@ -72,9 +78,9 @@ def first_answer(
     with called(pipe, request, vectors) as (view, arguments, received):
         view.__dict__["scheduler"] = _standing_still(view.scheduler, seen, level)
         if z_t is not None:
-            view.__dict__["prepare_latents"] = _giving(view.prepare_latents, z_t)
-        with suppress(AnsweredError), with_models_alone(view):
-            _letting_gradients_through(view)(view, **arguments)
+            _start_from(view, z_t)
+        with suppress(AnsweredError), with_models_alone(view), _GradientsPass():
+            run(view, arguments)
     seen.rows = {slot: each.rows for slot, each in received.items()}
     return seen
 
@@ -85,7 +91,7 @@ def clean_latents(pipe: Any, request: GenerationRequest) -> Tensor:
     with called(pipe, request, {}) as (view, arguments, _):
         view.__dict__["scheduler"] = _recording(view.scheduler, latents)
         with with_models_alone(view):
-            view(**arguments)
+            run(view, arguments)
     return latents[0]
 
 
@@ -101,6 +107,36 @@ def called(
         yield call.view, {**request.arguments, **call.texts}, call.received
 
 
+def _start_from(view: Any, z_t: Tensor) -> None:
+    """Have a view begin with these latents."""
+    if is_modular(type(view)):
+        view.__dict__["_blocks"] = _giving_blocks(view.blocks, z_t)
+    else:
+        view.__dict__["prepare_latents"] = _giving(view.prepare_latents, z_t)
+
+
+def _giving_blocks(blocks: Any, z_t: Tensor) -> Any:
+    """The same, with other blocks in place of those that prepare latents."""
+    for name, block in blocks.sub_blocks.items():
+        made = _giving_block(block, z_t) if name == "prepare_latents" else _giving_blocks(block, z_t)
+        blocks.sub_blocks[name] = made
+    return blocks
+
+
+def _giving_block(block: Any, z_t: Tensor) -> Any:
+    """The same, but latents are those that are given."""
+    cls = type(block)
+
+    def call(self: Any, components: Any, state: Any) -> tuple[Any, Any]:
+        components, state = cls.__call__(self, components, state)
+        state.set("latents", z_t.to(state.get("latents")))
+        return components, state
+
+    made = copy.copy(block)
+    made.__class__ = type(cls.__name__, (cls,), {"__call__": call})
+    return made
+
+
 def _giving(prepare_latents: Callable[..., Any], z_t: Tensor) -> Callable[..., Any]:
     """The same, but latents are those that are given."""
 
@@ -113,19 +149,13 @@ def _giving(prepare_latents: Callable[..., Any], z_t: Tensor) -> Callable[..., A
     return prepared
 
 
-def _letting_gradients_through(view: Any) -> Callable[..., Any]:
-    """What a view is called by, where nothing is decorated with `torch.no_grad`, nor any method that it calls."""
-    for name, method in inspect.getmembers(type(view), inspect.isfunction):
-        if (bare := _undecorated(method)) is not method:
-            view.__dict__[name] = bare.__get__(view)
-    call: Callable[..., Any] = _undecorated(type(view).__call__)
-    return call
+class _GradientsPass(TorchFunctionMode):
+    """While it is in force, `torch.no_grad` changes nothing: pipelines say it of their calls, and of parts of them."""
 
-
-def _undecorated(method: Any) -> Any:
-    while hasattr(method, "__wrapped__") and method.__globals__["__name__"].startswith("torch."):
-        method = method.__wrapped__
-    return method
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch._C._set_grad_enabled:
+            return None
+        return func(*args, **(kwargs or {}))
 
 
 def _standing_still(scheduler: Any, seen: Seen, level: tuple[Tensor, Tensor] | None) -> Any:

@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from apl_guard.adapters.diffusers.adapter import DiffusersAdapter
 from apl_guard.adapters.diffusers.arguments import REWRITES
+from apl_guard.adapters.diffusers.calling import run, signature_of
+from apl_guard.adapters.diffusers.modular import is_modular
 from apl_guard.adapters.diffusers.shared_models import with_models_alone
 from apl_guard.adapters.diffusers.view import encoders_of
 from apl_guard.encoder.token_embedding import token_embedding
@@ -52,7 +54,7 @@ class PipelineCode(Family):
         super().__init__(pipe, config)
         self._texts: list[str] = []
         self._adapter = DiffusersAdapter(pipe)
-        self._parameters = inspect.signature(type(pipe).__call__).parameters
+        self._parameters = signature_of(pipe).parameters
         name = type(pipe).__name__
         if config.adversarial:
             raise ConfigInvalid(f"there are no attacks in the loop for {name}; expected 0", where="adversarial")
@@ -69,9 +71,10 @@ class PipelineCode(Family):
             raise ModelInvalid(f"{error}; {expected}", where=where) from error
         if not encoders_of(pipe):
             raise ModelInvalid(f"this {name} has no text encoder with a tokenizer; {expected}", where=where)
-        if _network_of(pipe) is None or not hasattr(pipe, "prepare_latents"):
+        is_of_blocks = is_modular(type(pipe))
+        if _network_of(pipe) is None or not (is_of_blocks or hasattr(pipe, "prepare_latents")):
             raise ModelInvalid(f"{name} draws in another way than by one denoiser; {expected}", where=where)
-        if "image" in inspect.signature(pipe.prepare_latents).parameters:
+        if not is_of_blocks and "image" in inspect.signature(pipe.prepare_latents).parameters:
             raise ModelInvalid(f"{name} draws from an image; {expected}", where=where)
         scheduler = getattr(pipe, "scheduler", None)
         if not _learned_flow(scheduler) and not _says_noise(scheduler):
@@ -112,7 +115,9 @@ class PipelineCode(Family):
 
     @property
     def guidance(self) -> float:
-        own = self._parameters["guidance_scale"].default if "guidance_scale" in self._parameters else None
+        guider = getattr(self.pipe, "guider", None)  # of pipelines that take no scale
+        own = getattr(guider, "guidance_scale", None)
+        own = self._parameters["guidance_scale"].default if "guidance_scale" in self._parameters else own
         wish = self.config.guidance_scale
         return float((own or 0.0) if wish is None else wish)
 
@@ -170,7 +175,7 @@ class PipelineCode(Family):
     def draw(self, c: Any, steps: int, generators: Sequence[torch.Generator]) -> list[Any]:
         request = self._request(c.texts, num_inference_steps=steps, generator=list(generators))
         with self.mixed(), called(self.pipe, request, c.vectors) as (view, arguments, _), with_models_alone(view):
-            return list(view(**arguments)[0])
+            return list(run(view, arguments)[1])
 
     def latents_of(self, pixels: Tensor) -> Tensor:
         name = type(self.pipe).__name__

@@ -38,8 +38,9 @@ def made():
 
 PROMPTS = {"short": "a photo of a man", "empty": "", "several": ["a cat", "a photo of Mara Voss", LONG]}
 # Kandinsky 5 takes as much from each prompt as from the longest, see below.
+ONE = {**{name: PROMPTS[name] for name in ("short", "empty")}, "long": LONG}
 APART = {
-    "dreamlite": {**{name: PROMPTS[name] for name in ("short", "empty")}, "long": LONG},  # it takes no lists
+    **dict.fromkeys(("dreamlite", "flux_3", "flux_3_distilled"), ONE),  # they take no lists
     "kandinsky_5": {**PROMPTS, "several": PROMPTS["several"][:2], "long": LONG},
     "ideogram_4": {**PROMPTS, "several": PROMPTS["several"][:2]},  # it cuts none
     "longcat_image": PROMPTS | {"quoted": ['"open" in "chalk", says Mara\'s shop', "an open door"]},

@@ -15,8 +15,9 @@ from guarded import SLOTS, Guarded, Hand, permissive
 from PIL import Image
 
 from apl_guard import Guard
-from apl_guard.adapters.diffusers.adapter import _count_images
+from apl_guard.adapters.diffusers.adapter import _count
 from apl_guard.adapters.diffusers.families import reason_against
+from apl_guard.adapters.diffusers.modular import is_modular
 from apl_guard.detect.pictures import read_pictures
 from apl_guard.testing import FAMILIES, VARIANTS, pictures_for, random_prefix, tiny_variant
 
@@ -145,7 +146,7 @@ def test_the_layers_of_a_picture_are_counted_and_looked_at():
     layer = Image.new("RGBA", (8, 8))
 
     for output in (QwenImagePipelineOutput([[layer, layer]]), ([torch.zeros(2, 3, 8, 8)],)):
-        assert _count_images(output) == len(read_pictures(output)) == 2
+        assert _count(output[0]) == len(read_pictures(output)) == 2
 
 
 def test_the_pictures_of_kandinsky_5_are_looked_at():
@@ -159,7 +160,7 @@ def test_every_covered_pipeline_is_drawn_in_a_test():
         name
         for name in dir(diffusers)
         if name.endswith("Pipeline") and inspect.isclass(cls := getattr(diffusers, name, None))
-        if issubclass(cls, diffusers.DiffusionPipeline) and reason_against(cls) is None
+        if (issubclass(cls, diffusers.DiffusionPipeline) or is_modular(cls)) and reason_against(cls) is None
     }
 
     assert covered == {family.pipeline for family in FAMILIES.values()} | VARIANTS.keys()
