@@ -33,7 +33,10 @@ def reason_against_model(cls: type[Any]) -> str | None:
     """
     if _families_of(cls) & _COVERED:
         return None
-    return "it is put together from blocks; use the pipeline of the same model, such as StableDiffusionXLPipeline"
+    return (
+        "it is put together from blocks, which are covered for Flux.3 alone; use the ordinary pipeline of the same "
+        "model, such as StableDiffusionXLPipeline, if it has one"
+    )
 
 
 def reason_against_blocks(pipe: Any) -> str | None:

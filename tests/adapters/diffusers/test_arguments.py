@@ -94,7 +94,9 @@ def test_every_pipeline_is_covered_or_refused_with_a_reason():
 def test_a_modular_pipeline_is_refused_with_what_to_use_instead():
     pipe = object.__new__(diffusers.StableDiffusionXLModularPipeline)
 
-    with pytest.raises(InvalidInput, match=r"^pipe: StableDiffusionXLModularPipeline is not .*; use the pipeline"):
+    with pytest.raises(
+        InvalidInput, match=r"^pipe: StableDiffusionXLModularPipeline is not .*; use the ordinary pipeline"
+    ):
         Guard(pipe)
 
 
