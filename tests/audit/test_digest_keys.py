@@ -9,7 +9,7 @@ import instant
 import pytest
 
 from apl_guard import AuditUnavailable, Guard, InvalidInput
-from apl_guard.audit import AuditLog
+from apl_guard.audit import AuditLog, disk
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.keyed_digests import key_id
 from apl_guard.audit.reading import read_log
@@ -151,6 +151,23 @@ def test_a_crash_in_the_middle_leaves_one_key_in_use(folders, monkeypatch, call)
     assert DigestKeys.of_log(log).in_use == before
     rotate(log)
     assert list(DigestKeys.of_log(log).kept().values())[1] == before
+
+
+def test_a_rotation_that_cannot_be_recorded_changes_nothing(folders, monkeypatch):
+    """Or digests would be under a key that no record knows."""
+    log, _ = folders
+    AuditLog(log).close()
+    before, write = DigestKeys.of_log(log).kept(), disk.write_all
+
+    def fail(handle, content):
+        if b'"audit.rotation"' in content:
+            raise OSError(28, "No space left on device")
+        write(handle, content)
+
+    monkeypatch.setattr(disk, "write_all", fail)
+    with pytest.raises(AuditUnavailable, match="No space left"):
+        rotate(log)
+    assert DigestKeys.of_log(log).kept() == before
 
 
 def test_two_at_once_change_the_key_once(folders):

@@ -141,6 +141,24 @@ def test_an_export_goes_on_behind_a_record_that_a_power_cut_took(table, folders)
     assert export_to_postgres(log, table[1]) == 0
 
 
+def test_what_the_database_does_not_take_is_sent_the_next_time(table, folders, monkeypatch):
+    """And what it took before that stays, so that a long export goes on where it was stopped."""
+    owner, address = table
+    log, witness = folders
+    make_log(log, witness, calls=10, writers=2)
+    monkeypatch.setattr("apl_guard.audit.postgres._BATCH", 5)
+    owner.execute("ALTER TABLE apl_guard_audit ADD CONSTRAINT no_more CHECK (seq < 12)")
+    with pytest.raises(StorageFailed, match="does not take"):
+        export_to_postgres(log, address)
+    taken = len(rows(owner))
+    assert taken == 10
+
+    owner.execute("ALTER TABLE apl_guard_audit DROP CONSTRAINT no_more")
+    expected = [(f.record.writer, f.record.seq, f.line.content.decode()) for f in read_log(log)]
+    assert export_to_postgres(log, address) == len(expected) - taken
+    assert rows(owner) == expected
+
+
 def test_what_a_damaged_log_lacks_is_said(table, folders, caplog):
     """As in every answer: nothing behind the first bad record of a writer is sent."""
     log, witness = folders
