@@ -168,7 +168,10 @@ class Source:
         return content
 
     def _list(self) -> dict[str, Any]:
-        """Path → what is known of the file, of everything where a registry has its files."""
+        """Path → what is known of the file, of everything where a registry has its files.
+
+        The paths are made here, of the names alone: servers of HTTP list `./NAME`, or addresses of another scheme.
+        """
         found: dict[str, Any] = {}
         folders = [self._root]
         for _ in range(3):
@@ -181,12 +184,13 @@ class Source:
                 except FileNotFoundError:
                     continue
                 for info in listing:
-                    path = str(info["name"]).rstrip("/")
+                    listed = str(info["name"]).rstrip("/")
+                    name = listed.rpartition("/")[2]
                     if info["type"] != "directory":
-                        found[path] = info
-                    elif path != folder and is_name(path.rpartition("/")[2]):
-                        deeper.append(path)
-            folders = deeper
+                        found[f"{folder}/{name}"] = info
+                    elif listed != folder and is_name(name):
+                        deeper.append(f"{folder}/{name}")
+            folders = list(dict.fromkeys(deeper))
         return found
 
     def _check_time(self) -> None:

@@ -4,11 +4,13 @@ import contextlib
 import functools
 import gzip
 import http.server
+import io
 import socket
 import threading
 import time
 import traceback
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from trusted import draw
@@ -49,6 +51,41 @@ def test_a_prefix_is_taken_from_a_server_and_so_is_its_revocation(served, tmp_pa
 
     with pytest.raises(PrefixRevoked):
         draw(guard)
+
+
+class _Linking(_Quiet):
+    """Lists a folder with links of another form than the plain names."""
+
+    form = "./{name}"
+
+    def list_directory(self, path):
+        names = [file.name + "/" * file.is_dir() for file in Path(path).iterdir()]
+        links = [self.form.format(name=name, host=self.headers["Host"], folder=self.path.rstrip("/")) for name in names]
+        body = "".join(f'<a href="{link}">x</a>' for link in links).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        return io.BytesIO(body)
+
+
+@pytest.mark.parametrize("form", ["./{name}", "{folder}/{name}", "http://{host}{folder}/{name}"])
+def test_a_revocation_is_found_however_a_server_writes_its_links(tmp_path, monkeypatch, publish, form):
+    """Some servers list `./NAME`. What was revoked in a file of its own is as revoked there as elsewhere."""
+    folder = tmp_path / "served"
+    entry = publish(1, PrefixRegistry(folder))
+    PrefixRegistry(tmp_path / "mine").revoke(entry.prefix.digest, "it leaks")
+    PrefixRegistry(tmp_path / "mine").publish_revoked(f"file://{folder}")
+    (folder / "revoked.json").unlink()
+    monkeypatch.setenv("APL_GUARD_CACHE", str(tmp_path / "cache"))
+    handler = functools.partial(type("Handler", (_Linking,), {"form": form}), directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            registry = PrefixRegistry(f"http://127.0.0.1:{server.server_port}")
+            assert registry.revoked() == {entry.prefix.digest: "it leaks"}
+        finally:
+            server.shutdown()
 
 
 @pytest.mark.parametrize("is_compressed", [True, False])
