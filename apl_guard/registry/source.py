@@ -173,24 +173,24 @@ class Source:
         The paths are made here, of the names alone: servers of HTTP list `./NAME`, or addresses of another scheme.
         """
         found: dict[str, Any] = {}
-        folders = [self._root]
+        folders = {self._root: self._root}
         for _ in range(3):
-            deeper: list[str] = []
-            for folder in folders:
+            deeper: dict[str, str] = {}
+            for folder, asked in folders.items():
                 self._check_time()
                 # By hand, for `find` and `walk` take a folder that cannot be listed now for one without content.
                 try:
-                    listing = self._system.ls(folder, detail=True)
+                    listing = self._system.ls(asked, detail=True)
                 except FileNotFoundError:
                     continue
                 for info in listing:
                     listed = str(info["name"]).rstrip("/")
-                    name = listed.rpartition("/")[2]
+                    path = f"{folder}/{listed.rpartition('/')[2]}"
                     if info["type"] != "directory":
-                        found[f"{folder}/{name}"] = info
-                    elif listed != folder and is_name(name):
-                        deeper.append(f"{folder}/{name}")
-            folders = list(dict.fromkeys(deeper))
+                        found[path] = info
+                    elif listed != asked and is_name(path.rpartition("/")[2]):
+                        deeper[path] = path if self._root else listed  # at the root, paths begin as each system likes
+            folders = deeper
         return found
 
     def _check_time(self) -> None:
@@ -222,6 +222,7 @@ def opened(url: str) -> Iterator[tuple[Any, str]]:
         options["client_kwargs"] = {
             "timeout": aiohttp.ClientTimeout(total=_ANSWER_SECONDS, **silence),
             "response_class": _bounded(aiohttp.ClientResponse),
+            "trace_configs": [_watching_redirects(aiohttp.TraceConfig())],
             # A compressed answer could be of any size when it is unpacked.
             "headers": {"Accept-Encoding": "identity"},
             "auto_decompress": False,
@@ -261,6 +262,21 @@ def _bounded(response: type[Any]) -> type[Any]:
             return self._body
 
     return Bounded
+
+
+def _watching_redirects(trace: Any) -> Any:
+    """What makes aiohttp follow no redirect out of https, as one that a proxy writes that does not know of it."""
+
+    async def refuse(_session: object, _context: object, redirect: Any) -> None:
+        to = redirect.url.join(type(redirect.url)(redirect.response.headers.get("Location", "")))
+        if redirect.url.scheme == "https" and to.scheme != "https":
+            raise RegistryUnavailable(
+                f"{redirect.url.host} redirects from https to {to.scheme}, where nobody knows who answers; mend its "
+                "redirects"
+            )
+
+    trace.on_request_redirect.append(refuse)
+    return trace
 
 
 def check_protocol(url: str) -> None:

@@ -5,7 +5,12 @@ import functools
 import gzip
 import http.server
 import io
+import os
+import shutil
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -86,6 +91,47 @@ def test_a_revocation_is_found_however_a_server_writes_its_links(tmp_path, monke
             assert registry.revoked() == {entry.prefix.digest: "it leaks"}
         finally:
             server.shutdown()
+
+
+def test_a_revocation_in_an_archive_is_found(tmp_path, monkeypatch, publish):
+    """Its paths begin at its root, without the sign in front that others have there."""
+    monkeypatch.setenv("APL_GUARD_CACHE", str(tmp_path / "cache"))
+    PrefixRegistry(tmp_path / "mine").revoke("a" * 64, "it leaks")
+    PrefixRegistry().publish(publish(1), f"file://{tmp_path / 'there'}")
+    PrefixRegistry(tmp_path / "mine").publish_revoked(f"file://{tmp_path / 'there'}")
+    (tmp_path / "there" / "revoked.json").unlink()
+    archive = shutil.make_archive(str(tmp_path / "there"), "zip", tmp_path / "there")
+
+    assert PrefixRegistry(f"zip://::{archive}").revoked() == {"a" * 64: "it leaks"}
+
+
+def test_a_redirect_out_of_https_is_not_followed(served, tmp_path, publish, certificate):
+    """Where a proxy writes redirects as if there were no TLS, anybody on the way could hold a revocation back."""
+    folder, url = served
+    publish(1, PrefixRegistry(folder))
+
+    class Redirecting(_Quiet):
+        def do_GET(self):
+            self.send_response(301)
+            self.send_header("Location", f"{url}{self.path}/")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        asked = f"https://127.0.0.1:{server.server_port}"
+        # Which authorities are trusted is read when aiohttp is imported.
+        run = subprocess.run(
+            [sys.executable, "-c", f"from apl_guard import PrefixRegistry; PrefixRegistry({asked!r}).list()"],
+            env=os.environ | {"SSL_CERT_FILE": str(certificate), "APL_GUARD_CACHE": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+        )
+        server.shutdown()
+    assert "redirects from https to http" in run.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("is_compressed", [True, False])

@@ -1,16 +1,10 @@
 """HTTP with every bound: one request goes out, to one place, for a limited time, and a limited answer comes back."""
 
-import ipaddress
 import socket
 import ssl
 import time
-from datetime import UTC, datetime, timedelta
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from services import FAULTS, TIGHT, Drip, Service, Silent, Status, b64, png, raising
 
 from apl_guard import InvalidInput
@@ -155,31 +149,6 @@ def test_an_unencrypted_answer_to_https_is_no_answer(service):
     """TLS is verified, so a plain server behind an https URL is an error."""
     with pytest.raises(RemoteError):
         HttpClient(service.url.replace("http:", "https:")).get("/things")
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A certificate for 127.0.0.1 by an authority of its own, with its key, in one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
-    plain = serialization.NoEncryption()
-    secret = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
-    path.write_bytes(made.public_bytes(serialization.Encoding.PEM) + secret)
-    return path
 
 
 class TestTLS:
