@@ -80,6 +80,14 @@ def test_a_tokenizer_without_words_is_refused(folder: Path) -> None:
         load_pipe(folder)
 
 
+def test_the_folder_of_a_modular_pipeline_is_said_to_be_one(tmp_path: Path) -> None:
+    """It is whole, and it was called half-written; what to do is said."""
+    (tmp_path / "modular_model_index.json").write_text("{}")
+
+    with pytest.raises(ModelInvalid, match=r"a modular pipeline, .*; give the pipe itself in place of its folder"):
+        load_pipe(tmp_path)
+
+
 def test_weights_that_can_hold_code_are_refused_by_their_format(tmp_path: Path) -> None:
     """A folder of .bin files is not damaged, and getting it again would not help."""
     tiny_pipe().save_pretrained(tmp_path, safe_serialization=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
@@ -21,7 +22,7 @@ from apl_guard import Guard, Policy
 from apl_guard.adapters.diffusers.adapter import DiffusersAdapter
 from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.errors import ConfigInvalid, ModelInvalid
-from apl_guard.testing import random_prefix, tiny_pipe, tiny_variant
+from apl_guard.testing import FAMILIES, random_prefix, tiny_pipe, tiny_variant
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.flux import pack
@@ -246,6 +247,20 @@ def test_a_model_that_does_not_fit_into_memory_is_no_model_of_another_kind() -> 
     pipe.transformer.register_forward_pre_hook(grow, prepend=True)
     with pytest.raises(torch.cuda.OutOfMemoryError, match=r"^CUDA out of memory$"):
         assert small(pipe, "qwen_image").slots
+
+
+@pytest.mark.parametrize(("name", "scale"), [("flux_3", 7.0), ("flux_3_distilled", 0.0)])
+def test_the_guidance_of_a_pipeline_of_blocks_is_that_of_its_guider(name: str, scale: float) -> None:
+    """It is no argument of a call; what was drawn with another scale is not taken for what this one draws."""
+    if not hasattr(diffusers, FAMILIES[name].pipeline):
+        pytest.skip("this diffusers has no Flux.3")
+    pipe = tiny_pipe(family=name)
+    if name == "flux_3":
+        pipe.update_components(guider=diffusers.ClassifierFreeGuidance(guidance_scale=scale))
+
+    assert small(pipe, name).guidance == scale
+    with pytest.raises(ConfigInvalid, match=r"guidance_scale: Flux3.*Pipeline takes none"):
+        small(pipe, name, guidance_scale=2.0)
 
 
 def test_a_scheduler_that_counts_otherwise_is_refused() -> None:
