@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 from pathlib import Path
 
 from platformdirs import user_config_path
@@ -13,6 +12,7 @@ from platformdirs import user_config_path
 from apl_guard.errors import PolicyInvalid
 from apl_guard.policy.sources import Listed, Names
 from apl_guard.storage import read_regular
+from apl_guard.user_folders import user_folder
 
 __all__ = ["names_folder", "read_names"]
 
@@ -23,8 +23,7 @@ _COLUMNS = ("name", "aliases", "neutral")
 
 def names_folder() -> Path:
     """Where the lists of built-in policies are: `APL_GUARD_NAMES`, or a folder among the user's configuration."""
-    given = os.environ.get("APL_GUARD_NAMES")
-    return Path(given) if given else user_config_path("apl-guard") / "names"
+    return user_folder("APL_GUARD_NAMES", user_config_path, "names")
 
 
 def read_names(names: Names, folder: Path) -> Names:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
+
+from platformdirs import user_cache_path
+
+from apl_guard.user_folders import user_folder
 
 __all__ = [
     "CARD_NAME",
@@ -56,8 +59,4 @@ def current_folder(folder: Path) -> Path | None:
 
 def cache_root() -> Path:
     """Where copies of what lies elsewhere are kept: `APL_GUARD_CACHE`, or the user's cache folder."""
-    if configured := os.environ.get("APL_GUARD_CACHE"):
-        return Path(configured)
-    from platformdirs import user_cache_path
-
-    return user_cache_path("apl-guard", appauthor=False)
+    return user_folder("APL_GUARD_CACHE", user_cache_path)

@@ -6,9 +6,12 @@ import importlib.util
 import os
 from pathlib import Path
 
+from platformdirs import user_data_path
+
 from apl_guard.errors import PrefixInvalid
 from apl_guard.prefix.layout import FILE_NAME, current_folder, is_name
 from apl_guard.prefix.tensorfile import printable
+from apl_guard.user_folders import user_folder
 
 __all__ = ["SHIPPED_NAME", "find_path", "registry_root", "shipped_path", "shipped_world"]
 
@@ -40,12 +43,7 @@ def find_path(path_or_name: str | os.PathLike[str]) -> Path:
 
 def registry_root() -> Path:
     """The folder of registered prefixes: `APL_GUARD_REGISTRY`, or one in the user's data folder."""
-    configured = os.environ.get("APL_GUARD_REGISTRY")
-    if configured:
-        return Path(configured)
-    from platformdirs import user_data_path
-
-    return user_data_path("apl-guard", appauthor=False) / "prefixes"
+    return user_folder("APL_GUARD_REGISTRY", user_data_path, "prefixes")
 
 
 def shipped_path() -> Path | None:
