@@ -4,7 +4,7 @@ is in the pipe."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -16,7 +16,7 @@ from apl_guard.adapters.inject.prefix_tokenizer import prefix_tokenizer
 from apl_guard.adapters.inject.private_tokenizer import private_copy
 from apl_guard.adapters.prompts.forms import cleaned_forms
 from apl_guard.encoder.anatomy import has_parameter_named
-from apl_guard.request import PROMPT_CHANNELS, Channel
+from apl_guard.request import PROMPT_CHANNELS, Channel, Reading
 
 from .arguments import reads_early_layers
 from .cleaning import MOST_CHARACTERS, cleaner_of
@@ -91,22 +91,38 @@ def said(
     return found
 
 
-def as_tokenized(pipe: DiffusionPipeline, text: str) -> list[str]:
-    """What each tokenizer of a pipe reads in a text. Some mend it, and special tokens in it stand for no text."""
-    return [_as_read(e.tokenizer, text) for e in encoders_of(pipe)]
+def as_tokenized(pipe: DiffusionPipeline, text: str) -> list[Reading]:
+    """What each tokenizer of a pipe reads in a text. Some mend it, and special tokens in it stand for no text, nor do
+    letters that a tokenizer does not know."""
+    return [reading for e in encoders_of(pipe) for reading in _as_read(e.tokenizer, text)]
 
 
-def _as_read(tokenizer: Any, text: str) -> str:
+def _as_read(tokenizer: Any, text: str) -> Iterator[Reading]:
     private, lock = private_copy(tokenizer)
     with lock:
         read: str = private.decode(private(text, add_special_tokens=False, verbose=False)["input_ids"])
-    # Tokenizers with a token for letters that they do not know mend nothing; those letters shall stay.
+    tokens = sorted(map(re.escape, _special_tokens_of(tokenizer)), key=len, reverse=True)
+    special = re.compile("|".join(tokens) or "(?!)", re.IGNORECASE)
+    # Tokenizers with a token for letters that they do not know mend nothing; those letters shall stay, too.
     loses_letters = tokenizer.unk_token is not None and tokenizer.unk_token != tokenizer.eos_token
     if loses_letters and tokenizer.unk_token in read:
         read = text
-    for token in sorted(_special_tokens_of(tokenizer), key=len, reverse=True):
-        read = re.sub(re.escape(token), " ", read, flags=re.IGNORECASE)
-    return read
+        if tokenizer.is_fast:
+            with lock:
+                encoded = private(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            found = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            unknown = [span for id, span in found if id == private.unk_token_id]
+            yield _without(text, [*unknown, *(match.span() for match in special.finditer(text))])
+    yield Reading(special.sub(" ", read))
+
+
+def _without(text: str, spans: list[tuple[int, int]]) -> Reading:
+    """A text with a blank in place of each of its parts that says nothing."""
+    letters = list(text)
+    for start, end in spans:
+        letters[start:end] = " " * (end - start)
+    kept = [i for i, letter in enumerate(letters) if letter != " " or (i and letters[i - 1] != " ")]
+    return Reading("".join(letters[i] for i in kept), tuple(kept))
 
 
 def _special_tokens_of(tokenizer: Any) -> set[str]:

@@ -49,7 +49,7 @@ def cleaner_of(pipe: Any, arguments: Mapping[str, Any]) -> Cleaner | None:
     return cleaner
 
 
-def readings_of(cleaner: Cleaner | None, as_tokenized: Callable[[str], Sequence[str]]) -> Readings:
+def readings_of(cleaner: Cleaner | None, as_tokenized: Callable[[str], Sequence[Reading]]) -> Readings:
     """What else a text says, for `GenerationRequest.readings`: what a pipe makes of it, and what its tokenizers read in
     that; each if it has other letters.
 
@@ -60,8 +60,10 @@ def readings_of(cleaner: Cleaner | None, as_tokenized: Callable[[str], Sequence[
 
     def readings(text: str) -> Sequence[Reading]:
         cleaned = text if cleaner is None else canonical(cleaner(text))
-        found = dict.fromkeys((cleaned, *map(canonical, as_tokenized(cleaned))))
+        found = [Reading(cleaned), *as_tokenized(cleaned)]
+        # Places in a cleaned text are none in the text.
+        known = [Reading(canonical(x.text)) if x.places is None or cleaned != text else x for x in found]
         letters = letters_of(text)
-        return [Reading(each) for each in found if letters_of(each) != letters]
+        return [each for each in dict.fromkeys(known) if letters_of(each.text) != letters]
 
     return readings

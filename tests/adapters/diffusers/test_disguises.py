@@ -151,6 +151,20 @@ def test_letters_that_a_tokenizer_does_not_know_stay(family):
     assert guard.check("Mara<pad>Voss[SEP] in \u0141\u00f3d\u017a").findings
 
 
+@pytest.mark.parametrize(
+    "prompt", ["Mara \u738b Voss", "Mara \u0436\u0436 <pad>Voss", "\u0627\u0628Mara \u2603\u0141 Voss"]
+)
+@pytest.mark.parametrize("family", ["flux", "hunyuan_dit"])
+def test_a_name_with_letters_in_it_that_a_tokenizer_does_not_know_is_found(family, prompt):
+    """T5 reads one token that says nothing in place of Chinese or Cyrillic letters, and the words on both sides."""
+    pipe = tiny_pipe(family=family)
+    guard = Guard(pipe, naming("a woman"), prefix=random_prefix(pipe, n=N))
+
+    (said,) = guard.check(f"{prompt} in \u0141\u00f3d\u017a").would_run["prompt"]
+    assert said.endswith("a woman in \u0141\u00f3d\u017a")
+    assert not {"M", "V"} & set(said)
+
+
 def test_a_pipe_that_leaves_entities_alone_is_asked_for_what_it_says(pipe, prefix):
     """There, they are no name."""
     assert Guard(pipe, naming("a woman", "block"), prefix=prefix).check("M&#97;ra Voss").action == "anonymize"
