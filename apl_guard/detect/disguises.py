@@ -17,7 +17,8 @@ def undisguised(text: str) -> Iterator[Reading]:
     """The forms that a canonical text may stand for, each once, and the text itself never.
 
     Digits and signs as the letters that they look like, letters that are drawn out said once and twice, without
-    initials and nicknames in the middle of names, escapes of URLs as what they stand for, umlauts as two letters.
+    initials, nicknames and numbers in the middle of names, escapes of URLs as what they stand for, umlauts as two
+    letters.
 
     Example:
         >>> [reading.text for reading in undisguised('M4ra "the Fox" Voss')]
@@ -34,7 +35,7 @@ def undisguised(text: str) -> Iterator[Reading]:
 
 
 def with_two_letters(name: str) -> str:
-    """A name as it is written where keyboards lack umlauts, and in German and Danish always might be.
+    """A name as it is written where keyboards lack umlauts, and in German, Danish and Serbian always might be.
 
     Example:
         >>> with_two_letters("J\\u00fcrgen H\\u00e5land")
@@ -43,9 +44,10 @@ def with_two_letters(name: str) -> str:
     return _UMLAUT.sub(lambda found: _AS_TWO[found.group()], name)
 
 
+_GERMANIC = {"\u00e4": "ae", "\u00f6": "oe", "\u00fc": "ue", "\u00e5": "aa", "\u00f8": "oe"}
 _AS_TWO = {
     small_or_large: letters if small_or_large.islower() else letters.title()
-    for letter, letters in {"\u00e4": "ae", "\u00f6": "oe", "\u00fc": "ue", "\u00e5": "aa", "\u00f8": "oe"}.items()
+    for letter, letters in {**_GERMANIC, "\u0111": "dj"}.items()
     for small_or_large in (letter, letter.upper())
 }
 _UMLAUT = re.compile("[" + "".join(_AS_TWO) + "]")
@@ -58,10 +60,12 @@ _MIDDLE = re.compile(
 )
 # From its beginning only, so that no word is read more than once.
 _WORD = re.compile(r"(?<![\w@$!|])[^\W\d_]*+[\d_@$!|][\w@$!|]*")
+# Between words, or in one; a digit behind a single letter may stand for another.
+_NUMBER = re.compile(r"(?<=[^\W\d_]{2})[\W_]{0,3}\d+[\W_]{0,3}(?=[^\W\d_]{2})")
 _LETTERS_LIKE = str.maketrans("034578@$!|", "oeastbasil")
 _AMONG_LETTERS = re.compile(r"[^\W\d_][0134578@$!|]|[0134578@$!|][^\W\d_]")
 _STRETCHED = re.compile(r"([^\W\d_])\1{2,}", re.IGNORECASE)
-_SIGNS = re.compile("[0134578@$!|%" + "".join(_AS_TWO) + "]")
+_SIGNS = re.compile("[0-9@$!|%" + "".join(_AS_TWO) + "]")
 _BETWEEN = re.compile(rf" (?:[^\W\d_]\.|[{re.escape(_OPENING)}])|\w [A-Z] ")
 _STRETCHED_PLAIN = re.compile(r"([a-z])\1\1", re.IGNORECASE)
 
@@ -94,11 +98,13 @@ def _in_letters(reading: Reading) -> Iterator[Reading]:
     lettered = [reading]
     words = [found.span() for found in _WORD.finditer(reading.text)]
     if any(_AMONG_LETTERS.search(reading.text, *word) for word in words):
-        ways = product("il" if "1" in reading.text else "i", (False, True))  # a 1 is an i or an l
+        ways = product("il" if "1" in reading.text else "i", _EDGES)  # a 1 is an i or an l
         lettered += [Reading(_with_letters(reading.text, words, *way), reading.places) for way in ways]
         yield from lettered[1:]
     if not reading.text.isascii():
         yield _replaced(_UMLAUT, lambda found: _AS_TWO[found.group()], reading)
+    if _NUMBER.search(reading.text):
+        yield _replaced(_NUMBER, lambda _: " ", reading)
     if _stretched_in(lettered[-1].text).search(lettered[-1].text):
         for each, times in product(lettered[:2], (1, 2)):
             yield _replaced(_STRETCHED, partial(_said, times), each)
@@ -108,21 +114,24 @@ def _said(times: int, found: re.Match[str]) -> str:
     return found.group(1) * times
 
 
-def _with_letters(text: str, words: Sequence[tuple[int, int]], one: str, inside: bool) -> str:
+_EDGES = (("@$!|", "@!|"), ("@$!|0123456789_",) * 2, ("@$!|", ""))
+"""What stays in front of a word and behind it: signs that are mostly no letters there, digits too, or nothing."""
+
+
+def _with_letters(text: str, words: Sequence[tuple[int, int]], one: str, edges: tuple[str, str]) -> str:
     parts: list[str] = []
     done = 0
     for start, end in words:
-        parts += [text[done:start], _lettered(text[start:end], one, inside)]
+        parts += [text[done:start], _lettered(text[start:end], one, *edges)]
         done = end
     return "".join([*parts, text[done:]])
 
 
-def _lettered(word: str, one: str, inside: bool) -> str:
-    """A word with letters for digits and signs: for all of them, or for those between its letters."""
+def _lettered(word: str, one: str, before: str, behind: str) -> str:
+    """A word with letters for digits and signs, but for those that stay at its edges."""
     if not any(map(str.isalpha, word)):
         return word  # a number is no word in disguise
-    around = "@$!|0123456789_" if inside else ""
-    begin, end = len(word) - len(word.lstrip(around or "@$!|")), len(word.rstrip(around or "@!|"))
+    begin, end = len(word) - len(word.lstrip(before)), len(word.rstrip(behind))
     return word[:begin] + word[begin:end].translate(_LETTERS_LIKE).replace("1", one) + word[end:]
 
 

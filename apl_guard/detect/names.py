@@ -143,23 +143,37 @@ class NamesIndex:
 
 
 _TITLES = re.compile(r"(?:(?:dr|prof|mr|mrs|ms|sir|dame)\b\.? *)+(?=\w+ +\w)", re.IGNORECASE)
+_NOTE = re.compile(r" *(?:[(\[][^()\[\]]*[)\]]|[\"\u201c\u201e\u00ab][^\"\u201c\u201d\u00bb]*[\"\u201c\u201d\u00bb])")
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _APOSTROPHES, _HYPHENS = "'`\u00b4\u2018\u2019\u02bb\u02bc", "-\u2010\u2011"
 _APOSTROPHE, _HYPHEN = (re.compile(rf"(?<=[^\W\d_])[{each}](?=[^\W\d_])") for each in (_APOSTROPHES, _HYPHENS))
 _JOINTS = frozenset(_APOSTROPHES + _HYPHENS)
 
 
 def _ways_to_write(name: str, *, loosely: bool) -> set[str]:
-    """What is the same name: `Voss, Mara` is Mara Voss. Loosely, Dr. Mara Voss is, too, M\u00fcller Mueller, O'Hara
-    Ohara, and Jo-Ann Li Joann Li."""
-    ways = {name, _TITLES.sub("", name, count=1)} if loosely and _TITLES.match(name) else {name}
-    if loosely and not _JOINTS.isdisjoint(name):  # most names have none
-        ways |= {_APOSTROPHE.sub("", each) for each in ways}
-        ways |= {_HYPHEN.sub("", each) for each in ways if " " in each}  # Li-Ke alone would be like
+    """What is the same name: `Voss, Mara` is Mara Voss. Loosely, so are Dr. Mara Voss and Mara Voss (actress),
+    M\u00fcller is Mueller, O'Hara Ohara, Jo-Ann Li Joann Li, and Ana McLund Ana Mc Lund."""
+    ways = {name}
+    if loosely:
+        ways |= _in_short(name)
+        if not _JOINTS.isdisjoint(name):  # most names have none
+            ways |= {_APOSTROPHE.sub("", each) for each in ways}
+            ways |= {_HYPHEN.sub("", each) for each in ways if " " in each}  # Li-Ke alone would be like
+        ways |= {_HUMP.sub(" ", each) for each in ways if " " in each and _HUMP.search(each)}
     if "," in name:
         ways |= {" ".join(reversed(each.split(",", 1))) for each in ways}
     if loosely and not name.isascii():
         ways |= set(map(with_two_letters, ways))
     return (ways | set(map(in_small_letters, ways))) - {name}
+
+
+def _in_short(name: str) -> set[str]:
+    """The name without what a list adds to it: titles, and notes and nicknames in brackets or quotes, unless a single
+    word is left."""
+    short = {_TITLES.sub("", name, count=1)} if _TITLES.match(name) else {name}
+    if _NOTE.search(name):
+        short |= {plain for each in short if len((plain := _NOTE.sub("", each)).split()) > 1}
+    return short
 
 
 def _words(spelt: Spelling) -> int:
