@@ -110,6 +110,16 @@ def test_what_a_text_encoder_reads_as_a_name_is_found(before, behind):
         assert found(["Mara Voss"], text), text
 
 
+@pytest.mark.parametrize(
+    ("alias", "text"), [("S. Lake", "it\u2019s lake"), ("M. Voss", "I'm Voss"), ("D. Rose", "I'D Rose")]
+)
+def test_the_end_of_a_word_is_no_initial(alias, text):
+    """Of aliases with initials, or each 's before a word that is also a surname would be somebody."""
+    assert found([alias], text) == []
+    assert found([alias], f"'{alias}'") == [alias]
+    assert found([alias], text.partition(" ")[0] + f" {alias}") == [alias]
+
+
 def test_somebody_who_may_be_drawn_is_not_found_within_a_word():
     """To hold somebody else for them would open a way round."""
     index = NamesIndex([Names(id="models", role="consenting", people=[{"name": "Mara Voss"}])])

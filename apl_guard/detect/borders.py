@@ -36,6 +36,8 @@ def name_at(text: str, spelt: Spelling, start: int, end: int, words: int, *, loo
             person who may be drawn, it must not.
     """
     place, past = spelt.places[start], spelt.places[end - 1] + 1
+    if words >> 1 & 1 and _is_contracted(text, place):
+        return None
     begin = [start + k for k in range(1, end - start) if words >> k & 1]
     is_humped = bool(begin) and all(_is_hump(text, spelt, each) for each in begin)
     least = _LEAST_LETTERS_JOINED_WITHOUT_VOWELS if is_leftward(spelt.letters[start]) else _LEAST_LETTERS_JOINED
@@ -99,6 +101,16 @@ def _is_apart(text: str, spelt: Spelling, position: int) -> bool:
 
 _APOSTROPHES = "'\u2018\u2019\u201b\u02bc"
 _CONTRACTED = ("s", "t", "d", "m", "ll", "re", "ve")
+
+
+def _is_contracted(text: str, place: int) -> bool:
+    """Whether a letter belongs to the word before it, as an 's does, and is no initial of a name."""
+    return (
+        place > 1
+        and text[place].lower() in _CONTRACTED
+        and text[place - 1] in _APOSTROPHES
+        and text[place - 2].isalnum()
+    )
 
 
 def _is_behind_contraction(text: str, spelt: Spelling, start: int) -> bool:
