@@ -58,8 +58,9 @@ def adopt(shelf: Shelf, entry: RegistryEntry) -> RegistryEntry:
         known = shelf.history(entry.name)
         for mine in known:
             if mine.version == entry.version and mine.prefix and mine.prefix.digest == digest:
-                if mine.signature is None and entry.signature is not None and mine.files == entry.files:
-                    write_file(mine.path / SIGNATURE_NAME, entry.signature)
+                signature = entry.signature
+                if signature is not None and signature != mine.signature and mine.files == entry.files:
+                    write_file(mine.path / SIGNATURE_NAME, signature)
                     return shelf.entry(mine.path, mine.version, mine.name)
                 return mine
         if known and known[-1].version >= entry.version:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from apl_guard.errors import AplGuardError, RegistryUnavailable, StorageFailed
-from apl_guard.prefix.layout import REVOKED_NAME
+from apl_guard.prefix.layout import REVOKED_NAME, SIGNATURE_NAME
 from apl_guard.prefix.tensorfile import printable
 from apl_guard.registry.looks import Looks
 from apl_guard.registry.revoked import RevokedFile, as_file, joined, read_revoked
@@ -173,9 +173,12 @@ class Mirror:
             write_file(path, as_file(revoked, path))
         for (name, version), sizes in offered.items():
             target = self.folder / name / version
-            # A version never changes. What may come later is a signature.
+            # A version never changes, but it may be signed, or signed anew: mostly in as many bytes.
             if {file: _size(target / file) for file in sizes} == sizes:
-                continue
+                signature = {file: size for file, size in sizes.items() if file == SIGNATURE_NAME}
+                new = there.files(name, version, signature)
+                if all(_content(target / file) == content for file, content in new.items()):
+                    continue
             files = there.files(name, version, sizes)
             if any(_content(target / file) != content for file, content in files.items()):  # no sizes, no difference
                 write_folder(target, files)

@@ -16,7 +16,7 @@ __all__ = ["push_files", "push_revoked"]
 
 
 def push_files(url: str, name: str, version: int, files: Mapping[str, bytes]) -> None:
-    """Put a version into a registry behind a URL, or the signature of one that is there without.
+    """Put a version into a registry behind a URL, or another signature of one that is there.
 
     Args:
         url: The registry.
@@ -33,7 +33,7 @@ def push_files(url: str, name: str, version: int, files: Mapping[str, bytes]) ->
         parts = [PurePosixPath(str(path)).parts[-3:] for path in there]
         known = [int(p[1]) for p in parts if len(p) == 3 and p[0] == name and p[1].isdecimal() and p[2] == FILE_NAME]
         folder = f"{root}/{name}/{version}"
-        if version in known and _lacks_signature_alone(system, folder, files):
+        if version in known and _differs_by_signature_alone(system, folder, files):
             system.pipe_file(f"{folder}/{SIGNATURE_NAME}", files[SIGNATURE_NAME])
             return
         if known and max(known) >= version:
@@ -93,13 +93,12 @@ def _written(url: str) -> Iterator[tuple[Any, str]]:
             ) from cause(error, url)
 
 
-def _lacks_signature_alone(system: Any, folder: str, files: Mapping[str, bytes]) -> bool:
-    """Whether the same version is there, file for file, and only its signature is not."""
-    if SIGNATURE_NAME not in files or system.exists(f"{folder}/{SIGNATURE_NAME}"):
-        return False
-    signed = files.keys() - {SIGNATURE_NAME}
-    there = {file for file in LIMITS if system.exists(f"{folder}/{file}")}
-    return there == signed and all(_read(system, f"{folder}/{file}", LIMITS[file]) == files[file] for file in signed)
+def _differs_by_signature_alone(system: Any, folder: str, files: Mapping[str, bytes]) -> bool:
+    """Whether the same version is there, file for file, but without its signature or with another one."""
+    there = {
+        file: _read(system, f"{folder}/{file}", LIMITS[file]) for file in LIMITS if system.exists(f"{folder}/{file}")
+    }
+    return SIGNATURE_NAME in files and there != files and {**there, SIGNATURE_NAME: files[SIGNATURE_NAME]} == files
 
 
 def _read(system: Any, path: str, limit: int) -> bytes:

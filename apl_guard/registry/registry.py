@@ -115,8 +115,8 @@ class PrefixRegistry:
             entry: What was read of it there.
 
         Returns:
-            The new version, or the one that is here already if it is the same prefix. If that has no signature yet,
-            it gets the one that came later.
+            The new version, or the one that is here already if it is the same prefix. That gets the signature of
+            the other, if it has one.
 
         Raises:
             PrefixInvalid: It is damaged.
@@ -129,7 +129,7 @@ class PrefixRegistry:
     def publish(self, entry: RegistryEntry, target: str | Path) -> None:
         """Copy a version, and the revocations known here, to another registry.
 
-        If the version is there already and was not signed when it was copied, its signature is added.
+        If the version is there already, it gets the signature that it has here.
 
         Args:
             entry: A version of this registry.

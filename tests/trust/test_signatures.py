@@ -59,6 +59,22 @@ class TestSignatures:
         there.refresh()
         assert PrefixRegistry(tmp_path / "home").adopt(there.verify("sd15")).signature == signed.signature
 
+    @pytest.mark.parametrize("scheme", ["", "file://"])
+    def test_signed_anew_by_another_key(self, shared_pipe, publish, keys, policy, tmp_path, scheme):
+        """A push puts the new signature in place of the old one; readers and copies take it."""
+        target = f"{scheme}{tmp_path / 'bucket'}"
+        publish(1)
+        PrefixRegistry().publish(PrefixRegistry().sign("sd15", keys["stranger"][0]), target)
+        there = PrefixRegistry(target, refresh_after=0)
+        PrefixRegistry(tmp_path / "home").adopt(there.verify("sd15"))
+        with pytest.raises(PrefixSignatureInvalid):
+            Guard(shared_pipe, policy, registry=there)
+        signed = PrefixRegistry().sign("sd15", keys["publisher"][0])
+
+        PrefixRegistry().publish(signed, target)
+        assert draw(Guard(shared_pipe, policy, registry=there)).images
+        assert PrefixRegistry(tmp_path / "home").adopt(there.verify("sd15")).signature == signed.signature
+
     def test_one_of_several_signers_is_enough(self, shared_pipe, publish, keys):
         """As while a key is replaced by another."""
         publish(1)
