@@ -71,7 +71,7 @@ def gated(setting: Setting) -> dict[str, dict[str, Figures]]:
     arms = {"plain": (setting, setting.pipe), "gated": (gate, gate.guard), "guarded": (setting, setting.guard)}
     for arm, (where, call) in arms.items():
         erased, retained = (
-            _named(setting, where.draw_asked(call, asked, split), asked)
+            _named(setting, where.draw_asked(call, asked, split, arm=arm), asked)
             for split, asked in (("seen", listed), ("unseen", others))
         )
         figures[arm] = gated_figures(erased, retained, len(listed) + len(others))

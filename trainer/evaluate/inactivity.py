@@ -46,12 +46,12 @@ def inactivity(setting: Setting) -> dict[str, dict[str, Figures]]:
     gate = setting.on(setting.pipe, guard=Guard(setting.pipe, policy=gating_policy(names), prefix=setting.prefix))
     pictures = {
         "plain": setting.draw_asked(setting.pipe, asked, "generic"),
-        "fewer_steps": fewer.draw_asked(fewer.pipe, asked, "generic"),
+        "fewer_steps": fewer.draw_asked(fewer.pipe, asked, "generic", arm="fewer steps"),
         "guarded": setting.draw_asked(setting.guard, asked, "generic"),
-        "gated": gate.draw_asked(gate.guard, asked, "generic"),
+        "gated": gate.draw_asked(gate.guard, asked, "generic", arm="gated"),
     }
     with drawn_by(fewer.pipe, DPMSolverMultistepScheduler):
-        pictures["other_sampler"] = fewer.draw_asked(fewer.pipe, asked, "generic")
+        pictures["other_sampler"] = fewer.draw_asked(fewer.pipe, asked, "generic", arm="other sampler")
     figures: dict[str, Figures] = {}
     apart: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
     for arm, drawn in pictures.items():

@@ -122,18 +122,18 @@ class Setting:
         neutral = [replace(one, text=one.neutral_text) for one in asked]
         arms = {
             "plain": self.draw_asked(self.pipe, asked, stream),
-            "neutral": self.draw_asked(self.pipe, neutral, stream),
+            "neutral": self.draw_asked(self.pipe, neutral, stream, arm="neutral"),
             "guarded": self.draw_asked(self.guard, asked, stream),
         }
         self.show(name, asked, arms)
         return arms
 
     def draw_asked(
-        self, call: Callable[..., Any], asked: Sequence[Asked], stream: str, *, decides: str = ""
+        self, call: Callable[..., Any], asked: Sequence[Asked], stream: str, *, decides: str = "", arm: str = ""
     ) -> Pictures:
         """Draw what is asked, each from the seed of its label; the rest as for `draw`."""
         texts, labels = [one.text for one in asked], [one.label for one in asked]
-        return self.draw(call, texts, stream, labels=labels, decides=decides)
+        return self.draw(call, texts, stream, labels=labels, decides=decides, arm=arm)
 
     def draw(
         self,
@@ -143,6 +143,7 @@ class Setting:
         *,
         labels: Sequence[str] | None = None,
         decides: str = "",
+        arm: str = "",
     ) -> Pictures:
         """Draw each text from a seed of its own; arms of one stream differ by the prompt or the call alone.
 
@@ -156,6 +157,7 @@ class Setting:
             labels: n labels; default their numbers.
             decides: What decides the pictures of another call, such as "negative prompt v1" or a digest. Without
                 it nothing of such a call is kept.
+            arm: What the progress bar calls these pictures; by default what the call is.
 
         Returns:
             Shape (n, H, W, 3), bytes.
@@ -176,7 +178,7 @@ class Setting:
             paths = [folder / f"{_digest(who, text, seed)[:40]}.png" for text, seed in zip(texts, seeds, strict=True)]
         pictures = [None if path is None else _read(path) for path in paths]
         missing = [k for k, picture in enumerate(pictures) if picture is None]
-        arm = "plain" if call is self.pipe else "guarded" if call is self.guard else decides[:20]
+        arm = arm or ("plain" if call is self.pipe else "guarded" if call is self.guard else decides[:20])
         bar = tqdm(
             total=len(texts), initial=len(texts) - len(missing), desc=f"{stream} {arm}".strip(), unit="img",
             disable=not self.progress,

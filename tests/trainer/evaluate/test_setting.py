@@ -20,6 +20,7 @@ from peft import LoraConfig
 from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.policy import Policy
 from apl_guard.testing import random_prefix, tiny_pipe
+from apl_guard.trainer.evaluate.result import Asked
 from apl_guard.trainer.evaluate.setting import Setting
 
 TEXTS = ["a photo of Ada", "a red car", "a photo of Ada"]
@@ -55,6 +56,14 @@ def draws(setting: Setting, draw: Callable[[], Any]) -> int:
     before = len(list(setting.folder.rglob("*.png")))
     draw()
     return len(list(setting.folder.rglob("*.png"))) - before
+
+
+def test_each_bar_says_which_arm_it_is(setting: Setting, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neutral prompts are drawn by the plain model, and their bar does not call them plain."""
+    asked = [Asked("a photo of Ada", "a photo of a woman", "Ada", {}, {}, "0")]
+    replace(setting, progress=True).draw_people("seen", asked, "seen")
+    shown = capsys.readouterr().err
+    assert [f"seen {arm}:" in shown for arm in ("plain", "neutral", "guarded")] == [True, True, True]
 
 
 def test_a_picture_is_drawn_once(setting: Setting, own: Any) -> None:
