@@ -252,4 +252,5 @@ def sync_folder(folder: Path) -> None:
 
 def _storage_failed(error: OSError, path: Path) -> StorageFailed:
     reason = error.strerror or type(error).__name__
-    return StorageFailed(f"could not be written ({reason}); free some space or choose another place", path=path)
+    first = {errno.ENOSPC: "free some space or ", errno.ENOENT: "make its folder or "}.get(error.errno or 0, "")
+    return StorageFailed(f"could not be written ({reason}); {first}choose another place", path=path)

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from apl_guard import Policy, PolicyInvalid, PrefixInvalid
+from apl_guard.errors import StorageFailed
 from apl_guard.policy import Names
 from apl_guard.policy.document import named_files
 from apl_guard.policy.names_file import read_names
@@ -34,6 +35,12 @@ def test_files_are_readable_for_whom_the_user_wants(umask, modes, tmp_path):
     assert (written[1] / "file").stat().st_mode & 0o777 == modes[0]
     assert private.stat().st_mode & 0o777 == 0o600
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder", "private"}
+
+
+def test_a_missing_folder_is_not_taken_for_a_full_disk(tmp_path):
+    """The error says to make it, not to free space."""
+    with pytest.raises(StorageFailed, match=r"No such file.*; make its folder or choose another place"):
+        write_file(tmp_path / "missing" / "file", b"content")
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,11 @@ def erase(
     lost = None if subject is None else _lost(folder, found)
     if not destroyed:
         more = f"; {lost}" if lost else ""
-        raise InvalidInput(f"no key of it was found, so nothing is erased{more}", where="subject")
+        raise InvalidInput(
+            "no key of it was found, so nothing is erased: its prompts were not kept as text, or they are erased "
+            f"already, or it is called otherwise{more}",
+            where="subject",
+        )
     if lost:
         _log.warning("%s", lost)
     with DurableLog(folder, witnesses, keys) as log:

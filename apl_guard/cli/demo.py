@@ -18,7 +18,10 @@ def demo(
     seed: Annotated[int, seed_option("Seed of the images.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Train a prefix for the shipped model, measure it, and write a report with images."""
+    """Train a prefix for the shipped model, measure it, and write a report with images.
+
+    Example: apl-guard demo --quick
+    """
     from apl_guard.errors import ExtraMissing
     from apl_guard.trainer.demo import run_demo
     from apl_guard.trainer.one_run import only_run
