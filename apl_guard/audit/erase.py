@@ -146,4 +146,5 @@ def _lost(folder: Path, found: DigestKeys) -> str | None:
 
 def _with_text(folder: Path, decision_id: str) -> Mapping[str, Any] | None:
     """The record of a decision, if texts are recorded there."""
-    return next((each.fields for each in find_decision(folder, decision_id) if "enc" in each.fields), None)
+    records = (each.fields for each in find_decision(folder, decision_id))
+    return next((fields for fields in records if {"enc", "subject"} <= fields.keys()), None)

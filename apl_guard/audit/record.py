@@ -99,6 +99,10 @@ _TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\
 _FORMS: dict[str, Callable[[Any], bool]] = {
     "decision_id": lambda value: isinstance(value, str),
     "policy": lambda value: isinstance(value, dict),
+    "subject": lambda value: isinstance(value, str),
+    "enc": lambda value: (
+        isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("kid", "nonce", "ct"))
+    ),
     "reasons": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
     "channels": lambda value: isinstance(value, list),
     "unsafe": lambda value: isinstance(value, list),

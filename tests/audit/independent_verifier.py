@@ -118,6 +118,8 @@ def read_record(line):
     must(all(type(each) is list for each in lists) and all(type(each) is dict for each in reasons), "a list")
     must(all(type(each) is list and len(each) == 2 for each in pairs), "a pair")
     must(type(fields.get("policy", {})) is dict and type(fields.get("decision_id", "")) is str, "policy, decision_id")
+    text = [fields.get("subject", ""), *(fields["enc"][n] for n in ("kid", "nonce", "ct") if "enc" in fields)]
+    must(all(type(each) is str for each in text), "subject, enc")
     return fields
 
 

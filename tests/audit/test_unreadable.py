@@ -34,6 +34,8 @@ UNREADABLE = {
     "reasons that are a number": body("guard.decision", decision_id="x", reasons=5),
     "a reason that is a text": body("guard.decision", decision_id="x", reasons=["r"]),
     "channels that are a number": body("guard.decision", decision_id="x", channels=7),
+    "a subject that is a number": body("guard.decision", decision_id="x", subject=7),
+    "a text that is none": body("guard.decision", decision_id="x", subject="a" * 64, enc={"kid": "k", "nonce": 5}),
     "a gap that names nothing": body("audit.gap", records=[1]),
 }
 
@@ -91,6 +93,28 @@ def test_one_that_can_be_read_hides_nothing(copy):
 
     assert verify_log(log, [witness]).verdict == Verdict.VALID
     assert Record.parse(encode_line(WRITER, 1, "0" * 64, LAST)).fields["decision_id"] == "hidden"
+
+
+def test_a_text_without_a_key_of_a_subject_is_no_text(copy, run):
+    """Nor is what a record names by a path outside of the keys: nothing there is read, and nothing destroyed."""
+    log, witness = copy
+    outside = log.parent / "outside.key"
+    outside.write_bytes(b"of somebody else")
+    (log / "keys" / "subjects").mkdir()
+    enc = {"kid": "k", "nonce": "", "ct": ""}
+    away = body("guard.decision", decision_id="away", subject="../../../outside", enc=enc)
+    seal(log, witness, [body("guard.decision", decision_id="none", enc=enc), away])
+
+    assert "not recorded" in run("reveal", log, "none", "--witness", witness)[1]
+    for command in (
+        ["erase", log, "--decision", "none"],
+        ["reveal", log, "away"],
+        ["erase", log, "--decision", "away"],
+    ):
+        code, _, errors = run(*command, "--witness", witness)
+        assert code != 0
+        assert any(why in errors for why in ("holds no text", "no name of a subject"))
+    assert outside.read_bytes() == b"of somebody else"
 
 
 def test_a_table_can_hold_half_a_surrogate_pair(copy, run, tmp_path):
