@@ -15,7 +15,9 @@ that is `lambda prompt: asyncio.run(draw(prompt))`, for one that yields pictures
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+from concurrent.futures import Future
+from io import IOBase
 from typing import Any
 
 from apl_guard.adapters.remote.adapter import TextOnlyAdapter
@@ -80,10 +82,20 @@ class FunctionAdapter(TextOnlyAdapter):
             self.check_prefix(prefix)
         prompts = list(request.prompts)
         output = self._function(prompts[0] if isinstance(request.arguments["prompt"], str) else prompts)
-        if isinstance(output, Awaitable | Iterator | AsyncIterator):
-            if inspect.iscoroutine(output):
-                output.close()
-            raise GuardUnavailable(f"found a {type(output).__name__} from {self.name}, which {_LATER}")
+        if (later := _later_in(output)) is not None:
+            raise GuardUnavailable(f"found a {type(later).__name__} from {self.name}, which {_LATER}")
         if output is None:
             return Generation(output, 0)
         return Generation(output, len(output) if isinstance(output, list | tuple) else 1)
+
+
+def _later_in(output: Any) -> Any:
+    """What draws only when somebody asks it for pictures: the output, or what it holds for one of several prompts."""
+    if isinstance(output, list | tuple):
+        later = [each for each in output if isinstance(each, Awaitable | Generator | AsyncIterator | Future)]
+    else:  # a file can be read line by line, but is there
+        is_later = isinstance(output, Awaitable | Iterator | AsyncIterator | Future) and not isinstance(output, IOBase)
+        later = [output] if is_later else []
+    for each in filter(inspect.iscoroutine, later):
+        each.close()
+    return later[0] if later else None

@@ -31,7 +31,7 @@ from apl_guard.errors import ExtraMissing, GuardUnavailable, InvalidInput, Prefi
 from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest, argument_name
 
-from .answers import answer_of, embeddings_in, is_checkpoint, reads_break, stem
+from .answers import answer_of, is_checkpoint, reads_break, stem, unreported
 from .fields import (
     CHANNELS,
     HARMLESS,
@@ -260,10 +260,8 @@ class A1111Adapter(RemoteAdapter):
 
     def _check_use(self, output: A1111Images, prefix: Prefix) -> None:
         """Believe that the prefix was used only where the record of each picture says so."""
-        records = output.info.get("infotexts")
-        reported = isinstance(records, list) and len(records) >= len(output.images) - 1  # a grid has no record
-        if not reported or not records or any(prefix.embedding_name not in embeddings_in(r) for r in records):
-            raise PrefixNotApplied(f"{self._client} does not report '{prefix.embedding_name}' as used for each image")
+        if lack := unreported(output.info, len(output.images), prefix.embedding_name):
+            raise PrefixNotApplied(f"{self._client} {lack}")
         found = (str(output.info.get("sd_model_hash") or ""), stem(str(output.info.get("sd_model_name") or "")))
         if not is_checkpoint(str(self._checkpoint), found):
             raise PrefixNotApplied(f"{self._client} drew with another checkpoint than '{self._checkpoint}'")

@@ -8,10 +8,10 @@ from typing import Any
 
 from apl_guard.adapters.remote.http_client import RemoteAnswerInvalid
 
-__all__ = ["answer_of", "embeddings_in", "is_checkpoint", "reads_break", "stem"]
+__all__ = ["answer_of", "is_checkpoint", "reads_break", "stem", "unreported"]
 
-# A value that holds commas or colons, such as a prompt, stands in quotes.
-_PAIRS = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
+# A value that holds commas or colons, such as a prompt, stands in quotes. What is no pair goes on to the next comma.
+_PAIRS = re.compile(r'\s*+(?:(\w[\w \-/]++):\s*+("(?:\\.|[^\\"])*+"(?=,|$)|[^,]*+)|[^,]*+)(?:,|$)')
 
 
 def stem(title: str) -> str:
@@ -40,9 +40,29 @@ def _is_name(wanted: str, found: str) -> bool:
     return wanted_parts == found_parts if has_folders else wanted_parts[-1] == found_parts[-1]
 
 
-def embeddings_in(record: Any) -> list[str]:
+def unreported(info: Mapping[str, Any], images: int, embedding: str) -> str | None:
+    """What an answer lacks to show that an embedding was used for each of its pictures, or None.
+
+    Example:
+        >>> record = 'a cat\\nSteps: 1, TI hashes: "apl-0: 0123, cat: 4567"'
+        >>> unreported({"infotexts": [record]}, 1, "apl-0"), unreported({"infotexts": [record]}, 1, "apl-1")
+        (None, "does not report 'apl-1' as used for each image")
+    """
+    records = info.get("infotexts")
+    records = records if isinstance(records, list) else []
+    if len(records) < images:  # a grid has a record, too
+        return (
+            f"gave {images} images and records of {len(records)}; expected one of each. Switch off what adds images, "
+            "such as masks or the maps of ControlNet"
+        )
+    if not records or any(embedding not in _embeddings_in(record) for record in records):
+        return f"does not report '{embedding}' as used for each image"
+    return None
+
+
+def _embeddings_in(record: Any) -> list[str]:
     """The embeddings that the record of a picture names as used, from its last line of `key: value, …`."""
-    pairs = _PAIRS.findall(str(record).rpartition("\n")[2])
+    pairs = _PAIRS.findall(record.rpartition("\n")[2]) if isinstance(record, str) else ()
     names = ", ".join(value.strip('"') for key, value in pairs if key in ("TI", "TI hashes"))
     return [part.partition(":")[0].strip() for part in names.split(",")]
 

@@ -12,6 +12,7 @@ so the adapter asks for the file before each call, and a workflow may load only 
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -33,11 +34,13 @@ from apl_guard.prefix import Prefix
 from apl_guard.request import Channel, GenerationRequest
 
 from .graph import Graph, channels_in, read_graph, with_prefix, with_texts
+from .links import is_link
 from .wait import wait_for
 
 __all__ = ["ComfyUI", "ComfyUIAdapter", "ComfyUIImages", "text_to_image"]
 
 _DIGEST_KEY = "apl_guard_digest"
+_RUN = re.compile(r"[A-Za-z0-9-]{1,100}")
 # Model types whose tokenizers are told of the folder of embeddings. Others, such as those of Gemma and Qwen, take
 # `embedding:…` for words.
 _READ_EMBEDDINGS = {"clip_text_model", "t5", "umt5", "mt5", "bert", "llama"}
@@ -108,11 +111,11 @@ class ComfyUI:
         deadline = monotonic() + self.time_limit
         answer = self.http.post("/prompt", {"prompt": dict(workflow), "client_id": uuid.uuid4().hex})
         run = answer.get("prompt_id") if isinstance(answer, dict) else None
-        if not isinstance(run, str) or not run.replace("-", "").isalnum():
+        if not isinstance(run, str) or not _RUN.fullmatch(run):
             raise RemoteAnswerInvalid("the answer lacks prompt_id; is this ComfyUI?")
         entry = wait_for(self.http, run, deadline)
         try:
-            if _words(entry["prompt"][2]) != _words(workflow):
+            if _said(entry["prompt"][2]) != _said(workflow):
                 raise RemoteAnswerInvalid("the server ran another workflow than the one that was sent")
             outputs: dict[str, list[Image.Image]] = {node: [] for node in entry["outputs"]}
             files = [
@@ -222,13 +225,13 @@ class ComfyUIAdapter(RemoteAdapter):
         return digest if isinstance(digest, str) else None
 
 
-def _words(workflow: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    """Every text and class of a workflow. Numbers the server may write in another way."""
+def _said(workflow: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """Every text, link and class of a workflow. Numbers the server may write in another way."""
     return {
         (str(name), field): value
         for name, node in workflow.items()
         for field, value in (*node["inputs"].items(), ("class_type", node["class_type"]))
-        if isinstance(value, str)
+        if isinstance(value, str) or is_link(value)
     }
 
 

@@ -8,7 +8,6 @@ negative prompt follows from where its conditioning goes.
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +18,7 @@ from apl_guard.errors import InvalidInput
 from apl_guard.request import Channel
 
 from .guidance import turns_guidance_round
-from .links import ENDS, NOTHING_LEFT, Nodes, consumers_in, hides_link, link_in, roles_of
+from .links import ENDS, NOTHING_LEFT, Nodes, consumers_in, hides_link, link_in, roles_of, shown
 
 __all__ = ["Graph", "channels_in", "read_graph", "with_prefix", "with_texts"]
 
@@ -136,7 +135,7 @@ def read_graph(workflow: Any, models: frozenset[str], harmless: frozenset[str]) 
         if kind == _LAST_LAYER and inputs.get("stop_at_clip_layer") not in range(-_MOST_LAST_LAYERS, 0):
             channels.add(Channel.ATTENTION)
         for field in _TEXTS.get(kind, ()):
-            inputs[field] = _text(nodes, inputs.get(field), f"{name}.{field}", unknown)
+            inputs[field] = _text(nodes, inputs.get(field), f"{shown(name)}.{field}", unknown)
             places.append(Place(name, field))
     consumers = consumers_in(nodes)
     roles = {place: roles_of(consumers, place.node) for place in places}
@@ -151,8 +150,7 @@ def read_graph(workflow: Any, models: frozenset[str], harmless: frozenset[str]) 
     negative = tuple(place for place in places if place not in prompts)
     if turns_guidance_round(nodes, with_negative=any(nodes[p.node]["inputs"][p.field] for p in negative)):
         channels.add(Channel.GUIDANCE)
-    shown = tuple(sorted(re.sub(r"[^\w .-]", "?", each)[:60] for each in unknown))
-    return Graph(nodes, prompts, negative, frozenset(channels), shown)
+    return Graph(nodes, prompts, negative, frozenset(channels), tuple(sorted(map(shown, unknown))))
 
 
 def channels_in(text: str) -> frozenset[Channel]:
@@ -232,17 +230,18 @@ def _nodes(workflow: Any) -> Nodes:
     found: Nodes = {}
     for name, node in workflow.items():
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
-            raise InvalidInput("expected a node with class_type and inputs", where=f"workflow.{name}")
+            raise InvalidInput("expected a node with class_type and inputs", where=f"workflow.{shown(name)}")
         if not isinstance(node.get("inputs", {}), dict):
-            raise InvalidInput("expected inputs by name", where=f"workflow.{name}.inputs")
+            raise InvalidInput("expected inputs by name", where=f"workflow.{shown(name)}.inputs")
         found[name] = {"class_type": node["class_type"], "inputs": dict(node.get("inputs", {}))}
     for name, node in found.items():
         for field, value in node["inputs"].items():
+            where = f"workflow.{shown(name)}.inputs.{shown(field)}"
             if hides_link(value):
                 what = "found a link within a value, which the server may follow; expected the link itself"
-                raise InvalidInput(what, where=f"workflow.{name}.inputs.{field}")
+                raise InvalidInput(what, where=where)
             if (link := link_in(value)) and link[0] not in found:
-                raise InvalidInput("links to a node that is not there", where=f"workflow.{name}.inputs.{field}")
+                raise InvalidInput("links to a node that is not there", where=where)
     return found
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from apl_guard.errors import InvalidInput
 
-__all__ = ["ENDS", "NOTHING_LEFT", "Nodes", "consumers_in", "hides_link", "link_in", "roles_of"]
+__all__ = ["ENDS", "NOTHING_LEFT", "Nodes", "consumers_in", "hides_link", "is_link", "link_in", "roles_of", "shown"]
 
 Nodes = dict[str, dict[str, Any]]
 """Id → class and inputs."""
@@ -23,7 +24,7 @@ NOTHING_LEFT = "ConditioningZeroOut"
 
 def link_in(value: Any) -> tuple[str, int] | None:
     """The node and the number of its output that a value links to, or None where it is no link."""
-    if not _is_link(value):
+    if not is_link(value):
         return None
     if type(value[1]) is not int or value[1] < 0:
         # The server counts a negative number from the end, so that one output would have two names.
@@ -39,13 +40,24 @@ def hides_link(value: Any) -> bool:
         (True, False)
     """
     parts = value.values() if isinstance(value, dict) else ()
-    return any(_is_link(part) or hides_link(part) for part in parts)
+    return any(is_link(part) or hides_link(part) for part in parts)
 
 
-def _is_link(value: Any) -> bool:
+def is_link(value: Any) -> bool:
+    """Whether the server would follow a value to the output of another node."""
     return (
         isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int | float)
     )
+
+
+def shown(name: str) -> str:
+    """The id or the input of a node as an error may name it: whoever makes a workflow chooses them.
+
+    Example:
+        >>> shown("12:3"), shown("\x1b[2J")
+        ('12:3', '??2J')
+    """
+    return re.sub(r"[^\w .:-]", "?", name)[:60]
 
 
 def consumers_in(nodes: Nodes) -> Consumers:
@@ -64,7 +76,7 @@ def consumers_in(nodes: Nodes) -> Consumers:
     try:
         order.prepare()
     except CycleError as error:
-        where = f"workflow.{error.args[1][0]}"
+        where = f"workflow.{shown(error.args[1][0])}"
         raise InvalidInput("the links of the workflow go round in a circle", where=where) from error
     return found
 

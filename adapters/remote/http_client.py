@@ -153,9 +153,15 @@ class HttpClient:
         """Send JSON and ask for JSON, once.
 
         Raises:
+            InvalidInput: The content cannot be written as JSON.
             RemoteError: There is no usable answer. The service may have drawn something all the same.
         """
-        return _parsed(self._send("POST", path, self._time_limit, json=dict(content)))
+        try:
+            body = json.dumps(dict(content), ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidInput(f"cannot be written as JSON ({type(error).__name__})", where="fields") from error
+        headers = {"Content-Type": "application/json"}
+        return _parsed(self._send("POST", path, self._time_limit, content=body, headers=headers))
 
     def _send(self, method: str, path: str, limit: float, **options: Any) -> bytes:
         import httpx
@@ -171,12 +177,14 @@ class HttpClient:
                 self._client.stream(method, where, extensions={"trace": trace}, **options) as response,
             ):
                 content = self._read(response, where)
-        except (httpx.HTTPError, RemoteError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, RemoteError) as error:
             if monotonic() >= deadline or isinstance(error, httpx.TimeoutException):
                 raise RemoteTimeout(f"{where}: no whole answer within {limit:g} s") from error
             if isinstance(error, RemoteError):
                 raise
-            raise RemoteError(f"{where}: {type(error).__name__}, so there is no answer") from error
+            # What breaks the protocol is quoted, and may be the prompt.
+            cause = None if isinstance(error, httpx.ProtocolError) else error
+            raise RemoteError(f"{where}: {type(error).__name__}, so there is no answer") from cause
         if monotonic() >= deadline:  # cut off, and the rest looked like an end
             raise RemoteTimeout(f"{where}: no whole answer within {limit:g} s")
         return content
@@ -241,13 +249,14 @@ def _checked(base_url: str, insecure_http: bool) -> str:
 
     try:
         url = httpx.URL(base_url)
-    except (httpx.InvalidURL, TypeError) as error:
+        host = url.host
+    except (httpx.InvalidURL, UnicodeError, TypeError) as error:
         raise InvalidInput("found no URL; expected one such as https://draw.example:7860", where="base_url") from error
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not host:
         raise InvalidInput("expected a URL such as https://draw.example:7860", where="base_url")
-    if url.userinfo or url.query or url.fragment:
+    if url.userinfo or any(sign in str(url) for sign in "?#"):
         raise InvalidInput("found a user, a query or a fragment; expected scheme, host and path only", where="base_url")
-    if url.scheme == "http" and not insecure_http and not _is_this_machine(url.host):
+    if url.scheme == "http" and not insecure_http and not _is_this_machine(host):
         raise InvalidInput("found http to another machine; expected https://, or insecure_http=True", where="base_url")
     return str(url).rstrip("/")
 

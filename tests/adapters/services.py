@@ -161,6 +161,14 @@ class Endless(Fault):
             handler.wfile.write(b" " * 65536)
 
 
+class NoProtocol(Fault):
+    """Says what was asked for, and nothing that HTTP knows."""
+
+    def send(self, handler):
+        handler.wfile.write(b"a photo of Mara Voss\r\n\r\n")
+        handler.close_connection = True
+
+
 class Dropped(Fault):
     """Closes the connection after reading the request."""
 
@@ -179,6 +187,7 @@ FAULTS = {
     "a list": Status(200, b"[1]"),
     "cut off": Cut(),
     "dropped": Dropped(),
+    "no HTTP": NoProtocol(),
     "endless": Endless(),
     "slow body": Drip(),
     "slow headers": Drip(headers=True),

@@ -1,7 +1,9 @@
 """Services and functions into which no prefix can travel: the policy decides what happens instead, never nothing."""
 
 import functools
+import io
 import json
+from concurrent.futures import Future
 
 import pytest
 from PIL import Image
@@ -249,6 +251,23 @@ def test_no_record_of_pictures_that_are_not_drawn_yet(later, tmp_path):
     with pytest.raises(GuardUnavailable, match="draws after it has returned"):
         Guard(lambda prompt: later(prompt), policy(), audit=tmp_path)("a cat")
     assert (records(tmp_path)[-1]["result"], records(tmp_path)[-1]["images"]) == ("failed", 0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [lambda prompt: Future(), lambda prompt: [draw_later(prompt)], lambda prompt: (draw_one_by_one(prompt),)],
+    ids=["future", "list of coroutines", "tuple of generators"],
+)
+def test_no_record_of_pictures_that_a_function_promises(answer, tmp_path):
+    """One handed to a pool of threads, or one promise for each prompt."""
+    with pytest.raises(GuardUnavailable, match="draws after it has returned"):
+        Guard(answer, policy(), audit=tmp_path)("a cat")
+    assert records(tmp_path)[-1]["images"] == 0
+
+
+def test_a_function_may_return_a_file():
+    """What can be read line by line is there all the same."""
+    assert Guard(lambda prompt: io.BytesIO(b"a picture"), policy())("a cat").getvalue() == b"a picture"
 
 
 def test_a_function_that_returns_nothing_gave_no_picture():

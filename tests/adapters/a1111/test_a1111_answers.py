@@ -116,6 +116,33 @@ class TestNoPictureWithoutAReceipt:
             guard("a man")
         assert records(tmp_path / "audit")[-1]["result"] == "failed"
 
+    @pytest.mark.parametrize("records", [None, "x", [], [None], [7], [["Steps: 1"]], ["x\n" + "a" * 300_000]])
+    def test_records_that_are_none(self, guard, server, records):
+        """Also one that a careless reader would take hours for."""
+        draw = server.draw
+
+        def odd(fields):
+            answer = draw(fields)
+            return answer | {"info": json.dumps(json.loads(answer["info"]) | {"infotexts": records})}
+
+        server.routes["POST /sdapi/v1/txt2img"] = odd
+        with pytest.raises(PrefixNotApplied):
+            guard("a man")
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_a_picture_without_a_record(self, guard, server, tmp_path, count):
+        """One more picture than records: nobody knows what it was drawn from."""
+        draw = server.draw
+
+        def one_more(fields):
+            answer = draw(fields)
+            return answer | {"images": [*answer["images"], answer["images"][0]]}
+
+        server.routes["POST /sdapi/v1/txt2img"] = one_more
+        with pytest.raises(PrefixNotApplied, match=f"{count + 1} images and records of {count}"):
+            guard("a man", batch_size=count)
+        assert records(tmp_path / "audit")[-1]["result"] == "failed"
+
     def test_the_prompt_cannot_forge_it(self, guard, server):
         """The record repeats the prompt, which holds the prefix's name."""
         server.writes_hashes = False

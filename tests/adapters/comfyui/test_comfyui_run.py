@@ -227,6 +227,25 @@ class TestFaults:
         with pytest.raises(RemoteAnswerInvalid, match="another workflow"):
             guard(workflow())
 
+    def test_a_server_that_runs_the_same_texts_otherwise(self, guard, server):
+        """With the negative prompt, which has no prefix, in place of the prompt."""
+
+        def turned_round(graph):
+            sampler = graph["5"]["inputs"]
+            sampler["positive"], sampler["negative"] = sampler["negative"], sampler["positive"]
+            return graph
+
+        server.swap = turned_round
+        with pytest.raises(RemoteAnswerInvalid, match="another workflow"):
+            guard(workflow())
+
+    @pytest.mark.parametrize("run", ["", "../x", "a" * 101, "\ud800", 7, None])
+    def test_an_odd_name_of_a_run(self, guard, server, run):
+        """It becomes a part of an address, and of errors."""
+        server.routes["POST /prompt"] = lambda _: {"prompt_id": run}
+        with pytest.raises(RemoteAnswerInvalid, match="prompt_id"):
+            guard(workflow())
+
 
 @pytest.mark.parametrize(
     "wrong",
@@ -242,6 +261,21 @@ def test_what_is_no_workflow(guard, server, wrong):
     with pytest.raises((InvalidInput, TypeError)):
         guard(wrong)
     assert server.posted("/prompt") == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"\x1b[2J" * 99: 7}, {"\x1b[2J" * 99: {"class_type": "X", "inputs": []}},
+     {"1": node("X", **{"\n" * 99: ["9", 0]})},
+     {"\n": node("VAEDecode", samples=["\n", 0])}, {"\n": node("CLIPTextEncode", text=7)}],
+    ids=ascii,
+)  # fmt: skip
+def test_names_of_nodes_and_inputs_are_shown_in_part(guard, wrong):
+    """Whoever makes a workflow chooses them, and an error is read on a terminal."""
+    with pytest.raises(InvalidInput) as caught:
+        guard(wrong)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 250
 
 
 def test_the_workflow_is_snapshotted(guard, server, prefix):

@@ -36,6 +36,13 @@ def test_json_goes_out_and_comes_back(service):
     assert service.headers[0]["Accept-Encoding"] == "identity"
 
 
+def told(error):
+    """What a log says of an error: its message, and those of its causes."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
 @pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"another shape", "a list"}))
 def test_every_fault_is_one_error_one_request_and_in_time(service, fault):
     """Nothing is sent again, no text of the answer is in the message, and the total limit holds."""
@@ -48,7 +55,7 @@ def test_every_fault_is_one_error_one_request_and_in_time(service, fault):
 
     assert time.monotonic() - began < 2.5
     assert len(service.seen) == 1
-    assert "Mara" not in str(caught.value)
+    assert "Mara" not in "".join(told(caught.value))
     wanted = {
         "error": RemoteRefused, "redirect": RemoteAnswerInvalid, "moved for good": RemoteAnswerInvalid,
         "compressed": RemoteAnswerInvalid, "no JSON": RemoteAnswerInvalid, "endless": RemoteAnswerInvalid,
@@ -75,6 +82,27 @@ def test_a_service_that_is_not_there():
 
     with pytest.raises(RemoteError, match="ConnectError"):
         HttpClient(f"http://127.0.0.1:{port}").get("/things")
+
+
+@pytest.mark.parametrize(
+    ("base_url", "path", "params"),
+    [("https://draw..example", "/", {}), (f"https://{'a' * 99}.example", "/", {}),
+     ("http://127.0.0.1:1", "/" + "a" * 70_000, {}), ("http://127.0.0.1:1", "/", {"file": "\ud800"}),
+     ("http://127.0.0.1:1", "/", {"file": "a" * 70_000})],
+    ids=["no name of a host", "a long name of a host", "a long path", "half a letter", "a long query"],
+)  # fmt: skip
+def test_what_cannot_be_asked_for_is_an_error_of_the_service(base_url, path, params):
+    """Its name, or the names of files that it gave."""
+    with pytest.raises(RemoteError):
+        HttpClient(base_url).get_bytes(path, params)
+
+
+@pytest.mark.parametrize("value", ["\ud800", float("nan"), object()], ids=["half a letter", "NaN", "object"])
+def test_what_is_no_json_is_not_sent(service, value):
+    """Named as what the caller gave, for the service had no part in it."""
+    with pytest.raises(InvalidInput, match="cannot be written as JSON"):
+        HttpClient(service.url).post("/draw", {"prompt": value})
+    assert service.seen == []
 
 
 def test_a_question_is_not_waited_for_as_long_as_a_picture(service):
@@ -115,7 +143,8 @@ def test_nothing_is_asked_when_no_time_is_left(service, limit):
     "url",
     ["draw.example", "ftp://draw.example", "http://", "http://draw.example", "http://10.0.0.1:7860",
      "https://user:secret@draw.example", "https://draw.example?x=1", "https://draw.example#x", "", None,
-     "http://127.0.0.1.example.com", "file:///etc/passwd"],
+     "http://127.0.0.1.example.com", "file:///etc/passwd", "https://draw.example?", "https://draw.example#",
+     "https://xn--a"],
 )  # fmt: skip
 def test_urls_that_are_refused(url):
     """Where the service is must be plain, and encrypted unless it is this machine; no secret is in the message."""
