@@ -45,14 +45,14 @@ def ask_for_people(setting: Setting, split: Split, among: Collection[str] | None
     With more images per person the former prompts and seeds stay and others are added.
     """
     asked: list[Asked] = []
-    for person in people_of(setting, split, among):
+    for number, person in enumerate(people_of(setting, split, among)):
         stand_in = person.neutral(setting.neutral)
         kept = spoken(person.attributes, stand_in)
         labels = [f"{person.name}:{k}" for k in range(setting.images_per_person)]
         if setting.templates is not None:
-            for label in labels:
+            for k, label in enumerate(labels):
                 # Another person starts at another template, so that few pictures each still use them all.
-                template = setting.templates[len(asked) % len(setting.templates)]
+                template = setting.templates[(number + k) % len(setting.templates)]
                 text, neutral_text = (template.replace("{name}", who) for who in (person.name, stand_in))
                 asked.append(Asked(text, neutral_text, person.name, kept, {}, label))
             continue

@@ -120,7 +120,7 @@ def fit(
 
     began = saved = time.monotonic()
     shown: dict[str, float] = {}
-    bar = tqdm(range(start, steps), desc=name, initial=start, total=steps, mininterval=5.0, disable=not progress)
+    bar = tqdm(range(start, steps), desc=name, initial=start, total=steps, disable=not progress)
     for step in bar:
         value, figures = loss(generator)
         optimizer.zero_grad(set_to_none=True)

@@ -20,6 +20,7 @@ from peft import LoraConfig
 from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.policy import Policy
 from apl_guard.testing import random_prefix, tiny_pipe
+from apl_guard.trainer.evaluate.asking import ask_for_people
 from apl_guard.trainer.evaluate.result import Asked
 from apl_guard.trainer.evaluate.setting import Setting
 
@@ -185,6 +186,15 @@ def test_the_pipe_shows_its_own_progress_bars_again(setting: Setting, own: Any) 
         setting.draw(lambda *_, **__: 1 / 0, ["a boat"], "s")
 
     assert own._progress_bar_config == {"leave": False}
+
+
+@pytest.mark.parametrize("templates", [None, ("a photo of {name}", "{name}", "{name} at sea")])
+def test_with_more_images_of_each_person_the_former_stay(setting: Setting, templates: tuple[str, ...] | None) -> None:
+    """Their prompts and seeds are the same, so that none is drawn anew."""
+    few, more = (replace(setting, images_per_person=n, people_limit=3, templates=templates) for n in (2, 4))
+    asked = [{(one.text, one.label) for one in ask_for_people(each, "seen")} for each in (few, more)]
+
+    assert asked[0] < asked[1]
 
 
 def test_nothing_to_draw_is_an_error(setting: Setting, own: Any) -> None:
