@@ -26,7 +26,7 @@ class Recipe:
     lora_rank: int = 16
     merge_scale: float = 0.5
     """How strongly a LoRA is fused into the model that `transfer` calls merged."""
-    inversion_steps: int = 1000
+    inversion_steps: int = 1600
     inversion_rate: float = 2e-2
     inversion_descriptions: int = 3
     """How often the description is said that a word begins as."""
