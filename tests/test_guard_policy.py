@@ -7,7 +7,7 @@ import pytest
 import torch
 from policy_documents import policy
 
-from apl_guard import Guard, PolicyBlocked, PrefixNotFound, PrefixRegistry
+from apl_guard import Guard, GuardUnavailable, PolicyBlocked, PrefixNotFound, PrefixRegistry
 from apl_guard.testing import random_prefix
 
 
@@ -97,3 +97,48 @@ def test_a_prefix_that_is_gone_means_no_picture_unless_the_policy_says_so(
         if on_error == "unsafe_passthrough"
         else ("anonymize", "failed", "PrefixNotFound", None)
     )
+
+
+def rewriting(neutral):
+    people = [{"name": "Mara Voss", "neutral": neutral}]
+    return policy(
+        prompts("rewrite", {"names": ["stars"]}),
+        prompts("allow") | {"id": "rest"},
+        names=[{"id": "stars", "people": people}],
+    )
+
+
+@pytest.mark.parametrize("neutral", [" ", "\u200b", ".", "Mara"])
+def test_a_name_that_rewriting_makes_of_the_words_around_it_runs_nowhere(tmp_path, neutral):
+    """What is put in place of the inner name leaves the outer one: no image, and an outcome that says why."""
+    ran = []
+    guard = Guard(ran.append, rewriting(neutral), audit=tmp_path)
+
+    with pytest.raises(
+        GuardUnavailable, match=r"^rewriting leaves somebody of names\.stars in the prompt: .*'neutral'$"
+    ):
+        guard("Mara Mara Voss Voss in the rain")
+
+    assert ran == []
+    assert [r["result"] for r in records(tmp_path) if r["event"] == "guard.outcome"] == ["failed"]
+
+
+def test_words_between_the_halves_of_a_name_let_it_run():
+    """They are no name any more."""
+    ran = []
+
+    Guard(lambda prompt: ran.append(prompt) or [prompt], rewriting("a woman"))("Mara Mara Voss Voss")
+
+    assert ran == ["Mara a woman Voss"]
+
+
+def test_a_name_that_no_rule_replaces_stays_where_it_is(shared_pipe):
+    """What was to be drawn of nobody may be named to be left out."""
+    rules = [prompts("rewrite", {"names": ["stars"]}), prompts("allow") | {"id": "rest"}]
+    rules.append({"id": "negative", "when": {"channels": ["negative_prompt"]}, "then": {"action": "allow"}})
+    stars = {"id": "stars", "people": [{"name": "Mara Voss", "neutral": "a woman"}]}
+    guard = Guard(shared_pipe, policy(*rules, names=[stars]))
+
+    made = guard.generate("Mara Voss in the rain", negative_prompt="Mara Voss", num_inference_steps=1)
+
+    assert made.outcome.result == "passed"

@@ -71,6 +71,9 @@ class Decision(BaseModel):
     would_run: Mapping[Channel, tuple[str, ...]] = Field(default={}, repr=False, exclude=True)
     """Text channel → the texts that the rules want to run in place of the request's."""
 
+    would_stay: Mapping[str, int] = Field(default={}, repr=False, exclude=True)
+    """Source of what these texts replace → how many of its findings they leave, such as a part of a permitted name."""
+
     @property
     def texts(self) -> Mapping[Channel, tuple[str, ...]]:
         """Text channel → the texts that run in place of the request's. Those of other channels run as they are."""
@@ -127,6 +130,8 @@ def decide(
     runs = is_done and action != Action.BLOCK
     prefixes = [d for found in asked.values() for d in found if d.action == Action.ANONYMIZE] if runs else []
     prefix, strength = _which(prefixes)
+    is_run = action != Action.BLOCK and bool(asked)
+    replaced = _replaced(asked) if is_run else {}
     return Decision(
         id=request.id,
         policy=policy.name,
@@ -147,7 +152,8 @@ def decide(
         looked=tuple(sorted(findings.looked)),
         failed=dict(findings.failed),
         unsafe=_unsafe(policy, reasons, asked),
-        would_run=_texts(findings, asked) if action != Action.BLOCK and asked else {},
+        would_run=_texts(findings, replaced) if is_run else {},
+        would_stay=_stay(findings, replaced),
     )
 
 
@@ -197,14 +203,30 @@ def _unsafe(policy: Policy, reasons: tuple[Reason, ...], asked: Mapping[str, lis
     )
 
 
-def _texts(findings: Findings, asked: Mapping[str, list[Demand]]) -> dict[Channel, tuple[str, ...]]:
-    """The texts that shall run: those that were looked at, with what shall be rewritten replaced."""
-    # In order, and not in sets, whose order another process would not repeat.
+_Replaced = Mapping[tuple[Channel, int], Mapping[Finding, None]]
+"""Channel and text → what is replaced in it, in order: that of a set another process would not repeat."""
+
+
+def _replaced(asked: Mapping[str, list[Demand]]) -> _Replaced:
     replaced: dict[tuple[Channel, int], dict[Finding, None]] = {}
     for found in asked.values():
         for demand in found:
             for finding in demand.found if demand.action == Action.REWRITE else ():
                 replaced.setdefault((finding.channel, finding.text), {})[finding] = None
+    return replaced
+
+
+def _stay(findings: Findings, replaced: _Replaced) -> dict[str, int]:
+    gone = {finding for found in replaced.values() for finding in found}
+    stay = dict.fromkeys(sorted({finding.source for finding in gone}), 0)
+    for finding in findings.found:
+        if finding.source in stay and finding not in gone:
+            stay[finding.source] += 1
+    return stay
+
+
+def _texts(findings: Findings, replaced: _Replaced) -> dict[Channel, tuple[str, ...]]:
+    """The texts that shall run: those that were looked at, with what shall be rewritten replaced."""
     return {
         channel: tuple(_rewritten(text, replaced.get((channel, number), ())) for number, text in enumerate(found))
         for channel, found in findings.texts.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from apl_guard.detect.output import Looked, OutputCheck
 from apl_guard.errors import (
     AplGuardError,
     DetectorFailed,
+    GuardUnavailable,
     OutputWithheld,
     PolicyBlocked,
     PrefixNotApplied,
@@ -28,7 +30,7 @@ from apl_guard.policy import Action, Mode, OnError
 from apl_guard.prefix import Prefix
 from apl_guard.registry.fit import Fit
 from apl_guard.request import GenerationRequest
-from apl_guard.request.context import current_context
+from apl_guard.request.context import Context, current_context
 
 __all__ = ["Call", "Guarded"]
 
@@ -102,6 +104,8 @@ class Call:
             if self._decision.prefixed:
                 self._take_prefix()
             self._request = self._request.saying(self._decision.texts)
+            if self._decision.texts and self._decision.would_stay:
+                self._look_again(context)
         except BaseException as error:
             self._end("failed", error)
             if not isinstance(error, Exception):  # such as Ctrl-C
@@ -125,6 +129,20 @@ class Call:
         if self._parts.leak_samples is not None:
             self._parts.leak_samples.offer(self._decision, self._request, generation.output, self._protection)
         return Guarded(generation.output, self._decision, outcome)
+
+    def _look_again(self, context: Context) -> None:
+        """Make sure that no name came into being where one was replaced, as `Mara Mara Voss Voss` may leave one."""
+        found = Counter(finding.source for finding in self._in_force.look(self._request, context).found)
+        more = [
+            source
+            for source, stay in self._decision.would_stay.items()
+            if source.startswith("names.") and found[source] > stay
+        ]
+        if more:
+            raise GuardUnavailable(
+                f"rewriting leaves somebody of {', '.join(more)} in the prompt: what is put in place of a name makes "
+                "one of the words around it; give these lists another 'neutral'"
+            )
 
     @property
     def _slots_without_prefix(self) -> tuple[str, ...]:
