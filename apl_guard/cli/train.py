@@ -10,6 +10,9 @@ import typer
 from apl_guard.cli.options import Neutral, Quiet, put_error
 from apl_guard.cli.stopped import telling_where_it_stopped
 
+_HALF_WAY = 0.5
+"""Of the gap. The prefix that ships closes 0.85 of it."""
+
 
 class TrainCommand(typer.core.TyperCommand):
     """Its help ends with all that `--set` and `--config` reach."""
@@ -97,10 +100,16 @@ def train(
         f"{result.folder}: identity gap closed {100 * measurement.gap_closed:.1f} %, "
         f"generic drift {100 * measurement.generic_drift:.1f} %, from step {result.step} of {result.steps}"
     )
+    # Whatever it hides, it fits the model and would be used like any other.
     if measurement.gap_closed <= 0:
-        # It fits the model and would be used like any other.
         put_error(
             "warning: this prefix brings names no nearer to their neutral prompts, so it hides nobody. Do not register "
             "it; lower lr, or train for more steps",
+            typer.colors.YELLOW,
+        )
+    elif measurement.gap_closed < _HALF_WAY:
+        put_error(
+            "warning: this prefix brings names less than half of the way to their neutral prompts, so people may be "
+            "recognised. Before you register it, measure it with apl-guard eval, or train for more steps",
             typer.colors.YELLOW,
         )

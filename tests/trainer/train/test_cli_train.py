@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from apl_guard.errors import ConfigInvalid, IdentitiesInvalid, InvalidInput, Sto
 from apl_guard.prefix import Prefix
 from apl_guard.trainer.data.generation import cache_folder
 from apl_guard.trainer.one_run import only_run
+from apl_guard.trainer.train.measure import Measurement
 
 SMALL = [
     "n_vectors=2", "steps=2", "identity_batch=2", "generic_batch=2", "images_per_identity=1",
@@ -58,6 +60,20 @@ def test_a_prefix_that_hides_nobody_is_not_passed_over_in_silence(arguments: lis
 
     assert "identity gap closed -" in answer.stdout
     assert "it hides nobody. Do not register it" in answer.stderr
+
+
+@pytest.mark.parametrize(("gap", "warns"), [(0.12, True), (0.85, False)])
+def test_a_prefix_that_goes_less_than_half_of_the_way_is_told_from_one_that_does(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, gap: float, warns: bool
+) -> None:
+    """Only the run itself is stood in for, since how far a short one goes differs between machines."""
+    result = SimpleNamespace(folder="mine", step=2, steps=2, measurement=Measurement(gap, 0.01))
+    monkeypatch.setattr("apl_guard.trainer.train.train", lambda *_, **__: result)
+
+    answer = CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+    assert f"identity gap closed {100 * gap:.1f} %" in answer.stdout
+    assert ("so people may be recognised. Before you register it, measure it" in answer.stderr) == warns
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
