@@ -22,8 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from apl_guard.adapters.diffusers.calling import run
 from apl_guard.adapters.diffusers.modular import is_modular
@@ -79,7 +80,7 @@ def first_answer(
         view.__dict__["scheduler"] = _standing_still(view.scheduler, seen, level)
         if z_t is not None:
             _start_from(view, z_t)
-        with suppress(AnsweredError), with_models_alone(view), _GradientsPass():
+        with suppress(AnsweredError), with_models_alone(view), _GradientsPass(view):
             run(view, arguments)
     seen.rows = {slot: each.rows for slot, each in received.items()}
     return seen
@@ -150,10 +151,32 @@ def _giving(prepare_latents: Callable[..., Any], z_t: Tensor) -> Callable[..., A
 
 
 class _GradientsPass(TorchFunctionMode):
-    """While it is in force, `torch.no_grad` changes nothing: pipelines say it of their calls, and of parts of them."""
+    """While it is in force, `torch.no_grad` changes nothing outside the models: pipelines say it of their calls, and of
+    parts of them."""
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__()
+        self._models = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+        self._hooks: list[RemovableHandle] = []
+        self._inside = 0
+
+    def __enter__(self) -> _GradientsPass:
+        for model in self._models:
+            self._hooks.append(model.register_forward_pre_hook(lambda *_: self._go(1)))
+            self._hooks.append(model.register_forward_hook(lambda *_: self._go(-1), always_call=True))
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for hook in self._hooks:
+            hook.remove()
+
+    def _go(self, deeper: int) -> None:
+        self._inside += deeper
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch._C._set_grad_enabled:
+        if func is torch._C._set_grad_enabled and not self._inside:
             return None
         return func(*args, **(kwargs or {}))
 

@@ -226,6 +226,7 @@ def test_gradient_checkpointing_computes_the_transformer_and_t5_again(
         return lambda *_: counts.__setitem__(name, counts.get(name, 0) + 1)
 
     watched = {"t5": t5.encoder.block[1].layer[0], "transformer": pipe.transformer.transformer_blocks[0].attn}
+    run(pipe, people, config, tmp_path / "before")  # draws the images, which are kept
     hooks = [module.register_forward_pre_hook(count(name)) for name, module in watched.items()]
     results = []
     for k, on in enumerate((False, True)):
