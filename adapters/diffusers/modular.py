@@ -46,7 +46,8 @@ def reason_against_blocks(pipe: Any) -> str | None:
         pipe: The pipeline.
     """
     blocks, families = pipe.blocks, _families_of(type(pipe))
-    foreign = sorted({type(block).__name__ for _, block in _within(blocks) if not _is_own(type(block), families)})
+    kinds = {type(blocks), *(type(block) for _, block in _within(blocks))}
+    foreign = sorted(cls.__name__ for cls in kinds if not _is_own(cls, families))
     if foreign:
         return f"diffusers does not bring {', '.join(foreign)} for this model, so nobody can tell what such blocks read"
     for name, block in _within(blocks):

@@ -101,37 +101,11 @@ def _further(text: str, forms: Iterable[_Places], *, reads_break: bool = False) 
 
 
 def _without_syntax(text: str, forms: Iterable[_Places], *, reads_break: bool = False) -> Iterator[Reading]:
-    whole = [Reading("".join(text[place] for place in form), form) for form in (range(len(text)), *forms)]
+    """The forms without brackets, weights, and backslashes in front of something."""
+    whole = [Reading("".join(text[place] for place in form), form) for form in (tuple(range(len(text))), *forms)]
     if reads_break and "BREAK" in text:
-        whole += [_without_break(form) for form in whole]
-    yield from dict.fromkeys(map(_plain, whole))
-
-
-def _without_break(form: Reading) -> Reading:
-    assert form.places is not None
-    parts: list[str] = []
-    kept: list[int] = []
-    done = 0
-    for found in _BREAK.finditer(form.text):
-        parts += (form.text[done : found.start()], " ")
-        kept += (*form.places[done : found.start()], form.places[found.start()])
-        done = found.end()
-    return Reading("".join([*parts, form.text[done:]]), (*kept, *form.places[done:]))
-
-
-def _plain(form: Reading) -> Reading:
-    """A form without brackets, weights, and backslashes in front of something."""
-    assert form.places is not None
-    parts: list[str] = []
-    kept: list[int] = []
-    done = 0
-    for syntax in _SYNTAX.finditer(form.text):
-        parts += (form.text[done : syntax.start()], syntax.group(1) or "")
-        kept += form.places[done : syntax.start()]
-        if syntax.group(1):
-            kept.append(form.places[syntax.start(1)])
-        done = syntax.end()
-    return Reading("".join([*parts, form.text[done:]]), (*kept, *form.places[done:]))
+        whole += [form.replacing(_BREAK, lambda _: " ") for form in whole]
+    yield from dict.fromkeys(form.replacing(_SYNTAX, lambda found: found.group(1) or "") for form in whole)
 
 
 class _Brackets(NamedTuple):

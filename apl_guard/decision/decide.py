@@ -72,7 +72,7 @@ class Decision(BaseModel):
     """Text channel → the texts that the rules want to run in place of the request's."""
 
     would_stay: Mapping[str, int] = Field(default={}, repr=False, exclude=True)
-    """Source of what these texts replace → how many of its findings they leave, such as a part of a permitted name."""
+    """Source of what these texts replace → how many of its findings they leave, in channels where no rule replaces."""
 
     @property
     def texts(self) -> Mapping[Channel, tuple[str, ...]]:

@@ -27,7 +27,7 @@ def undisguised(text: str) -> Iterator[Reading]:
     if not _may_hide(text):
         return
     seen = {text}
-    for base in _both(_replaced(_ESCAPES, _unescaped, Reading(text, range(len(text)))), _without_middle):
+    for base in _both(Reading(text, range(len(text))).replacing(_ESCAPES, _unescaped), _without_middle):
         for reading in _in_letters(base):
             if reading.text not in seen:
                 seen.add(reading.text)
@@ -85,7 +85,7 @@ def _both(reading: Reading, change: Callable[[Reading], Reading]) -> tuple[Readi
 
 
 def _without_middle(reading: Reading) -> Reading:
-    return _replaced(_MIDDLE, lambda _: " ", reading) if _BETWEEN.search(reading.text) else reading
+    return reading.replacing(_MIDDLE, lambda _: " ") if _BETWEEN.search(reading.text) else reading
 
 
 def _unescaped(found: re.Match[str]) -> str:
@@ -102,12 +102,12 @@ def _in_letters(reading: Reading) -> Iterator[Reading]:
         lettered += [Reading(_with_letters(reading.text, words, *way), reading.places) for way in ways]
         yield from lettered[1:]
     if not reading.text.isascii():
-        yield _replaced(_UMLAUT, lambda found: _AS_TWO[found.group()], reading)
+        yield reading.replacing(_UMLAUT, lambda found: _AS_TWO[found.group()])
     if _NUMBER.search(reading.text):
-        yield _replaced(_NUMBER, lambda _: " ", reading)
+        yield reading.replacing(_NUMBER, lambda _: " ")
     if _stretched_in(lettered[-1].text).search(lettered[-1].text):
         for each, times in product(lettered[:2], (1, 2)):
-            yield _replaced(_STRETCHED, partial(_said, times), each)
+            yield each.replacing(_STRETCHED, partial(_said, times))
 
 
 def _said(times: int, found: re.Match[str]) -> str:
@@ -133,23 +133,3 @@ def _lettered(word: str, one: str, before: str, behind: str) -> str:
         return word  # a number is no word in disguise
     begin, end = len(word) - len(word.lstrip(before)), len(word.rstrip(behind))
     return word[:begin] + word[begin:end].translate(_LETTERS_LIKE).replace("1", one) + word[end:]
-
-
-def _replaced(pattern: re.Pattern[str], new: Callable[[re.Match[str]], str], reading: Reading) -> Reading:
-    """A reading with what matches replaced."""
-    text, places = reading.text, reading.places
-    assert places is not None
-    parts: list[str] = []
-    comes_from: list[int] = []
-    done = 0
-    for found in pattern.finditer(text):
-        start, end = found.span()
-        put = new(found)
-        parts += [text[done:start], put]
-        comes_from += places[done:start]
-        # The last letter stands for all that is left, so that nothing of it stays where a name is replaced.
-        comes_from += [places[start]] * (len(put) - 1) + [places[end - 1]] * bool(put)
-        done = end
-    if not parts:
-        return reading
-    return Reading("".join([*parts, text[done:]]), [*comes_from, *places[done:]])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 __all__ = ["Reading"]
@@ -30,3 +31,31 @@ class Reading(NamedTuple):
         if self.places is None:
             return 0, whole
         return self.places[start], self.places[end - 1] + 1
+
+    def replacing(self, pattern: re.Pattern[str], new: Callable[[re.Match[str]], str]) -> Reading:
+        """This reading, whose places are known, with what matches replaced.
+
+        Args:
+            pattern: What is replaced.
+            new: Says by what.
+
+        Example:
+            >>> Reading("a-cat", (0, 1, 2, 3, 4)).replacing(re.compile("-c"), lambda _: " k")
+            Reading(text='a kat', places=(0, 1, 2, 3, 4))
+        """
+        text, places = self.text, self.places
+        assert places is not None
+        parts: list[str] = []
+        comes_from: list[int] = []
+        done = 0
+        for found in pattern.finditer(text):
+            start, end = found.span()
+            put = new(found)
+            parts += [text[done:start], put]
+            comes_from += places[done:start]
+            # The last letter stands for all that is left, so that nothing of it stays where a name is replaced.
+            comes_from += [places[start]] * (len(put) - 1) + [places[end - 1]] * bool(put)
+            done = end
+        if not parts:
+            return self
+        return Reading("".join([*parts, text[done:]]), (*comes_from, *places[done:]))

@@ -61,6 +61,20 @@ def test_blocks_of_somebody_else_are_refused_by_name():
         Guard(made_of(blocks))
 
 
+def test_what_holds_the_blocks_is_looked_at_like_them():
+    """It runs them, in whatever order and with whatever text it likes."""
+
+    class Mine(diffusers.Flux3AutoBlocks):
+        def __call__(self, pipeline, state):
+            raise NotImplementedError
+
+    blocks = copy.deepcopy(Mine())
+    blocks.sub_blocks.pop("prompt_upsampler")
+
+    with pytest.raises(InvalidInput, match="does not bring Mine for this model"):
+        Guard(made_of(blocks))
+
+
 def test_blocks_of_another_model_are_refused_by_name():
     """They belong to diffusers and were not looked at together with these."""
     blocks = blocks_without("prompt_upsampler")
