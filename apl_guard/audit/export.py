@@ -223,9 +223,10 @@ def _decided(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_FORMULA = re.compile("(^|[;\n])(?=[-=+@\t\r\n\uff1d\uff0b\uff0d\uff20])")
-"""Where a spreadsheet would see a formula begin: in many countries it cuts at semicolons, whatever quotes say. Wide
-letters too, which those of East Asia take for the others."""
+_FORMULA = re.compile('(^|[;\n])(?=[ "]*[-=+@\t\r\n\uff1d\uff0b\uff0d\uff20])')
+"""Where a spreadsheet would see a formula begin: in many countries it cuts at semicolons, whatever quotes say, and then
+takes a quote behind one for the beginning of a quoted cell. Wide letters too, which those of East Asia take for the
+others."""
 
 
 def _cell(value: Any) -> Any:

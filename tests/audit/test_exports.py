@@ -37,16 +37,20 @@ def test_csv_has_one_row_for_each_call(log, run, tmp_path):
     assert run("export", log, "--csv", "--until", "2020-01-01")[1].count("\n") == 1
 
 
-@pytest.mark.parametrize("begin", ["=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20"])
+@pytest.mark.parametrize(
+    "begin", ["=", "+", "-", "@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20", '"=', '""=', ' ="', ' "=']
+)
 def test_no_cell_is_a_formula(begin):
-    """Nor in a spreadsheet that takes wide letters for narrow ones, or cuts at semicolons. Other names of tenants come
-    back as they were."""
-    tenants = [f"{begin}1+1", f"a;{begin}1+1", 'a,"b"; c', "'x", "\u00fc\n2"]
+    """Nor in a spreadsheet that takes wide letters for narrow ones, or cuts at semicolons and so takes other quotes for
+    those around a cell. Other names of tenants come back as they were."""
+    tenants = [f"{begin}1+1", f"a;{begin}1+1", f"a;{begin}1+1;b", 'a,"b"; c', "'x", "\u00fc\n2"]
     stream = io.StringIO()
     assert write_csv(iter([{"tenant": tenant} for tenant in tenants]), stream) == len(tenants)
 
     rows = list(csv.DictReader(io.StringIO(stream.getvalue(), newline="")))
-    assert [row["tenant"] for row in rows] == ["'" + tenants[0], f"a;'{begin}1+1", *tenants[2:]]
+    assert [row["tenant"] for row in rows] == ["'" + tenants[0], f"a;'{begin}1+1", f"a;'{begin}1+1;b", *tenants[3:]]
+    for row in csv.reader(io.StringIO(stream.getvalue(), newline=""), delimiter=";"):
+        assert not [cell for cell in row if cell.strip(' "')[:1] in set("=+-@\uff1d\uff0b\uff0d\uff20")]
 
 
 CATEGORY = "STATEMENT_CATEGORY_DATA_PROTECTION_AND_PRIVACY_VIOLATIONS"
