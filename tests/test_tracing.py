@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from apl_guard import ExtraMissing, Guard, PolicyBlocked, PrefixNotFound
+from apl_guard import ExtraMissing, Guard, InvalidInput, PolicyBlocked, PrefixNotFound
 from apl_guard.tracing import Tracing
 
 SECRET = "a photo of Mara Voss"
@@ -87,7 +87,7 @@ def test_what_the_policy_blocks_is_no_error(traced, exporter):
 
 @pytest.mark.parametrize("who", ["guard", "backend"])
 def test_failures_of_guard_and_backend_are_told_apart(traced, exporter, monkeypatch, who):
-    """Both are errors, with the type of what was raised."""
+    """Both are errors, with the type of what was raised, and so is the stage that failed, and no other."""
     if who == "guard":
 
         def fail(*_):
@@ -100,6 +100,54 @@ def test_failures_of_guard_and_backend_are_told_apart(traced, exporter, monkeypa
     assert span.status.status_code == StatusCode.ERROR
     told = (span.attributes["apl_guard.result"], span.attributes["error.type"])
     assert told == {"guard": ("failed", "PrefixNotFound"), "backend": ("backend_error", "ValueError")}[who]
+    stages = [each for each in exporter.get_finished_spans() if each is not span and not each.status.is_unset]
+    assert [(each.name, each.attributes["error.type"]) for each in stages] == [
+        ({"guard": "apl_guard.find_prefix", "backend": "apl_guard.generate"}[who], told[1])
+    ]
+
+
+def test_a_mistake_of_the_caller_is_no_error(traced, exporter):
+    """Neither of the call nor of the stage that found it."""
+    with pytest.raises(InvalidInput):
+        traced([SECRET, 3])
+    assert whole(exporter).attributes["apl_guard.result"] == "invalid"
+    assert all(span.status.is_unset for span in exporter.get_finished_spans())
+
+
+class Broken(SpanProcessor):
+    """A processor of the program, as one that changes spans which have ended."""
+
+    def __init__(self, when):
+        self.when = when
+        self.raised = 0
+
+    def _raise(self, when):
+        if when == self.when:
+            self.raised += 1
+            raise RuntimeError(SECRET)
+
+    def on_start(self, span, parent_context=None):
+        self._raise("start")
+
+    def on_end(self, span):
+        self._raise("end")
+
+
+@pytest.mark.parametrize("when", ["start", "end"])
+def test_a_processor_that_raises_neither_stops_a_call_nor_changes_how_it_ends(shared_pipe, prefix, when, caplog):
+    """What is passed, blocked or fails in the backend still is; an error in the log says so and quotes no prompt."""
+    broken = Broken(when)
+    provider = TracerProvider()
+    provider.add_span_processor(broken)
+    with Guard(shared_pipe, prefix=prefix, tracing=Tracing(provider, content=True)) as guard:
+        assert guard.generate(SECRET, num_inference_steps=1).outcome.result == "passed"
+        with pytest.raises(PolicyBlocked):
+            guard(SECRET, latents=torch.zeros(1))
+        with pytest.raises(ValueError, match="height"):
+            guard(SECRET, height=33, width=33)
+    told = [record.getMessage() for record in caplog.records if "spans" in record.getMessage()]
+    assert told == ["spans are incomplete: RuntimeError"] * broken.raised
+    assert broken.raised > 20
 
 
 def test_no_span_tells_what_a_prompt_says(traced, exporter, monkeypatch):
