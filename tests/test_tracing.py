@@ -50,6 +50,7 @@ def test_a_call_is_one_span_with_its_stages_in_it(traced, exporter):
         "run_guardrail apl-guard",
         "apl_guard.find_prefix",
         "apl_guard.generate",
+        "apl_guard.digest_images",
         "apl_guard.record_outcome",
         "generate_content diffusers:StableDiffusionPipeline",
     ]

@@ -18,8 +18,8 @@ __all__ = ["Platform", "calls", "statements", "write_csv"]
 
 CSV_COLUMNS = [
     *("decision_id", "decided", "ended", "policy", "policy_version", "mode", "tenant", "route", "backend", "action"),
-    *("effective_action", "category", "rules", "why", "channels", "unsafe", "result", "images", "protection", "prefix"),
-    *("prefix_digest", "error", "overhead_ms", "generation_ms"),
+    *("effective_action", "category", "rules", "why", "channels", "unsafe", "result", "images", "image_sha256"),
+    *("protection", "prefix", "prefix_digest", "error", "overhead_ms", "generation_ms"),
 ]
 _UNION = frozenset(
     [
@@ -95,7 +95,8 @@ def calls(folder: Path) -> Iterator[dict[str, Any]]:
             row |= {name: fields[name] for name in CSV_COLUMNS if name in fields}
             row |= {"ended": fields["timestamp"]}
             # Decided is one thing and done another, where a part of the guard failed and the policy let the call pass.
-            yield row | ({"effective_action": fields["effective"]} if "effective" in fields else {})
+            row |= {"effective_action": fields["effective"]} if "effective" in fields else {}
+            yield row | {"image_sha256": " ".join(map(str, fields.get("image_sha256") or ()))}
         elif event == "guard.refusal":
             yield _decided(fields) | {"ended": fields["timestamp"]}
         elif event == "audit.gap":

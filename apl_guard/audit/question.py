@@ -67,6 +67,8 @@ class Question:
     limit: int = 100
     containing: Sequence[Sequence[str]] | None = None
     """Digests: of each list, one has to stand in the record."""
+    image: str | None = None
+    """Digest of an image that the call released."""
 
     def to_sql(self) -> tuple[str, list[Any]]:
         """The query and its values: lines, the newest first; or groups with their number, the largest first.
@@ -86,7 +88,7 @@ class Question:
                     f"there is no column {name[:40]!r}; there are: {', '.join(COLUMNS)}{hint}", where="query"
                 )
         asked = {*self.where, *self.group_by}
-        is_done = bool(asked & _DONE) or self.where.get("event") == "guard.outcome"
+        is_done = bool(asked & _DONE) or self.where.get("event") == "guard.outcome" or self.image is not None
         is_of_both = is_done and bool(asked & _DECIDED or self.containing)
         # What was done is on record without what was decided, which stands in another record of the same call.
         place = {name: _of_the_call(name) if is_of_both and name in _DECIDED else f'"{name}"' for name in asked}
@@ -102,6 +104,9 @@ class Question:
             found = f"({' OR '.join(['instr(d.line, ?)' if is_of_both else 'instr(line, ?)'] * len(digests))})"
             conditions.append(f"EXISTS (SELECT 1 {_ITS_DECISION} AND {found})" if is_of_both else found)
             values += digests
+        if self.image is not None:
+            conditions.append("event = 'guard.outcome' AND instr(line, ?)")
+            values.append(f'"{self.image}"')
         for condition, moment in (("timestamp >= ?", self.since), ("timestamp < ?", self.until)):
             if moment is not None:
                 conditions.append(condition)

@@ -104,6 +104,7 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
         isinstance(value, dict) and all(isinstance(value.get(name), str) for name in ("kid", "nonce", "ct"))
     ),
     "reasons": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
+    "image_sha256": lambda value: value is None or isinstance(value, list),
     "channels": lambda value: isinstance(value, list),
     "unsafe": lambda value: isinstance(value, list),
     "orphans": lambda value: isinstance(value, list),

@@ -50,6 +50,9 @@ class Outcome(BaseModel):
     """What was done to the prompts that led to this result: allow, anonymize, rewrite or block."""
     images: int = 0
     """How many were released."""
+    image_sha256: tuple[str, ...] | None = None
+    """A digest of the pixels of each, see `apl_guard.audit.images`; None where none was released, or what was
+    are no finished pictures."""
     protection: Protection | None = None
     """Whether what the policy asks for was done for them; None where none was released."""
     prefix: str | None = None
@@ -123,6 +126,7 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
     fields["prefix_rows"] = {slot: list(rows) for slot, rows in outcome.prefix_rows.items()}
     # A text encoder that overflows changes by no number, which is why the call failed; JSON has no word for it.
     fields["change"] = {slot: [c if isfinite(c) else None for c in found] for slot, found in outcome.change.items()}
+    fields["image_sha256"] = None if outcome.image_sha256 is None else list(outcome.image_sha256)
     fields["protection"] = None if outcome.protection is None else outcome.protection.value
     fields["tokens_cut"] = {slot: list(cut) for slot, cut in outcome.tokens_cut.items()}
     return {"schema_version": _SCHEMA_VERSION, "decision_id": fields.pop("id"), **fields}

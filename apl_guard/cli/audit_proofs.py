@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from apl_guard.cli.audit_verify import Folder, Witnesses
+from apl_guard.cli.audit_verify import Folder, Image, Witnesses
 from apl_guard.cli.options import Output, put_out
 from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
@@ -21,11 +21,15 @@ Keys = Annotated[Path | None, typer.Option(help="The log's keys.", show_default=
 def prove(
     folder: Folder,
     decision: Annotated[
-        str, typer.Argument(help="Id of the decision, or of a guard whose policies are to be proved.", metavar="ID")
-    ],
+        str | None,
+        typer.Argument(help="Id of the decision, or of a guard whose policies are to be proved.", metavar="ID"),
+    ] = None,
+    image: Image = None,
     output: Output = None,
 ) -> None:
     """Write a receipt for one image: its records, and the proof that they are in the log.
+
+    The image itself will do in place of the id, as long as its pixels are those that were released.
 
     With the id of a guard, from `audit policies`, it proves which policies were in force and since when.
 
@@ -33,10 +37,17 @@ def prove(
 
     Example: apl-guard audit prove /var/log/apl-guard 5f0c… --output receipt.json
     """
+    from apl_guard.audit.images import digest_of_file, find_image
     from apl_guard.audit.receipt import prove as make
 
+    if (decision is None) == (image is None):
+        raise InvalidInput("expected the id of a decision, or --image", where="prove")
+    if image is not None:
+        digest = digest_of_file(image)
+        with reading(folder):
+            decision = find_image(folder, digest)
     with reading(folder):
-        receipt = make(folder, decision)
+        receipt = make(folder, str(decision))
     put_out(json.dumps(receipt, indent=2) + "\n", output)
 
 

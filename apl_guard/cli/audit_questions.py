@@ -15,7 +15,7 @@ import typer
 
 from apl_guard.cli.audit_lines import counted, line_of, named, plain
 from apl_guard.cli.audit_proofs import Keys
-from apl_guard.cli.audit_verify import Folder
+from apl_guard.cli.audit_verify import Folder, Image
 from apl_guard.cli.digests import digests_of, note_missing
 from apl_guard.cli.moment import Since, Until, moment_of, moments_of
 from apl_guard.cli.options import Json, JsonLines, put_error
@@ -53,6 +53,7 @@ def query(
         str | None,
         typer.Option(help="Calls with this prompt, or one that looks like it; - reads it from standard input."),
     ] = None,
+    image: Image = None,
     subject: Annotated[str | None, typer.Option(help="About this subject, as your platform calls it.")] = None,
     where: Annotated[
         list[str] | None, typer.Option(help="Only records of this kind. May be repeated.", metavar="COLUMN=VALUE")
@@ -72,6 +73,7 @@ def query(
     Options about decision and outcome together, such as --tenant with --result, show and count the outcomes.
 
     Records hold keyed digests of prompts and subjects. --prompt and --subject look under every digest key that is kept.
+    --image finds the calls that released an image, as long as its pixels are unchanged: JPEG changes them.
 
     Columns: timestamp, event, decision_id, policy, policy_version, policy_digest, mode, tenant, route, subject,
     backend, action, effective_action, category, rules, result, error, prefix, prefix_digest, images, protection,
@@ -80,6 +82,7 @@ def query(
 
     Example: apl-guard audit query /var/log/apl-guard --since 7d --action block --group-by policy
     """
+    from apl_guard.audit.images import CHANGED_PIXELS, digest_of_file
     from apl_guard.audit.index import Index
     from apl_guard.audit.question import Question
     from apl_guard.metrics import RESULTS
@@ -98,7 +101,8 @@ def query(
         conditions[name] = value
     digests = digests_of(folder, keys, prompt, subject) if prompt is not None or subject is not None else None
     # One more than is printed, to know whether there are more.
-    question = Question(conditions, *moments_of(since, until), group_by or (), limit + 1, digests)
+    drawn = None if image is None else digest_of_file(image)
+    question = Question(conditions, *moments_of(since, until), group_by or (), limit + 1, digests, drawn)
     with Index(folder, index) as opened:
         with reading(folder):
             opened.update()
@@ -114,6 +118,8 @@ def query(
             typer.echo(json.dumps(row) if as_json else line_of(row) if not group_by else counted(row))
         if row is None:
             _note_unknown(opened, conditions)
+            if drawn is not None:
+                put_error(CHANGED_PIXELS, typer.colors.YELLOW)
     if row is None and not as_json:
         typer.echo("nothing found")
 

@@ -18,7 +18,7 @@ from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
 from apl_guard.storage import read_regular
 
-__all__ = ["Folder", "VerifyCommand", "Witnesses", "verify"]
+__all__ = ["Folder", "Image", "VerifyCommand", "Witnesses", "verify"]
 
 _EXIT_CODES = {"valid": 0, "tampered": 1, "torn": 2, "unverifiable": 3}
 _USAGE = 4
@@ -29,6 +29,7 @@ Witnesses = Annotated[
     list[Path] | None,
     typer.Option("--witness", help="A folder that received the checkpoints. May be repeated.", metavar="<path>"),
 ]
+Image = Annotated[Path | None, typer.Option(help="An image as it was released, in a file such as a PNG.")]
 PublicKey = Annotated[
     str | None,
     typer.Option(help="The log's public key, in hex, or a copy of its log.json, from where nobody could change it."),
@@ -51,23 +52,25 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="The log, or a receipt that `prove` wrote.", metavar="LOG")],
     witness: Witnesses = None,
     public_key: PublicKey = None,
+    image: Image = None,
     as_json: Json = False,
 ) -> None:
     """Check every record and every checkpoint, and compare the log with its witnesses.
 
     Exit codes: 0 valid, 1 tampered, 2 torn by a crash (the next start of a guard seals it), 3 no witness to compare
     with, 4 wrong usage. Records newer than the last checkpoint are counted and not vouched for. A receipt is compared
-    with the witnesses as well.
+    with the witnesses as well, and with --image it has to say that this image was released.
 
     Example: apl-guard audit verify /var/log/apl-guard --witness /mnt/witness
     """
     try:
         key = _read_public_key(public_key)
-        verdict, text = (
-            _verify_receipt(folder, witness or [], key, as_json)
-            if folder.is_file()
-            else _verify_log(folder, witness or [], key, as_json)
-        )
+        if folder.is_file():
+            verdict, text = _verify_receipt(folder, witness or [], key, image, as_json)
+        elif image is None:
+            verdict, text = _verify_log(folder, witness or [], key, as_json)
+        else:
+            raise InvalidInput("goes with a receipt; in a log, find it by audit query --image", where="--image")
     except InvalidInput as error:
         put_error(f"error: {error}")
         raise typer.Exit(_USAGE) from None
@@ -88,13 +91,17 @@ def _say(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes there when Python ends
 
 
-def _verify_receipt(path: Path, witnesses: list[Path], public_key: str | None, as_json: bool) -> tuple[str, str]:
+def _verify_receipt(
+    path: Path, witnesses: list[Path], public_key: str | None, image: Path | None, as_json: bool
+) -> tuple[str, str]:
     """The verdict on a receipt, and what is printed."""
+    from apl_guard.audit.images import CHANGED_PIXELS, digest_of_file, releases
     from apl_guard.audit.receipt import MAX_BYTES, check_receipt, missing_at
 
     for folder in witnesses:
         if not folder.is_dir():
             raise InvalidInput("there is no such folder", where=folder)
+    digest = None if image is None else digest_of_file(image)
     verdict, text, records = "valid", "", []
     if public_key is None:
         verdict, text = "unverifiable", "a receipt is held against the log's public key; name it with --public-key"
@@ -110,6 +117,8 @@ def _verify_receipt(path: Path, witnesses: list[Path], public_key: str | None, a
             )
             if missing := missing_at(content, witnesses):
                 verdict, text = "unverifiable", f"{missing[0]}: it is newer, or was never in the log that others know"
+            if digest is not None and not any(releases(record, digest) for record in found):
+                verdict, text = "unverifiable", f"the receipt says nothing of this image; {CHANGED_PIXELS}"
             records = [dict(record.fields) for record in found]
         except InvalidInput as error:
             verdict, text = "tampered", str(error)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apl_guard.audit import Outcome
+from apl_guard.audit.images import image_digests
 from apl_guard.backend import Generation, Receipt
 from apl_guard.decision import Decision, Protection, protection_of
 from apl_guard.detect.output import Looked, OutputCheck
@@ -232,6 +233,7 @@ class Call:
             result=result,
             effective=(Action.ALLOW if self._unprotected is not None else self._decision.effective).value,
             images=generation.images if generation is not None and result == "passed" else 0,
+            image_sha256=self._digest(generation) if generation is not None and result == "passed" else None,
             protection=self._protection if result == "passed" else None,
             prefix=prefix.metadata.name if prefix is not None else None,
             prefix_digest=prefix.digest if prefix is not None else None,
@@ -252,6 +254,10 @@ class Call:
             raise unavailable(unwritten) from (error or unwritten)
         self._watch.ended(result, self._policy, error)
         return outcome
+
+    def _digest(self, generation: Generation) -> tuple[str, ...] | None:
+        with self._watch.stage(Stage.DIGEST_IMAGES):
+            return image_digests(generation.output, generation.images)
 
     def _record(self, stage: Stage, write: Callable[[], None]) -> None:
         with self._watch.stage(stage), self._watch.recording(self._parts.audit.sink):

@@ -73,6 +73,8 @@ class Stage(StrEnum):
     """Put the prefix in front, and check what the text encoders received."""
     CHECK_OUTPUT = "check_output"
     """Look at the finished pictures, where there is an output check."""
+    DIGEST_IMAGES = "digest_images"
+    """Make digests of the finished pictures for the record."""
     RECORD_OUTCOME = "record_outcome"
     """Make the outcome's record durable."""
 

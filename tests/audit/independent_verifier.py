@@ -115,6 +115,7 @@ def read_record(line):
     fields = read_json(line)
     must(type(fields["event"]) is str and re.fullmatch(TIME, fields["timestamp"]), "event, timestamp")
     reasons, *_, pairs = lists = [fields.get(n, []) for n in ("reasons", "channels", "unsafe", "orphans", "records")]
+    lists.append(fields["image_sha256"] if fields.get("image_sha256") is not None else [])
     must(all(type(each) is list for each in lists) and all(type(each) is dict for each in reasons), "a list")
     must(all(type(each) is list and len(each) == 2 for each in pairs), "a pair")
     must(type(fields.get("policy", {})) is dict and type(fields.get("decision_id", "")) is str, "policy, decision_id")
