@@ -113,7 +113,8 @@ def test_an_image_leads_to_its_call(released, tmp_path, run, form):
     assert run("prove", released, "--image", kept, "--output", receipt)[0] == 0
     assert json.loads(receipt.read_text())["decision_id"] == outcome["decision_id"]
     verify = ("verify", receipt, "--public-key", released / "log.json", "--image")
-    assert run(*verify, kept)[0] == 0
+    code, out, _ = run(*verify, kept)
+    assert (code, "this image was released" in out) == (0, True)
     code, out, _ = run(*verify, tmp_path / "second1.png")
     assert (code, out.partition(";")[0]) == (3, "unverifiable  the receipt says nothing of this image")
 
@@ -157,6 +158,8 @@ def test_an_image_is_asked_for_in_a_log_or_held_against_a_receipt(released, tmp_
     image = tmp_path / "first1.png"
     code, _, err = run("verify", released, "--image", image)
     assert (code, "audit query --image" in err) == (4, True)
+    code, _, err = run("verify", tmp_path / "no such receipt.json", "--image", image)
+    assert (code, "no such receipt.json" in err) == (4, True)
     code, _, err = run("prove", released)
     assert (code, "--image" in err) == (2, True)
 
