@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from apl_guard.audit.checkpoint import Identity
 from apl_guard.audit.disk import unavailable
@@ -190,7 +190,7 @@ class AuditLog:
         if self._durable is not None:
             self._durable.close()
 
-    def __enter__(self) -> AuditLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

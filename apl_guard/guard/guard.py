@@ -277,7 +277,7 @@ class Guard:
 
         Raises:
             GuardUnavailable: The guard is closed.
-            InvalidInput: The guard was made with a policy that is not a file.
+            InvalidInput: The guard was made with a policy that is not a file, or `seconds` is no number above 0.
         """
         self._check_open()
         watch = self._parts.policy.watch(seconds)

@@ -119,7 +119,7 @@ class ReloadablePolicy:
         """Reload whenever the file, or one that it names, changes.
 
         Raises:
-            InvalidInput: The policy is no file.
+            InvalidInput: The policy is no file, or nobody can wait for that time.
         """
         file = self._path()
         watch = PolicyWatch(lambda: [*policy_files(file, self.policy), *self._refused], self.reload, seconds)
