@@ -206,7 +206,7 @@ class Guard:
 
     @property
     def ready(self) -> bool:
-        """Whether the last self-test passed; for the readiness probe of a service. One that runs changes nothing yet."""
+        """Whether the last self-test passed, whatever one that runs now will show; for a service's readiness probe."""
         return self._parts.self_tests.ready
 
     def _generate(self, *args: Any, **kwargs: Any) -> Guarded:

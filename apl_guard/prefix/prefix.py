@@ -72,6 +72,9 @@ class Prefix:
     def __repr__(self) -> str:
         return f"Prefix({self.metadata.name!r}, n={self.n}, digest={self.digest[:12]!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Prefix, (self._arrays, self.metadata)
+
     @property
     def n(self) -> int:
         """The number of vectors, N."""
