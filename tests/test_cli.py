@@ -318,7 +318,7 @@ def test_errors_are_coloured_on_a_terminal_unless_nobody_wants_that(wishes, is_c
 
 
 def test_a_short_run_says_nothing_besides_its_answer(tmp_path):
-    """No bars, which would leave carriage returns in a log or a journal; no warning of records that nobody asked for."""
+    """No bars, which leave carriage returns in a log or a journal; no warning of records that nobody asked for."""
     command = [sys.executable, "-m", "apl_guard", "generate", "--model", "minifaces", "--prefix", "minifaces"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
