@@ -176,3 +176,16 @@ def test_the_digest_of_a_file_turns_no_photograph_on_its_side(tmp_path):
     exif[0x0112] = 6
     noise(1).save(tmp_path / "turned.png", exif=exif)
     assert digest_of_file(tmp_path / "turned.png") == image_digest(np.rot90(np.asarray(noise(1)), -1))
+
+
+def test_an_image_has_one_digest_whatever_the_type_that_a_caller_asks_for(shared_pipe, prefix, folders):
+    """That of the file in which it is kept; for latents, of which there is no image yet, none."""
+    with AuditLog(folders[0]) as audit:
+        guard = Guard(shared_pipe, prefix=prefix, audit=audit)
+        made = {}
+        for kind in ("pil", "np", "pt", "latent"):
+            generator = torch.Generator().manual_seed(1)
+            made[kind] = guard.generate("a cat", num_inference_steps=1, generator=generator, output_type=kind)
+    digest = by_the_book(np.asarray(made["pil"].output.images[0]))
+    assert [made[kind].outcome.image_sha256 for kind in made] == [(digest,)] * 3 + [None]
+    assert [made[kind].outcome.images for kind in made] == [1] * 4
