@@ -104,13 +104,15 @@ def put_together(
         metrics = Metrics.on(metrics_registry, metrics_tenants)
         metrics.introduce(backend.name, log.sink)
         has_check = output_check is not None
+        reloadable = ReloadablePolicy(policy, backend, finder, log, metrics, has_output_check=has_check)
+        opened.callback(reloadable.close)
         return Parts(
             backend=backend,
             audit=log,
             finder=finder,
             metrics=metrics,
             metrics_registry=metrics_registry,
-            policy=ReloadablePolicy(policy, backend, finder, log, metrics, has_output_check=has_check),
+            policy=reloadable,
             tracing=tracing,
             output_check=output_check,
             leak_samples=None if leak_watch is None else LeakSamples(leak_watch, backend, log, metrics),

@@ -126,6 +126,10 @@ class ReloadablePolicy:
         self._watches = [*(each for each in self._watches if not each.is_closed), watch]
         return watch
 
+    def close(self) -> None:
+        """Note that it decides no more."""
+        self._metrics.out_of_force(self.policy)
+
     def after_fork(self) -> None:
         """In the child of a fork. A thread of the parent may have held the lock."""
         self._reloading = threading.Lock()
