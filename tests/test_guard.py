@@ -312,7 +312,6 @@ def test_a_prefix_for_another_encoder_is_refused(shared_pipe):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("policy", r"expected a policy.*Policy.model_validate"),
         ("prefix", "expected a prefix"),
         ("registry", "expected a folder, a URL"),
         ("audit", "expected a folder or an AuditLog"),

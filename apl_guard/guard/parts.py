@@ -29,10 +29,6 @@ from apl_guard.tracing import Tracing
 __all__ = ["Parts", "put_together"]
 
 _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
-    "policy": (
-        (str, os.PathLike, Policy),
-        "a policy, its file, or the name of a built-in one; Policy.model_validate(DICT) makes one of a dict",
-    ),
     "prefix": ((str, Path, Prefix), "a prefix, its folder or its name; read one with Prefix.load(FOLDER)"),
     "registry": ((str, os.PathLike, PrefixRegistry), "a folder, a URL, owner/name on the hub, or a PrefixRegistry"),
     "audit": ((str, os.PathLike, AuditLog), "a folder or an AuditLog"),
@@ -41,7 +37,7 @@ _TYPES: Mapping[str, tuple[tuple[type, ...], str]] = {
     "output_check": ((OutputCheck,), "OutputCheck(recogniser, gallery, threshold)"),
     "leak_watch": ((LeakWatch,), "LeakWatch(recogniser, threshold, share=…)"),
 }
-"""Argument of `Guard` → its types, and what is said of others. All but the policy may be None as well."""
+"""Argument of `Guard` → its types, besides None, and what is said of others."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +79,7 @@ def put_together(
     """Make the parts from what was given to a guard; see `Guard` for arguments and errors."""
     if isinstance(audit, AuditLog) and audit_witness:
         raise InvalidInput("this log has its own witnesses; name them where it is made", where="audit_witness")
-    _check_type("policy", policy)
-    _check_options(
+    _check_types(
         metrics_tenants,
         prefix=prefix,
         registry=registry,
@@ -131,16 +126,11 @@ def _finder(
     return PrefixFinder(backend, registry, given)
 
 
-def _check_type(where: str, found: object) -> None:
+def _check_types(metrics_tenants: object, **given: object) -> None:
     """Refuse what is of another type than `Guard` takes: some of it would show in the first call only, or never."""
-    types, expected = _TYPES[where]
-    if not isinstance(found, types):
-        raise InvalidInput(f"found {type(found).__name__}; expected {expected}", where=where)
-
-
-def _check_options(metrics_tenants: object, **given: object) -> None:
     for where, found in given.items():
-        if found is not None:
-            _check_type(where, found)
+        types, expected = _TYPES[where]
+        if found is not None and not isinstance(found, types):
+            raise InvalidInput(f"found {type(found).__name__}; expected {expected}", where=where)
     if isinstance(metrics_tenants, str):  # each letter would be a tenant
         raise InvalidInput("found one text; expected several, such as ['acme']", where="metrics_tenants")

@@ -109,6 +109,12 @@ class Policy(BaseModel):
         Raises:
             PolicyInvalid: There is none, or it says something impossible. The message holds path, line and field.
         """
+        if not isinstance(path_or_name, str | os.PathLike):
+            raise PolicyInvalid(
+                f"found {type(path_or_name).__name__}; expected a policy, a file, or the name of a built-in one; "
+                "Policy.model_validate(DICT) makes a policy of a dict",
+                where="policy",
+            )
         try:
             path = _path(path_or_name)
             content = read_regular(path, MAX_BYTES)
