@@ -45,10 +45,11 @@ def encoders_of(pipe: DiffusionPipeline) -> tuple[Encoder, ...]:
     """The text encoders of a pipe that have a tokenizer, by slot. One in two slots counts for the first, and of a
     tokenizer and a processor the former."""
     found: dict[int, Encoder] = {}
-    for name, component in sorted(pipe.components.items(), key=lambda item: ("processor" in item[0], item[0])):
+    components = pipe.components  # put together anew each time that it is asked for
+    for name, component in sorted(components.items(), key=lambda item: ("processor" in item[0], item[0])):
         tokenizer = _tokenizer_in(component)
         slot = _slot_for(name)
-        text_encoder = pipe.components.get(slot)
+        text_encoder = components.get(slot)
         if tokenizer is None or not isinstance(text_encoder, nn.Module):
             continue
         known = found.get(id(text_encoder))
