@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -52,11 +52,14 @@ _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 @dataclass(frozen=True)
 class A1111Images:
-    """What a call gives: the answer of the API, with its pictures decoded and `info` parsed."""
+    """What a call gives: the answer of the API, with its pictures decoded and `info` parsed.
+
+    The representation shows the images only, for the rest holds the prompt.
+    """
 
     images: list[Image.Image]
-    parameters: dict[str, Any]
-    info: dict[str, Any]
+    parameters: dict[str, Any] = field(repr=False)
+    info: dict[str, Any] = field(repr=False)
 
 
 class A1111:

@@ -184,3 +184,11 @@ def test_pictures_that_are_too_large_together_are_refused(server, monkeypatch):
     monkeypatch.setattr("apl_guard.adapters.remote.images._MAX_PIXELS_TOGETHER", 1)
     with pytest.raises(RemoteAnswerInvalid, match="together"):
         A1111(server.url)("a cat", batch_size=2)
+
+
+def test_what_a_call_gives_can_be_logged(guard):
+    """The server says the prompt again in its parameters and its info; they are there, and not shown."""
+    made = guard.generate("a photo of Mara Voss")
+
+    assert "Mara Voss" in made.output.parameters["prompt"]
+    assert "Mara" not in repr(made)
