@@ -10,12 +10,11 @@ from typing import Any
 
 from PIL import Image
 
-from apl_guard.adapters.remote.http_client import RemoteError
 from apl_guard.encoder.traits import Likeness
 from apl_guard.errors import InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 
-__all__ = ["RemoteAdapter", "TextOnlyAdapter", "as_json", "reason"]
+__all__ = ["RemoteAdapter", "TextOnlyAdapter", "as_json"]
 
 
 class RemoteAdapter:
@@ -79,8 +78,3 @@ def _picture(value: Any) -> str:
     content = io.BytesIO()
     value.save(content, format="PNG")
     return base64.b64encode(content.getvalue()).decode()
-
-
-def reason(error: Exception) -> str:
-    """Why a service does not say what it is asked: what our client says of it. Other messages may quote a prompt."""
-    return str(error) if isinstance(error, RemoteError) else type(error).__name__

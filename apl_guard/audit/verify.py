@@ -56,7 +56,7 @@ def verify_log(folder: Path, witnesses: Sequence[Path] = (), public_key: str | N
     report.newest_checkpoint = chain.newest.timestamp if chain.newest is not None else None
     _note_clock(chain, report)
     check_rows(folder / SEGMENTS, identity.log, chain, witnessed, report)
-    return _judge(report, has_witness=bool(copies) and witnessed > 0)
+    return _judge(report, has_witness=witnessed > 0)
 
 
 def _judge(report: Report, *, has_witness: bool) -> Report:

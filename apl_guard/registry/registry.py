@@ -231,7 +231,8 @@ class PrefixRegistry:
                 f"{self.root}: prefix '{entry.name}' came from there and is not there any more, so nobody knows "
                 "whether it was revoked; is the folder mounted?"
             )
-        self._revoked.update(revoked)
+        if not revoked.keys() <= self._revoked.keys():
+            self._revoked = self._revoked | revoked
         return self._revoked
 
     def find(self, fingerprints: Fingerprint | Mapping[str, Fingerprint]) -> Prefix:

@@ -106,6 +106,34 @@ class TestForgedWithTheLiveKey:
         assert report.verdict == Verdict.TAMPERED
         assert any("says something else about records" in finding for finding in report.findings)
 
+    @pytest.mark.parametrize("more", [0, 1])
+    def test_over_a_writer_that_was_closed(self, folders, more):
+        """Who goes on with its records behind the last one, or only says that it goes on."""
+        log, witness = folders
+        make_log(log, witness, calls=1, writers=1, segment_bytes=100_000, epoch_seconds=1e6)
+        (segment,) = (log / "segments").iterdir()
+        rows = (log / CHECKPOINTS).read_bytes().splitlines()
+        last, history, tree = Checkpoint.parse(rows[-1]), Tree(), Tree()
+        for row in rows:
+            history.append(leaf_hash(row))
+        for line in segment.read_bytes().splitlines():
+            tree.append(leaf_hash(line))
+        assert (last.closed, last.size) == (True, tree.size)
+        for _ in range(more):
+            prev = leaf_hash(segment.read_bytes().splitlines()[-1]).hex()
+            line = encode_line(last.writer, tree.size, prev, encode_body("guard.outcome", {"decision_id": "x"}))
+            tree.append(leaf_hash(line))
+            with segment.open("ab") as stream:
+                stream.write(line + b"\n")
+        changes = {"number": len(rows), "history": history.root.hex(), "size": tree.size, "root": tree.root.hex()}
+        with (log / CHECKPOINTS).open("ab") as stream:
+            stream.write(Checkpoint(**last.__dict__ | changes | {"closed": False}).signed(live_key(log)) + b"\n")
+
+        report = verify_log(log, [witness])
+
+        assert report.verdict == Verdict.TAMPERED
+        assert any("goes back behind what was sealed" in finding for finding in report.findings)
+
     def test_with_one_of_two_witnesses(self, folders):
         """Which then agrees with what was forged, and has even more; the other one still speaks."""
         log, witness = folders
@@ -301,6 +329,19 @@ def test_the_identity_of_a_log_has_one_spelling(whole, tmp_path, other):
     path.write_bytes(other(path.read_bytes()))
 
     assert verify_log(tmp_path / "log", [whole / "witness"]).verdict == Verdict.TAMPERED
+
+
+def test_the_identity_of_a_log_says_how_many_keys_a_generation_has(whole):
+    """A number that a file of keys may have; what else stands there is named, and no key is looked for."""
+
+    def written(epochs):
+        fields = json.loads((whole / "log" / "log.json").read_bytes())
+        return json.dumps(fields | {"epochs": epochs}, sort_keys=True).encode() + b"\n"
+
+    assert [Identity.parse(written(epochs)).epochs for epochs in (1, 1 << 20)] == [1, 1 << 20]
+    for epochs in (0, -1, (1 << 20) + 1, True, 4.0, "4", None):
+        with pytest.raises(ValueError, match="no number of keys"):
+            Identity.parse(written(epochs))
 
 
 @settings(max_examples=5000 if TORTURE else 40)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from logs import call, records, wait_for
 
-from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.verify import Verdict, verify_log
 from apl_guard.errors import AuditUnavailable
 
@@ -92,6 +92,33 @@ def test_a_log_in_a_cycle_is_closed_whenever_it_is_collected(tmp_path, when):
     assert done.returncode == 0, done.stderr
     assert [record["event"] for record in records(tmp_path / "own")].count("audit.close") == 1
     assert verify_log(tmp_path / "own", [tmp_path / "witness"]).verdict is Verdict.VALID
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux which files are open")
+def test_a_log_in_use_for_long_holds_no_more_files_open_and_a_closed_one_none(folders):
+    """Nothing that comes with each record, seal, key or segment is left open: a process may open a thousand."""
+    log, witness = folders
+
+    def held():
+        paths = []
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+                paths.append(os.readlink(f"/proc/self/fd/{name}"))
+        return sorted(path for path in paths if Path(path).is_relative_to(log.parent))
+
+    never = {"checkpoint_seconds": 1e6, "heartbeat_seconds": 1e6, "checkpoint_records": 10**6}
+    counts = set()
+    with DurableLog(
+        log, [witness], options=LogOptions(segment_bytes=900, epochs=2, epoch_seconds=0, **never)
+    ) as durable:
+        for number in range(9):
+            call(durable, number)
+            durable.seal()
+            counts.add(len(held()))
+
+    assert len(list((log / "segments").iterdir())) > 5
+    assert max(counts) <= 2  # the segment in use, and the first, whose lock says that the writer lives
+    assert held() == []
 
 
 def test_a_log_is_closed_once_however_many_close_it(folders):

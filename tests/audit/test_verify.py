@@ -102,6 +102,17 @@ class TestExitCodes:
 
         assert run("verify", copy[0], "--witness", tmp_path / "empty")[0] == 3
 
+    @pytest.mark.parametrize("is_there", [True, False])
+    def test_3_with_a_witness_that_has_received_nothing(self, run, copy, is_there):
+        """It knows which log it is, and none of its checkpoints."""
+        log, witness = copy
+        (kept,) = witness.glob(f"*/{CHECKPOINTS}")
+        kept.write_bytes(b"")
+        if not is_there:
+            kept.unlink()
+
+        assert run("verify", log, "--witness", witness)[0] == 3
+
     @pytest.mark.parametrize(
         "arguments", [["verify"], ["verify", "no-such-folder"], ["verify", "--no-such-option"], ["verify", "."]]
     )
