@@ -44,7 +44,6 @@ class OutputRecogniser:
         return [row[None].numpy() for row in rows]
 
 
-@functools.cache
 def reference_check(seed: int = 0, withheld: float = WITHHELD) -> OutputCheck:
     """An output check whose gallery holds the 160 people whom the model knows.
 
@@ -52,6 +51,13 @@ def reference_check(seed: int = 0, withheld: float = WITHHELD) -> OutputCheck:
         seed: Of the drawings that the people are enrolled from.
         withheld: The share of pictures of strangers that may be withheld by mistake; it sets the threshold.
     """
+    recogniser, gallery, closest = _enrolled(seed)
+    return OutputCheck(recogniser, gallery, float(np.quantile(closest, 1 - withheld)), seconds=120)
+
+
+@functools.cache
+def _enrolled(seed: int) -> tuple[OutputRecogniser, Gallery, Embeddings]:
+    """The recogniser, its gallery, and how like the nearest person in it each of many strangers is."""
     recogniser = OutputRecogniser()
     people = known_people()
     drawn = _draw([person.identity for person in people], _EACH, seed)
@@ -62,8 +68,7 @@ def reference_check(seed: int = 0, withheld: float = WITHHELD) -> OutputCheck:
     )
     rng = random.Random(f"strangers of the output check {seed}")
     strangers = recogniser(_draw([random_identity(rng) for _ in range(_STRANGERS)], 1, seed + 1))
-    closest = (np.concatenate(strangers) @ gallery.embeddings.T).max(1)
-    return OutputCheck(recogniser, gallery, float(np.quantile(closest, 1 - withheld)), seconds=120)
+    return recogniser, gallery, (np.concatenate(strangers) @ gallery.embeddings.T).max(1)
 
 
 def _draw(identities: Sequence[Identity], each: int, seed: int) -> list[Picture]:
