@@ -18,6 +18,7 @@ Messages never hold text of an answer, which may hold the prompt. `detail` does,
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import json
 import os
@@ -111,7 +112,7 @@ class HttpClient:
             auth=auth,
             follow_redirects=False,
             trust_env=False,
-            verify=True if ca_file is None else _trusting(ca_file),
+            verify=_trusting_the_public() if ca_file is None else _trusting(ca_file),
             # A kept connection may have died unseen, so that nobody could say whether a request got through.
             limits=httpx.Limits(max_keepalive_connections=0),
         )
@@ -259,6 +260,14 @@ def _checked(base_url: str, insecure_http: bool) -> str:
     if url.scheme == "http" and not insecure_http and not _is_this_machine(host):
         raise InvalidInput("found http to another machine; expected https://, or insecure_http=True", where="base_url")
     return str(url).rstrip("/")
+
+
+@functools.cache
+def _trusting_the_public() -> ssl.SSLContext:
+    """The certificates of httpx, read once: that takes longer than all else of a client."""
+    import httpx
+
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _trusting(ca_file: str | os.PathLike[str]) -> ssl.SSLContext:
