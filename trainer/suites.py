@@ -9,7 +9,7 @@ from apl_guard.errors import ExtraMissing, InvalidInput
 from apl_guard.trainer.attacks.suite import attacks
 from apl_guard.trainer.evaluate import suites
 from apl_guard.trainer.evaluate.suites import Suite
-from apl_guard.trainer.personalise import personalised, transfer
+from apl_guard.trainer.personalise.suites import personalised, transfer
 
 SUITES: Final[Mapping[str, Suite]] = {
     **suites.SUITES,

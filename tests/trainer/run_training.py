@@ -1,4 +1,4 @@
-"""A short training run in a process of its own, so that it can be killed: `run_training.py FOLDER [slow]`."""
+"""A short training run, as a function and, so that it can be killed, as a program: `run_training.py FOLDER`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from apl_guard.trainer.data.identities import Identities
 from apl_guard.trainer.train import train
 
 
-def main() -> None:
+def run_to(folder: str | Path, seconds: float = 0.0) -> None:
+    """Train into a folder; each pass of the UNet takes so much longer."""
     entries = [{"name": name, "neutral": {"coarse": "a man"}} for name in NAMES]
     config = TrainConfig(
         n_vectors=3,
@@ -31,17 +32,13 @@ def main() -> None:
         hard_identities=1.0,
     )
     pipe = tiny_pipe()
-    if len(sys.argv) > 2:  # time to be killed in
-        pipe.unet.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+    pipe.unet.register_forward_pre_hook(lambda *_: time.sleep(seconds))
+    train(config, pipe, Identities.model_validate({"identities": entries}), GENERIC, folder, progress=False)
+
+
+def main() -> None:
     try:
-        train(
-            config,
-            pipe,
-            Identities.model_validate({"identities": entries}),
-            GENERIC,
-            sys.argv[1],
-            progress=False,
-        )
+        run_to(sys.argv[1], seconds=0.1)  # time to be killed in
     except KeyboardInterrupt:
         sys.exit(130)
 

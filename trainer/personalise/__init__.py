@@ -3,9 +3,3 @@
 Each way is one file that uses the field's own means, and what it makes loads as everybody's does: a UNet folder,
 ``load_lora_weights``, ``load_textual_inversion``.
 """
-
-from __future__ import annotations
-
-from apl_guard.trainer.personalise.suites import personalised, transfer
-
-__all__ = ["personalised", "transfer"]

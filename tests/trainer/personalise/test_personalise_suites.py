@@ -14,8 +14,8 @@ from apl_guard.trainer.evaluate.result import Album
 from apl_guard.trainer.evaluate.setting import Setting
 from apl_guard.trainer.minifaces.variants import VariantRecipe
 from apl_guard.trainer.model.pipeline import open_pipe
-from apl_guard.trainer.personalise import personalised, transfer
 from apl_guard.trainer.personalise.recipe import Recipe
+from apl_guard.trainer.personalise.suites import personalised, transfer
 
 ARMS = {"plain", "guarded"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -104,13 +105,20 @@ def test_an_output_that_cannot_be_is_found_before_anything_is_drawn(arguments: l
 
 def test_quiet_silences_the_libraries_too(arguments: list[str]) -> None:
     """Without it, those below draw bars of their own while a model is loaded."""
-    arguments = [*arguments, "--dry-run"]
-    loud = [argument for argument in arguments if argument != "--quiet"]
-    # Into a pipe they draw none that takes seconds, unless somebody wishes it.
+    program = (
+        "import json, sys\n"
+        "from apl_guard.cli import app\n"
+        "for arguments in json.loads(sys.argv[1]):\n"
+        "    app(arguments, standalone_mode=False)\n"
+        "    print('and then', file=sys.stderr)\n"
+    )
+    quiet = [*arguments, "--dry-run"]
+    loud = [argument for argument in quiet if argument != "--quiet"]
+    # Into a pipe they draw none that takes seconds, unless somebody wishes it, and says so before they are imported.
     wishes = {"env": os.environ | {"TQDM_DELAY": "0"}, "capture_output": True, "text": True, "check": True}
-    said = [subprocess.run([sys.executable, "-m", "apl_guard", *each], **wishes).stderr for each in (arguments, loud)]
+    said = subprocess.run([sys.executable, "-c", program, json.dumps([loud, quiet])], **wishes).stderr.split("and then")
 
-    assert ["Loading" in text for text in said] == [False, True]
+    assert ["Loading" in text for text in said] == [True, False, False]
 
 
 def test_a_dry_run_refuses_what_a_run_would(arguments: list[str], tmp_path: Path) -> None:
