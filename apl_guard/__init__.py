@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from apl_guard.adapters.a1111 import A1111
     from apl_guard.adapters.comfyui import ComfyUI
     from apl_guard.adapters.openai_images import OpenAIImages
-    from apl_guard.audit import AuditLog
+    from apl_guard.audit import AuditLog, Outcome
     from apl_guard.decision import Decision, decide
     from apl_guard.detect.gallery import Gallery
     from apl_guard.detect.leaks import LeakWatch
@@ -57,10 +57,13 @@ if TYPE_CHECKING:
         StorageFailed,
         TrainingFailed,
     )
-    from apl_guard.guard import Guard, Guarded
+    from apl_guard.guard import Guard, Guarded, LeakSample, SelfTest
+    from apl_guard.in_force.watch import PolicyWatch
+    from apl_guard.metrics import MetricsServer
     from apl_guard.policy import Action, Policy
     from apl_guard.prefix import Prefix, PrefixMetadata
     from apl_guard.registry import PrefixRegistry
+    from apl_guard.request.context import Context
     from apl_guard.tracing import Tracing
 
 __all__ = [
@@ -71,6 +74,7 @@ __all__ = [
     "AuditUnavailable",
     "ComfyUI",
     "ConfigInvalid",
+    "Context",
     "Decision",
     "DetectorFailed",
     "ExtraMissing",
@@ -81,16 +85,20 @@ __all__ = [
     "Guarded",
     "IdentitiesInvalid",
     "InvalidInput",
+    "LeakSample",
     "LeakWatch",
+    "MetricsServer",
     "MetricsUnavailable",
     "ModelInvalid",
     "OpenAIImages",
+    "Outcome",
     "OutputCheck",
     "OutputCheckFailed",
     "OutputWithheld",
     "Policy",
     "PolicyBlocked",
     "PolicyInvalid",
+    "PolicyWatch",
     "Prefix",
     "PrefixInvalid",
     "PrefixMetadata",
@@ -105,6 +113,7 @@ __all__ = [
     "PrefixUntrusted",
     "RegistryUnavailable",
     "RequestTooLarge",
+    "SelfTest",
     "SelfTestFailed",
     "StorageFailed",
     "Tracing",
@@ -118,6 +127,7 @@ _HOME = {
     "ComfyUI": "adapters.comfyui",
     "OpenAIImages": "adapters.openai_images",
     "AuditLog": "audit",
+    "Outcome": "audit",
     "Action": "policy",
     "Decision": "decision",
     "decide": "decision",
@@ -127,10 +137,15 @@ _HOME = {
     "OutputCheck": "detect.output",
     "Guard": "guard",
     "Guarded": "guard",
+    "LeakSample": "guard",
+    "SelfTest": "guard",
+    "PolicyWatch": "in_force.watch",
+    "MetricsServer": "metrics",
     "Policy": "policy",
     "Prefix": "prefix",
     "PrefixMetadata": "prefix",
     "PrefixRegistry": "registry",
+    "Context": "request.context",
     "Tracing": "tracing",
 }
 

@@ -51,6 +51,11 @@ class TestExport:
         rows = pipe.text_encoder.get_input_embeddings().weight[before:]
         assert torch.equal(rows, prefix.vectors[SLOT])
 
+    def test_it_is_no_prefix_file_and_the_error_says_what_makes_one_of_it(self, exported):
+        """Metadata beside that of a prefix would be covered by no digest."""
+        with pytest.raises(PrefixInvalid, match="apl-guard prefix import"):
+            Prefix.load(exported)
+
     def test_diffusers_draws_the_same_picture_as_the_guard(self, pipe, exported, shared_pipe, prefix, draw):
         """At the same seed, bit for bit; without it the picture is another."""
         guarded = draw(Guard(shared_pipe, prefix=prefix), "a photo of a man", seed=3)

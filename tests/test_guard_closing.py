@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 from guard_log import records, text_of
 
-from apl_guard import Guard, GuardUnavailable, InvalidInput, PolicyInvalid, SelfTestFailed
+from apl_guard import Guard, GuardUnavailable, InvalidInput, LeakWatch, Policy, PolicyInvalid, SelfTestFailed
 from apl_guard.audit import AuditLog
 
 
@@ -25,6 +25,37 @@ def test_everything_it_opened_is_closed(shared_pipe, prefix, tmp_path):
     with pytest.raises(urllib.error.URLError, match="refused"):
         urllib.request.urlopen(url, timeout=10)
     assert not watch._thread.is_alive()
+
+
+def test_its_policy_is_in_force_no_more(metrics_registry):
+    """An alert about a policy that only watches ends with the last guard that has it, and one that could not be made
+    leaves none."""
+
+    def in_force(policy):
+        found = [s for m in metrics_registry.collect() for s in m.samples if s.name == "apl_guard_policy_info"]
+        return [sample.value for sample in found if sample.labels["policy"] == policy]
+
+    shadow = Policy.load("shadow_anonymize_faces")
+    first, second = (Guard(lambda prompt: "an image", shadow, metrics_registry=metrics_registry) for _ in range(2))
+    first.close()
+    first.close()
+    assert in_force(shadow.name) == [1]
+    second.close()
+    assert in_force(shadow.name) == [0]
+
+    watch = LeakWatch(Nobody(), threshold=0.5)
+    with pytest.raises(InvalidInput, match="leak_watch"):
+        Guard(lambda prompt: "an image", shadow, metrics_registry=metrics_registry, leak_watch=watch)
+    assert in_force(shadow.name) == [0]
+
+
+class Nobody:
+    """Sees no face."""
+
+    name = "nobody"
+
+    def __call__(self, pictures):
+        return [[] for _ in pictures]
 
 
 @pytest.mark.parametrize("audit", ["log", None])

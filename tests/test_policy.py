@@ -198,6 +198,23 @@ def test_a_policy_that_is_not_there():
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.parametrize("content", [{"spec": {"names": ["Mara Voss"]}}, None, 7])
+def test_what_is_no_path_is_named_by_its_type(content):
+    """A dict is not quoted, for it may list people; the message says what makes a policy of it."""
+    with pytest.raises(PolicyInvalid, match=rf"found {type(content).__name__}; .*Policy\.model_validate") as caught:
+        Policy.load(content)
+    assert "Mara" not in str(caught.value)
+
+
+def test_a_policy_in_a_mode_that_there_is_not_is_not_made():
+    """One would let every request pass: no mode but one carries decisions out."""
+    policy = Policy.load("anonymize_faces")
+
+    with pytest.raises(ValueError, match="enforced"):
+        policy.in_mode("enforced")
+    assert policy.in_mode("shadow").mode is Mode.SHADOW
+
+
 def test_a_file_that_never_ends_is_not_read_to_its_end():
     """A device is refused."""
     with pytest.raises(PolicyInvalid, match="not a regular file"):

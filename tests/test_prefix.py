@@ -1,7 +1,9 @@
 """Prefix files: what is saved comes back, and nothing else is taken for a prefix."""
 
+import copy
 import errno
 import os
+import pickle
 from datetime import UTC, datetime
 
 import numpy as np
@@ -161,6 +163,17 @@ def test_the_vectors_are_a_copy():
 
     assert prefix.vectors["text_encoder"].sum() == 8
     assert not prefix.vectors["text_encoder"].requires_grad
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
+def test_a_prefix_can_be_handed_to_another_process(prefix, again):
+    """With its traits, also after its vectors were asked for."""
+    assert prefix.vectors
+
+    made = again(prefix)
+
+    assert made.to_bytes() == prefix.to_bytes()
+    assert made.digest == prefix.digest
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "no-such-name", "minifaces/nothing"])

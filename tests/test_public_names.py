@@ -43,6 +43,18 @@ def test_what_a_guard_takes_is_public():
     assert taken - set(apl_guard.__all__) == {"Any", "CollectorRegistry", "Iterable", "None", "Path"}
 
 
+def test_what_a_guard_hands_out_is_public():
+    """So a program can name the types of what it gets, and of the parts of that."""
+    handed = [apl_guard.Guard, apl_guard.Guarded]
+    methods = [m for name, m in inspect.getmembers(apl_guard.Guard, inspect.isfunction) if not name.startswith("_")]
+    said = [inspect.signature(each).return_annotation for each in methods]
+    said += [kind for each in handed for kind in inspect.get_annotations(each).values()]
+    given = {name for each in said for name in re.findall(r"\b[A-Z]\w+", str(each))}
+
+    assert {"SelfTest", "Outcome"} < given
+    assert given - set(apl_guard.__all__) <= {"AbstractContextManager", "Any", "None", "Parts"}
+
+
 def test_every_error_is_public_and_drawn_in_the_tree():
     """A new error must be added to both."""
     for name in errors.__all__:

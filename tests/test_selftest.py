@@ -111,3 +111,19 @@ def test_calls_that_a_failed_self_test_refuses_are_counted_and_on_record(pipe, p
     lines = [line for path in (tmp_path / "log" / "segments").iterdir() for line in path.read_text().splitlines()]
     found = [r for r in map(json.loads, lines) if r["event"] == "guard.refusal"]
     assert [(r["result"], r["error"], r["tenant"]) for r in found] == [("failed", "SelfTestFailed", "acme")] * 3
+
+
+def test_a_repeated_self_test_leaves_the_guard_ready_while_it_runs(pipe, prefix):
+    """A load balancer that asks meanwhile must not take the service away; before the first one there is nothing to
+    go by."""
+    guard = Guard(pipe, prefix=prefix)
+    seen = []
+    encode = pipe.text_encoder.forward
+    pipe.text_encoder.forward = lambda *args, **kwargs: (seen.append(guard.ready), encode(*args, **kwargs))[1]
+
+    guard.self_test(num_inference_steps=1)
+    assert set(seen) == {False}
+
+    seen.clear()
+    guard.self_test(num_inference_steps=1)
+    assert set(seen) == {True}

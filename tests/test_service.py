@@ -51,6 +51,10 @@ class Service:
 
     def __init__(self, folder):
         page = write_files(folder)
+        code = (folder / "service.py").read_text()
+        assert "le=100)" in code
+        # So that a caller can make the backend fail.
+        (folder / "service.py").write_text(code.replace("le=100)", "le=100_000)"))
         command = re.search(r"^gunicorn .*$", page, re.MULTILINE)[0].split()
         self.log, self.witness = folder / "log", folder / "witness"
         (folder / "metrics").mkdir()
@@ -74,9 +78,9 @@ class Service:
         with urllib.request.urlopen(f"http://{self.address}{path}", timeout=30) as answer:
             return answer.read().decode()
 
-    def ask(self, prompt, steps=1, **headers):
+    def ask(self, prompt, steps=1, seed=0, **headers):
         """Status and answer."""
-        body = json.dumps({"prompt": prompt, "steps": steps}).encode()
+        body = json.dumps({"prompt": prompt, "steps": steps, "seed": seed}).encode()
         headers = {"content-type": "application/json", **{f"x-{name}": value for name, value in headers.items()}}
         request = urllib.request.Request(f"http://{self.address}/images", body, headers)
         try:
@@ -136,6 +140,8 @@ def test_the_service_of_the_page_answers_counts_and_stops_as_the_page_says(servi
     assert (status, invalid["error"]["code"]) == (422, "invalid_request")
     status, broken = service.ask("a cat", steps=100_000)
     assert (status, broken["error"]["code"]) == (502, "upstream_error")
+    for beyond in ({"steps": -1}, {"steps": 0}, {"steps": 100_001}, {"seed": -1}, {"seed": 2**63}):
+        assert service.ask("a cat", **beyond)[0] == 422
 
     with ThreadPoolExecutor(1) as pool:
         last = pool.submit(service.ask, "a cat", 30)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from apl_guard import Guard, GuardUnavailable
+from apl_guard import Guard, GuardUnavailable, InvalidInput
 
 POLICY = """\
 apiVersion: apl-guard/v1
@@ -232,4 +232,12 @@ def test_a_closed_guard_watches_and_reads_no_more(guard):
     for call in (guard.reload_policy, guard.watch_policy):
         with pytest.raises(GuardUnavailable, match="closed"):
             call()
+    assert not [t for t in threading.enumerate() if t.name == "apl-guard policy"]
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "1", None])
+def test_a_time_that_no_thread_can_wait_for_is_refused(guard, seconds):
+    """Else the thread would end at once, or never sleep, and the old policy would stay without a word."""
+    with pytest.raises(InvalidInput, match="seconds: found"):
+        guard.watch_policy(seconds)
     assert not [t for t in threading.enumerate() if t.name == "apl-guard policy"]

@@ -23,7 +23,7 @@ from apl_guard.adapters.prompts.forms import canonical_forms, check_decided
 from apl_guard.adapters.prompts.readings import edited_readings
 from apl_guard.adapters.prompts.syntax import draws_the_negative_prompt, prefixed, read_a1111
 from apl_guard.adapters.prompts.token_bounds import most_tokens
-from apl_guard.adapters.remote.adapter import RemoteAdapter, as_json
+from apl_guard.adapters.remote.adapter import RemoteAdapter, as_json, reason
 from apl_guard.adapters.remote.http_client import HttpClient, RemoteAnswerInvalid
 from apl_guard.adapters.remote.images import decode_base64, together
 from apl_guard.backend import Generation, Receipt
@@ -185,8 +185,7 @@ class A1111Adapter(RemoteAdapter):
             found = (str(options.get("sd_checkpoint_hash") or ""), stem(str(options["sd_model_checkpoint"])))
             self._reads_break = reads_break(options)
         except Exception as error:
-            what = type(error).__name__
-            raise GuardUnavailable(f"{self._client} does not say what it has loaded ({what})") from error
+            raise GuardUnavailable(f"{self._client} does not say what it has loaded: {reason(error)}") from error
         entry = self._embeddings.get(prefix.embedding_name)
         wanted = {"vectors": prefix.n, "shape": sum(prefix.metadata.widths.values())}
         if not isinstance(entry, dict):

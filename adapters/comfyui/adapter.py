@@ -25,7 +25,7 @@ from PIL import Image
 from apl_guard.adapters.prompts.forms import check_decided
 from apl_guard.adapters.prompts.readings import weighted_readings
 from apl_guard.adapters.prompts.token_bounds import most_tokens
-from apl_guard.adapters.remote.adapter import RemoteAdapter
+from apl_guard.adapters.remote.adapter import RemoteAdapter, reason
 from apl_guard.adapters.remote.http_client import HttpClient, RemoteAnswerInvalid, RemoteError, RemoteRefused
 from apl_guard.adapters.remote.images import decode, together
 from apl_guard.backend import Generation, Receipt
@@ -182,8 +182,7 @@ class ComfyUIAdapter(RemoteAdapter):
             has_it = name in list(found)
             said = self._said_digest(name) if has_it else None
         except (RemoteError, TypeError) as error:
-            what = type(error).__name__
-            raise GuardUnavailable(f"{self._client} does not say which embeddings it has ({what})") from error
+            raise GuardUnavailable(f"{self._client} does not say which embeddings it has: {reason(error)}") from error
         if not has_it:
             raise PrefixNotApplied(
                 f"{self._client} has no embedding '{name}'; write it with `apl-guard prefix export` into the server's "

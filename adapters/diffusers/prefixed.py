@@ -51,13 +51,15 @@ def prefixed(
         PrefixInvalid: The prefix has another width than the text encoder.
         PrefixNotApplied: A token embedding is of a kind that no prefix can be put into.
     """
-    guarded = {id(e.text_encoder): e for e in encoders_of(pipe) if e.slot in vectors}
+    known = {id(e.text_encoder): e for e in encoders_of(pipe)}
+    guarded = {key: e for key, e in known.items() if e.slot in vectors}
     mark, source = new_mark(), Source(new_mark(), part_of_prompts(request))
     tokenizers: list[tuple[Encoder | None, Any]] = []
 
     def exchange(text_encoder: nn.Module | None, tokenizer: Any) -> Any:
         encoder = guarded.get(id(text_encoder))
-        made = prefix_tokenizer(tokenizer, mark, 0 if encoder is None else len(vectors[encoder.slot]), source)
+        n = 0 if encoder is None else len(vectors[encoder.slot])
+        made = prefix_tokenizer(tokenizer, mark, n, source, may_read=id(text_encoder) in known)
         tokenizers.append((encoder, made))
         return made
 

@@ -37,10 +37,12 @@ class _Prefix:
     """In front of texts that are no prompts and say what one says."""
     origins: Origins | None
     """Where what was tokenized comes from; None where nobody asks."""
+    may_read: bool
+    """Whether it is known who reads the prompts."""
     cuts: list[int] = field(default_factory=list)
 
 
-def prefix_tokenizer(tokenizer: Any, mark: str, n: int, source: Source | None = None) -> Any:
+def prefix_tokenizer(tokenizer: Any, mark: str, n: int, source: Source | None = None, *, may_read: bool = True) -> Any:
     """Make a tokenizer of the same class that puts sentinel ids −1 … −n where a text holds the mark.
 
     Args:
@@ -50,6 +52,7 @@ def prefix_tokenizer(tokenizer: Any, mark: str, n: int, source: Source | None = 
         n: Number of prefix vectors; 0 takes the mark away and changes nothing else.
         source: What the call says of texts without the mark. None where nobody asks which rows may run without the
             prefix.
+        may_read: Whether it is known who reads the prompts. If not, a text with the mark is an error.
 
     Returns:
         The tokenizer. Its `tokens_cut` says for each marked text how many tokens did not fit, and `may_be_plain`
@@ -60,7 +63,8 @@ def prefix_tokenizer(tokenizer: Any, mark: str, n: int, source: Source | None = 
     made: Any = object.__new__(_prefix_class(plain))
     made.__dict__.update(private.__dict__)
     origins = Origins(source, private) if n and source is not None else None
-    made.__dict__["_prefix"] = _Prefix(mark, n, lock, None if source is None else source.plain_mark, origins)
+    plain_mark = None if source is None else source.plain_mark
+    made.__dict__["_prefix"] = _Prefix(mark, n, lock, plain_mark, origins, may_read)
     return made
 
 
@@ -167,7 +171,13 @@ class _PrefixTokenizer:
         return before + after.removeprefix(" ")
 
     def _around_mark(self, text: str) -> tuple[str, str]:
-        before, _, after = text.partition(self._prefix.mark)
+        before, found, after = text.partition(self._prefix.mark)
+        if found and not self._prefix.may_read:
+            name = type(self).__mro__[2].__name__
+            raise PrefixNotApplied(
+                f"{name} reads the prompt for a model that the guard does not know; what reads prompts has to be a "
+                "component text_encoder, text_encoder_2, …, with its tokenizer, tokenizer_2, … beside it"
+            )
         if self._prefix.mark in after:
             raise PrefixNotApplied("the pipeline repeated the mark of the guard in a prompt")
         return before, after.removeprefix(" ")

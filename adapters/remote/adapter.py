@@ -10,11 +10,12 @@ from typing import Any
 
 from PIL import Image
 
+from apl_guard.adapters.remote.http_client import RemoteError
 from apl_guard.encoder.traits import Likeness
 from apl_guard.errors import InvalidInput, PrefixNotApplied
 from apl_guard.prefix import Prefix
 
-__all__ = ["RemoteAdapter", "TextOnlyAdapter", "as_json"]
+__all__ = ["RemoteAdapter", "TextOnlyAdapter", "as_json", "reason"]
 
 
 class RemoteAdapter:
@@ -78,3 +79,8 @@ def _picture(value: Any) -> str:
     content = io.BytesIO()
     value.save(content, format="PNG")
     return base64.b64encode(content.getvalue()).decode()
+
+
+def reason(error: Exception) -> str:
+    """Why a service does not say what it is asked: what our client says of it. Other messages may quote a prompt."""
+    return str(error) if isinstance(error, RemoteError) else type(error).__name__

@@ -31,6 +31,7 @@ from typing import Any
 
 from apl_guard.backend import BackendFailed
 from apl_guard.errors import ExtraMissing, InvalidInput
+from apl_guard.seconds import check_seconds
 
 __all__ = ["HttpClient", "RemoteAnswerInvalid", "RemoteError", "RemoteRefused", "RemoteTimeout"]
 
@@ -77,7 +78,8 @@ class HttpClient:
             authority.
 
     Raises:
-        InvalidInput: The URL has another form, or is not encrypted, or the certificates cannot be read.
+        InvalidInput: The URL has another form, or is not encrypted, the certificates cannot be read, or a limit is no
+            number of seconds above 0.
         ExtraMissing: httpx is not installed.
 
     Example:
@@ -103,8 +105,8 @@ class HttpClient:
         except ImportError as error:
             raise ExtraMissing("remote", needs="httpx") from error
         self.base_url = _checked(base_url, insecure_http)
-        self._time_limit = time_limit
-        self._connect_limit = connect_limit
+        self._time_limit = check_seconds(time_limit, where="time_limit")
+        self._connect_limit = check_seconds(connect_limit, where="connect_limit")
         self._max_answer_bytes = max_answer_bytes
         self._client = httpx.Client(
             # A compressed answer could be of any size when it is unpacked.

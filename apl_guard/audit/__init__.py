@@ -11,5 +11,6 @@ digests of prompts, never their text. `docs/audit.md` describes the files and wh
 
 from apl_guard.audit.log import AuditLog
 from apl_guard.audit.record_fields import Outcome
+from apl_guard.audit.sealed_writer import LogOptions
 
-__all__ = ["AuditLog", "Outcome"]
+__all__ = ["AuditLog", "LogOptions", "Outcome"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from apl_guard.audit.checkpoint import Identity
 from apl_guard.audit.disk import unavailable
 from apl_guard.audit.durable import DurableLog, LogOptions
-from apl_guard.audit.platform import platform_logger, warn_if_dropped
+from apl_guard.audit.platform import as_structlog, platform_logger, warn_if_dropped
 from apl_guard.audit.record_fields import (
     Outcome,
     decision_record,
@@ -41,8 +41,8 @@ class AuditLog:
             `apl_guard.audit`; at level info. Where that drops them, one warning says so.
         witness: Folders, best on another machine, that receive the checkpoints. The log is held against them.
         keys: Folder of the log's keys. None stands for `keys` in its folder.
-        logger: A structlog logger that receives each record too: a decision after it is on disk, all others before,
-            for what it does not take counts as not written.
+        logger: A logger of structlog, or of Python's logging, that receives each record too: a decision after it is
+            on disk, all others before, for what it does not take counts as not written.
         capture: `digests` keeps keyed digests of prompts. `encrypted` also keeps their text, encrypted for the
             subject that `guard.context(subject=…)` names, until `apl-guard audit erase` destroys its key.
         options: How often the log is sealed.
@@ -77,7 +77,7 @@ class AuditLog:
                 "a witness, keys and text belong to a log in a folder; name the folder too", where="audit"
             )
         self._durable: DurableLog | None = None
-        self._logger = logger
+        self._logger = None if logger is None else as_structlog(logger)
         self._captures = capture == "encrypted"
         if folder is not None:
             self._durable = DurableLog(Path(folder), witnesses, Path(keys) if keys is not None else None, options)
@@ -190,7 +190,7 @@ class AuditLog:
         if self._durable is not None:
             self._durable.close()
 
-    def __enter__(self) -> AuditLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 import structlog
 from structlog.typing import Processor
 
-__all__ = ["platform_logger", "warn_if_dropped"]
+from apl_guard.errors import InvalidInput
+
+__all__ = ["as_structlog", "platform_logger", "warn_if_dropped"]
 
 _RECORDS = logging.getLogger("apl_guard.audit")
 _log = logging.getLogger("apl_guard")
@@ -18,7 +20,24 @@ _JSON_LINES: list[Processor] = [
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.processors.JSONRenderer(sort_keys=True),
 ]
-_STANDARD = structlog.wrap_logger(_RECORDS, processors=_JSON_LINES, wrapper_class=structlog.BoundLogger)
+
+
+def as_structlog(logger: Any) -> Any:
+    """A logger that takes records as structlog's do; one of Python's logging takes each as a line of JSON.
+
+    Raises:
+        InvalidInput: It is no logger.
+    """
+    if isinstance(logger, logging.Logger | logging.LoggerAdapter):
+        return structlog.wrap_logger(logger, processors=_JSON_LINES, wrapper_class=structlog.BoundLogger)
+    if not callable(getattr(logger, "info", None)):
+        raise InvalidInput(
+            f"found {type(logger).__name__}; expected a logger of structlog or of Python's logging", where="logger"
+        )
+    return logger
+
+
+_STANDARD = as_structlog(_RECORDS)
 
 
 def platform_logger() -> Any:
@@ -36,19 +55,22 @@ def warn_if_dropped(logger: Any) -> bool:
     Returns:
         Whether they are.
     """
-    is_dropped = _is_dropped_by(logger)
+    bound: Any = logger.bind() if hasattr(logger, "bind") else logger
+    if type(bound) is structlog.BoundLogger:  # which cannot be asked itself
+        bound = bound._logger
+    is_dropped = _is_dropped_by(bound)
     if is_dropped:
         # A configuration that disables the loggers that it does not name leaves the root.
         (logging.getLogger() if _log.disabled else _log).warning(
             "records are dropped: they have no folder (audit=), and the platform's logging does not pass on what "
-            "'apl_guard.audit' says at level info; look at its level, those of the handlers, and whether it is disabled"
+            "'%s' says at level info; look at its level, those of the handlers, and whether it is disabled",
+            getattr(bound, "name", _RECORDS.name),
         )
     return is_dropped
 
 
-def _is_dropped_by(logger: Any) -> bool:
+def _is_dropped_by(bound: Any) -> bool:
     """Whether a logger is known to drop level info. One that cannot be asked is believed."""
-    bound: Any = _RECORDS if logger is _STANDARD else logger.bind() if hasattr(logger, "bind") else logger
     with suppress(AttributeError):  # it asks a logger that does not know
         # Asked of the type: others take any name for a level to log at.
         if hasattr(type(bound), "isEnabledFor"):

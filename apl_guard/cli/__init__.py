@@ -67,6 +67,13 @@ app.add_typer(minifaces.app, name="minifaces")
 flow(app)
 
 
+class _Nowhere(logging.Handler):
+    """Takes records on purpose. A guard warns where nothing does, and counts a handler of Python's own as nothing."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Do nothing."""
+
+
 def _quieten() -> None:
     """Let nothing speak that has nothing to say to who runs a command."""
     # onnxruntime, which diffusers imports wherever it is installed, would tell Microsoft how it is used.
@@ -77,7 +84,7 @@ def _quieten() -> None:
             os.environ.setdefault(f"TQDM_{name}", str(seconds))
     # Where no folder is named, a command keeps no records, and its help says so.
     records = logging.getLogger("apl_guard.audit")
-    records.addHandler(logging.NullHandler())
+    records.addHandler(_Nowhere())
     records.setLevel(logging.INFO)
     records.propagate = False
     # diffusers asks for image processors that nothing here uses, and each would say that torchvision is missing.

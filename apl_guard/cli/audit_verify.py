@@ -67,10 +67,10 @@ def verify(
         key = _read_public_key(public_key)
         if folder.is_file():
             verdict, text = _verify_receipt(folder, witness or [], key, image, as_json)
-        elif image is None:
-            verdict, text = _verify_log(folder, witness or [], key, as_json)
-        else:
+        elif image is not None and folder.is_dir():
             raise InvalidInput("goes with a receipt; in a log, find it by audit query --image", where="--image")
+        else:
+            verdict, text = _verify_log(folder, witness or [], key, as_json)
     except InvalidInput as error:
         put_error(f"error: {error}")
         raise typer.Exit(_USAGE) from None
@@ -117,7 +117,9 @@ def _verify_receipt(
             )
             if missing := missing_at(content, witnesses):
                 verdict, text = "unverifiable", f"{missing[0]}: it is newer, or was never in the log that others know"
-            if digest is not None and not any(releases(record, digest) for record in found):
+            if digest is not None and any(releases(record, digest) for record in found):
+                text += "; they say that this image was released"
+            elif digest is not None:
                 verdict, text = "unverifiable", f"the receipt says nothing of this image; {CHANGED_PIXELS}"
             records = [dict(record.fields) for record in found]
         except InvalidInput as error:

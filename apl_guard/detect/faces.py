@@ -10,6 +10,7 @@ from apl_guard.detect.gallery import Embeddings, Recogniser, unit
 from apl_guard.detect.pictures import Picture
 from apl_guard.detect.worker import Worker
 from apl_guard.errors import InvalidInput, OutputCheckFailed
+from apl_guard.seconds import check_seconds
 
 __all__ = ["FaceReader", "check_threshold"]
 
@@ -22,14 +23,12 @@ class FaceReader:
         seconds: How long a caller waits for it.
 
     Raises:
-        InvalidInput: The time is not above 0.
+        InvalidInput: Nobody can wait for that time.
     """
 
     def __init__(self, recogniser: Recogniser, seconds: float) -> None:
-        if not seconds > 0:
-            raise InvalidInput(f"found {seconds}; expected a time above 0", where="seconds")
         self._recogniser = recogniser
-        self._seconds = seconds
+        self._seconds = check_seconds(seconds, where="seconds")
         self._worker = Worker("apl-guard output")
 
     def read(self, pictures: Sequence[Picture], width: int | None = None) -> list[Embeddings]:

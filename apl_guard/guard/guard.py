@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from prometheus_client import CollectorRegistry
 
@@ -26,7 +26,7 @@ from apl_guard.guard.call import Call, Guarded
 from apl_guard.guard.leak_samples import LeakSample
 from apl_guard.guard.parts import Parts, put_together
 from apl_guard.guard.refusal import refuse
-from apl_guard.guard.selftest import CANARIES, SelfTest, run_canaries
+from apl_guard.guard.selftest import CANARIES, SelfTest
 from apl_guard.in_force.watch import PolicyWatch
 from apl_guard.metrics import MetricsServer, Stage, is_multiprocess, of_all_processes, serve
 from apl_guard.policy import Policy
@@ -78,9 +78,6 @@ class Guard:
     """
 
     _parts: Parts
-    _ready: bool
-    _self_test_error: str | None
-    """Why there is no image until a self-test passes."""
     _is_closed: bool
 
     def __init__(
@@ -112,7 +109,7 @@ class Guard:
             leak_watch=leak_watch,
         )
         # Not by assignment, which sets what belongs to the pipe.
-        self.__dict__.update(_parts=parts, _ready=False, _self_test_error=None, _is_closed=False)
+        self.__dict__.update(_parts=parts, _is_closed=False)
 
     @property
     def policy(self) -> Policy:
@@ -171,12 +168,13 @@ class Guard:
             InvalidInput: A prompt is not text.
             Exception: Whatever the pipe raises, unchanged.
         """
-        if self._self_test_error is not None:
+        try:
+            self._parts.self_tests.check()
+        except SelfTestFailed as error:
             self._check_open()
-            error = SelfTestFailed(f"the last self-test failed, so there is no image: {self._self_test_error}")
             with self._parts.watch() as watch:
                 refuse(error, self._parts, self.policy, watch)
-            raise error
+            raise
         return self._generate(*args, **kwargs)
 
     def self_test(self, prompts: Sequence[str] = CANARIES, **arguments: Any) -> SelfTest:
@@ -204,21 +202,12 @@ class Guard:
         """
         if isinstance(prompts, str):  # each letter would be a canary
             raise InvalidInput("found one text; expected a sequence of texts, such as [text]", where="prompts")
-        self.__dict__["_ready"] = False
-        try:
-            result = run_canaries(self._generate, prompts, arguments)
-        except SelfTestFailed as error:
-            self.__dict__["_self_test_error"] = str(error)
-            self._parts.metrics.self_tested(self._parts.backend.name, None, success=False)
-            raise
-        self.__dict__.update(_ready=True, _self_test_error=None)
-        self._parts.metrics.self_tested(self._parts.backend.name, result.prefix, success=True)
-        return result
+        return self._parts.self_tests.run(self._generate, prompts, arguments)
 
     @property
     def ready(self) -> bool:
-        """Whether the last self-test passed; for the readiness probe of a service."""
-        return self._ready
+        """Whether the last self-test passed, whatever one that runs now will show; for a service's readiness probe."""
+        return self._parts.self_tests.ready
 
     def _generate(self, *args: Any, **kwargs: Any) -> Guarded:
         self._check_open()
@@ -288,7 +277,7 @@ class Guard:
 
         Raises:
             GuardUnavailable: The guard is closed.
-            InvalidInput: The guard was made with a policy that is not a file.
+            InvalidInput: The guard was made with a policy that is not a file, or `seconds` is no number above 0.
         """
         self._check_open()
         watch = self._parts.policy.watch(seconds)
@@ -334,7 +323,7 @@ class Guard:
         self.__dict__["_is_closed"] = True
         self._parts.opened.close()
 
-    def __enter__(self) -> Guard:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -342,7 +331,7 @@ class Guard:
     ) -> None:
         self.close()
 
-    def __copy__(self) -> Guard:
+    def __copy__(self) -> Self:
         return self
 
     def __reduce__(self) -> NoReturn:

@@ -17,6 +17,7 @@ from apl_guard.detect.leaks import LeakWatch
 from apl_guard.detect.output import OutputCheck
 from apl_guard.errors import InvalidInput
 from apl_guard.guard.leak_samples import LeakSamples
+from apl_guard.guard.selftest import SelfTests
 from apl_guard.in_force.reloadable import ReloadablePolicy
 from apl_guard.metrics import Metrics, Watch
 from apl_guard.policy import Policy
@@ -52,6 +53,7 @@ class Parts:
     tracing: Tracing | None
     output_check: OutputCheck | None
     leak_samples: LeakSamples | None
+    self_tests: SelfTests
     opened: ExitStack
     """What ends with the guard."""
 
@@ -97,16 +99,19 @@ def put_together(
         metrics = Metrics.on(metrics_registry, metrics_tenants)
         metrics.introduce(backend.name, log.sink)
         has_check = output_check is not None
+        reloadable = ReloadablePolicy(policy, backend, finder, log, metrics, has_output_check=has_check)
+        opened.callback(reloadable.close)
         return Parts(
             backend=backend,
             audit=log,
             finder=finder,
             metrics=metrics,
             metrics_registry=metrics_registry,
-            policy=ReloadablePolicy(policy, backend, finder, log, metrics, has_output_check=has_check),
+            policy=reloadable,
             tracing=tracing,
             output_check=output_check,
             leak_samples=None if leak_watch is None else LeakSamples(leak_watch, backend, log, metrics),
+            self_tests=SelfTests(backend.name, metrics),
             opened=opened.pop_all(),  # nothing went wrong: it stays open
         )
 

@@ -11,8 +11,9 @@ from apl_guard.errors import SelfTestFailed
 
 if TYPE_CHECKING:
     from apl_guard.guard.call import Guarded
+    from apl_guard.metrics import Metrics
 
-__all__ = ["CANARIES", "SelfTest", "run_canaries"]
+__all__ = ["CANARIES", "SelfTest", "SelfTests"]
 
 CANARIES = ("a photo of a man", "a portrait of Mara Voss")
 
@@ -31,13 +32,55 @@ class SelfTest:
     seconds: float
 
 
-def run_canaries(generate: Callable[..., Guarded], prompts: Sequence[str], arguments: Mapping[str, Any]) -> SelfTest:
-    """Send each canary prompt on the way that every prompt takes, records and receipt included.
+class SelfTests:
+    """The self-tests of one guard. While one runs, what the one before it showed holds.
 
     Args:
-        generate: The guard's own.
-        prompts: The canaries.
-        arguments: Further arguments of each call. The pictures are thrown away.
+        backend: What is tested.
+        metrics: Where each is counted.
+    """
+
+    def __init__(self, backend: str, metrics: Metrics) -> None:
+        self._backend = backend
+        self._metrics = metrics
+        self._problem: str | None = None
+        """What the last one found wrong."""
+        self.ready = False
+        """Whether the last one passed."""
+
+    def check(self) -> None:
+        """Make sure that the last one did not fail.
+
+        Raises:
+            SelfTestFailed: It did.
+        """
+        if self._problem is not None:
+            raise SelfTestFailed(f"the last self-test failed, so there is no image: {self._problem}")
+
+    def run(self, generate: Callable[..., Guarded], prompts: Sequence[str], arguments: Mapping[str, Any]) -> SelfTest:
+        """Run one; see `Guard.self_test`.
+
+        Args:
+            generate: The guard's own.
+            prompts: The canaries.
+            arguments: Further arguments of each call.
+
+        Raises:
+            SelfTestFailed: A canary was not answered, or was answered without a prefix.
+        """
+        try:
+            result = _run_canaries(generate, prompts, arguments)
+        except SelfTestFailed as error:
+            self.ready, self._problem = False, str(error)
+            self._metrics.self_tested(self._backend, None, success=False)
+            raise
+        self.ready, self._problem = True, None
+        self._metrics.self_tested(self._backend, result.prefix, success=True)
+        return result
+
+
+def _run_canaries(generate: Callable[..., Guarded], prompts: Sequence[str], arguments: Mapping[str, Any]) -> SelfTest:
+    """Send each canary prompt on the way that every prompt takes, records and receipt included.
 
     Raises:
         SelfTestFailed: A canary was not answered, or was answered without a prefix.

@@ -119,12 +119,16 @@ class ReloadablePolicy:
         """Reload whenever the file, or one that it names, changes.
 
         Raises:
-            InvalidInput: The policy is no file.
+            InvalidInput: The policy is no file, or nobody can wait for that time.
         """
         file = self._path()
         watch = PolicyWatch(lambda: [*policy_files(file, self.policy), *self._refused], self.reload, seconds)
         self._watches = [*(each for each in self._watches if not each.is_closed), watch]
         return watch
+
+    def close(self) -> None:
+        """Note that it decides no more."""
+        self._metrics.out_of_force(self.policy)
 
     def after_fork(self) -> None:
         """In the child of a fork. A thread of the parent may have held the lock."""

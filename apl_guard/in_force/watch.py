@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 from apl_guard.errors import AuditUnavailable, GuardUnavailable
 from apl_guard.forks import mend_after_fork
+from apl_guard.seconds import check_seconds
 
 __all__ = ["PolicyWatch"]
 
@@ -37,12 +38,15 @@ class PolicyWatch:
         reload: Reads the policy again. What it raises is logged. Where the change could not be recorded, it is tried
             again at once, and where something else than the content of the files may be to blame, after a pause.
         seconds: How often to look.
+
+    Raises:
+        InvalidInput: Nobody can wait for that time.
     """
 
     def __init__(self, files: Callable[[], Iterable[Path]], reload: Callable[[], object], seconds: float) -> None:
         self._files = files
         self._reload = reload
-        self._seconds = seconds
+        self._seconds = check_seconds(seconds, where="seconds")
         self._seen: _State = {}
         """At first nothing, so that what changed since the policy was read counts."""
         self._again_at = math.inf
@@ -81,7 +85,7 @@ class PolicyWatch:
         self._ended.set()
         self._thread.join()
 
-    def __enter__(self) -> PolicyWatch:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -127,11 +127,7 @@ class Metrics:
         """Note that a policy decides from now on, in place of another."""
         with self._lock:
             if instead_of is not None:
-                old = self._describe(instead_of)
-                self._families.reload_success.labels(old[0]).set(1)
-                self._in_force[old] -= 1
-                if self._in_force[old] <= 0:
-                    self._families.policy_info.labels(*old).set(0)
+                self._out_of_force(instead_of)
             self._policies.add(policy.name)
             self._versions.add(policy.digest)
             for rule in policy.rules:
@@ -143,6 +139,19 @@ class Metrics:
         rollout = policy.spec.rollout
         self._families.rollout.labels(new[0]).set(1.0 if rollout is None else rollout.percent / 100)
         self._families.reloaded.set(time())
+
+    @_beside
+    def out_of_force(self, policy: Policy) -> None:
+        """Note that a policy decides no more for one guard, and none does in its place."""
+        with self._lock:
+            self._out_of_force(policy)
+
+    def _out_of_force(self, policy: Policy) -> None:
+        old = self._describe(policy)
+        self._in_force[old] -= 1
+        if self._in_force[old] <= 0:
+            self._families.policy_info.labels(*old).set(0)
+            self._families.reload_success.labels(old[0]).set(1)
 
     def _describe(self, policy: Policy) -> tuple[str, ...]:
         digest = self._versions(policy.digest)

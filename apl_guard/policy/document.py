@@ -81,14 +81,17 @@ class Policy(BaseModel):
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(b"apl-guard policy 2\0" + content.encode()).hexdigest()
 
-    def in_mode(self, mode: Mode) -> Policy:
+    def in_mode(self, mode: Mode | str) -> Policy:
         """The same policy in another mode.
 
+        Raises:
+            ValueError: There is no such mode.
+
         Example:
-            >>> Policy.load("anonymize_faces").in_mode(Mode.SHADOW).mode.value
-            'shadow'
+            >>> Policy.load("anonymize_faces").in_mode("shadow").mode
+            <Mode.SHADOW: 'shadow'>
         """
-        return self.model_copy(update={"spec": self.spec.model_copy(update={"mode": mode})})
+        return self.model_copy(update={"spec": self.spec.model_copy(update={"mode": Mode(mode)})})
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with other values, and with their digest."""
@@ -106,6 +109,12 @@ class Policy(BaseModel):
         Raises:
             PolicyInvalid: There is none, or it says something impossible. The message holds path, line and field.
         """
+        if not isinstance(path_or_name, str | os.PathLike):
+            raise PolicyInvalid(
+                f"found {type(path_or_name).__name__}; expected a policy, a file, or the name of a built-in one; "
+                "Policy.model_validate(DICT) makes a policy of a dict",
+                where="policy",
+            )
         try:
             path = _path(path_or_name)
             content = read_regular(path, MAX_BYTES)

@@ -72,6 +72,9 @@ class Prefix:
     def __repr__(self) -> str:
         return f"Prefix({self.metadata.name!r}, n={self.n}, digest={self.digest[:12]!r})"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Prefix, (self._arrays, self.metadata)
+
     @property
     def n(self) -> int:
         """The number of vectors, N."""
@@ -135,7 +138,9 @@ class Prefix:
         arrays, header = parse_tensors(content, where)
         if header.keys() > {_METADATA_KEY, _DIGEST_KEY}:
             raise PrefixInvalid(
-                "more than the metadata of apl-guard; expected a file from `apl-guard train`", where=where
+                "more than the metadata of apl-guard; expected a file from `apl-guard train`; of an exported one, "
+                "`apl-guard prefix import` makes a prefix again",
+                where=where,
             )
         return cls.from_parts(arrays, header, where)
 

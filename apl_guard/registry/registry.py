@@ -231,8 +231,7 @@ class PrefixRegistry:
                 f"{self.root}: prefix '{entry.name}' came from there and is not there any more, so nobody knows "
                 "whether it was revoked; is the folder mounted?"
             )
-        if not revoked.keys() <= self._revoked.keys():
-            self._revoked = self._revoked | revoked
+        self._revoked.update(revoked)
         return self._revoked
 
     def find(self, fingerprints: Fingerprint | Mapping[str, Fingerprint]) -> Prefix:

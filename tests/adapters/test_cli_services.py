@@ -107,3 +107,21 @@ def test_a_service_that_gives_no_picture(run):
     assert (code, out) == (1, "")
     assert "gave no image for prompt 0" in err
     service.close()
+
+
+@pytest.mark.parametrize("model", [("a1111:",), ("comfyui:", "--checkpoint", "x.safetensors")])
+def test_a_service_that_cannot_be_asked(run, folder, model):
+    """One line that says what is wrong with it: nothing runs there, or what runs has no such API. It is not quoted."""
+    kind, *options = model
+    service = Service(
+        {f"GET {path}": raising(Status(404, b"Mara Voss")) for path in ("/sdapi/v1/embeddings", "/embeddings")}
+    )
+    options += ["--prefix", folder, "a man"]
+    _, _, unknown = run("--model", f"{kind}{service.url}", *options)
+    service.close()
+    code, out, nothing = run("--model", f"{kind}{service.url}", *options)
+
+    assert (code, out) == (4, "")
+    assert "embeddings: ConnectError, so there is no answer" in nothing
+    assert "embeddings: status 404" in unknown
+    assert "Mara" not in unknown

@@ -113,7 +113,8 @@ def test_an_image_leads_to_its_call(released, tmp_path, run, form):
     assert run("prove", released, "--image", kept, "--output", receipt)[0] == 0
     assert json.loads(receipt.read_text())["decision_id"] == outcome["decision_id"]
     verify = ("verify", receipt, "--public-key", released / "log.json", "--image")
-    assert run(*verify, kept)[0] == 0
+    code, out, _ = run(*verify, kept)
+    assert (code, "this image was released" in out) == (0, True)
     code, out, _ = run(*verify, tmp_path / "second1.png")
     assert (code, out.partition(";")[0]) == (3, "unverifiable  the receipt says nothing of this image")
 
@@ -157,6 +158,8 @@ def test_an_image_is_asked_for_in_a_log_or_held_against_a_receipt(released, tmp_
     image = tmp_path / "first1.png"
     code, _, err = run("verify", released, "--image", image)
     assert (code, "audit query --image" in err) == (4, True)
+    code, _, err = run("verify", tmp_path / "no such receipt.json", "--image", image)
+    assert (code, "no such receipt.json" in err) == (4, True)
     code, _, err = run("prove", released)
     assert (code, "--image" in err) == (2, True)
 
@@ -173,3 +176,16 @@ def test_the_digest_of_a_file_turns_no_photograph_on_its_side(tmp_path):
     exif[0x0112] = 6
     noise(1).save(tmp_path / "turned.png", exif=exif)
     assert digest_of_file(tmp_path / "turned.png") == image_digest(np.rot90(np.asarray(noise(1)), -1))
+
+
+def test_an_image_has_one_digest_whatever_the_type_that_a_caller_asks_for(shared_pipe, prefix, folders):
+    """That of the file in which it is kept; for latents, of which there is no image yet, none."""
+    with AuditLog(folders[0]) as audit:
+        guard = Guard(shared_pipe, prefix=prefix, audit=audit)
+        made = {}
+        for kind in ("pil", "np", "pt", "latent"):
+            generator = torch.Generator().manual_seed(1)
+            made[kind] = guard.generate("a cat", num_inference_steps=1, generator=generator, output_type=kind)
+    digest = by_the_book(np.asarray(made["pil"].output.images[0]))
+    assert [made[kind].outcome.image_sha256 for kind in made] == [(digest,)] * 3 + [None]
+    assert [made[kind].outcome.images for kind in made] == [1] * 4

@@ -1,8 +1,15 @@
 """Records that the platform's own logging loses are noticed, whatever loses them."""
 
+import io
 import json
+import logging
 import subprocess
 import sys
+
+import pytest
+
+from apl_guard import InvalidInput
+from apl_guard.audit import AuditLog
 
 TRY_EACH = """
 import io, itertools, json, logging, logging.config, sys
@@ -56,3 +63,35 @@ def test_records_arrive_or_a_warning_says_once_that_they_do_not():
     assert len({written for _, written, _ in tried}) == 2
     for settings, written, warnings in tried:
         assert (written, warnings) in {(2, 0), (0, 1)}, settings
+
+
+@pytest.fixture
+def lines():
+    """A logger of Python's logging that reaches no other, and what it wrote."""
+    logger, stream = logging.getLogger("records of a platform"), io.StringIO()
+    logger.propagate, logger.level, logger.handlers = False, logging.INFO, [logging.StreamHandler(stream)]
+    yield logger, stream
+    logger.handlers = []
+
+
+@pytest.mark.parametrize("level", [logging.INFO, logging.WARNING])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_logger_of_pythons_logging_gets_lines_of_json(lines, caplog, level, adapted):
+    """Also behind an adapter. One that drops them is named in the warning."""
+    logger, stream = lines
+    logger.setLevel(level)
+    log = AuditLog(logger=logging.LoggerAdapter(logger) if adapted else logger)
+    log.leak_drawing("1", 2)
+    log.leak_drawing("2", 2)
+
+    written = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [found["decision_id"] for found in written] == (["1", "2"] if level == logging.INFO else [])
+    warnings = [record.getMessage() for record in caplog.records if "are dropped" in record.getMessage()]
+    assert ["'records of a platform'" in warning for warning in warnings] == ([] if written else [True])
+
+
+@pytest.mark.parametrize("wrong", [print, "records", object()])
+def test_what_is_no_logger_is_refused_at_once(wrong):
+    """Not with the first record, whose error would not say what is wrong."""
+    with pytest.raises(InvalidInput, match=r"logger: found \w+; expected a logger of structlog or of Python's logging"):
+        AuditLog(logger=wrong)

@@ -115,6 +115,26 @@ def test_an_encode_prompt_that_is_bound_to_the_pipe_gives_no_picture(pipe, prefi
         Guard(pipe, prefix=prefix)("Mara Voss", num_inference_steps=1)
 
 
+class Bridged(StableDiffusionPipeline):
+    """Has its prompts read by a second model as well, whose answers stand beside those of the text encoder."""
+
+    def encode_prompt(self, prompt, device, *_, **__):
+        rows = [
+            model(torch.tensor([tokenizer(prompt, padding="max_length")["input_ids"]]))[0]
+            for model, tokenizer in ((self.text_encoder, self.tokenizer), (self.llm, self.tokenizer_of_llm))
+        ]
+        return torch.cat(rows, 1), None
+
+
+def test_a_model_beside_the_text_encoders_that_reads_the_prompt_gives_no_picture(shared_pipe, prefix):
+    """It would read it without a prefix, and the record would show the text encoder alone: applied."""
+    pipe, other = _pipe(Bridged, shared_pipe), tiny_pipe()
+    pipe.llm, pipe.tokenizer_of_llm = other.text_encoder, other.tokenizer
+
+    with pytest.raises(PrefixNotApplied, match=r"reads the prompt for a model .* a component text_encoder"):
+        Guard(pipe, prefix=prefix)("Mara Voss", num_inference_steps=1, guidance_scale=1.0)
+
+
 class Table(nn.Module):
     """A token embedding that is none of torch's."""
 

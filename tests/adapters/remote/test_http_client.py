@@ -113,6 +113,14 @@ def test_a_question_is_not_waited_for_as_long_as_a_picture(service):
         HttpClient(service.url, time_limit=0.3).get("/things")
 
 
+@pytest.mark.parametrize("limit", ["time_limit", "connect_limit"])
+@pytest.mark.parametrize("seconds", [0, float("nan"), "60", None])
+def test_a_limit_that_limits_nothing_is_refused_when_the_client_is_made(limit, seconds):
+    """Not in the first call, where it would look like a fault of the service."""
+    with pytest.raises(InvalidInput, match=f"{limit}: found"):
+        HttpClient("https://draw.example", **{limit: seconds})
+
+
 def test_a_connection_that_stands_too_late(service, monkeypatch):
     """Where looking up the name takes all the time, a byte now and then does not hold the caller either."""
     service.routes["GET /things"] = raising(Drip())
