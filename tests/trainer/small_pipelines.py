@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import torch
 
+from apl_guard import Policy
 from apl_guard.testing import FAMILIES
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.model.pipeline_code import PipelineCode
@@ -21,7 +22,8 @@ OTHERS = tuple(
     name for name, family in FAMILIES.items() if name not in _NOT_ASKED and hasattr(diffusers, family.pipeline)
 )
 
-_OF_CONFIG = {"height", "width", "num_inference_steps"}
+# What the options of a run say, and what the pipeline has to be asked rightly without.
+_OF_CONFIG = {"height", "width", "num_inference_steps", "guidance_scale", "guidance_schedule", "output"}
 
 
 def small_config(name: str, **options: Any) -> TrainConfig:
@@ -52,3 +54,15 @@ def small(pipe: Any, name: str, **options: Any) -> PipelineCode:
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False)
     return small_class(name)(pipe, small_config(name, **options))
+
+
+def permissive(slots: tuple[str, ...]) -> Policy:
+    """A prefix for these slots suffices, and small calls may say which layers are read."""
+    rules = [
+        {"id": "prompts", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}},
+        {"id": "attention", "when": {"channels": ["attention"]}, "then": {"action": "unsafe_allow"}},
+    ]
+    spec = {"rules": rules, "prefix": {"slots": list(slots)}}
+    return Policy.model_validate(
+        {"apiVersion": "apl-guard/v1", "kind": "Policy", "metadata": {"name": "small", "version": 1}, "spec": spec}
+    )

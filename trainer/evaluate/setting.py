@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from apl_guard.adapters.diffusers.view import encoders_of
 from apl_guard.errors import ExtraMissing, InvalidInput
 from apl_guard.guard import Guard
+from apl_guard.policy import Policy
 from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import cache_root
 from apl_guard.storage import make_folder, write_file
@@ -69,7 +71,7 @@ class Setting:
     precision: torch.dtype = torch.float32
     """What the UNet computes in; bfloat16 is for research and not for figures to report."""
     batch: int = 32
-    """How many pictures to draw at once."""
+    """How many pictures to draw at once, if the model can."""
     folder: Path | None = field(default_factory=pictures_folder)
     """Where pictures are kept, so that a stopped run goes on and no picture is drawn twice; None keeps none."""
     progress: bool = True
@@ -88,7 +90,7 @@ class Setting:
         """
         ExtraMissing.check("eval", "scipy")
         check_steps(pipe, options.get("steps", cls.steps))
-        return cls(pipe, prefix, Guard(pipe, policy="anonymize_faces", prefix=prefix), judges, **options)
+        return cls(pipe, prefix, Guard(pipe, policy=_policy_for(pipe), prefix=prefix), judges, **options)
 
     def on(self, pipe: Any, prefix: Prefix | None = None, guard: Guard | None = None) -> Setting:
         """The same setting on another model, or with another prefix or guard.
@@ -184,8 +186,9 @@ class Setting:
             disable=not self.progress,
         )  # fmt: skip
         with bar:
-            for start in range(0, len(missing), self.batch):
-                part = missing[start : start + self.batch]
+            batch = min(self.batch, family_of(self.pipe).at_once)
+            for start in range(0, len(missing), batch):
+                part = missing[start : start + batch]
                 drawn = self._draw(call, [texts[k] for k in part], [seeds[k] for k in part])
                 for k, picture in zip(part, drawn, strict=True):
                     pictures[k] = picture
@@ -197,15 +200,15 @@ class Setting:
     def _draw(self, call: Callable[..., Any], texts: list[str], seeds: list[int]) -> Pictures:
         family = family_of(self.pipe)
         plain = self.precision == torch.float32
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        options = {"num_inference_steps": self.steps, **family.guided(self.guidance), "output_type": "np"}
         with silent(self.pipe), family.mixed() if plain else computing_in(self.precision, family.device):
-            output = call(
-                texts,
-                num_inference_steps=self.steps,
-                **family.guided(self.guidance),
-                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                output_type="np",
-            )
-        pixels: Pictures = (output.images * 255).round().clip(0, 255).astype(np.uint8)
+            if family.at_once == 1:
+                output = call(prompt=texts[0], generator=generators[0], **options)
+            else:
+                output = call(texts, generator=generators, **options)
+        found = output.images if hasattr(output, "images") else output[0]
+        pixels: Pictures = (np.asarray(found)[..., :3] * 255).round().clip(0, 255).astype(np.uint8)
         return pixels
 
     def _who(self, call: Callable[..., Any], decides: str) -> str | None:
@@ -219,11 +222,21 @@ class Setting:
         else:
             return None
         family = family_of(self.pipe)
-        parts = {name: _config(getattr(self.pipe, name)) for name in (family.network_name, "vae", *family.slots)}
+        names = {*family.part_names, *family.slots}
+        parts = {name: _config(part) for name in names if hasattr(part := getattr(self.pipe, name), "config")}
         checker = type(getattr(self.pipe, "safety_checker", None)).__name__
         drawn_by = [type(self.pipe).__name__, checker, diffusers.__version__, torch.__version__.split("+")[0]]
         computed = [family.device.type, str(family.network.dtype), str(self.precision), self.steps, self.guidance]
         return _digest(model_digest(self.pipe), arm, parts, drawn_by, computed)
+
+
+def _policy_for(pipe: Any) -> Policy:
+    """The default policy, which asks for no prefix in text encoders that read no prompt."""
+    policy, slots = Policy.load("anonymize_faces"), family_of(pipe).slots
+    if set(slots) == {e.slot for e in encoders_of(pipe)}:
+        return policy
+    spec = policy.spec.model_copy(update={"prefix": policy.spec.prefix.model_copy(update={"slots": slots})})
+    return policy.model_copy(update={"spec": spec})
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from apl_guard.trainer.model.one_answer import AnsweredError, called, clean_late
 __all__ = ["PipelineCode"]
 
 _PROBE = "a photo of a man"
+_OF_STEPS = "guidance_schedule"
 _ONCE = {"num_inference_steps": 1, "output_type": "latent"}
 
 
@@ -48,6 +49,8 @@ class PipelineCode(Family):
         >>> family.slots, family.shape, family.process.levels
         (('text_encoder',), (16, 16), 1000)
     """
+
+    at_once = 1  # some take one prompt alone
 
     def __init__(self, pipe: Any, config: TrainConfig) -> None:
         self.network_name = _network_of(pipe) or ""  # type: ignore[misc]
@@ -118,15 +121,24 @@ class PipelineCode(Family):
         guider = getattr(self.pipe, "guider", None)  # of pipelines that take no scale
         own = getattr(guider, "guidance_scale", None)
         own = self._parameters["guidance_scale"].default if "guidance_scale" in self._parameters else own
+        if own is None and (of_steps := self._guidance_of_steps):
+            own = of_steps[0]
         wish = self.config.guidance_scale
         return float((own or 0.0) if wish is None else wish)
+
+    @property
+    def _guidance_of_steps(self) -> tuple[float, ...]:
+        """A strength for each of as many steps as the pipeline takes by default. Ideogram 4 has them."""
+        schedule = self._parameters.get(_OF_STEPS)
+        return () if schedule is None else tuple(schedule.default or ())
 
     def guidance_of_protocol(self, guidance: float) -> float:
         return self.guidance  # what another model's was is none for this one
 
     def guided(self, guidance: float) -> dict[str, Any]:
         own = self._parameters.get("guidance_scale")
-        return {} if own is None or own.default is None else {"guidance_scale": guidance}
+        is_taken = own is not None and (own.default is not None or self._guidance_of_steps)
+        return {**self.call, **({"guidance_scale": guidance} if is_taken else {})}
 
     @property
     def passes(self) -> int:
@@ -140,7 +152,11 @@ class PipelineCode(Family):
         given |= {name: off for name, off in REWRITES.items() if name in self._parameters}
         if "true_cfg_scale" in self._parameters:  # it acts on calls with a negative prompt alone, and warns of others
             given["true_cfg_scale"] = 1.0
-        return {name: value for name, value in {**given, "height": side, "width": side}.items() if value is not None}
+        of_steps: dict[str, Any] = {}
+        if self._guidance_of_steps:  # runs have other numbers of steps, so one strength is for all
+            of_steps, given["guidance_scale"] = {_OF_STEPS: None}, self.guidance
+        given |= {"height": side, "width": side}
+        return {name: value for name, value in given.items() if value is not None} | of_steps
 
     def lengths(self) -> dict[str, int]:
         """The pipeline makes its rows as long as it likes."""

@@ -14,11 +14,11 @@ from diffusers import (
     FluxControlPipeline,
     UniPCMultistepScheduler,
 )
-from small_pipelines import NO_DENOISER, NO_FLOW, NO_GRADIENT, OTHERS, WRITTEN_OUT, small
+from small_pipelines import NO_DENOISER, NO_FLOW, NO_GRADIENT, OTHERS, WRITTEN_OUT, permissive, small
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from apl_guard import Guard, Policy
+from apl_guard import Guard
 from apl_guard.adapters.diffusers.adapter import DiffusersAdapter
 from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.errors import ConfigInvalid, ModelInvalid
@@ -39,18 +39,6 @@ def random_vectors(family: PipelineCode) -> dict[str, Tensor]:
         slot: (0.05 * torch.randn(N, token_embedding(text_encoder).embedding_dim)).requires_grad_()
         for slot, (text_encoder, _) in family.parts.items()
     }
-
-
-def permissive(slots: tuple[str, ...]) -> Policy:
-    """A prefix for these slots suffices, and small calls may say which layers are read."""
-    rules = [
-        {"id": "prompts", "when": {"channels": ["prompt"]}, "then": {"action": "anonymize"}},
-        {"id": "attention", "when": {"channels": ["attention"]}, "then": {"action": "unsafe_allow"}},
-    ]
-    spec = {"rules": rules, "prefix": {"slots": list(slots)}}
-    return Policy.model_validate(
-        {"apiVersion": "apl-guard/v1", "kind": "Policy", "metadata": {"name": "small", "version": 1}, "spec": spec}
-    )
 
 
 @pytest.mark.parametrize("name", WRITTEN_OUT)
@@ -261,6 +249,18 @@ def test_the_guidance_of_a_pipeline_of_blocks_is_that_of_its_guider(name: str, s
     assert small(pipe, name).guidance == scale
     with pytest.raises(ConfigInvalid, match=r"guidance_scale: Flux3.*Pipeline takes none"):
         small(pipe, name, guidance_scale=2.0)
+
+
+def test_a_guidance_for_each_step_is_that_of_the_first_in_any_number_of_steps() -> None:
+    """Ideogram 4 is called with as many as it takes by default, unless one scale is given for all."""
+    if not hasattr(diffusers, "Ideogram4Pipeline"):
+        pytest.skip("this diffusers has no Ideogram 4")
+    family = PipelineCode(tiny_pipe(family="ideogram_4"), TrainConfig())
+
+    assert family.guidance == family.guidance_of_protocol(5.0) == 7.0
+    assert family.guided(7.0) == {"guidance_scale": 7.0, "guidance_schedule": None, "prompt_upsampling": False}
+    asked = PipelineCode(tiny_pipe(family="ideogram_4"), TrainConfig(guidance_scale=2.0))
+    assert asked.call["guidance_scale"] == asked.guidance == 2.0
 
 
 def test_a_scheduler_that_counts_otherwise_is_refused() -> None:
