@@ -18,6 +18,9 @@ _JOINS = f"{_BLOCKS}modular_pipeline"
 
 # Sub-packages of `diffusers.modular_pipelines`: models that have no pipeline of the other kind.
 _COVERED = frozenset({"flux3"})
+_REFUSED = {
+    "anima": "what stands behind its text encoder reads the tokens of the prompt once more, and gets no prefix",
+}
 
 
 def is_modular(cls: type[Any]) -> bool:
@@ -31,8 +34,11 @@ def reason_against_model(cls: type[Any]) -> str | None:
     Args:
         cls: The class.
     """
-    if _families_of(cls) & _COVERED:
+    families = _families_of(cls)
+    if families & _COVERED:
         return None
+    if found := families & _REFUSED.keys():
+        return _REFUSED[found.pop()]
     return (
         "it is put together from blocks, which are covered for Flux.3 alone; use the ordinary pipeline of the same "
         "model, such as StableDiffusionXLPipeline, if it has one"

@@ -100,6 +100,13 @@ def test_a_modular_pipeline_is_refused_with_what_to_use_instead():
         Guard(pipe)
 
 
+@pytest.mark.skipif(not hasattr(diffusers, "AnimaModularPipeline"), reason="this diffusers has no Anima")
+def test_one_without_an_ordinary_pipeline_is_refused_with_the_reason():
+    """Anima hands the tokens of the prompt to its conditioner, too, past the text encoder."""
+    with pytest.raises(InvalidInput, match=r"AnimaModularPipeline is not covered: .* reads the tokens of the prompt"):
+        Guard(object.__new__(diffusers.AnimaModularPipeline))
+
+
 @pytest.mark.parametrize("name", ["WanPipeline", "StableAudioPipeline", "BriaFibo2Pipeline", "OmniGenPipeline"])
 def test_a_refusal_names_the_class_and_the_reason(name):
     """The pipe does not even have to work: its class is enough."""

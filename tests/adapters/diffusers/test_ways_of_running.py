@@ -70,6 +70,18 @@ def test_with_the_pipe_offloaded(family, layers):
     assert torch.equal(plain, m.draw(m.pipe, PROMPT))
 
 
+@pytest.mark.skipif(not hasattr(StableDiffusionPipeline, "enable_group_offload"), reason="this diffusers has none")
+def test_with_all_models_offloaded_in_groups():
+    """Through the guard; the second picture is as right as the first."""
+    m = Guarded("stable_diffusion_xl")
+    expected = m.draw(m.guard, PROMPT)
+
+    m.guard.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+
+    assert torch.equal(expected, m.draw(m.guard, PROMPT))
+    assert torch.equal(expected, m.draw(m.guard, PROMPT))
+
+
 def test_with_the_text_encoder_offloaded_layer_by_layer():
     """Each layer's weights are in place for one moment, and the prefix all the same."""
     pipe = tiny_pipe()
