@@ -1,5 +1,6 @@
 """What officers and scripts do to a log in good faith: they remove it, look at it, and copy it while it is in use."""
 
+import contextlib
 import fcntl
 import shutil
 import threading
@@ -117,6 +118,36 @@ def test_a_seal_that_fails_while_nobody_calls_is_made_up_for(folders):
         assert wait_for(lambda: durable._core._unsealed_since is None)
         call(durable, 1)
 
+    assert verify_log(log, [witness]).verdict is Verdict.VALID
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_no_checkpoint_covers_counts_as_unsealed_whenever_it_came(folders, monkeypatch, fails):
+    """Be it that a seal fails where no record is new, or that a record comes while a seal is made."""
+    log, witness = folders
+    options = LogOptions(max_exposure_seconds=0, checkpoint_seconds=1e6, heartbeat_seconds=1e6)
+
+    def write(number):
+        durable.append("guard.decision", {"decision_id": number}, decision=number)
+
+    def seal(*arguments, **options):
+        if fails:
+            raise OSError(110, "Connection timed out")
+        add(*arguments, **options)
+        write("meanwhile")
+
+    with DurableLog(log, [witness], options=options) as durable:
+        add = durable._core._checkpoints.add
+        with monkeypatch.context() as patched:
+            patched.setattr(durable._core._checkpoints, "add", seal)
+            with pytest.raises(AuditUnavailable, match="timed out") if fails else contextlib.nullcontext():
+                durable.seal()
+        with pytest.raises(AuditUnavailable, match="no checkpoint for 0 seconds"):
+            write("too late")
+        durable.seal()
+        write("after")
+
+    assert [r["decision_id"] for r in records(log) if r["event"] == "guard.decision"][-1] == "after"
     assert verify_log(log, [witness]).verdict is Verdict.VALID
 
 
