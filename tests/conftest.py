@@ -1,5 +1,8 @@
 """What many tests need: a small real pipe, prefixes that fit it, and a registry and metrics of their own."""
 
+import functools
+import gc
+import importlib.metadata
 import ipaddress
 import os
 import sys
@@ -16,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 import apl_guard
 from apl_guard import Guard, cli
+from apl_guard.audit.durable import LogOptions
 from apl_guard.testing import random_prefix, tiny_pipe
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the modules that the tests here share
@@ -34,6 +38,24 @@ def pytest_sessionstart():
     found = Path(apl_guard.__file__).resolve()
     if os.environ.get("APL_GUARD_TEST_WHEEL") and Path(__file__).resolve().parents[1] / "apl_guard" in found.parents:
         pytest.exit(f"expected the installed wheel, imported {found}", returncode=4)
+
+
+def pytest_collection_finish():
+    """What was imported stays, so nobody need look for garbage in it a thousand times."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def started_quickly():
+    """Guards start by the thousand: logs make few keys, and adapters of other packages are looked for once.
+
+    Programs that tests run in processes of their own, and `make torture`, do without this.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ.get("APL_GUARD_TORTURE") != "1":
+            patch.setattr("apl_guard.audit.durable.LogOptions", functools.partial(LogOptions, epochs=16))
+            patch.setattr("apl_guard.backend.entry_points", functools.cache(importlib.metadata.entry_points))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,7 +12,7 @@ from logs import TORTURE, call, make_log
 
 from apl_guard import AuditUnavailable
 from apl_guard.audit.checkpoint import Checkpoint, Identity, key_file
-from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.durable import DurableLog, LogOptions
 from apl_guard.audit.merkle import Tree, leaf_hash
 from apl_guard.audit.record import Record, encode_body, encode_line
 from apl_guard.audit.seal_key import EPOCHS, KeyState, SealKey, public_keys
@@ -240,7 +240,7 @@ def test_keys_that_the_live_key_announces_before_the_last_epoch_are_found(folder
 def test_a_log_signed_anew_under_keys_of_somebody_else_is_found(folders):
     """They stand where the log's own stood, and every signature fits them. They are not under the log's own root."""
     log, _ = folders
-    with DurableLog(log) as durable:
+    with DurableLog(log, options=LogOptions()) as durable:
         call(durable, 1)
     mine = KeyState(0, 0, 0, bytes(32))
     (log / key_file(0)).write_bytes(b"".join(public_keys(mine.seed, EPOCHS)))
