@@ -226,3 +226,12 @@ def test_text_needs_a_folder():
         AuditLog(capture="encrypted")
     with pytest.raises(InvalidInput, match="digests"):
         AuditLog(capture="everything")
+
+
+@pytest.mark.parametrize("name", ["a/../digest".rjust(64, "a"), "../" * 20 + "keys", "*" * 64, "", "a" * 63])
+def test_a_subject_that_a_changed_record_names_leads_to_no_other_file(tmp_path, name):
+    """Where a record says whose it is, it chooses no path at which something is destroyed."""
+    from apl_guard.audit.subjects import SubjectKeys
+
+    with pytest.raises(AuditUnavailable, match="no name of a subject"):
+        SubjectKeys(tmp_path, bytes(32)).destroy(name)
