@@ -1,4 +1,4 @@
-"""What the guard adds to a call: python -m tests.benchmarks.overhead [--seconds 3] [--peer PYTHON] [--profile]
+"""What the guard adds to a call: python -m tests.benchmarks.overhead [--seconds 3] [--peer PYTHON] [--pause 50]
 
 The whole guard, in front of a backend that answers at once: a policy with a list of names, the prefix, decision and
 outcome on record, metrics. Once with records to memory, once to a durable log with a witness. At 1, 16 and 64 callers,
@@ -10,6 +10,9 @@ an environment that has it. It answers less: it lets a prompt pass or not, witho
 
     python3 -m venv /tmp/peer && /tmp/peer/bin/pip install nemoguardrails==0.24.1
     python -m tests.benchmarks.overhead --peer /tmp/peer/bin/python
+
+With `--pause MS` one caller waits that long between calls, as a service does while it draws: the processor has then
+forgotten the guard, and takes longer for the same work.
 
 Ratios are what counts; the times are those of this machine and its load.
 """
@@ -58,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3.0, help="for each figure")
     parser.add_argument("--peer", help="a Python that has nemoguardrails")
+    parser.add_argument("--pause", type=float, metavar="MS", help="let one caller wait between calls, and nothing else")
     parser.add_argument(
         "--profile", action="store_true", help="print where the time goes by function, and nothing else"
     )
@@ -76,6 +80,11 @@ def main() -> None:
         durable = "apl-guard, durable log with a witness"
         arms = {"apl-guard, records to memory": _guard(None), durable: _guard(Path(folder))}
         print(HEAD)
+        if options.pause:
+            for name, (guard, _) in arms.items():
+                times = _times(lambda guard=guard: guard(PROMPT), 1, options.seconds, options.pause / 1000)
+                _print(name, 1, figures := _figures(times, options.seconds), figures["p50"])
+            return
         for callers in CALLERS:
             first = None
             for name, (guard, _) in arms.items():
@@ -109,8 +118,8 @@ def _guard(folder: Path | None) -> tuple[Guard, CollectorRegistry]:
     return Guard(instant.Pipe(), policy, prefix=prefix, metrics_registry=registry, **places), registry
 
 
-def _times(call, callers: int, seconds: float) -> list[float]:  # type: ignore[no-untyped-def]
-    """Seconds of each call, of all callers."""
+def _times(call, callers: int, seconds: float, pause: float = 0.0) -> list[float]:  # type: ignore[no-untyped-def]
+    """Seconds of each call, of all callers, who wait between calls."""
     for _ in range(20):
         call()
     times: list[list[float]] = [[] for _ in range(callers)]
@@ -118,6 +127,9 @@ def _times(call, callers: int, seconds: float) -> list[float]:  # type: ignore[n
 
     def run(own: list[float]) -> None:
         while (began := time.perf_counter()) < end:
+            if pause:
+                time.sleep(pause)
+                began = time.perf_counter()
             call()
             own.append(time.perf_counter() - began)
 
