@@ -186,7 +186,7 @@ class Setting:
             disable=not self.progress,
         )  # fmt: skip
         with bar:
-            batch = min(self.batch, family_of(self.pipe).at_once)
+            batch = 1 if family_of(self.pipe).draws_singly else self.batch
             for start in range(0, len(missing), batch):
                 part = missing[start : start + batch]
                 drawn = self._draw(call, [texts[k] for k in part], [seeds[k] for k in part])
@@ -203,7 +203,7 @@ class Setting:
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         options = {"num_inference_steps": self.steps, **family.guided(self.guidance), "output_type": "np"}
         with silent(self.pipe), family.mixed() if plain else computing_in(self.precision, family.device):
-            if family.at_once == 1:
+            if family.draws_singly:
                 output = call(prompt=texts[0], generator=generators[0], **options)
             else:
                 output = call(texts, generator=generators, **options)

@@ -42,8 +42,8 @@ class Family(ABC):
     """Which component denoises."""
     protocol_sampler: ClassVar[Any] = None
     """The scheduler with which the protocol of the paper's authors draws; None: the model's own."""
-    at_once: ClassVar[int] = 32
-    """How many pictures an evaluation has it draw at once."""
+    draws_singly: ClassVar[bool] = False
+    """Whether an evaluation has it draw one picture after the other."""
 
     def __init__(self, pipe: Any, config: TrainConfig) -> None:
         self.pipe = pipe

@@ -50,7 +50,7 @@ class PipelineCode(Family):
         (('text_encoder',), (16, 16), 1000)
     """
 
-    at_once = 1  # some take one prompt alone
+    draws_singly = True  # some take one prompt alone
 
     def __init__(self, pipe: Any, config: TrainConfig) -> None:
         self.network_name = _network_of(pipe) or ""  # type: ignore[misc]
