@@ -2,7 +2,8 @@
 
 An adapter fulfils `Backend`. The guard asks for it by the package or module that the class of the pipe comes
 from, so neither the guard nor `import apl_guard` loads a foreign system that is not there.
-Third parties add theirs under the entry-point group `apl_guard.adapters`, named as that package or module is.
+Third parties add theirs under the entry-point group `apl_guard.adapters`, named as that package or module is, or give
+the guard the adapter itself.
 """
 
 from __future__ import annotations
@@ -146,12 +147,18 @@ class DrawsPlain(Protocol):
         """
 
 
+_METHODS = tuple(name for name, member in vars(Backend).items() if inspect.isfunction(member) and name[0] != "_")
+
+
 def adapter_for(pipe: Any) -> Backend:
-    """Make the adapter for a pipe.
+    """Make the adapter for a pipe. What is an adapter already is its own.
 
     Raises:
         InvalidInput: There is none for pipes of this class.
     """
+    if _is_adapter(pipe):
+        own: Backend = pipe
+        return own
     found = {point.name: point.value for point in entry_points(group=ENTRY_POINT_GROUP)}
     known = {**found, **_BUILT_IN}  # a third party cannot take the place of a built-in adapter
     is_function = inspect.isroutine(pipe) or isinstance(pipe, functools.partial)
@@ -163,9 +170,15 @@ def adapter_for(pipe: Any) -> Backend:
     found_class = f"{type(pipe).__module__}.{type(pipe).__qualname__}"
     raise InvalidInput(
         f"no adapter for {found_class}; expected a pipe itself, as StableDiffusionPipeline.from_pretrained(…) returns "
-        f"one. There are adapters for: {', '.join(known)}, and for functions of a prompt",
+        f"one. There are adapters for: {', '.join(known)}, and for functions of a prompt; one of your own has the "
+        f"methods {', '.join(_METHODS)}",
         where="pipe",
     )
+
+
+def _is_adapter(pipe: Any) -> bool:
+    """Whether its class has what the guard asks for. Clients that answer to any name have it only in themselves."""
+    return all(callable(getattr(type(pipe), name, None)) for name in _METHODS)
 
 
 def _longest(known: Mapping[str, str], module: str) -> str | None:

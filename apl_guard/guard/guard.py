@@ -47,7 +47,7 @@ class Guard:
     generate unguarded is not. The pipe itself is not changed. A guard can be called from several threads.
 
     Args:
-        pipe: The pipe.
+        pipe: The pipe, or an adapter of your own.
         policy: A policy, the name of a built-in one, or a policy file.
         prefix: A prefix, its folder, or its name. None finds the one that fits in the registry.
         registry: Where to find it, on each call: a folder, a URL, `owner/name` on the hub. None: the user's registry.

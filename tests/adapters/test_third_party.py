@@ -7,10 +7,13 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from xmlrpc.client import ServerProxy
 
 import pytest
 
 import apl_guard
+from apl_guard import Guard, InvalidInput, backend
+from apl_guard.testing import random_prefix, tiny_pipe
 from apl_guard.testing.conformance import AdapterConformance
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +95,23 @@ def test_the_suite_finds_an_adapter_that_leaks(installed, monkeypatch, tmp_path,
     assert right in text
 
     assert first_failure(text.replace(right, wrong), source, monkeypatch, tmp_path) is not None
+
+
+def test_an_adapter_may_be_given_itself_where_no_package_names_it(installed, monkeypatch):
+    """As in a notebook. What answers to any name, as clients of remote calls do, is none."""
+    _, source = installed
+    made: dict = {}
+    for file in ("sketchlib.py", "sketch_guard.py"):
+        exec(compile((source / file).read_text(), file, "exec"), made)
+    monkeypatch.setattr(backend, "entry_points", lambda group: [])
+
+    with Guard(made["SketchAdapter"](made["Pencil"]()), prefix=random_prefix(tiny_pipe())) as guard:
+        result = guard.generate("a man", width=4)
+    assert re.fullmatch(r"a man 4 [1-9]\d*", result.output["picture"])
+    assert result.outcome.prefix_rows == {"text_encoder": (10,)}
+    for other in (made["Pencil"](), made["SketchAdapter"], ServerProxy("http://127.0.0.1:9")):
+        with pytest.raises(InvalidInput, match="no adapter for"):
+            Guard(other, prefix=random_prefix(tiny_pipe()))
 
 
 def first_failure(adapter, source, monkeypatch, folder):
