@@ -113,6 +113,7 @@ def test_a_seal_that_fails_while_nobody_calls_is_made_up_for(folders):
         witness.write_text("nothing that a checkpoint goes to")
         with pytest.raises(AuditUnavailable, match="no checkpoint"):
             durable.seal()
+        assert durable._core._unsealed_since is not None
         witness.unlink()
         gone.rename(witness)
         assert wait_for(lambda: durable._core._unsealed_since is None)
