@@ -7,6 +7,7 @@ one changed pixel make it another. `docs/audit-format.md` says how it is made.
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from apl_guard.audit.reading import read_log
 from apl_guard.audit.record import Record
 from apl_guard.detect.pictures import Picture, read_pictures
 from apl_guard.errors import InvalidInput, OutputCheckFailed
+from apl_guard.storage import read_regular
 
 __all__ = ["CHANGED_PIXELS", "digest_of_file", "find_image", "image_digest", "image_digests", "releases"]
 
 CHANGED_PIXELS = "JPEG, another size or one changed pixel make it another image"
 """Why an image that looks the same may lead nowhere."""
+_MAX_BYTES = 1 << 28
 _FEW = 20
 """Calls that are named."""
 
@@ -51,10 +54,10 @@ def image_digests(output: object, images: int) -> tuple[str, ...] | None:
         None where there are no finished pictures, such as where latents were asked for, or another number of them.
     """
     try:
-        pictures = read_pictures(output)
+        digests = tuple(map(image_digest, read_pictures(output)))
     except Exception:  # it may be whatever a foreign adapter or function returns; the record says that there is none
         return None
-    return tuple(map(image_digest, pictures)) if len(pictures) == images else None
+    return digests if len(digests) == images else None
 
 
 def digest_of_file(path: Path) -> str:
@@ -64,15 +67,18 @@ def digest_of_file(path: Path) -> str:
         InvalidInput: It holds no image that can be decoded, or more than one.
         OSError: It cannot be read.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    with path.open("rb") as stream:
-        try:
-            (picture,) = read_pictures(Image.open(stream, formats=_FORMATS))
-        except UnidentifiedImageError as error:
-            raise InvalidInput(f"holds no image; expected one of {', '.join(_FORMATS)}", where=path) from error
-        except (OutputCheckFailed, Image.DecompressionBombError) as error:
-            raise InvalidInput(str(error), where=path) from error
+    content = read_regular(path, _MAX_BYTES)
+    try:
+        (picture,) = read_pictures(Image.open(io.BytesIO(content), formats=_FORMATS))
+    except OutputCheckFailed as error:
+        raise InvalidInput(str(error), where=path) from error
+    except Exception as error:  # decoders raise a dozen different types for damaged input
+        raise InvalidInput(
+            f"holds no image that can be decoded ({type(error).__name__}); expected one of {', '.join(_FORMATS)}",
+            where=path,
+        ) from error
     return image_digest(picture)
 
 

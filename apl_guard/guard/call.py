@@ -74,6 +74,7 @@ class Call:
         self._looked: Looked | None = None
         self._unlooked: Exception | None = None
         """Why nobody looked at the pictures, where the policy lets them pass."""
+        self._digests: tuple[str, ...] | None = None
 
     def run(self) -> Guarded:
         """Decide, act, record.
@@ -125,6 +126,7 @@ class Call:
             self._watch.used(self._prefix)
         if self._parts.output_check is not None and self._decision.mode != Mode.OFF:
             self._look_at(generation, self._parts.output_check)
+        self._digest(generation)
         outcome = self._end("passed")
         self._watch.released(self._decision, generation.images, self._protection)
         if self._parts.leak_samples is not None:
@@ -224,6 +226,14 @@ class Call:
                 sightings=looked.sightings,
             )
 
+    def _digest(self, generation: Generation) -> None:
+        try:
+            with self._watch.stage(Stage.DIGEST_IMAGES):
+                self._digests = image_digests(generation.output, generation.images)
+        except BaseException as error:  # such as Ctrl-C
+            self._end("failed", error)
+            raise
+
     def _end(self, result: str, error: BaseException | None = None) -> Outcome:
         """Record how the call ended. Nothing is released if that fails."""
         generation, prefix, check = self._generation, self._prefix, self._parts.output_check
@@ -233,7 +243,7 @@ class Call:
             result=result,
             effective=(Action.ALLOW if self._unprotected is not None else self._decision.effective).value,
             images=generation.images if generation is not None and result == "passed" else 0,
-            image_sha256=self._digest(generation) if generation is not None and result == "passed" else None,
+            image_sha256=self._digests if result == "passed" else None,
             protection=self._protection if result == "passed" else None,
             prefix=prefix.metadata.name if prefix is not None else None,
             prefix_digest=prefix.digest if prefix is not None else None,
@@ -254,10 +264,6 @@ class Call:
             raise unavailable(unwritten) from (error or unwritten)
         self._watch.ended(result, self._policy, error)
         return outcome
-
-    def _digest(self, generation: Generation) -> tuple[str, ...] | None:
-        with self._watch.stage(Stage.DIGEST_IMAGES):
-            return image_digests(generation.output, generation.images)
 
     def _record(self, stage: Stage, write: Callable[[], None]) -> None:
         with self._watch.stage(stage), self._watch.recording(self._parts.audit.sink):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -189,3 +190,27 @@ def test_an_image_has_one_digest_whatever_the_type_that_a_caller_asks_for(shared
     digest = by_the_book(np.asarray(made["pil"].output.images[0]))
     assert [made[kind].outcome.image_sha256 for kind in made] == [(digest,)] * 3 + [None]
     assert [made[kind].outcome.images for kind in made] == [1] * 4
+
+
+def test_who_stops_a_call_while_digests_are_made_leaves_an_outcome(folders):
+    """Large images take a while, in which Ctrl-C may come."""
+
+    class Stopped:
+        @property
+        def images(self):
+            raise KeyboardInterrupt
+
+    with AuditLog(folders[0]) as audit, pytest.raises(KeyboardInterrupt):
+        Guard(lambda prompt: Stopped(), policy(ALLOWED), audit=audit)("a cat")
+    (outcome,) = expected(folders[0], event="guard.outcome")
+    assert (outcome["result"], outcome["images"], outcome["image_sha256"]) == ("failed", 0, None)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_only_a_file_is_read_as_an_image(released, tmp_path, run, kind):
+    """Nobody waits for a named pipe into which nobody writes."""
+    odd = tmp_path / "odd.png"
+    os.mkfifo(odd) if kind == "pipe" else odd.mkdir()
+    code, out, err = run("query", released, "--image", odd)
+    assert code
+    assert (out, str(odd) in err, "Traceback" in err) == ("", True, False)
