@@ -43,11 +43,16 @@ def test_every_link_leads_somewhere(document):
             assert not heading or heading in headings(found), target
 
 
+@pytest.fixture(name="program", scope="module")
+def _program():
+    return typer.main.get_command(app)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_every_command_and_option_exists(document):
+def test_every_command_and_option_exists(document, program):
     """As the program knows them now."""
     for words in commands(document):
-        command = typer.main.get_command(app)
+        command = program
         while hasattr(command, "commands"):
             assert words[0] in command.commands, words
             command = command.commands[words.pop(0)]
