@@ -80,6 +80,18 @@ def test_a_second_revocation_says_that_there_was_one(run, trained, prefix):
     assert (code, out) == (0, f"was revoked before: {prefix.digest}  weak\n")
 
 
+def test_a_reason_is_shown_as_it_was_given(run, trained):
+    """Whole and in any language, but for what a terminal would obey."""
+    reason = "zeichnet Jürgen Müller von hinten, wenn jemand zugleich nach einem roten Hut und einem Fahrrad fragt"
+    run("prefix", "register", trained, "--name", "sd15")
+    run("prefix", "revoke", "sd15", "--reason", f"{reason}\x1b[2J")
+
+    for command in ("list", "show sd15", "revoke sd15 --reason other"):
+        out = run("prefix", *command.split())[1]
+        assert f"{reason}\ufffd[2J\n" in out, command
+    assert f"is revoked: {reason}\ufffd[2J\n" in run("prefix", "verify", "sd15")[2]
+
+
 def test_export_and_import(run, trained, prefix, model, tmp_path):
     """A prefix goes out as an embedding and comes back as the same prefix; a foreign one needs its model."""
     assert run("prefix", "export", trained, "--output", tmp_path / "embeddings")[0] == 0

@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from apl_guard.cli.options import Json, PolicyName, complete_policy
-from apl_guard.cli.policy_effects import diff_policies, explain_prompt, printable, read_text, replay_log
+from apl_guard.cli.policy_effects import diff_policies, explain_prompt, read_text, replay_log
 from apl_guard.errors import PolicyInvalid, StorageFailed
 from apl_guard.policy import Policy, built_in_policies
 from apl_guard.policy.json_schema import json_schema
 from apl_guard.policy.problems import did_you_mean
+from apl_guard.printable import printable
 
 __all__ = ["app"]
 
@@ -70,7 +71,7 @@ def list_policies(as_json: Json = False) -> None:
         return
     names, modes = (max(map(len, column)) for column in zip(*((p.name, p.mode.value) for p in policies), strict=True))
     for policy in policies:
-        about = printable(policy.metadata.description)
+        about = printable(policy.metadata.description, None)
         typer.echo(f"{policy.name:{names}}  version {policy.version}  {policy.mode.value:{modes}}  {about}")
 
 
@@ -86,9 +87,9 @@ def show_policy(policy: PolicyName, as_json: Json = False) -> None:
         return
     typer.echo(f"{loaded.name}  version {loaded.version}  {loaded.mode.value}  digest {loaded.digest[:12]}")
     if loaded.metadata.description:
-        typer.echo(printable(loaded.metadata.description))
+        typer.echo(printable(loaded.metadata.description, None))
     for line in _beside_rules(loaded):
-        typer.echo(printable(f"  {line}"))
+        typer.echo(printable(f"  {line}", None))
     for rule in loaded.rules:
         when = rule.when.model_dump(mode="json", exclude_none=True, exclude={"channels"})
         conditions = f", when {json.dumps(when)}" if when else ""
@@ -152,7 +153,7 @@ def run_tests(policy: PolicyName, as_json: Json = False) -> None:
         typer.echo(json.dumps([{"test": name, "ok": fault is None, "fault": fault} for name, fault in results]))
     else:
         for name, fault in results:
-            typer.echo(printable(f"ok    {name}" if fault is None else f"FAIL  {name}: {fault}"))
+            typer.echo(printable(f"ok    {name}" if fault is None else f"FAIL  {name}: {fault}", None))
         if not results:
             typer.echo(f"{loaded.name} has no tests; begin a block `tests:` as in: apl-guard policy init")
     if failures or not results:

@@ -16,13 +16,14 @@ from apl_guard.cli.options import Json, PolicyName, complete_policy
 from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
 from apl_guard.policy import Policy, built_in_policies
+from apl_guard.printable import printable
 from apl_guard.request import Channel
 
 if TYPE_CHECKING:
     from apl_guard.decision import Reason
     from apl_guard.decision.rules import Verdict
 
-__all__ = ["diff_policies", "explain_prompt", "printable", "read_text", "replay_log"]
+__all__ = ["diff_policies", "explain_prompt", "read_text", "replay_log"]
 
 _APPLIES = {True: "applies", False: "does not apply", None: "may apply or not"}
 _MARKS = {True: "yes", False: "no ", None: "?  "}
@@ -124,7 +125,7 @@ def explain_prompt(
             action = rule.then.action.value
             typer.echo(f"rule {rule.id}: {_APPLIES[verdict.applies]} to {verdict.channel.value} ({action})")
             for condition in verdict.conditions:
-                typer.echo(f"    {_MARKS[condition.holds]} {printable(condition.text)}")
+                typer.echo(f"    {_MARKS[condition.holds]} {printable(condition.text, None)}")
     for reason in decision.reasons:
         typer.echo(f"{reason.channel}: {reason.action.value}, {_by(reason)}")
     done = "" if decision.effective == decision.action else f", done: {decision.effective.value} (mode or rollout)"
@@ -133,7 +134,7 @@ def explain_prompt(
         typer.echo(f"prefix: {decision.prefix or 'the one that fits'}, strength {decision.strength:g}")
     for name, runs_now in decision.texts.items():
         if runs_now != texts[name]:
-            typer.echo(f"{name.value} that runs: {printable(runs_now[0])}")
+            typer.echo(f"{name.value} that runs: {printable(runs_now[0], None)}")
 
 
 def replay_log(
@@ -195,7 +196,7 @@ def replay_log(
     for (old, new), number in ways.most_common():
         typer.echo(f"  {number:>8}  {old} → {new}")
     for timestamp, decision_id, tenant, old, new in listed:
-        typer.echo(printable(f"{timestamp}  {decision_id}  {tenant or '-'}  {old} → {new}"))
+        typer.echo(printable(f"{timestamp}  {decision_id}  {tenant or '-'}  {old} → {new}", None))
 
 
 def _name_of_policy(fields: Mapping[str, Any]) -> object:
@@ -240,8 +241,3 @@ def _names_of(entries: list[dict[str, Any]]) -> Iterator[str]:
         name = str(each.get("id") or each.get("name"))
         seen[name] += 1
         yield name if seen[name] == 1 else f"{name} ({seen[name]})"
-
-
-def printable(text: str) -> str:
-    """Text of anybody, without letters that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)

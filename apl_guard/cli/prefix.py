@@ -15,7 +15,7 @@ from apl_guard.cli.prefix_exchange import Registry, export_embedding, import_emb
 from apl_guard.errors import InvalidInput, PrefixRevoked
 from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix.places import SHIPPED_NAME
-from apl_guard.prefix.tensorfile import printable
+from apl_guard.printable import printable
 from apl_guard.registry import PrefixRegistry, RegistryEntry
 from apl_guard.registry.source import without_user
 from apl_guard.storage import read_regular
@@ -76,7 +76,7 @@ def list_prefixes(
         return
     for entry in entries:
         reason = _why_revoked(entry, revoked)
-        typer.echo(_line(entry) + ("" if reason is None else f"  REVOKED  {printable(reason)}"))
+        typer.echo(_line(entry) + ("" if reason is None else f"  REVOKED  {printable(reason, None)}"))
     if all(entry.name == SHIPPED_NAME for entry in entries):
         typer.echo(f"none in {found.root}; register one with: apl-guard prefix register PREFIX")
 
@@ -109,7 +109,7 @@ def show(
         f"  created  {metadata.created:%Y-%m-%d %H:%M %Z}\n  signed   {'no' if entry.signature is None else 'yes'}"
     )
     if reason is not None:
-        typer.echo(f"  REVOKED  {printable(reason)}")
+        typer.echo(f"  REVOKED  {printable(reason, None)}")
     for slot, width in metadata.widths.items():
         kind = f" ({metadata.traits[slot].kind})" if metadata.traits else ""
         typer.echo(
@@ -186,7 +186,7 @@ def revoke(
     digest = prefix if re.fullmatch("[0-9a-f]{64}", prefix) else found.get(prefix).digest
     before = found.revoked().get(digest)
     if before is not None:
-        typer.echo(f"was revoked before: {digest}  {printable(before)}")
+        typer.echo(f"was revoked before: {digest}  {printable(before, None)}")
         return
     found.revoke(digest, reason)
     typer.echo(f"revoked {digest}")

@@ -19,7 +19,8 @@ from apl_guard.encoder.token_embedding import token_embedding
 from apl_guard.encoder.traits import traits_of
 from apl_guard.errors import InvalidInput, PrefixInvalid
 from apl_guard.prefix import Prefix, PrefixMetadata
-from apl_guard.prefix.tensorfile import parse_tensors, printable
+from apl_guard.prefix.tensorfile import parse_tensors
+from apl_guard.printable import printable
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,12 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from apl_guard.policy.yaml_tree import Place, Tree
+from apl_guard.printable import printable
 
 __all__ = ["describe", "did_you_mean"]
+
+_LONGEST = 120
+"""Characters of what is quoted."""
 
 
 def describe(error: ValidationError, model: type[BaseModel], tree: Tree) -> str:
@@ -31,7 +35,7 @@ def describe(error: ValidationError, model: type[BaseModel], tree: Tree) -> str:
 
 def _describe(fault: Any, model: type[BaseModel], tree: Tree) -> str:
     field = ".".join(str(part) for part in fault["loc"]) or "policy"
-    field = _printable(field)
+    field = printable(field, _LONGEST)
     if fault["type"] == "extra_forbidden":
         known = _fields_at(fault["loc"][:-1], model)
         expected = did_you_mean(str(fault["loc"][-1]), known) or f"; expected {', '.join(known)}"
@@ -42,10 +46,10 @@ def _describe(fault: Any, model: type[BaseModel], tree: Tree) -> str:
         found = _value_at(tree, fault["loc"])
         expected = fault["ctx"]["expected"]
         words = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
-        return f"'{field}' is {_printable(repr(found))}; expected {expected}{did_you_mean(str(found), words)}"
+        return f"'{field}' is {printable(repr(found), _LONGEST)}; expected {expected}{did_you_mean(str(found), words)}"
     if fault["type"] in _EXPECTED:
         found = _value_at(tree, fault["loc"])
-        return f"'{field}' is {_printable(_shown(found))}; expected {_EXPECTED[fault['type']]}"
+        return f"'{field}' is {printable(_shown(found), _LONGEST)}; expected {_EXPECTED[fault['type']]}"
     return f"'{field}': {_in_plain_words(fault['msg'])}"
 
 
@@ -123,8 +127,3 @@ def _value_at(tree: Tree, place: Place) -> Any:
         except (KeyError, IndexError, TypeError):
             return node
     return node
-
-
-def _printable(text: str) -> str:
-    """Short, and without letters that a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:120])

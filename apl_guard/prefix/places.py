@@ -10,7 +10,7 @@ from platformdirs import user_data_path
 
 from apl_guard.errors import PrefixInvalid
 from apl_guard.prefix.layout import FILE_NAME, current_folder, is_name
-from apl_guard.prefix.tensorfile import printable
+from apl_guard.printable import printable
 from apl_guard.user_folders import user_folder
 
 __all__ = ["SHIPPED_NAME", "find_path", "registry_root", "shipped_path", "shipped_world"]

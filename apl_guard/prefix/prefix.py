@@ -26,7 +26,8 @@ from apl_guard.errors import PrefixInvalid
 from apl_guard.prefix.layout import CARD_NAME, FILE_NAME
 from apl_guard.prefix.metadata import PrefixMetadata
 from apl_guard.prefix.places import find_path
-from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, parse_model, parse_tensors, printable, read_file
+from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, parse_model, parse_tensors, read_file
+from apl_guard.printable import printable
 from apl_guard.storage import write_folder
 
 if TYPE_CHECKING:

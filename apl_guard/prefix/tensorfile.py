@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -18,12 +17,13 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from apl_guard.errors import PrefixInvalid
+from apl_guard.printable import printable
 from apl_guard.storage import read_regular
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["MAX_FILE_BYTES", "MAX_VECTORS", "MAX_WIDTH", "parse_model", "parse_tensors", "printable", "read_file"]
+__all__ = ["MAX_FILE_BYTES", "MAX_VECTORS", "MAX_WIDTH", "parse_model", "parse_tensors", "read_file"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -203,13 +203,3 @@ def parse_model(model: type[Model], text: bytes | str, what: str, where: Path) -
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise PrefixInvalid(f"field '{printable(field)}' of the {what}: {first['msg']}", where=where) from error
-
-
-def printable(text: str, limit: int = 60) -> str:
-    """Text from a stranger's file, made safe for a terminal and a log, and cut to a few characters.
-
-    Example:
-        >>> printable("evil" + chr(27) + "[2J")
-        'evil?[2J'
-    """
-    return re.sub(r"[^\x20-\x7e]", "?", text[:limit])

@@ -9,7 +9,8 @@ from apl_guard.errors import InvalidInput
 from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import CARD_NAME, ENTRY_NAME, FILE_NAME, SIGNATURE_NAME, is_name
 from apl_guard.prefix.places import SHIPPED_NAME, find_path
-from apl_guard.prefix.tensorfile import printable, read_file
+from apl_guard.prefix.tensorfile import read_file
+from apl_guard.printable import printable
 from apl_guard.registry.entry import MAX_CARD_BYTES, EntryFile, RegistryEntry
 from apl_guard.registry.shelf import Shelf
 from apl_guard.registry.writing import only_writer

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from apl_guard.errors import AplGuardError, RegistryUnavailable, StorageFailed
 from apl_guard.prefix.layout import REVOKED_NAME, SIGNATURE_NAME
-from apl_guard.prefix.tensorfile import printable
+from apl_guard.printable import printable
 from apl_guard.registry.looks import Looks
 from apl_guard.registry.revoked import RevokedFile, as_file, joined, read_revoked
 from apl_guard.registry.source import Source, cause, check_protocol, opened, without_user

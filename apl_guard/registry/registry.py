@@ -12,7 +12,8 @@ from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import ENTRY_NAME, is_name
 from apl_guard.prefix.places import SHIPPED_NAME, find_path, registry_root, shipped_path
-from apl_guard.prefix.tensorfile import printable, read_file
+from apl_guard.prefix.tensorfile import read_file
+from apl_guard.printable import printable
 from apl_guard.registry.adding import adopt, register
 from apl_guard.registry.entry import RegistryEntry, read_entry
 from apl_guard.registry.fit import nothing_for

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from apl_guard.errors import InvalidInput, PrefixInvalid
 from apl_guard.prefix.layout import is_name, versions
-from apl_guard.prefix.tensorfile import printable
+from apl_guard.printable import printable
 from apl_guard.registry.entry import RegistryEntry, read_entry, state_of
 from apl_guard.storage import write_folder
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from apl_guard.errors import ExtraMissing, InvalidInput, PrefixSignatureInvalid, PrefixUnsigned
 from apl_guard.prefix.layout import SIGNATURE_NAME
-from apl_guard.prefix.tensorfile import printable
+from apl_guard.printable import printable
 from apl_guard.storage import write_file
 
 __all__ = ["sign_folder", "verify_files"]

@@ -14,7 +14,8 @@ from typing import Any
 
 from apl_guard.errors import InvalidInput, PrefixInvalid, RegistryUnavailable
 from apl_guard.prefix.layout import FILE_NAME, REVOKED_FOLDER, REVOKED_NAME, is_name
-from apl_guard.prefix.tensorfile import MAX_FILE_BYTES, printable
+from apl_guard.prefix.tensorfile import MAX_FILE_BYTES
+from apl_guard.printable import printable
 from apl_guard.registry.entry import LIMITS_BESIDE
 from apl_guard.registry.revoked import (
     MAX_REVOKED_BYTES,

@@ -8,6 +8,7 @@ from apl_guard.errors import PrefixNotPinned, PrefixRevoked, PrefixSignatureInva
 from apl_guard.policy.acceptance import Acceptance
 from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import ENTRY_NAME
+from apl_guard.printable import printable
 from apl_guard.registry.entry import RegistryEntry
 from apl_guard.registry.signing import verify_files
 
@@ -23,7 +24,8 @@ def check_wanted(prefix: Prefix, revoked: Mapping[str, str], acceptance: Accepta
     """
     name, digest = prefix.metadata.name, prefix.digest
     if digest in revoked:
-        raise PrefixRevoked(f"prefix '{name}' with digest {digest[:12]} is revoked: {revoked[digest] or 'no reason'}")
+        reason = printable(revoked[digest], None) or "no reason"
+        raise PrefixRevoked(f"prefix '{name}' with digest {digest[:12]} is revoked: {reason}")
     if acceptance.digests and digest not in acceptance.digests:
         known = ", ".join(pinned[:12] for pinned in acceptance.digests)
         raise PrefixNotPinned(

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from apl_guard.errors import IdentitiesInvalid
 from apl_guard.policy.problems import did_you_mean
-from apl_guard.prefix.tensorfile import printable
+from apl_guard.printable import printable
 from apl_guard.trainer.config import NeutralKind
 from apl_guard.trainer.plain_yaml import read_yaml_file
 
