@@ -102,6 +102,15 @@ class CheckpointLog:
         self.export()
         return checkpoint
 
+    def check_key(self) -> None:
+        """See to it that the next checkpoint can be signed, before there is a record that it should cover.
+
+        Raises:
+            OSError: The key cannot be read or changed.
+            AuditUnavailable: It is missing, or not the one in use.
+        """
+        self._key_in_use()
+
     def export(self) -> None:
         """Bring every witness up to date.
 

@@ -13,6 +13,7 @@ from apl_guard.audit.reading import read_log, unwritten
 from apl_guard.decision import Protection
 from apl_guard.decision.rules import NO_RULE
 from apl_guard.errors import AuditUnavailable, InvalidInput
+from apl_guard.policy import Action
 
 __all__ = ["Platform", "calls", "statements", "write_csv"]
 
@@ -195,7 +196,7 @@ def _measure(row: Mapping[str, Any]) -> _Measure | None:
     if result == "withheld":
         explanation = "the images were not released, for they show somebody who is protected"
         return _Measure("block", explanation, "The images made for a request were withheld after generation")
-    if action not in _HOW or result != "passed" or protection == Protection.MISSING:
+    if action not in _HOW or result != "passed" or protection == Protection.MISSING or row.get("is_unchanged"):
         return None
     proof = "" if protection == Protection.APPLIED else "; the log does not prove that nothing undid this"
     return _Measure(action, _HOW[action] + proof, f"{_HOW[action][0].upper()}{_HOW[action][1:]}")
@@ -219,6 +220,8 @@ def _decided(fields: Mapping[str, Any]) -> dict[str, Any]:
         "why": "; ".join(sorted({str(reason["why"]) for reason in led if reason.get("why")})),
         # What no rule is about, and was looked at by nothing, says nothing about what would be in the image.
         "is_of_form": bool(led) and not any(reason.get("rule") or reason.get("why") == NO_RULE for reason in led),
+        # A backend that takes text alone gets every prompt by `rewrite`, those too in which there is nothing to replace.
+        "is_unchanged": fields.get("action") == Action.REWRITE and fields.get("findings_count") == 0,
         "channels": " ".join(map(str, fields.get("channels", ()))),
         "unsafe": "; ".join(map(str, fields.get("unsafe", ()))),
     }

@@ -88,6 +88,7 @@ class SealedWriter:
         )
         self._checkpoints.refresh()
         self._checkpoints.export()
+        self._checkpoints.check_key()
         about = {
             "log": identity.log,
             "apl_guard_version": __version__,

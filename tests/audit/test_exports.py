@@ -140,6 +140,17 @@ def test_statements_of_reasons(judged, run):
     assert [s["puid"] for s in statements(calls(log), Platform(["EU"]))] == [ids[what] for what in stated]
 
 
+def test_no_statement_says_that_names_were_replaced_where_none_was_found(folders):
+    """Behind a backend that takes text alone, `rewrite` is on record of every prompt, whatever it says."""
+    with AuditLog(folders[0], witness=folders[1]) as audit:
+        guard = Guard(lambda prompt: [1], policy(RULES[0], names=[NAMES], without_prefix="rewrite"), audit=audit)
+        decided = [guard.generate(prompt).decision for prompt in ("a red car", "Mara Voss")]
+
+    stated = statements(calls(folders[0]), Platform(["DE"]), ("rewrite",))
+    assert [each["puid"] for each in stated] == [decided[1].id]
+    assert {each.effective for each in decided} == {"rewrite"}
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
