@@ -220,7 +220,7 @@ def _decided(fields: Mapping[str, Any]) -> dict[str, Any]:
         "why": "; ".join(sorted({str(reason["why"]) for reason in led if reason.get("why")})),
         # What no rule is about, and was looked at by nothing, says nothing about what would be in the image.
         "is_of_form": bool(led) and not any(reason.get("rule") or reason.get("why") == NO_RULE for reason in led),
-        # A backend that takes text alone gets every prompt by `rewrite`, those too in which there is nothing to replace.
+        # A backend that takes text alone gets every prompt by `rewrite`, even one with nothing to replace.
         "is_unchanged": fields.get("action") == Action.REWRITE and fields.get("findings_count") == 0,
         "channels": " ".join(map(str, fields.get("channels", ()))),
         "unsafe": "; ".join(map(str, fields.get("unsafe", ()))),

@@ -111,6 +111,15 @@ _FORMS: dict[str, Callable[[Any], bool]] = {
     "records": lambda value: (
         isinstance(value, list) and all(isinstance(each, list) and len(each) == 2 for each in value)
     ),
+    "dead_writer": lambda value: isinstance(value, str),
+    "torn": lambda value: isinstance(value, list) and all(isinstance(each, dict) for each in value),
+    "previous": lambda value: (
+        value is None
+        or (
+            isinstance(value, dict)
+            and [type(value.get(name)) for name in ("segment", "bytes", "suspect")] == [int, int, bool]
+        )
+    ),
 }
 """What those who read a log rely on. A record that is otherwise is found by `verify`, and stops no one of them."""
 

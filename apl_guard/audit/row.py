@@ -160,9 +160,12 @@ class Row:
             if not line.endswith(b"\n"):
                 continue
             try:
-                previous = Record.parse(line[:-1]).fields["previous"]
+                fields = Record.parse(line[:-1]).fields
+                previous = fields["previous"]
+                if fields["event"] != "audit.segment":
+                    continue
                 if previous["segment"] == self.numbers[position]:
-                    found = later, int(previous["bytes"]), previous["suspect"] is True
+                    found = later, previous["bytes"], previous["suspect"]
                 elif found[0] is not None:
                     break
             except (ValueError, KeyError, TypeError):

@@ -74,6 +74,8 @@ def _hold_against(row: Row, log: str, sealed: Sealed, recovered: dict[str, list[
             fields = Record.parse(line.content).fields
         except ValueError as error:
             return f"record {line.seq} cannot be read: {error}"
+        if line.seq == 0 and (fields["event"] != "audit.segment" or fields.get("previous", 0) is not None):
+            return "record 0 is none that a row begins with"
         if fields["event"] == "audit.segment" and fields.get("log") != log:
             return f"record {line.seq} is of log {str(fields.get('log'))[:32]!a}; take its segments away"
         if fields["event"] == "audit.recovery":

@@ -120,7 +120,11 @@ def read_record(line):
     must(all(type(each) is list and len(each) == 2 for each in pairs), "a pair")
     must(type(fields.get("policy", {})) is dict and type(fields.get("decision_id", "")) is str, "policy, decision_id")
     text = [fields.get("subject", ""), *(fields["enc"][n] for n in ("kid", "nonce", "ct") if "enc" in fields)]
-    must(all(type(each) is str for each in text), "subject, enc")
+    must(all(type(each) is str for each in [*text, fields.get("dead_writer", "")]), "subject, enc, dead_writer")
+    torn, before = fields.get("torn", []), fields.get("previous")
+    must(type(torn) is list and all(type(each) is dict for each in torn), "torn")
+    if before is not None:
+        must([type(before[n]) for n in ("segment", "bytes", "suspect")] == [int, int, bool], "previous")
     return fields
 
 
@@ -224,9 +228,12 @@ def find_following(content, here):
     for later in sorted(number for number in content if number > here):
         first, line_end, _ = content[later].partition(b"\n")
         try:
-            before = read_record(first)["previous"] if line_end else None
+            fields = read_record(first) if line_end else None
+            before = fields["previous"]
+            if fields["event"] != "audit.segment":
+                continue
             if before["segment"] == here:
-                found = later, int(before["bytes"]), before["suspect"] is True
+                found = later, before["bytes"], before["suspect"]
             elif found[0] is not None:
                 break
         except (TamperedError, LookupError, TypeError, ValueError, RecursionError):
@@ -282,8 +289,10 @@ def check_log(log, witnesses=(), public_key=None):
     for writer in present.keys() | sealed.keys():
         lines, *_ = rows[writer] = read_row(log / "segments", writer, present.get(writer, []))
         tree, roots = Tree(), sealed.get(writer, {})
-        for line in lines:
+        for seq, line in enumerate(lines):
             fields = read_record(line)
+            begins = fields["event"] == "audit.segment" and fields["previous"] is None
+            must(seq or begins, f"{writer}: begins with another record")
             must(fields["event"] != "audit.segment" or fields["log"] == identity["log"], f"{writer}: of another log")
             if fields["event"] == "audit.recovery":
                 recovered.setdefault(fields["dead_writer"], []).extend(fields["torn"])

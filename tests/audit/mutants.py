@@ -118,8 +118,11 @@ def replace_one(lines, at, line):
     return b"".join([*lines[:at], line, *lines[at + 1 :]])
 
 
-def forge(log, segment, at):
-    """Change a record and compute every hash after it anew, over all segments of its writer."""
+def forge(log, segment, at, changes=None):
+    """Change a record and compute every hash after it anew, over all segments of its writer.
+
+    The changes are fields and their new values; None stands for another time of the machine's counter.
+    """
     writer = segment.name.split(".")[0]
     prev, length, changed = None, 0, False
     tree = Tree()
@@ -129,11 +132,11 @@ def forge(log, segment, at):
         for number, line in enumerate(path.read_bytes().splitlines()):
             fields = json.loads(line)
             if path == segment and number == at:
-                fields["mono_us"] += 1
+                fields |= {"mono_us": fields["mono_us"] + 1} if changes is None else changes
                 changed = True
             if changed and prev is not None:
                 fields["prev"] = prev
-            if changed and fields["event"] == "audit.segment":
+            if changed and fields["event"] == "audit.segment" and (path, number) != (segment, at):
                 fields["peaks"] = [peak.hex() for peak in tree.peaks]
                 if fields["previous"]:
                     fields["previous"]["bytes"] = length
@@ -153,10 +156,10 @@ def sign_anew(log):
     trees = {}
     for path in sorted((log / "segments").iterdir()):
         for line in path.read_bytes().splitlines():
-            record = Record.parse(line)
-            tree = trees.setdefault(record.writer, {0: Tree()})
-            tree[record.seq + 1] = tree[record.seq].copy()
-            tree[record.seq + 1].append(leaf_hash(line))
+            writer, seq, _ = Record.head(line)
+            tree = trees.setdefault(writer, {0: Tree()})
+            tree[seq + 1] = tree[seq].copy()
+            tree[seq + 1].append(leaf_hash(line))
     history, signed = Tree(), []
     for row in rows:
         tree = trees.get(row.writer, {}).get(row.size)

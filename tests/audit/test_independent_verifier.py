@@ -164,6 +164,69 @@ def test_both_say_the_same_about_any_log(bases, tmp_path, base, times, chance, h
 
 
 @pytest.fixture(scope="session")
+def live(tmp_path_factory):
+    """A log whose first signing key is still in use."""
+    root = tmp_path_factory.mktemp("live")
+    make_log(root / "log", root / "witness", calls=5, writers=1, epoch_seconds=1e9, segment_bytes=2000)
+    return root
+
+
+PIECES = {"segment": 0, "bytes": 1, "suspect": False}
+FORGED = {
+    "event": ["guard.decision", "audit.segment", "audit.recovery", "audit.close"],
+    "previous": [None, 1, "x", [], {}, PIECES, PIECES | {"suspect": 0}, PIECES | {"bytes": 1.0}],
+    "dead_writer": [None, "x", 1],
+    "torn": [None, [], [1], [{}], "x"],
+    "decision_id": [None, "x", 1],
+}
+
+
+@settings(max_examples=1_000 if TORTURE else 100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    place=st.floats(0, 0.99),
+    changes=st.fixed_dictionaries({}, optional={k: st.sampled_from(v) for k, v in FORGED.items()}),
+)
+def test_both_say_the_same_about_any_record(live, tmp_path, place, changes):
+    """Also one of a form that no guard writes, which somebody signed with the live key and gave to the witness."""
+    shutil.rmtree(tmp_path / "state", ignore_errors=True)
+    state = shutil.copytree(live, tmp_path / "state")
+    log, (kept,) = state / "log", (state / "witness").iterdir()
+    lines = [(path, n) for path in sorted((log / "segments").iterdir()) for n in range(path.read_bytes().count(b"\n"))]
+    mutants.forge(log, *lines[int(place * len(lines))], changes)
+    mutants.sign_anew(log)
+    shutil.copy(log / CHECKPOINTS, kept / CHECKPOINTS)
+
+    try:
+        theirs = check_log(log, [state / "witness"])
+    except TamperedError:
+        theirs = "tampered"
+
+    assert theirs == str(verify_log(log, [state / "witness"]).verdict)
+
+
+@pytest.mark.parametrize(
+    ("at", "changes", "verdict"),
+    [
+        (0, {}, "valid"),
+        (0, {"event": "guard.decision"}, "tampered"),
+        (0, {"previous": PIECES}, "tampered"),
+        (1, {"event": "audit.recovery"}, "tampered"),
+        (1, {"event": "audit.recovery", "dead_writer": "x", "torn": []}, "valid"),
+        (1, {"torn": 1}, "tampered"),
+    ],
+)
+def test_a_row_begins_with_its_segment_and_records_of_the_log_are_whole(live, tmp_path, at, changes, verdict):
+    """Whoever reads a log relies on it, so it is not left to who wrote it."""
+    shutil.copytree(live, tmp_path / "state")
+    log, (kept,) = tmp_path / "state" / "log", (tmp_path / "state" / "witness").iterdir()
+    mutants.forge(log, sorted((log / "segments").iterdir())[0], at, changes)
+    mutants.sign_anew(log)
+    shutil.copy(log / CHECKPOINTS, kept / CHECKPOINTS)
+
+    assert verify_log(log, [tmp_path / "state" / "witness"]).verdict == verdict
+
+
+@pytest.fixture(scope="session")
 def receipts(bases):
     """Of two logs, under early and late keys, about calls and about decisions that a crash left open."""
     found = [prove(bases / name / "log", f"{number:032x}") for name in ("closed", "another") for number in (2, 50)]
