@@ -49,7 +49,8 @@ _DONE = frozenset(
     ["result", "error", "prefix", "prefix_digest", "images", "protection", "overhead_ms", "generation_ms"]
 )
 """and what in that of its outcome."""
-_ITS_DECISION = "FROM records AS d WHERE d.decision_id = records.decision_id AND d.event = 'guard.decision'"
+_DECISION, _OUTCOME = "guard.decision", "guard.outcome"
+_ITS_DECISION = f"FROM records AS d WHERE d.decision_id = records.decision_id AND d.event = '{_DECISION}'"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Question:
     """What to look for."""
 
     where: Mapping[str, str | int | float]
-    """Column → value that it has. A text that reads as a number stands for the number, too."""
+    """Column → value that it has. A text that reads as a number stands for the number, too; an empty one for none, in
+    the records of calls that could have one."""
     since: str | None = None
     """Timestamps from here on,"""
     until: str | None = None
@@ -88,13 +90,18 @@ class Question:
                     f"there is no column {name[:40]!r}; there are: {', '.join(COLUMNS)}{hint}", where="query"
                 )
         asked = {*self.where, *self.group_by}
-        is_done = bool(asked & _DONE) or self.where.get("event") == "guard.outcome" or self.image is not None
+        is_done = bool(asked & _DONE) or self.where.get("event") == _OUTCOME or self.image is not None
         is_of_both = is_done and bool(asked & _DECIDED or self.containing)
         # What was done is on record without what was decided, which stands in another record of the same call.
         place = {name: _of_the_call(name) if is_of_both and name in _DECIDED else f'"{name}"' for name in asked}
-        conditions = ["event IN ('guard.outcome', 'guard.refusal')"] if is_of_both else []
+        conditions = [f"event IN ('{_OUTCOME}', 'guard.refusal')"] if is_of_both else []
         values: list[Any] = []
         for name, value in self.where.items():
+            if value == "":
+                conditions.append(f"coalesce({place[name]}, '') = ''")
+                if not is_of_both and name in _DECIDED | _DONE:
+                    conditions.append(f"event IN ('{_OUTCOME if name in _DONE else _DECISION}', 'guard.refusal')")
+                continue
             if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
                 raise InvalidInput(f"found {value[:40]!a}; no record has half of a surrogate pair here", where=name)
             same = [value, *_as_number(value)]
@@ -105,7 +112,7 @@ class Question:
             conditions.append(f"EXISTS (SELECT 1 {_ITS_DECISION} AND {found})" if is_of_both else found)
             values += digests
         if self.image is not None:
-            conditions.append("event = 'guard.outcome' AND instr(line, ?)")
+            conditions.append(f"event = '{_OUTCOME}' AND instr(line, ?)")
             values.append(f'"{self.image}"')
         for condition, moment in (("timestamp >= ?", self.since), ("timestamp < ?", self.until)):
             if moment is not None:

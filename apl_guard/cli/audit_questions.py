@@ -56,7 +56,11 @@ def query(
     image: Image = None,
     subject: Annotated[str | None, typer.Option(help="About this subject, as your platform calls it.")] = None,
     where: Annotated[
-        list[str] | None, typer.Option(help="Only records of this kind. May be repeated.", metavar="COLUMN=VALUE")
+        list[str] | None,
+        typer.Option(
+            help="Only records of this kind; COLUMN= finds calls without a value. May be repeated.",
+            metavar="COLUMN=VALUE",
+        ),
     ] = None,
     group_by: Annotated[
         list[str] | None, typer.Option(help="Count by this column. May be repeated.", metavar="COLUMN")
@@ -77,8 +81,8 @@ def query(
 
     Columns: timestamp, event, decision_id, policy, policy_version, policy_digest, mode, tenant, route, subject,
     backend, action, effective_action, category, rules, result, error, prefix, prefix_digest, images, protection,
-    overhead_ms, generation_ms. Images without protection are found with --where protection=missing, the rules that
-    blocked most with --result blocked --group-by rules.
+    overhead_ms, generation_ms. Images without protection are found with --where protection=missing, those without a
+    prefix with --where prefix= --result passed, the rules that blocked most with --result blocked --group-by rules.
 
     Example: apl-guard audit query /var/log/apl-guard --since 7d --action block --group-by policy
     """
@@ -120,8 +124,22 @@ def query(
             _note_unknown(opened, conditions)
             if drawn is not None:
                 put_error(CHANGED_PIXELS, typer.colors.YELLOW)
+        elif decision is not None and _is_open(opened, decision):
+            put_error(
+                "no outcome of this call is on record: it is under way, or its process died or could not write, which "
+                f"gives no image; what is known of its end: apl-guard audit prove {folder} {decision}",
+                typer.colors.YELLOW,
+            )
     if row is None and not as_json:
         typer.echo("nothing found")
+
+
+def _is_open(index: Index, decision: str) -> bool:
+    """Whether nothing says how a call ended."""
+    from apl_guard.audit.question import Question
+
+    found = index.ask(Question({"decision_id": decision}, group_by=("event",)))
+    return not {"guard.outcome", "guard.refusal"} & {str(row["event"]) for row in found}
 
 
 def _note_unknown(index: Index, conditions: Mapping[str, str | int | float]) -> None:
@@ -129,11 +147,11 @@ def _note_unknown(index: Index, conditions: Mapping[str, str | int | float]) -> 
     from apl_guard.audit.question import Question
 
     for name, value in conditions.items():
-        if next(index.ask(Question({name: value}, limit=1)), None) is None:
+        if value != "" and next(index.ask(Question({name: value}, limit=1)), None) is None:
             rows = list(index.ask(Question({}, group_by=(name,), limit=_FEW)))
             known = ", ".join(plain(row[name]) for row in rows if row[name] is not None)
             is_listed = len(rows) < _FEW and name not in ("decision_id", "subject", "timestamp")
-            named = f"; there are: {known}" if is_listed else ""
+            named = f"; there are: {known or 'none'}" if is_listed else ""
             put_error(f"no record has {name} {value!a:.60}{named}", typer.colors.YELLOW)
 
 

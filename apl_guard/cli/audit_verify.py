@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from apl_guard.cli.audit_lines import line_of
 from apl_guard.cli.options import Json, put_error
 from apl_guard.cli.reading_bar import reading
 from apl_guard.errors import InvalidInput
@@ -59,7 +60,8 @@ def verify(
 
     Exit codes: 0 valid, 1 tampered, 2 torn by a crash (the next start of a guard seals it), 3 no witness to compare
     with, 4 wrong usage. Records newer than the last checkpoint are counted and not vouched for. A receipt is compared
-    with the witnesses as well, and with --image it has to say that this image was released.
+    with the witnesses as well, and with --image it has to say that this image was released. --json shows its records
+    whole.
 
     Example: apl-guard audit verify /var/log/apl-guard --witness /mnt/witness
     """
@@ -126,7 +128,7 @@ def _verify_receipt(
             verdict, text = "tampered", str(error)
     if as_json:
         return verdict, json.dumps({"verdict": verdict, "text": text, "records": records}, indent=2)
-    return verdict, "\n".join([f"{verdict}  {text}", *map(json.dumps, records)])
+    return verdict, "\n".join([f"{verdict}  {text}", *(f"  {line_of(record)}" for record in records)])
 
 
 def _verify_log(folder: Path, witnesses: list[Path], public_key: str | None, as_json: bool) -> tuple[str, str]:
@@ -147,7 +149,10 @@ def _verify_log(folder: Path, witnesses: list[Path], public_key: str | None, as_
         *(f"  note      {note}" for note in report.notes),
     ]
     if report.verdict == "unverifiable":
-        lines.append("  Nothing speaks against it, but without a witness (--witness) it may have been written anew.")
+        lines.append(
+            "  Nothing speaks against it, but it may have been written anew: "
+            + ("the witness holds no checkpoint of it." if witnesses else "there is no witness (--witness) to ask.")
+        )
     lines += [
         f"  witnessed {report.witnessed}, newer than that and not vouched for: {report.records - report.witnessed}",
         f"  newest checkpoint {report.newest_checkpoint}, public key {report.public_key}",

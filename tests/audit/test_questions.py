@@ -54,6 +54,34 @@ def test_an_officer_sees_which_rule_decided(folders, prefix, run):
     assert run("export", log, "--csv")[1].count(",strict,,prompt,") == 2
 
 
+def test_calls_without_a_value_can_be_asked_for(folders, prefix, run):
+    """Which images went out without a prefix, and who named no tenant; records that can have neither are no answer."""
+    named = {"id": "named", "when": {"channels": ["prompt"], "names": ["stars"]}, "then": {"action": "anonymize"}}
+    rest = {"id": "rest", "when": {"channels": ["prompt"]}, "then": {"action": "allow"}}
+    stars = {"id": "stars", "people": [{"name": "Mara Voss"}]}
+    ids = {}
+    with AuditLog(folders[0]) as audit:
+        guard = Guard(instant.Pipe(), policy(named, rest, names=[stars]), prefix=prefix, audit=audit)
+        for prompt, tenant in (("Mara Voss", None), ("a cat", "acme"), ("a dog", None)):
+            with guard.context(tenant=tenant):
+                ids[prompt] = guard.generate(prompt).decision.id
+        with pytest.raises(PolicyBlocked):
+            guard("a cat", callback=1)
+
+    def found(*options):
+        code, out, errors = run("query", folders[0], *options, "--json")
+        assert (code, errors) == (0, "")
+        return [(row["event"], row["decision_id"]) for row in map(json.loads, out.splitlines())]
+
+    outcomes = [("guard.outcome", ids["a dog"]), ("guard.outcome", ids["a cat"])]
+    assert found("--where", "prefix=", "--result", "passed") == outcomes
+    assert found("--where", "prefix=", "--tenant", "acme") == outcomes[1:]
+    assert found("--where", "prefix=", "--where", "images=1", "--where", "tenant=") == outcomes[:1]
+    assert found("--tenant", "", "--action", "allow") == [("guard.decision", ids["a dog"])]
+    assert {event for event, _ in found("--where", "prefix=")} == {"guard.outcome"}
+    assert found("--where", "policy=") == []
+
+
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
@@ -169,6 +197,21 @@ def test_prove_and_verify_a_receipt(log, run, tmp_path):
     assert run("prove", log, "nothing")[0] == 2
     assert run("consistency", log, 0, 1)[0] == 0
     assert run("consistency", log, 1, 0)[0] == 2
+
+
+def test_a_call_whose_end_is_not_on_record_says_so(folders, prefix, run):
+    """Or it looks as if only a filter left it out. One that ended says nothing of the kind."""
+    log, witness = folders
+    ids = []
+    with AuditLog(log, witness=witness) as audit:
+        guard = Guard(instant.Pipe(), prefix=prefix, audit=audit)
+        ids.append(guard.generate("a cat").decision.id)
+        audit._durable.append("guard.decision", {"decision_id": "d1"}, decision="d1", opens=True)
+
+    for decision, is_open in ((ids[0], False), ("d1", True)):
+        code, out, errors = run("query", log, "--decision", decision, "--event", "guard.decision")
+        assert (code, out.count("\n"), "no outcome of this call" in errors) == (0, 1, is_open)
+    assert run("prove", log, "d1")[0] == 0
 
 
 def test_erase_and_reveal_from_the_shell(folders, prefix, run):

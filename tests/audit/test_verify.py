@@ -111,7 +111,8 @@ class TestExitCodes:
         if not is_there:
             kept.unlink()
 
-        assert run("verify", log, "--witness", witness)[0] == 3
+        code, out, _ = run("verify", log, "--witness", witness)
+        assert (code, "the witness holds no checkpoint of it" in out, "--witness" in out) == (3, True, False)
 
     @pytest.mark.parametrize(
         "arguments", [["verify"], ["verify", "no-such-folder"], ["verify", "--no-such-option"], ["verify", "."]]
@@ -123,7 +124,7 @@ class TestExitCodes:
         assert run(*arguments)[0] == 4
 
     def test_a_receipt_has_the_same_codes(self, run, copy, tmp_path):
-        """Valid with the key, tampered under another, unverifiable without; as JSON, too."""
+        """Valid with the key, tampered under another, unverifiable without; a line for each record, whole as JSON."""
         log, witness = copy
         key, receipt = json.loads((log / "log.json").read_text())["root"], tmp_path / "receipt.json"
         assert run("prove", log, f"{3:032x}", "--output", receipt)[0] == 0
@@ -140,6 +141,9 @@ class TestExitCodes:
         for witnesses, asked in (([], True), (["--witness", witness], False)):
             out = run("verify", receipt, "--public-key", key, *witnesses)[1]
             assert out.startswith("valid  2 records are ")
+            lines = [line.split("  ")[2:] for line in out.splitlines()[1:]]
+            said = [f"{3:032x}", "p", "anonymize"]
+            assert lines == [["guard.decision", *said], ["guard.outcome", *said, "passed"]]
             assert ("no witness was asked" in out) == asked
         receipt.write_bytes(b"\xff a picture")
         wrong = "tampered  receipt: is none that `apl-guard audit prove` wrote\n"
