@@ -207,7 +207,7 @@ def test_who_consents_counts_as_not_seen(trained):
     assert ask(found, detectors, "a photo of RINKA  tosem by the sea").action == Action.ALLOW
     assert ask(found, detectors, "a photo of Bodek Minat by the sea").action == Action.BLOCK
     assert ask(found, detectors, "a photo of Rinka Tosem Bodek by the sea").action == Action.BLOCK
-    with pytest.raises(ValueError, match="there is no 'person'"):
+    with pytest.raises(ValueError, match=r"there is none; add 'spec\.person'"):
         Spec.model_validate({"names": [consenting], "rules": found.model_dump()["spec"]["rules"][:1]})
 
 

@@ -19,6 +19,8 @@ __all__ = ["names_folder", "read_names"]
 _MAX_BYTES = 512 * 1024 * 1024
 _MAX_FIELD = 4000
 _COLUMNS = ("name", "aliases", "neutral")
+_SEPARATORS = {";": "semicolons", "\t": "tabs"}
+"""What spreadsheets write in place of commas in some countries, or on request."""
 
 
 def names_folder() -> Path:
@@ -44,7 +46,9 @@ def read_names(names: Names, folder: Path) -> Names:
     try:
         return names.holding(_parse(content, names), sha256)
     except UnicodeDecodeError:
-        raise PolicyInvalid("not UTF-8", where=path) from None
+        raise PolicyInvalid(
+            "not UTF-8; expected a CSV file in UTF-8, which spreadsheets offer by that name", where=path
+        ) from None
     except csv.Error as error:
         raise PolicyInvalid(f"not CSV: {error}", where=path) from None
     except ValueError as error:
@@ -70,7 +74,12 @@ def _parse(content: bytes, names: Names) -> tuple[Listed, ...]:
     rows = csv.reader(text, strict=True)
     header = next(rows, [])
     if "name" not in header or len(set(header)) != len(header) or not set(header) <= set(_COLUMNS):
-        raise ValueError(f"line 1: expected the columns {', '.join(_COLUMNS)}, of which the first is needed")
+        # What stands there may be the name of somebody.
+        found = next((f"found {word}; " for sign, word in _SEPARATORS.items() if sign in "".join(header)), "")
+        raise ValueError(
+            f"line 1: {found}expected the columns {', '.join(_COLUMNS)}, written so and separated by commas, of which "
+            "the first is needed"
+        )
     at = {column: header.index(column) for column in header}
     listed = []
     for row in rows:

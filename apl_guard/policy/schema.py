@@ -192,7 +192,10 @@ class Spec(Part):
                 f"rules ask for {', '.join(missing)}; the policy has {', '.join(sorted(self.sources)) or 'none'}"
             )
         if self.person is None and any(names.role == Role.CONSENTING for names in self.names):
-            raise ValueError("a list of role 'consenting' takes findings of 'person' back; there is no 'person'")
+            raise ValueError(
+                "a list of role 'consenting' takes back what the detector of persons found, and there is none; add "
+                "'spec.person', or leave the list out"
+            )
         if self.without_prefix == WithoutPrefix.REWRITE:
             if not self.sources:
                 raise ValueError(
