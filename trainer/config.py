@@ -202,7 +202,7 @@ class TrainConfig(BaseModel):
         return yaml.safe_dump(self.model_dump(), sort_keys=False).encode()
 
     def with_overrides(self, assignments: Sequence[str]) -> TrainConfig:
-        """Apply `key=value` texts, their values read as YAML.
+        """Apply `key=value` texts, their values read as YAML; words are taken as they stand.
 
         Raises:
             ConfigInvalid: A text is not `key=value`, or its field is unknown or out of range.
@@ -214,13 +214,17 @@ class TrainConfig(BaseModel):
         values = self.model_dump()
         for text in assignments:
             key, equals, value = text.partition("=")
+            key = key.strip()
             if not equals:
                 raise ConfigInvalid(f"found {text!r}; expected key=value", where="--set")
+            field = TrainConfig.model_fields.get(key)
+            if field is not None and field.annotation is str:
+                values[key] = value  # YAML would make a mapping of words that end in a colon
+                continue
             try:
-                values[key.strip()] = read_yaml(value)
+                values[key] = read_yaml(value)
             except NotYamlError as error:
-                msg = f"the value of '{key.strip()}' is not valid YAML"
-                raise ConfigInvalid(msg, where="--set") from error
+                raise ConfigInvalid(f"the value of '{key}' is not valid YAML", where="--set") from error
         return self.from_mapping(values, source="--set")
 
     def diff(self, other: TrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -234,8 +238,9 @@ def _explain(error: ValidationError, source: str) -> ConfigInvalid:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        hint = did_you_mean(field, TrainConfig.model_fields) or "; see TrainConfig for the options there are"
+        hint = did_you_mean(field, TrainConfig.model_fields) or "; `apl-guard train --help` lists the options"
         return ConfigInvalid(f"unknown option '{field}'{hint}", where=source)
     found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
     label = f"option '{field}': " if field else ""
-    return ConfigInvalid(f"{label}{first['msg']}{found}", where=source)
+    message = first["msg"].removeprefix("Value error, ")
+    return ConfigInvalid(f"{label}{message}{found}", where=source)

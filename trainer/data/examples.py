@@ -115,6 +115,38 @@ def stand_in_for(person: int, people: Identities, config: TrainConfig) -> str:
     return people.neutral(person, "attributes" if is_described else config.neutral)
 
 
+def check_people(people: Identities, config: TrainConfig) -> None:
+    """Read of the people what can be read without the model, which takes minutes to open.
+
+    Raises:
+        IdentitiesInvalid: A neutral text or a person's images are missing, or a caption does not hold the name.
+        InvalidInput: A folder is missing, or captions cannot be read.
+    """
+    for person in range(len(people.identities)):
+        stand_in_for(person, people, config)
+        _own_pictures(person, people)
+
+
+def _own_pictures(person: int, people: Identities) -> list[tuple[Path, str]]:
+    """The images that the file names of one person, with their captions; none where it names none.
+
+    Raises:
+        IdentitiesInvalid: The folder holds no images, or a caption does not hold the name.
+        InvalidInput: The folder is missing, or captions cannot be read.
+    """
+    identity = people.identities[person]
+    if identity.images is None:
+        return []
+    pictures = captioned_images(identity.images, default=people.templates[0].replace("{name}", identity.name))
+    if not pictures:
+        raise IdentitiesInvalid("no images in it", where=identity.images)
+    for path, text in pictures:
+        if identity.name not in text:
+            msg = f"its caption does not hold the name of entry {person + 1}; each must, to be made neutral"
+            raise IdentitiesInvalid(msg, where=path)
+    return pictures
+
+
 def _identity_examples(pipe: Any, config: TrainConfig, people: Identities, progress: bool) -> Examples:
     rng = random.Random(config.seed)
     prompts: list[str] = []
@@ -125,13 +157,8 @@ def _identity_examples(pipe: Any, config: TrainConfig, people: Identities, progr
     for person, identity in enumerate(people.identities):
         stand_in = stand_in_for(person, people, config)
         if identity.images is not None:
-            pictures = captioned_images(identity.images, default=people.templates[0].replace("{name}", identity.name))
-            if not pictures:
-                raise IdentitiesInvalid("no images in it", where=identity.images)
+            pictures = _own_pictures(person, people)
             texts = tuple(text for _, text in pictures)
-            if any(identity.name not in text for text in texts):
-                msg = f"a caption does not hold the name of entry {person + 1}; each must, to be made neutral"
-                raise IdentitiesInvalid(msg, where=identity.images)
             latents = encode_images(pipe, [path for path, _ in pictures], config)
             neutral_texts = tuple(text.replace(identity.name, stand_in) for text in texts)
             given.append(Examples(texts, neutral_texts, latents, torch.full((len(texts),), person)))

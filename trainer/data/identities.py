@@ -111,9 +111,10 @@ class Identities(BaseModel):
         """
         text = getattr(self.identities[index].neutral, kind)
         if text is None:
-            raise IdentitiesInvalid(
-                f"entry {index + 1} has no neutral.{kind}; add it, or train with another --set neutral="
-            )
+            instead = "ask for attributes (--neutral attributes)"
+            if kind == "attributes":
+                instead = "do without attributes (--neutral coarse, in training with attributes_share=0)"
+            raise IdentitiesInvalid(f"entry {index + 1} has no neutral.{kind}; add it, or {instead}")
         return str(text)
 
 

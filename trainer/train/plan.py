@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from apl_guard.errors import IdentitiesInvalid
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.data.examples import stand_in_for
-from apl_guard.trainer.data.folders import captioned_images, captions_in, read_prompts
+from apl_guard.trainer.data.examples import check_people
+from apl_guard.trainer.data.folders import captions_in, read_prompts
 from apl_guard.trainer.data.identities import Identities, load_identities
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import frozen
@@ -75,8 +74,7 @@ def make_plan(
         ModelInvalid, IdentitiesInvalid, ConfigInvalid, InvalidInput: What was handed over is wrong.
     """
     people = identities if isinstance(identities, Identities) else load_identities(identities)
-    for person in range(len(people.identities)):
-        stand_in_for(person, people, config)  # one that is missing shows before the model is opened
+    check_people(people, config)
     prompts = generic_prompts(generic, model, config)
     pipe = open_to_learn(model, config)
     family = family_of(pipe, config)
@@ -102,9 +100,6 @@ def make_plan(
 
 def _count_pictures(config: TrainConfig, people: Identities, prompts: Path | Sequence[str]) -> tuple[int, int]:
     """How many pictures are to be generated, and how many generic examples there are."""
-    for identity in people.identities:
-        if identity.images is not None and not captioned_images(identity.images, default="-"):
-            raise IdentitiesInvalid("no images in it", where=identity.images)
     generated = config.images_per_identity * sum(i.images is None for i in people.identities)
     if isinstance(prompts, Path) and prompts.is_dir():
         return generated, min(config.generic_count, len(captions_in(prompts)))

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from apl_guard.errors import TrainingFailed
 from apl_guard.storage import make_folder
 from apl_guard.trainer.config import TrainConfig
-from apl_guard.trainer.data.examples import Data, draw_batch, prepare
+from apl_guard.trainer.data.examples import Data, check_people, draw_batch, prepare
 from apl_guard.trainer.data.identities import Identities, load_identities
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.pipeline import frozen, model_digest
@@ -70,6 +70,7 @@ def train(
         KeyboardInterrupt: Stopped by Ctrl-C or a termination signal, after a checkpoint was written.
     """
     people = identities if isinstance(identities, Identities) else load_identities(identities)
+    check_people(people, config)
     prompts = generic_prompts(generic, model, config)
     output = Path(output)
     unfinished = output / "unfinished"

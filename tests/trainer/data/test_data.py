@@ -191,13 +191,13 @@ def test_own_pictures_take_the_place_of_generated_ones(pipe: Any, config: TrainC
 
 
 def test_a_caption_without_the_name_is_an_error(pipe: Any, config: TrainConfig, tmp_path: Path) -> None:
-    """Such a picture could not be made neutral; the caption itself is not in the message."""
+    """Such a picture could not be made neutral. The message names its file, and does not hold the caption."""
     (tmp_path / "ada").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "ada" / "1.png")
     (tmp_path / "ada" / "1.txt").write_text("somebody secret")
     (tmp_path / "people.yaml").write_text(f"identities:\n  {ENTRY}    images: ada\n")
 
-    with pytest.raises(IdentitiesInvalid, match="does not hold the name of entry 1") as caught:
+    with pytest.raises(IdentitiesInvalid, match=r"ada/1\.png: .*does not hold the name of entry 1") as caught:
         prepare(pipe, config, load_identities(tmp_path / "people.yaml"), GENERIC, progress=False)
 
     assert "secret" not in str(caught.value)

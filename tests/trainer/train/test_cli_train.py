@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from apl_guard.cli import app
@@ -122,16 +123,26 @@ def test_quiet_silences_the_libraries_too(arguments: list[str]) -> None:
 
 
 def test_a_dry_run_refuses_what_a_run_would(arguments: list[str], tmp_path: Path) -> None:
-    """A description that is missing, and folders without pictures, are told before the data is made."""
+    """A description that is missing, folders without pictures, and a caption without the name of the person are told
+    before the data is made."""
     (tmp_path / "empty").mkdir()
     with pytest.raises(IdentitiesInvalid, match=r"entry 1 has no neutral\.attributes"):
         CliRunner().invoke(app, [*arguments, "--dry-run", "--neutral", "attributes"], catch_exceptions=False)
+    with pytest.raises(IdentitiesInvalid, match=r"has no neutral\.attributes; .*attributes_share=0"):
+        CliRunner().invoke(app, [*arguments, "--dry-run", "--set", "attributes_share=1"], catch_exceptions=False)
     with pytest.raises(InvalidInput, match="no images with captions"):
         CliRunner().invoke(app, [*arguments, "--dry-run", "--generic", str(tmp_path / "empty")], catch_exceptions=False)
     with (tmp_path / "people.yaml").open("a") as file:
         file.write("    images: empty\n")
     with pytest.raises(IdentitiesInvalid, match="empty: no images in it"):
         CliRunner().invoke(app, [*arguments, "--dry-run"], catch_exceptions=False)
+    Image.new("RGB", (8, 8)).save(tmp_path / "empty" / "1.png")
+    (tmp_path / "empty" / "1.txt").write_text("somebody")
+    # The run says it before it opens the model, and the plan as well.
+    without_model = [*arguments[:2], "no/model", *arguments[3:]]
+    for command in ([*arguments, "--dry-run"], without_model):
+        with pytest.raises(IdentitiesInvalid, match="does not hold the name of entry"):
+            CliRunner().invoke(app, command, catch_exceptions=False)
 
 
 def test_a_second_run_into_a_folder_is_refused(arguments: list[str], tmp_path: Path) -> None:

@@ -41,13 +41,15 @@ def test_a_difference_names_the_options_that_differ() -> None:
         (["steps=0"], "option 'steps': .*greater than or equal to 1, found 0"),
         (["lr=fast"], "option 'lr': .*valid number.*found 'fast'"),
         (["neutral=none"], "option 'neutral'"),
-        (["timestep_low=0.5", "timestep_high=0.5"], "timestep_low must be below timestep_high"),
+        (["timestep_low=0.5", "timestep_high=0.5"], "^--set: timestep_low must be below timestep_high"),
         (["hard_identities=1", "reuse_batches=9"], "set one to 0"),
         (["identity_weight=0", "generic_weight=0"], "nothing to learn"),
         (["lr={"], "not valid YAML"),
         (["lr=" + "[" * 5000], "not valid YAML"),
         (["lr=2020-99-99"], "not valid YAML"),
-        (["steps=yes"], "option 'steps': .*found True; expected a number"),
+        (["zzz=9"], "unknown option 'zzz'; `apl-guard train --help` lists the options"),
+        (["start_words="], "option 'start_words': .*at least 1 character"),
+        (["steps=yes"], "option 'steps': found True; expected a number"),
         (["lr=.inf"], "option 'lr': .*finite"),
         (["lr=1e300"], "option 'lr': .*less than or equal to 1000"),
         (["time_limit_minutes=.nan"], "option 'time_limit_minutes'"),
@@ -58,6 +60,12 @@ def test_wrong_options_are_named(assignments: list[str], message: str) -> None:
     """The message names the option, what was found and what is possible."""
     with pytest.raises(ConfigInvalid, match=message):
         TrainConfig().with_overrides(assignments)
+
+
+@pytest.mark.parametrize("words", ["anonymous , not the real person :", "not a: b", "No", "10", "person #1", "[a"])
+def test_words_are_taken_as_they_stand(words: str) -> None:
+    """The words that the reference world starts from end in a colon, of which YAML would make a mapping."""
+    assert TrainConfig().with_overrides([f"start_words={words}"]).start_words == words
 
 
 @pytest.mark.parametrize("content", ["- a\n", "steps: [", "steps: 3\nspeed: 9\n", "lr: 1\nlr: 2\n", "a: " + "[" * 5000])
