@@ -47,7 +47,7 @@ def load_pipe(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
         else:
             message = (
                 "no such folder here, and the hub could not provide it "
-                f"({type(error).__name__}); check the id and the network, or download the model first"
+                f"({_first_line(error)}); check the id and the network, or download the model and give its folder"
             )
         raise ModelInvalid(message, where=str(path_or_id)) from error
     _check_weights(pipe, path)
@@ -66,6 +66,11 @@ def _check_folder(path: Path) -> dict[str, str]:
         The options with which the folder is opened.
     """
     problem = f"no readable {_INDEX}; expected a model in the diffusers format"
+    if path.is_file():
+        problem = (
+            "a file; expected a folder in the diffusers format. Open a checkpoint of one file in Python with "
+            "from_single_file of its pipeline class, and save it with save_pretrained"
+        )
     if not (path / _INDEX).is_file():  # a pipe would be waited for
         if (path / f"modular_{_INDEX}").is_file():
             problem = "a modular pipeline, which is put together in Python; give the pipe itself in place of its folder"

@@ -66,7 +66,7 @@ main { max-width: 1400px; }
 .grid th, .grid td { text-align: center; padding: 3px; border: 0; font-size: .78rem; color: var(--soft); }
 .grid thead th { max-width: 92px; white-space: normal; vertical-align: bottom; }
 .grid tbody th { text-align: left; width: 200px; min-width: 160px; white-space: normal; padding-right: 10px; }
-.grid img { width: 92px; aspect-ratio: 1; border-radius: 5px; display: block; }
+.grid img { width: 92px; aspect-ratio: 1; border-radius: 5px; display: block; margin: 0 auto; }
 @page { size: landscape; }
 .plot { width: 100%; max-width: 900px; background: white; border-radius: 10px; }
 """

@@ -316,3 +316,23 @@ class TestLoadPipe:
         """The message says that the hub could not provide it."""
         with pytest.raises(ModelInvalid, match=r"nobody/nothing.*hub"):
             load_pipe("nobody/nothing")
+
+    def test_a_model_of_the_hub_that_cannot_be_opened(self, shared_pipe, tmp_path):
+        """The message names the file that is not there, for then neither id nor network is at fault."""
+        cached = tmp_path / "models--somebody--model"
+        shared_pipe.save_pretrained(cached / "snapshots" / "1", variant="fp16")
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text("1")
+
+        with pytest.raises(ModelInvalid, match=r"hub could not provide it \(.*no file named .*\.safetensors") as caught:
+            load_pipe("somebody/model", cache_dir=tmp_path, local_files_only=True)
+
+        assert "give its folder" in str(caught.value)
+        load_pipe(cached / "snapshots" / "1")
+
+    def test_a_checkpoint_of_one_file(self, tmp_path):
+        """The message says how such a file becomes a folder."""
+        (tmp_path / "v1-5.safetensors").write_bytes(b"weights")
+
+        with pytest.raises(ModelInvalid, match=r"v1-5\.safetensors: a file; .*from_single_file.*save_pretrained"):
+            load_pipe(tmp_path / "v1-5.safetensors")
