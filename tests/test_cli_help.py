@@ -27,8 +27,9 @@ def test_help_fills_the_width_of_the_terminal(command: str, monkeypatch: pytest.
 
     lines = [line.strip() for line in re.split(r"╭", shown, maxsplit=1)[0].splitlines() if "Usage:" not in line]
     # typer 0.15 puts no empty line between paragraphs.
-    ends = tuple(" ".join(paragraph.split()[-2:]) for paragraph in _help_of(command).split("\n\n"))
-    pairs = [(line, after) for line, after in pairwise(lines) if line and after and not line.endswith(ends)]
+    paragraphs = [" ".join(paragraph.split()) for paragraph in _help_of(command).split("\n\n")]
+    last = {line for line in lines if any(paragraph.endswith(line) for paragraph in paragraphs)}
+    pairs = [(line, after) for line, after in pairwise(lines) if after and line not in last]
     assert pairs
     for line, after in pairs:
         assert len(line) + 1 + len(after.split()[0]) > width - 2, line

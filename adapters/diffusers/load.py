@@ -21,7 +21,7 @@ def load_pipe(path_or_id: str | os.PathLike[str], **options: Any) -> Any:
 
     Args:
         path_or_id: A folder in the diffusers format, or an id on the Hugging Face hub.
-        options: Passed to `DiffusionPipeline.from_pretrained`, such as `torch_dtype`. A folder that holds its weights
+        options: Passed to `DiffusionPipeline.from_pretrained`, such as `revision`. A folder that holds its weights
             in one variant alone, such as fp16, is opened as that.
 
     Returns:

@@ -46,7 +46,7 @@ def _clip_masks(text_encoder, state, is_text):
         from transformers.masking_utils import create_causal_mask
 
         kept = None if is_text is None else is_text.long()
-        mask = create_causal_mask(text_encoder.config, state, kept, past_key_values=None)
+        mask = create_causal_mask(text_encoder.config, state, kept, None)
         return {"attention_mask": mask, "is_causal": True}
     length, never = state.shape[1], torch.finfo(state.dtype).min
     causal = torch.full((1, 1, length, length), never).triu(1)

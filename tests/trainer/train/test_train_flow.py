@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from names_and_prompts import GENERIC, NAMES
+from packaging.version import Version
 from PIL import Image
 from short_runs import StopError, stopping_at, train_folder
 
@@ -28,6 +30,7 @@ from apl_guard.trainer.train import TrainResult, train
 from apl_guard.trainer.train.plan import make_plan
 from apl_guard.trainer.train.start import start_vectors
 
+DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.41") else "torch_dtype"
 WIDTHS = {
     "sd3": {"text_encoder": 32, "text_encoder_2": 32, "text_encoder_3": 64},
     "flux dev": {"text_encoder": 32, "text_encoder_2": 32},
@@ -281,7 +284,7 @@ def test_a_pass_in_bfloat16_learns_too(family: str, people: Identities, config: 
 
     assert result.vectors.isfinite().all()
     assert not torch.equal(result.vectors, start_vectors(make(family), config))
-    opened = DiffusionPipeline.from_pretrained(tmp_path / "model", torch_dtype=torch.bfloat16)
+    opened = DiffusionPipeline.from_pretrained(tmp_path / "model", **{DTYPE: torch.bfloat16})
     guard = Guard(opened, prefix=Prefix.load(tmp_path / "mine"))
     outcome = guard.generate("a photo of Ada Lum", num_inference_steps=1, height=32, width=32).outcome
     assert outcome.protection == "applied"
@@ -294,7 +297,7 @@ def test_the_command_trains_a_folder_of_half_precision(family: str, tmp_path: Pa
 
     prefix = train_folder(tmp_path / "model", tmp_path, *options)
 
-    opened = DiffusionPipeline.from_pretrained(tmp_path / "model", variant="fp16", torch_dtype=torch.float16)
+    opened = DiffusionPipeline.from_pretrained(tmp_path / "model", variant="fp16", **{DTYPE: torch.float16})
     assert prefix.metadata.widths == WIDTHS[family]
     assert prefix.metadata.fingerprints == {s: fingerprint(*part) for s, part in family_of(opened).parts.items()}
 
