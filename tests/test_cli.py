@@ -192,22 +192,25 @@ def test_the_help_of_train_lists_every_option(run):
     assert "schedule=cosine (cosine|linear|constant)" in told
 
 
+PROGRAM = typer.main.get_command(cli.app)
+
+
 def commands(group, *names):
-    """The words of each command, the groups among them."""
-    yield names
+    """The words of each command, the groups among them, and the command."""
+    yield names, group
     for name, command in getattr(group, "commands", {}).items():
         yield from commands(command, *names, name)
 
 
-@pytest.mark.parametrize("names", list(commands(typer.main.get_command(cli.app))), ids=" ".join)
-def test_help_fits_a_terminal(run, monkeypatch, names):
+@pytest.mark.parametrize(
+    ("names", "command"), [pytest.param(*each, id=" ".join(each[0])) for each in commands(PROGRAM)]
+)
+def test_help_fits_a_terminal(monkeypatch, capsys, names, command):
     """In 80 columns no name of an option is cut off."""
     monkeypatch.setenv("COLUMNS", "80")
-    command = typer.main.get_command(cli.app)
-    for name in names:
-        command = command.commands[name]
 
-    told = run(*names, "--help")[1]
+    PROGRAM([*names, "--help"], prog_name="apl-guard", standalone_mode=False)
+    told = capsys.readouterr().out
 
     options = [option for parameter in command.params for option in parameter.opts if option.startswith("-")]
     assert [option for option in options if f" {option} " not in told] == []

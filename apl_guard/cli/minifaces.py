@@ -15,6 +15,8 @@ from apl_guard.cli.stopped import telling_where_it_stopped
 if TYPE_CHECKING:
     from apl_guard.trainer.evaluate.curves import Curve
 
+_People = Annotated[int | None, typer.Option(min=1, help="At most this many seen, and this many unseen people.")]
+
 app = typer.Typer(
     help="The reference world: cartoon people who do not exist, and a model that draws them.",
     no_args_is_help=True,
@@ -96,9 +98,7 @@ def tradeoff(
     ],
     output: Annotated[Path, typer.Option(help="JSON to write.")] = Path("curves.json"),
     images_per_person: ImagesPerPerson = 2,
-    people: Annotated[
-        int | None, typer.Option(min=1, help="At most this many seen, and this many unseen people.")
-    ] = None,
+    people: _People = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Guidance = 3.0,
     seed: Annotated[int, seed_option("Seed of prompts and images.")] = 0,
@@ -172,9 +172,7 @@ def scale(
         typer.Option("--set", help="Set an option of training. May be repeated.", metavar="NAME=VALUE"),
     ] = None,
     images_per_person: ImagesPerPerson = 2,
-    people: Annotated[
-        int | None, typer.Option(min=1, help="At most this many seen, and this many unseen people.")
-    ] = None,
+    people: _People = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of the measurement.")] = 20,
     guidance: Guidance = 3.0,
     seed: Annotated[int, seed_option("Seed of prompts and images.")] = 0,

@@ -23,5 +23,5 @@ class Recipe:
 
     @classmethod
     def tiny(cls) -> Recipe:
-        """Everything once, to see that it runs; what comes out draws nothing."""
-        return cls(*(300, 2, 2, 2, 2, 2, 2, 2, 8))
+        """Everything once, to see that it runs, its few pictures drawn in one process; what comes out draws nothing."""
+        return cls(*(240, 2, 2, 2, 2, 2, 2, 2, 8))
