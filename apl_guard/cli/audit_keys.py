@@ -68,4 +68,4 @@ def destroy_key(
     from apl_guard.audit.rotate import destroy_digest_key
 
     destroy_digest_key(folder, key, witnesses=witness or (), keys=keys)
-    typer.echo(f"destroyed key {key}")
+    typer.echo(f"destroyed key {key}: nobody can look for the prompts and subjects that were recorded under it")

@@ -69,7 +69,10 @@ def consistency(
 def erase(
     folder: Folder,
     subject: Annotated[str | None, typer.Option(help="Who asked, as your platform called it.")] = None,
-    decision: Annotated[str | None, typer.Option(help="Id of one of the subject's decisions.")] = None,
+    decision: Annotated[
+        str | None,
+        typer.Option(help="Id of one of the subject's decisions. The prompts of its others are erased with it."),
+    ] = None,
     witness: Witnesses = None,
     keys: Keys = None,
 ) -> None:
@@ -86,7 +89,7 @@ def erase(
     with reading(folder):
         destroyed = destroy(folder, subject=subject, decision_id=decision, witnesses=witness or (), keys=keys)
     for kid in destroyed:
-        typer.echo(f"destroyed key {kid}")
+        typer.echo(f"destroyed key {kid}: nobody can read the prompts that were recorded under it")
 
 
 def reveal(

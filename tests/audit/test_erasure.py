@@ -155,7 +155,7 @@ def test_all_prompts_of_a_subject_are_shown_at_once(log, run):
 
 
 def test_erasure_by_decision(log):
-    """For who has a receipt and no account."""
+    """For who has a receipt and no account. Where the call named a subject, all texts of that go, as the page says."""
     log, witness = log
     ids = [r["decision_id"] for r in decisions(log)]
 
@@ -163,6 +163,8 @@ def test_erasure_by_decision(log):
 
     assert reveal(log, ids[4], witnesses=[witness]) is None
     assert reveal(log, ids[3], witnesses=[witness]) == {"prompt": [CANARY, "account-8"]}
+    erase(log, decision_id=ids[2], witnesses=[witness])
+    assert [reveal(log, id, witnesses=[witness]) is None for id in ids] == [False, False, True, True, True]
     with pytest.raises(InvalidInput, match="no decision"):
         erase(log, decision_id="nothing")
 
