@@ -293,6 +293,7 @@ def test_built_in_policies_for_names_take_the_list_of_the_platform(tmp_path, mon
     assert set(built_in_policies()) == {
         "anonymize_faces",
         "anonymize_named",
+        "anonymize_persons",
         "anonymize_personalised",
         "block_named",
         "shadow_anonymize_faces",

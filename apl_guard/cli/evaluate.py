@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apl_guard.cli.options import Neutral, Quiet, seed_option
+from apl_guard.cli.options import Neutral, Quiet, complete_policy, seed_option
 
 if TYPE_CHECKING:
     from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge
@@ -49,6 +49,14 @@ def evaluate(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Model folder, hub id, or 'minifaces'.")],
     prefix: Annotated[str, typer.Option(help="Prefix folder or name; 'minifaces' is the shipped one.")],
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Policy under which the guard acts, a name or a file.",
+            show_default="the strictest built-in one that permits what is asked",
+            autocompletion=complete_policy,
+        ),
+    ] = None,
     suite: Annotated[
         list[Suite] | None,
         typer.Option(
@@ -158,6 +166,7 @@ def evaluate(
     lines = [curve for path in curves or () for curve in read_curves(path)]
     loaded = Prefix.load(prefix)
     shared: dict[str, Any] = {
+        "policy": policy,
         "people_limit": people,
         "neutral": neutral.value,
         "folder": pictures,

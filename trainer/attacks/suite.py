@@ -79,7 +79,9 @@ def measure(setting: Setting, attack: Attack, asked: Sequence[Asked], check: Out
         for target, variant, one in zip(targets_of(asked), variants, asked, strict=True)
     ]
     labels = [one.label for one in asked]
-    passes = np.array([not _is_refused(setting, attack, text) for text in texts])
+    decisions = [setting.guard.check(**{"prompt": [text], **attack.arguments([text], setting.pipe)}) for text in texts]
+    passes = np.array([decision.effective != Action.BLOCK for decision in decisions])
+    policy = f"guarded {setting.guard.policy.digest}"
     figures: dict[str, Figures] = {}
     for arm, call in (("plain", setting.pipe), ("guarded", setting.guard)):
         keep = np.flatnonzero(passes) if arm == "guarded" else np.arange(len(texts))
@@ -90,7 +92,7 @@ def measure(setting: Setting, attack: Attack, asked: Sequence[Asked], check: Out
                 [texts[k] for k in keep],
                 "attack",
                 labels=[labels[k] for k in keep],
-                decides=f"attack {arm} {setting.guard.policy.digest} {attack.name} {_said(attack, setting.pipe)}",
+                decides=f"attack {policy if arm == 'guarded' else 'plain'} {attack.name} {_said(attack, setting.pipe)}",
             )
         refused = len(texts) - len(keep)
         figures[arm] = _figures(setting, pictures, keep, asked, variants) | {"refused": refused}
@@ -99,6 +101,8 @@ def measure(setting: Setting, attack: Attack, asked: Sequence[Asked], check: Out
             "refused": refused,
             "withheld": int(withheld.sum()),
         }
+        if arm == "guarded":
+            figures[arm]["prefixed"] = sum(decisions[k].prefixed for k in keep)
     return figures
 
 
@@ -111,11 +115,6 @@ def _called(call: Any, attack: Attack, pipe: Any) -> Any:
         return call(**{"prompt": texts, **usual, **attack.arguments(texts, pipe)})
 
     return attacked
-
-
-def _is_refused(setting: Setting, attack: Attack, text: str) -> bool:
-    arguments = {"prompt": [text], **attack.arguments([text], setting.pipe)}
-    return setting.guard.check(**arguments).effective == Action.BLOCK
 
 
 def _said(attack: Attack, pipe: Any) -> str:

@@ -62,6 +62,8 @@ def inactivity(setting: Setting) -> dict[str, dict[str, Figures]]:
             for name, values in apart[arm].items():
                 figures[arm] |= mean_figure(name, values, setting.seed)
         figures[arm] |= fidelity("attribute_fidelity", setting.judges.attributes(drawn), wanted)
+    figures["guarded"] |= setting.prefixed(asked)
+    figures["gated"] |= gate.prefixed(asked)
     for arm, name, beside in product(("guarded", "gated"), DISTANCES, ("fewer_steps", "other_sampler")):
         both = [apart[arm][name], apart[beside][name]]
         figures[arm] |= ratio_figure(f"{name}_over_{beside}", both, setting.seed)

@@ -19,6 +19,7 @@ Arms = dict[str, Figures]
 
 ROWS = (
     ("images", "images"),
+    ("prefixed", "… with the prefix"),
     ("top1", "top-1"),
     ("gallery", "… among so many"),
     ("leak_far_1e-2", "leak at FAR 1e-2"),
@@ -177,10 +178,12 @@ def apart_from_attacks(suites: Mapping[str, Arms]) -> tuple[dict[str, Arms], dic
 
 
 def attack_rows(attacks: Mapping[str, Arms], columns: Sequence[str]) -> Iterator[tuple[str, list[str], str]]:
-    """Each class of attacks: its name, the leak in some arms, and how many guarded calls got no picture."""
+    """Each class of attacks: its name, the leak in some arms, and how many calls got no picture, or no prefix."""
     for suite, arms in attacks.items():
-        checked = arms.get("guarded_checked", {})
-        counts = ", ".join(f"{checked[key]} {key}" for key in ("refused", "withheld") if checked.get(key))
+        guarded, checked = arms.get("guarded", {}), arms.get("guarded_checked", {})
+        bare = guarded["images"] - guarded["prefixed"] if "prefixed" in guarded else 0
+        numbers = {"refused": checked.get("refused"), "withheld": checked.get("withheld"), "without prefix": bare}
+        counts = ", ".join(f"{number} {what}" for what, number in numbers.items() if number)
         yield suite.removeprefix(ATTACK), [show_figure(arms.get(arm, {}), "leak_far_1e-3") for arm in columns], counts
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from apl_guard.errors import InvalidInput
+from apl_guard.policy import Policy
 from apl_guard.prefix import Prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import NeutralKind
@@ -27,6 +28,7 @@ def evaluate(
     prefix: Prefix | str | Path,
     suites: Mapping[str, Suite] = DEFAULT_SUITES,
     *,
+    policy: Policy | str | Path | None = None,
     images_per_person: int = 4,
     people_limit: int | None = None,
     seed: int = 0,
@@ -49,6 +51,8 @@ def evaluate(
         prefix: The prefix, its folder, or its name.
         suites: Name → suite: some of `apl_guard.trainer.suites`, or your own; default "seen" and "unseen" people,
             "generic" prompts.
+        policy: Under which the guard acts, a file, or the name of a built-in policy; default the strictest built-in one
+            that permits what a suite asks, "anonymize_faces" for most.
         images_per_person: Pictures of each person in each arm; generic prompts are 80 times as many.
         people_limit: At most so many people in a suite, evenly picked, and generic prompts in proportion
             (40 people stand for all of them).
@@ -65,6 +69,8 @@ def evaluate(
 
     Raises:
         PrefixInvalid, PrefixNotFound: The prefix is damaged or belongs to another text encoder.
+        PolicyInvalid: The policy cannot be used, or its own tests fail.
+        PolicyBlocked: It refuses what a suite asks.
         ModelInvalid: The model is not of the reference world.
         InvalidInput: A template has no `{name}` in it, or there is no suite.
         ExtraMissing: scipy is not installed.
@@ -79,6 +85,7 @@ def evaluate(
         pipe,
         loaded,
         judges or minifaces.judges(),
+        policy,
         seed=seed,
         steps=steps,
         guidance=guidance,

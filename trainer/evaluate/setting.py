@@ -23,7 +23,7 @@ from apl_guard.prefix import Prefix
 from apl_guard.prefix.layout import cache_root
 from apl_guard.storage import make_folder, write_file
 from apl_guard.trainer.config import NeutralKind
-from apl_guard.trainer.evaluate.result import Album, Asked, Pictures
+from apl_guard.trainer.evaluate.result import Album, Asked, Figures, Pictures
 from apl_guard.trainer.model.families import family_of
 from apl_guard.trainer.model.number_format import computing_in
 from apl_guard.trainer.model.pipeline import check_steps, model_digest
@@ -54,6 +54,8 @@ class Setting:
     """The guard around `pipe` that puts `prefix` in front."""
     judges: Any
     """Who looks at the pictures: the judges of the reference world, or on other models another `FaceJudge`."""
+    policy: Policy | None = None
+    """Under which every guard of this evaluation acts; None: the strictest built-in one that permits what is asked."""
     seed: int = 0
     """Of prompts and pictures; both are disjoint from those of training."""
     steps: int = 25
@@ -80,17 +82,22 @@ class Setting:
     """Where suites lay the pictures that a report may show."""
 
     @classmethod
-    def of(cls, pipe: Any, prefix: Prefix, judges: Any, **options: Any) -> Setting:
-        """A setting whose guard has the default policy.
+    def of(
+        cls, pipe: Any, prefix: Prefix, judges: Any, policy: Policy | str | Path | None = None, **options: Any
+    ) -> Setting:
+        """A setting whose guard has the default policy, or another.
 
         Raises:
             InvalidInput: The model cannot draw in so many steps.
+            PolicyInvalid: The policy cannot be used, or its own tests fail.
             PrefixNotFound: The prefix belongs to another text encoder.
             ExtraMissing: scipy is not installed, which every figure's interval needs.
         """
         ExtraMissing.check("eval", "scipy")
         check_steps(pipe, options.get("steps", cls.steps))
-        return cls(pipe, prefix, Guard(pipe, policy=_policy_for(pipe), prefix=prefix), judges, **options)
+        chosen = Policy.load(policy) if isinstance(policy, (str, Path)) else policy
+        guard = Guard(pipe, policy=chosen or _policy_for(pipe), prefix=prefix)
+        return cls(pipe, prefix, guard, judges, chosen, **options)
 
     def on(self, pipe: Any, prefix: Prefix | None = None, guard: Guard | None = None) -> Setting:
         """The same setting on another model, or with another prefix or guard.
@@ -186,7 +193,7 @@ class Setting:
             disable=not self.progress,
         )  # fmt: skip
         with bar:
-            batch = 1 if family_of(self.pipe).draws_singly else self.batch
+            batch = self._batch(call)
             for start in range(0, len(missing), batch):
                 part = missing[start : start + batch]
                 drawn = self._draw(call, [texts[k] for k in part], [seeds[k] for k in part])
@@ -196,6 +203,19 @@ class Setting:
                         write_file(path, png(picture, compress_level=1))  # quick rather than small
                 bar.update(len(part))
         return np.stack([picture for picture in pictures if picture is not None])
+
+    def prefixed(self, asked: Sequence[Asked], **arguments: Any) -> Figures:
+        """How many of the prompts get the prefix under the policy of the guard."""
+        return {"prefixed": sum(self.guard.check(prompt=[one.text], **arguments).prefixed for one in asked)}
+
+    def _batch(self, call: Callable[..., Any]) -> int:
+        """How many pictures to draw in one call.
+
+        A guard decides about a call as a whole. Where its policy may decide otherwise about one prompt than about
+        another, each is a call of its own, as it is in a service.
+        """
+        apart = self.policy is not None and call is not self.pipe
+        return 1 if apart or family_of(self.pipe).draws_singly else self.batch
 
     def _draw(self, call: Callable[..., Any], texts: list[str], seeds: list[int]) -> Pictures:
         family = family_of(self.pipe)

@@ -38,6 +38,7 @@ def generic(setting: Setting) -> dict[str, dict[str, Figures]]:
     figures = {
         arm: generic_figures(setting.judges, pictures, fresh, asked, setting.seed) for arm, pictures in arms.items()
     }
+    figures["guarded"] |= setting.prefixed(asked)
     for part in ("", "_ci"):
         figures["guarded"][f"frechet_plain_vs_plain{part}"] = figures["plain"][f"frechet{part}"]
     setting.show("generic", asked, arms)
@@ -47,7 +48,9 @@ def generic(setting: Setting) -> dict[str, dict[str, Figures]]:
 def _people(setting: Setting, split: Split) -> dict[str, dict[str, Figures]]:
     asked = ask_for_people(setting, split)
     arms = setting.draw_people(split, asked, split)
-    return {split: {arm: identity_figures(setting.judges, pictures, asked) for arm, pictures in arms.items()}}
+    figures = {arm: identity_figures(setting.judges, pictures, asked) for arm, pictures in arms.items()}
+    figures["guarded"] |= setting.prefixed(asked)
+    return {split: figures}
 
 
 SUITES: Final[Mapping[str, Suite]] = {

@@ -41,6 +41,7 @@ __all__ = [
     "known_people",
     "model_path",
     "people",
+    "person_path",
     "prefix_path",
 ]
 
@@ -60,6 +61,11 @@ def model_path() -> Path:
 def prefix_path() -> Path:
     """The folder of the shipped prefix."""
     return WEIGHTS / "prefix"
+
+
+def person_path() -> Path:
+    """The folder of the shipped detector of persons."""
+    return WEIGHTS / "person"
 
 
 def identities_file() -> Path:

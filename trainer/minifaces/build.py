@@ -40,6 +40,7 @@ from .judge_training import (
     twin_thresholds,
 )
 from .people import known_people
+from .person_reader import save_person_reader, train_person_reader
 from .pictures import Picture, random_picture
 from .recipe import Recipe
 from .shipped import save_model, write_identities
@@ -225,6 +226,17 @@ class Build:
         images: Images = np.load(path)
         return images
 
+    def person_reader(self) -> Path:
+        """The detector of persons, as a policy names it."""
+
+        def make(to: Path) -> None:
+            torch.manual_seed(0)
+            steps, batch, checkpoint = self.recipe.person_steps, self.recipe.batch, self.work / "person.pt"
+            save_person_reader(self.tokenizer(), train_person_reader(self.tokenizer(), steps, batch, checkpoint), to)
+
+        self._stage("detector of persons", self.output / "person", make)
+        return self.output / "person"
+
     def model(self) -> Path:
         """The finished diffusers folder, in half precision."""
 
@@ -279,10 +291,11 @@ class Build:
 
 
 def build(output: Path, recipe: Recipe | None = None) -> Path:
-    """Build the base model, judges included, and return its folder; goes on where it was stopped."""
+    """Build the base model, its judges and a detector of persons; goes on where it was stopped. Returns the model."""
     work = Build(output, recipe)
     folder = work.model()
     work.judges()
+    work.person_reader()
     write_identities(output / "identities.yaml")
     work.facts()
     return folder

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import random
+from math import inf
 from pathlib import Path
+from typing import Final
 
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from apl_guard.detect.token_reader import TokenReader
+from apl_guard.policy import Person as PersonModel
+
 from .autoencoder import encode
-from .captions import identity_prompts, lead_in
+from .captions import generic_prompts, identity_prompts, lead_in
 from .dataset import draw_all
 from .judge import READS, Judges, label
 from .judge_training import portraits, reader_pictures
-from .people import known_people
+from .people import known_people, people
 from .pictures import of_person
 from .text_encoder import encode_captions
+
+LEAST_SCORE: Final = 0.1
+"""From which on a word counts as a name: that of the policy `anonymize_persons`."""
 
 
 def judge_accuracy(judges: Judges, each: int = 5) -> dict[str, float]:
@@ -44,6 +52,21 @@ def judge_accuracy(judges: Judges, each: int = 5) -> dict[str, float]:
         right = [READS[key].index(a[key]) == value for a, value in zip(answers, shown, strict=True) if value >= 0]
         figures[f"reads_{key}"] = sum(right) / len(right)
     return figures
+
+
+def persons_found(detector: Path, each: int = 4) -> dict[str, float]:
+    """In which shares of held-out prompts the detector sees a person: where somebody is named, and where nobody is.
+
+    Args:
+        detector: Its folder.
+        each: Prompts of each of the two hundred people, and as many in all that name nobody.
+    """
+    seed = 7
+    reader = TokenReader(PersonModel(model=str(detector.resolve())), LEAST_SCORE)
+    named = [prompt for person in people() for prompt in identity_prompts(person, each, seed, held_out=True)]
+    kinds = {"named": named, "nameless": generic_prompts(len(named), seed, held_out=True)}
+    found = {kind: reader.read([prompt.text for prompt in prompts], inf) for kind, prompts in kinds.items()}
+    return {kind: sum(map(bool, seen)) / len(seen) for kind, seen in found.items()} | {"prompts": len(named)}
 
 
 @torch.no_grad()

@@ -19,9 +19,10 @@ class Recipe:
     judge_steps: int = 1_500
     guard_steps: int = 1_000
     reader_steps: int = 3_000
+    person_steps: int = 1_500
     batch: int = 64
 
     @classmethod
     def tiny(cls) -> Recipe:
         """Everything once, to see that it runs, its few pictures drawn in one process; what comes out draws nothing."""
-        return cls(*(240, 2, 2, 2, 2, 2, 2, 2, 8))
+        return cls(*(240, 2, 2, 2, 2, 2, 2, 2, 2, 8))

@@ -86,7 +86,7 @@ def personalised(
         for group in groups_of(added_people, recipe.group):
             drawings = draw_people(group, recipe.drawings)
             added = WAYS[way](setting.pipe, drawings, recipe, progress=setting.progress)
-            guard = Guard(added.pipe, policy=added.policy, prefix=setting.prefix)
+            guard = Guard(added.pipe, policy=setting.policy or added.policy, prefix=setting.prefix)
             there = setting.on(added.pipe, guard=guard)
             wanted = [in_words(one, added) for one in ask_for_people(setting, _ADDED) if one.person in added.words]
             arms["plain"].append(there.draw_asked(there.pipe, wanted, "personalised"))

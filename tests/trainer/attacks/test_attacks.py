@@ -23,6 +23,7 @@ from apl_guard.trainer.attacks.prompts import PROMPT_ATTACKS, near_the_prefix, n
 from apl_guard.trainer.attacks.reference import reference_check
 from apl_guard.trainer.attacks.suite import attacks, attacks_on, measure
 from apl_guard.trainer.evaluate.asking import ask_for_people
+from apl_guard.trainer.evaluate.gated import gating_policy
 from apl_guard.trainer.evaluate.goals import compare
 from apl_guard.trainer.evaluate.result import EvalResult
 from apl_guard.trainer.evaluate.setting import Setting
@@ -211,7 +212,7 @@ def test_a_refusal_is_no_success(world, check, monkeypatch):
     figures = measure(world, embeds, asked, check)
     assert len(drawn) == 1
     assert figures["plain"]["images"] == 2
-    assert figures["guarded"] == {"images": 0, "refused": 2}
+    assert figures["guarded"] == {"images": 0, "refused": 2, "prefixed": 0}
 
 
 def test_prompt_embeds_are_the_prompt(world, check):
@@ -268,3 +269,15 @@ def test_a_stricter_check_withholds_more_strangers():
     often = [len(reference_check(withheld=share).look(list(strangers)).sightings) for share in (0.01, 0.05, 0.2)]
     assert often == sorted(often)
     assert 60 - 28 < often[2] < 60 + 28
+
+
+def test_under_a_policy_of_ones_own_what_gets_no_prefix_is_counted(world, check):
+    """A list that holds one of two people: the prompts of the other pass without a prefix, and the table says so."""
+    asked = ask_for_people(world, "seen")
+    policy = gating_policy((str(asked[0].person),))
+    listed = Setting.of(world.pipe, world.prefix, world.judges, policy, steps=1, folder=None, progress=False)
+
+    figures = measure(listed, AS_ASKED, asked, check)
+
+    assert (figures["guarded"]["images"], figures["guarded"]["prefixed"]) == (2, 1)
+    assert "1 without prefix" in EvalResult({"attack none": figures}).to_table()

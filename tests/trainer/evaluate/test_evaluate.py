@@ -289,3 +289,30 @@ def test_the_command_measures_and_reports(world: Any, tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert figures["settings"]["model"] in page
     assert page.count("<img") == 3
+
+
+@pytest.mark.parametrize(("then", "code"), [("{action: anonymize}", 0), ("{action: block, category: likeness}", 3)])
+def test_the_command_measures_under_a_policy_of_ones_own(
+    world: Any, run: Any, tmp_path: Path, then: str, code: int
+) -> None:
+    """The result names the policy and how many images have the prefix; one that refuses what is asked ends in 3."""
+    world.save_pretrained(tmp_path / "model")
+    random_prefix(world, n=2).save(tmp_path / "prefix")
+    (tmp_path / "mine.yaml").write_text(
+        "{apiVersion: apl-guard/v1, kind: Policy, metadata: {name: mine, version: 1}, spec: {rules: ["
+        f"{{id: prompts, when: {{channels: [prompt]}}, then: {then}}}]}}}}"
+    )
+
+    ended, out, err = run(
+        "eval", "--model", tmp_path / "model", "--prefix", tmp_path / "prefix", "--policy", tmp_path / "mine.yaml",
+        "--suite", "unseen", "--people", 1, "--images-per-person", 2, "--steps", 1, "--format", "json", "--quiet",
+        "--pictures", tmp_path / "pictures",
+    )  # fmt: skip
+
+    assert ended == code, err
+    if code:
+        assert "blocked" in err
+    else:
+        result = json.loads(out)
+        assert result["settings"]["policy"].startswith("mine ")
+        assert result["suites"]["unseen"]["guarded"]["prefixed"] == 2

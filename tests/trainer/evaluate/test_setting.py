@@ -251,3 +251,32 @@ def test_a_transformer_of_sixteen_bits_is_drawn_from_beside_text_encoders_of_thi
     assert all(some.shape == whole.shape == (3, 16, 16, 3) for some in pictures)
     assert 0 < np.abs(pictures[0].astype(int) - whole).mean() < 10
     assert not np.array_equal(pictures[0], pictures[1])
+
+
+POLICY_OF_A_LIST = """
+apiVersion: apl-guard/v1
+kind: Policy
+metadata: {name: listed, version: 1}
+spec:
+  names: [{id: stars, people: [{name: Ada}]}]
+  rules:
+    - {id: prompts, when: {channels: [prompt]}, then: {action: allow}}
+    - {id: stars, when: {channels: [prompt], names: [stars]}, then: {action: anonymize}}
+"""
+
+
+def test_under_a_policy_of_ones_own_each_prompt_is_decided_about_alone(own: Any, tmp_path: Path) -> None:
+    """A prompt that names nobody is drawn without the prefix beside one that does, as in calls of their own."""
+    prefix = random_prefix(own, n=3)
+    policy = tmp_path / "listed.yaml"
+    policy.write_text(POLICY_OF_A_LIST)
+    setting = Setting.of(own, prefix, None, policy, steps=1, folder=None, progress=False)
+    usual = Setting.of(own, prefix, None, steps=1, folder=None, progress=False, batch=1)
+    asked = [Asked(text, "", None, {}, {}) for text in TEXTS]
+
+    drawn = setting.draw(setting.guard, TEXTS, "s")
+
+    plain, guarded = usual.draw(own, TEXTS, "s"), usual.draw(usual.guard, TEXTS, "s")
+    assert np.array_equal(drawn, np.stack([guarded[0], plain[1], guarded[2]]))
+    assert (setting.prefixed(asked), usual.prefixed(asked)) == ({"prefixed": 2}, {"prefixed": 3})
+    assert setting.on(own).policy is setting.policy, "a setting on another model keeps it"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apl_guard.errors import InvalidInput
+from apl_guard.policy import Policy
 from apl_guard.prefix import Prefix
 from apl_guard.trainer import minifaces
 from apl_guard.trainer.config import NeutralKind
@@ -28,6 +29,7 @@ def evaluate_apl_2026(
     pipe: Any,
     prefix: Prefix,
     *,
+    policy: Policy | str | Path | None = None,
     faces: FaceJudge | None = None,
     identities: Sequence[Path] = (),
     references: Path | None = None,
@@ -45,6 +47,7 @@ def evaluate_apl_2026(
     Args:
         pipe: A model of a family that can be trained on.
         prefix: The prefix.
+        policy: Under which the guard acts, a file, or the name of a built-in policy; default "anonymize_faces".
         faces: Who says how alike faces are; default, with the people of the reference world, its judges.
         identities: Files of people; each is a group of its own under the file's name. None: the seen and the unseen
             people of the reference world.
@@ -62,6 +65,8 @@ def evaluate_apl_2026(
         InvalidInput: Of people, reference pictures and recogniser some are given and others not; or what
             `read_references` refuses.
         ModelInvalid: No people are given, and the model is not of the reference world.
+        PolicyInvalid: The policy cannot be used, or its own tests fail.
+        PolicyBlocked: It refuses what is asked.
         IdentitiesInvalid: An identities file is wrong.
         PrefixNotFound: The prefix belongs to another text encoder.
     """
@@ -72,7 +77,7 @@ def evaluate_apl_2026(
     album = Album()
     family = family_of(pipe)
     setting = Setting.of(
-        pipe, prefix, judge, seed=protocol.SEED, steps=protocol.STEPS, guidance=protocol.GUIDANCE,
+        pipe, prefix, judge, policy, seed=protocol.SEED, steps=protocol.STEPS, guidance=protocol.GUIDANCE,
         images_per_person=protocol.IMAGES_PER_PERSON, people_limit=people_limit, neutral=neutral,
         folder=folder or pictures_folder(),
         progress=progress, album=album if keep_images else None,
