@@ -10,12 +10,13 @@ templates:                              # optional
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from apl_guard.errors import IdentitiesInvalid
 from apl_guard.policy.problems import did_you_mean
@@ -51,6 +52,13 @@ class Neutral(BaseModel):
     coarse: str | None = Field(default=None, min_length=1)
     attributes: str | None = Field(default=None, min_length=1)
 
+    @field_validator("coarse", "attributes")
+    @classmethod
+    def _text_says_something(cls, text: str | None) -> str | None:
+        if text is not None and not text.strip():
+            raise ValueError("is blank; expected a text, such as a woman")
+        return text
+
 
 class Identity(BaseModel):
     """One person."""
@@ -68,6 +76,17 @@ class Identity(BaseModel):
         if name != name.strip():
             raise ValueError("begins or ends with a blank")
         return name
+
+    @field_validator("neutral")
+    @classmethod
+    def _neutral_text_is_without_the_name(cls, neutral: Neutral, info: ValidationInfo) -> Neutral:
+        name = info.data.get("name")
+        if name is None:  # another fault of this entry
+            return neutral
+        said = rf"(?<!\w){re.escape(name)}(?!\w)"
+        if any(text is not None and re.search(said, text) for text in (neutral.coarse, neutral.attributes)):
+            raise ValueError("holds the name that it stands in for, so it would hide nobody; say it without the name")
+        return neutral
 
 
 class Identities(BaseModel):

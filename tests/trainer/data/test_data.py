@@ -53,6 +53,8 @@ ENTRY = "- name: Ada Lum\n    neutral: {coarse: a woman}\n"
         (f"identities:\n  {ENTRY}    name: Bo Lum\n", "line 4: a key appears twice"),
         (f"identities:\n  {ENTRY}  {ENTRY.replace('Ada', 'Ada ')}", r"entries \[1, 2\] have the same name"),
         (f"identities:\n  {ENTRY.replace('Ada Lum', repr(' '))}", "entry 1: 'name' begins or ends"),
+        (f"identities:\n  {ENTRY.replace('a woman', repr(' '))}", "entry 1: 'coarse' is blank; expected a text"),
+        (f"identities:\n  {ENTRY.replace('a woman', 'Ada Lum as a woman')}", "entry 1: 'neutral' holds the name"),
         ("identities: " + "[" * 5000, "nested too deeply"),
         ("identities: 2020-99-99", "a value cannot be read"),
     ],
@@ -66,6 +68,11 @@ def test_wrong_identities_are_named(content: str, message: str, tmp_path: Path) 
         load_identities(path)
 
     assert caught.value.where == str(path)
+
+
+def test_a_name_within_a_word_of_the_neutral_text_is_another_word() -> None:
+    """Ada is not in Canada."""
+    Identities.model_validate({"identities": [{"name": "ada", "neutral": {"coarse": "a woman from canada"}}]})
 
 
 def test_a_neutral_text_that_is_missing_is_named(pipe: Any, config: TrainConfig, tmp_path: Path) -> None:
