@@ -122,10 +122,6 @@ class HttpClient:
     def __repr__(self) -> str:
         return f"HttpClient({self.base_url!r})"
 
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
     def get(self, path: str, params: Mapping[str, str] | None = None, limit: float = _QUICK_SECONDS) -> Any:
         """Ask for JSON, such as what the service has. Such a question is answered within seconds.
 
