@@ -75,7 +75,7 @@ def test_a_prefix_that_goes_less_than_half_of_the_way_is_told_from_one_that_does
     answer = CliRunner().invoke(app, arguments, catch_exceptions=False)
 
     assert f"identity gap closed {100 * gap:.1f} %" in answer.stdout
-    assert ("so people may be recognised. Before you register it, measure it" in answer.stderr) == warns
+    assert ("so people may be recognised. Before you register it, measure it" in answer.output) == warns
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
