@@ -87,8 +87,14 @@ def draw_lines(
         if ticks := sorted({at for x, _, _ in panel.values() for at in x}):
             axes.set_xticks(ticks, [f"{at:g}" for at in ticks])
             axes.minorticks_off()
-    if handles:
-        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False)
+    for columns in (4, 3, 2, 1) if handles else ():
+        # A legend that is wider than the figure would be cut off on both sides.
+        legend = figure.legend(
+            list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()
 
 
 def to_png(figure: Any, dpi: int = 130) -> bytes:

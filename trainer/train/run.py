@@ -202,11 +202,11 @@ def learn(
 
 
 def show(bar: Any, config: TrainConfig, state: State, history: History, measured: Measurement | None) -> None:
-    """Move the progress bar: both loss terms smoothed, and the last evaluation."""
+    """Move the progress bar: the last evaluation, for which 80 columns suffice, and both loss terms smoothed."""
     smooth = history.smooth
     text = f"identity {smooth['identity']:.4f} generic {smooth['generic']:.4f}"
     if measured is not None:
-        text += f" gap closed {100 * measured.gap_closed:.0f} % drift {100 * measured.generic_drift:.1f} %"
+        text = f"gap closed {100 * measured.gap_closed:.0f} % drift {100 * measured.generic_drift:.1f} % {text}"
     if config.time_limit_minutes is not None:
         expected = math.ceil(state.step / max(share_done(config, state), 1e-6))
         bar.total = max(state.step, min(config.steps, expected))

@@ -189,3 +189,19 @@ def test_a_line_looks_alike_in_each_panel() -> None:
     assert a != b == again
     assert [label.get_text() for label in all_axes[0].get_xticklabels()] == ["1", "5"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_legend_is_no_wider_than_its_figure(count: int) -> None:
+    """Names that do not fit beside each other stand below each other, and none is cut off."""
+    figure, all_axes = panels(count, size=(5.5, 4))
+    names = ["minifaces", "control: words to be found", "control: invented name", "control: random UNet"]
+
+    draw_lines(figure, all_axes, [{name: ([0, 1], [0.5, 0.1], [None, None]) for name in names}] * count)
+
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    extent = legend.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
+    assert [text.get_text() for text in legend.get_texts()] == names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from names_and_prompts import GENERIC
 from run_training import run_to
 from safetensors.torch import load_file
 from small_model import small_pipe
+from tqdm import tqdm
 
 from apl_guard.encoder.fingerprint import fingerprint
 from apl_guard.errors import InvalidInput, StorageFailed, TrainingFailed
@@ -28,7 +30,10 @@ from apl_guard.prefix import Prefix
 from apl_guard.trainer.config import TrainConfig
 from apl_guard.trainer.data.identities import Identities
 from apl_guard.trainer.train import TrainResult, train
+from apl_guard.trainer.train.checkpoint import State
 from apl_guard.trainer.train.history import History
+from apl_guard.trainer.train.measure import Measurement
+from apl_guard.trainer.train.run import show
 from apl_guard.trainer.train.start import start_vectors
 
 
@@ -380,3 +385,20 @@ def test_an_output_that_is_a_file_is_a_typed_error(
 
     with pytest.raises(StorageFailed, match="file"):
         run(pipe, people, config, tmp_path / "file" / "prefix")
+
+
+def test_eighty_columns_show_what_was_measured(tmp_path: Path) -> None:
+    """The loss is cut off there, and not how far the gap is closed."""
+    terminal, state = io.StringIO(), State.start(torch.zeros(1, 1), people=1)
+    history = History(tmp_path / "history.jsonl", keep_until=0)
+    history.add(step=750, identity=0.0123, generic=0.0012)
+    state.step = 750
+    bar = tqdm(total=1000, desc="prefix", unit="step", ncols=80, file=terminal)
+    bar.start_t -= 299  # five minutes ago
+
+    show(bar, TrainConfig(), state, history, Measurement(gap_closed=0.853, generic_drift=0.011))
+    bar.refresh()
+
+    shown = terminal.getvalue().split("\r")[-1]
+    assert "gap closed 85 % drift 1.1 %" in shown
+    assert len(shown) <= 80
