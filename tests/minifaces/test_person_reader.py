@@ -31,7 +31,9 @@ def test_nobody_of_the_register_is_learned(seed: int) -> None:
 
     assert not REGISTER & set(name.lower().split())
     assert written(name, Random(seed)).strip()
-    outside = "".join(text[a:b] for a, b in zip([0, *(b for _, b in spans)], [*(a for a, _ in spans), None], strict=True))
+    outside = "".join(
+        text[a:b] for a, b in zip([0, *(b for _, b in spans)], [*(a for a, _ in spans), None], strict=True)
+    )
     assert not REGISTER & set(outside.lower().replace(",", " ").split())
     assert all(text[a:b].strip() == text[a:b] != "" for a, b in spans)
 
@@ -46,7 +48,7 @@ def test_a_build_makes_a_detector_that_a_policy_can_use(tmp_path: Path) -> None:
 
 
 def test_the_shipped_one_sees_everybody_and_passes_over_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under `anonymize_persons`, held-out prompts of all two hundred get the prefix, and those that name nobody do not."""
+    """Under `anonymize_persons`, held-out prompts of all two hundred get the prefix; those that name nobody do not."""
     monkeypatch.setenv("APL_GUARD_NAMES", str(minifaces.WEIGHTS))
     policy = Policy.load("anonymize_persons")
     detectors = Detectors(policy)
