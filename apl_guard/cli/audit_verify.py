@@ -112,10 +112,10 @@ def _verify_receipt(
             with path.open("rb") as stream:
                 content = stream.read(MAX_BYTES + 1)
             found = check_receipt(content, public_key)
-            text = f"{len(found)} records " + (
-                "are in the log, and every witness holds the checkpoints over them"
+            text = f"records: {len(found)}, " + (
+                "in the log, and every witness holds the checkpoints over them"
                 if witnesses
-                else "are signed with a key of the log; no witness was asked whether it knows them (--witness)"
+                else "signed with a key of the log; no witness was asked whether it knows them (--witness)"
             )
             if missing := missing_at(content, witnesses):
                 verdict, text = "unverifiable", f"{missing[0]}: it is newer, or was never in the log that others know"
