@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apl_guard.cli.options import Neutral, Quiet, complete_policy, seed_option
+from apl_guard.cli.options import Neutral, Quiet, complete_policy, put_error, seed_option
 
 if TYPE_CHECKING:
     from apl_guard.trainer.evaluate.apl2026.faces import FaceJudge
@@ -153,6 +153,7 @@ def evaluate(
     from apl_guard.prefix import Prefix
     from apl_guard.storage import check_place, write_file
     from apl_guard.trainer.evaluate.curves import read_curves
+    from apl_guard.trainer.evaluate.doubts import doubts
     from apl_guard.trainer.evaluate.page import write_report
     from apl_guard.trainer.evaluate.provenance import command
     from apl_guard.trainer.evaluate.reference_world import open_reference_world
@@ -210,6 +211,8 @@ def evaluate(
         result = evaluate_apl_2026(pipe, loaded, **shared)
     # First: whatever may become of the report, the figures are not lost.
     typer.echo(result.to_json() if format is Format.JSON else result.to_table())
+    for doubt in doubts(result):
+        put_error(f"warning: {doubt}", typer.colors.YELLOW)
     if report is not None:
         write_file(report, write_report(result, command(), lines).encode())
         typer.echo(f"report: {report}", err=True)

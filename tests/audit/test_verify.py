@@ -140,7 +140,7 @@ class TestExitCodes:
             assert (found, answer["verdict"], len(answer["records"])) == (code, verdict, 0 if code else 2)
         for witnesses, asked in (([], True), (["--witness", witness], False)):
             out = run("verify", receipt, "--public-key", key, *witnesses)[1]
-            assert out.startswith("valid  2 records are ")
+            assert out.startswith("valid  records: 2, ")
             lines = [line.split("  ")[2:] for line in out.splitlines()[1:]]
             said = [f"{3:032x}", "p", "anonymize"]
             assert lines == [["guard.decision", *said], ["guard.outcome", *said, "passed"]]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from apl_guard.trainer.evaluate.curves import Curve
+from apl_guard.trainer.evaluate.doubts import doubts
 from apl_guard.trainer.evaluate.goals import compare
 from apl_guard.trainer.evaluate.goals_table import goals_summary, goals_table
 from apl_guard.trainer.evaluate.result import (
@@ -66,6 +67,7 @@ def write_report(result: EvalResult, command: str, curves: Sequence[Curve] = ())
         headline="".join(_headline(suite, arms) for suite, arms in suites.items()),
         summary=goals_summary(rows),
         goals=goals,
+        doubts="".join(f"<p><strong>{escape(doubt)}.</strong></p>" for doubt in doubts(result)),
         tables="".join(_table(suite, arms) for suite, arms in suites.items()) + _attacks(attacks),
         curves=_curves(curves),
         pictures="".join(_gallery(suite, result.asked[suite], arms) for suite, arms in result.images.items()),
@@ -98,7 +100,7 @@ def _attacks(attacks: Mapping[str, Arms]) -> str:
     columns = list(dict.fromkeys(arm for arms in attacks.values() for arm in arms_of(arms)))
     rows = [(name, [*cells, counts]) for name, cells, counts in attack_rows(attacks, columns)]
     heads = [arm_label(arm) for arm in columns]
-    return f"<h3>attacks: leak at FAR 1e-3</h3>{table([*heads, 'no image'], rows, corner='attack')}{_CHECKED}"
+    return f"<h3>attacks: leak at FAR 1e-3</h3>{table([*heads, 'no image or prefix'], rows, corner='attack')}{_CHECKED}"
 
 
 def _curves(curves: Sequence[Curve]) -> str:
@@ -132,6 +134,7 @@ _BODY = """\
 such as “a woman” (<em>neutral</em>), and through the guard (<em>guarded</em>).</p>
 <div class="cards">$headline</div>
 <p>Plain → guarded, with its 95&nbsp;% interval. $summary</p>
+$doubts
 $goals
 
 <h2>Figures</h2>

@@ -19,6 +19,7 @@ from apl_guard.trainer.demo.page import draw_grid, pick_pairs, write_html
 from apl_guard.trainer.evaluate import EvalResult, evaluate
 from apl_guard.trainer.evaluate.asking import read_templates
 from apl_guard.trainer.evaluate.curves import Curve
+from apl_guard.trainer.evaluate.doubts import doubts
 from apl_guard.trainer.evaluate.goals import compare
 from apl_guard.trainer.evaluate.scores import Asked, fidelity, identity_figures
 from apl_guard.trainer.evaluate.statistics import clopper_pearson
@@ -316,3 +317,34 @@ def test_the_command_measures_under_a_policy_of_ones_own(
         result = json.loads(out)
         assert result["settings"]["policy"].startswith("mine ")
         assert result["suites"]["unseen"]["guarded"]["prefixed"] == 2
+
+
+def test_a_model_that_shows_nobody_is_not_taken_for_one_that_hides_everybody(
+    world: Any, run: Any, tmp_path: Path
+) -> None:
+    """Random weights leak nothing with any prefix. Figures and report say that this says nothing."""
+    world.save_pretrained(tmp_path / "model")
+    random_prefix(world, n=2).save(tmp_path / "prefix")
+
+    code, out, err = run(
+        "eval", "--model", tmp_path / "model", "--prefix", tmp_path / "prefix", "--suite", "seen", "--people", 2,
+        "--images-per-person", 1, "--steps", 1, "--quiet", "--report", tmp_path / "report.html",
+    )  # fmt: skip
+
+    assert code == 0
+    assert "leak" in out
+    assert "seen: the plain model does not show the people it is asked for" in err
+    assert "says nothing" not in out
+    assert "so these leaks say nothing about the prefix" in (tmp_path / "report.html").read_text()
+
+
+def test_doubts_are_about_people_whom_the_plain_model_does_not_show() -> None:
+    """Within what the neutral prompt may reach there is doubt, above it there is none, and none without such an arm."""
+    neutral = {"top1": 0.02, "top1_ci": [0.0, 0.1], "leak_far_1e-2": 0.0, "leak_far_1e-2_ci": [0.0, 0.05]}
+    arms = {
+        "within": {"plain": {"top1": 0.1, "leak_far_1e-2": 0.05}, "neutral": neutral},
+        "above in one": {"plain": {"top1": 0.1, "leak_far_1e-2": 0.06}, "neutral": neutral},
+        "above": {"plain": {"top1": 0.9, "leak_far_1e-2": 0.9}, "neutral": neutral},
+        "transfer base": {"plain": {"top1": 0.0}, "guarded": {"top1": 0.0}},
+    }
+    assert [doubt.partition(":")[0] for doubt in doubts(EvalResult(arms))] == ["within"]
