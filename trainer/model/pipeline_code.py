@@ -110,7 +110,8 @@ class PipelineCode(Family):
 
     @property
     def own_side(self) -> int:
-        return int(getattr(self.pipe, "default_sample_size", 128) * self.unit)
+        pixels = self.pipe.config.get("default_sample_size")  # what is in the configuration of PRX counts pixels
+        return int(pixels or getattr(self.pipe, "default_sample_size", 128) * self.unit)
 
     @property
     def t5_length(self) -> int | None:

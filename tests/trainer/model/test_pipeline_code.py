@@ -251,6 +251,16 @@ def test_the_guidance_of_a_pipeline_of_blocks_is_that_of_its_guider(name: str, s
         small(pipe, name, guidance_scale=2.0)
 
 
+@pytest.mark.filterwarnings("error:Accessing config attribute")
+@pytest.mark.parametrize(("name", "side"), [("prx", 512), ("prx_pixel", 1024)])
+def test_the_side_of_the_pictures_of_prx_is_that_of_its_pipeline(name: str, side: int) -> None:
+    """It is in the configuration, in pixels."""
+    if not hasattr(diffusers, FAMILIES[name].pipeline):
+        pytest.skip(f"this diffusers has no {name}")
+
+    assert PipelineCode(tiny_pipe(family=name), TrainConfig()).side == side
+
+
 def test_a_guidance_for_each_step_is_that_of_the_first_in_any_number_of_steps() -> None:
     """Ideogram 4 is called with as many as it takes by default, unless one scale is given for all."""
     if not hasattr(diffusers, "Ideogram4Pipeline"):
