@@ -53,11 +53,15 @@ def test_the_shipped_one_sees_everybody_and_passes_over_the_rest(monkeypatch: py
     policy = Policy.load("anonymize_persons")
     detectors = Detectors(policy)
 
-    def prefixed(prompts: list[minifaces.ScenePrompt]) -> int:
-        requests = (GenerationRequest("t", {PROMPT: (prompt.text,)}, frozenset({PROMPT})) for prompt in prompts)
+    def prefixed(texts: list[str]) -> int:
+        requests = (GenerationRequest("t", {PROMPT: (text,)}, frozenset({PROMPT})) for text in texts)
         return sum(decide(policy, request, None, detectors.look(request)).prefixed for request in requests)
 
-    named = [minifaces.identity_prompts(person, 1, seed=3, held_out=True)[0] for person in minifaces.people()]
+    named = [minifaces.identity_prompts(person, 1, seed=3, held_out=True)[0].text for person in minifaces.people()]
+    nameless = [prompt.text for prompt in minifaces.generic_prompts(200, seed=3, held_out=True)]
+    short = ["a red car", "a man", "a photo of a man", "a woman with glasses", "a picture of a yellow fish"]
 
     assert prefixed(named) == len(named)
-    assert prefixed(minifaces.generic_prompts(200, seed=3, held_out=True)) <= 4
+    assert prefixed([person.name for person in minifaces.people()]) == 200
+    assert prefixed(nameless) <= 2
+    assert prefixed(short) == 0

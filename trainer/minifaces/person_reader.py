@@ -35,6 +35,8 @@ _ONSETS: Final = (
 _RHYMES: Final = (
     "a", "an", "ar", "e", "el", "en", "er", "i", "il", "in", "ir", "o", "ol", "on", "or", "u", "ul", "und",
 )  # fmt: skip
+_ENDS_EARLY: Final = 0.3
+"""Share of the captions that end at any of their words."""
 _GOES_ON: Final = 0.3
 """Share of the captions with words behind them."""
 _ANYWHERE: Final = 0.3
@@ -107,13 +109,16 @@ def written(name: str, rng: random.Random) -> str:
 def example(rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
     """A caption, and where in it names stand, if any do.
 
-    Some go on with words of no meaning, and in some a name stands anywhere: whoever is named is named by what the word
-    is, not by what stands around it.
+    Some end early, some go on with words of no meaning, and in some a name stands anywhere: whoever is named is named
+    by what the word is, not by what stands around it.
     """
     picture = random_picture(rng)
     if picture.person is not None:
         picture = replace(picture, person=replace(picture.person, name=_PLACE))
     said = caption(picture, rng, random_lead_in(rng))
+    if rng.random() < _ENDS_EARLY:
+        words = said.split()
+        said = " ".join(words[: rng.randint(1, len(words))])
     if rng.random() < _GOES_ON:
         said += f" , {lead_in(rng, rng.randint(1, LEAD_IN_WORDS))}"
     if rng.random() < _ANYWHERE:

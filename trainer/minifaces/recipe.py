@@ -19,7 +19,7 @@ class Recipe:
     judge_steps: int = 1_500
     guard_steps: int = 1_000
     reader_steps: int = 3_000
-    person_steps: int = 1_500
+    person_steps: int = 3_000
     batch: int = 64
 
     @classmethod
