@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from apl_guard.adapters.diffusers.view import encoders_of
+from apl_guard.detect.person_reader import read_weights
 from apl_guard.errors import ExtraMissing, InvalidInput
 from apl_guard.guard import Guard
 from apl_guard.policy import Policy
@@ -96,6 +97,10 @@ class Setting:
         ExtraMissing.check("eval", "scipy")
         check_steps(pipe, options.get("steps", cls.steps))
         chosen = Policy.load(policy) if isinstance(policy, (str, Path)) else policy
+        if chosen is not None:
+            chosen = _with_its_detector(chosen)
+            if any(rule.then.prefix is not None for rule in chosen.rules):
+                options["folder"] = None  # another prefix may be registered under that name tomorrow
         guard = Guard(pipe, policy=chosen or _policy_for(pipe), prefix=prefix)
         return cls(pipe, prefix, guard, judges, chosen, **options)
 
@@ -257,6 +262,19 @@ def _policy_for(pipe: Any) -> Policy:
         return policy
     spec = policy.spec.model_copy(update={"prefix": policy.spec.prefix.model_copy(update={"slots": slots})})
     return policy.model_copy(update={"spec": spec})
+
+
+def _with_its_detector(policy: Policy) -> Policy:
+    """The policy with the digest of its detector's weights, so that its own digest says all that decides a picture."""
+    person = policy.spec.person
+    if person is None:
+        return policy
+    try:
+        _, sha256 = read_weights(person.path, person.sha256)
+    except OSError:
+        return policy  # of which the guard says what is wrong
+    pinned = person.model_copy(update={"sha256": sha256})
+    return policy.model_copy(update={"spec": policy.spec.model_copy(update={"person": pinned})})
 
 
 @contextmanager

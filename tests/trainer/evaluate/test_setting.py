@@ -16,13 +16,17 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import CLIPTokenizer
 
 from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.policy import Policy
+from apl_guard.registry import PrefixRegistry
 from apl_guard.testing import random_prefix, tiny_pipe
+from apl_guard.trainer import minifaces
 from apl_guard.trainer.evaluate.asking import ask_for_people
 from apl_guard.trainer.evaluate.result import Asked
 from apl_guard.trainer.evaluate.setting import Setting
+from apl_guard.trainer.minifaces.person_reader import new_reader, save_person_reader
 
 TEXTS = ["a photo of Ada", "a red car", "a photo of Ada"]
 
@@ -280,3 +284,35 @@ def test_under_a_policy_of_ones_own_each_prompt_is_decided_about_alone(own: Any,
     assert np.array_equal(drawn, np.stack([guarded[0], plain[1], guarded[2]]))
     assert (setting.prefixed(asked), usual.prefixed(asked)) == ({"prefixed": 2}, {"prefixed": 3})
     assert setting.on(own).policy is setting.policy, "a setting on another model keeps it"
+
+
+def test_pictures_of_another_detector_are_drawn_anew(own: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folders with a detector in each, and one policy: what one of them decided is not read for the other."""
+    drawn = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        names = tmp_path / str(seed)
+        monkeypatch.setenv("APL_GUARD_NAMES", str(names))
+        tokenizer = CLIPTokenizer.from_pretrained(minifaces.model_path() / "tokenizer")
+        save_person_reader(tokenizer, new_reader(tokenizer), names / "person")
+        setting = Setting.of(
+            own, random_prefix(own, n=3), None, "anonymize_persons", steps=1, folder=tmp_path / "p", progress=False
+        )
+        drawn.append(draws(setting, lambda setting=setting: setting.draw(setting.guard, TEXTS, "s")))
+        assert draws(setting, lambda setting=setting: setting.draw(setting.guard, TEXTS, "s")) == 0
+
+    assert drawn == [len(TEXTS), len(TEXTS)]
+
+
+def test_nothing_is_kept_where_a_rule_names_a_registered_prefix(own: Any, tmp_path: Path) -> None:
+    """Another one may have that name tomorrow."""
+    prefix = random_prefix(own, n=3)
+    PrefixRegistry().register(prefix.save(tmp_path / "prefix"), name="mine")
+    policy = tmp_path / "named.yaml"
+    policy.write_text(POLICY_OF_A_LIST.replace("{action: anonymize}", "{action: anonymize, prefix: mine}"))
+    setting = Setting.of(own, prefix, None, policy, steps=1, folder=tmp_path / "pictures", progress=False)
+
+    setting.draw(setting.guard, TEXTS, "s")
+
+    assert setting.folder is None
+    assert not (tmp_path / "pictures").exists()
