@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +35,16 @@ from apl_guard.trainer.train.rows import insert_vectors, sentinels
 
 
 class PassingSearch(TokenSearch):
-    """A search for tokens that takes no exchange after which the guard would put the prefix in front."""
+    """A search for tokens that takes no exchange after which the guard would put the prefix in front.
 
-    guard: Guard
+    Args:
+        guard: That guard.
+        others: As for `TokenSearch`.
+    """
+
+    def __init__(self, guard: Guard, *others: Any) -> None:
+        super().__init__(*others)
+        self._guard = guard
 
     def _exchanges(self, gradient: Tensor) -> list[Tensor]:
         return [
@@ -44,7 +53,7 @@ class PassingSearch(TokenSearch):
 
     def _passing(self, m: int, tokens: Tensor) -> Tensor:
         words = typed(self._pipe.tokenizer, [self._typable[k] for k in tokens.tolist()])
-        prefixed = self.guard.check(f"{words} {self._wanted.prompts[m]}").prefixed
+        prefixed = self._guard.check(f"{words} {self._wanted.prompts[m]}").prefixed
         return self._chosen[m] if prefixed else tokens
 
 
@@ -73,10 +82,12 @@ def main() -> None:
     passing = [k for k in every if not setting.guard.check(f"{typed(pipe.tokenizer, [k])} a photo").prefixed]
     print(f"words that can be typed: {len(every)}; that the detector passes over: {len(passing)}")
     person, shows = np.repeat(np.arange(asked.people), EACH), side.shows(setting.judges, seed=0)
-    for name, kind, words in (("any words", TokenSearch, every), ("words that pass", PassingSearch, passing)):
+    for name, kind, words in (
+        ("any words", TokenSearch, every),
+        ("words that pass", partial(PassingSearch, setting.guard), passing),
+    ):
         start = torch.randint(len(words), (asked.people, asked.words), generator=torch.Generator().manual_seed(0))
         search = kind(words, start, pipe, None, wanted, rows, 0, torch.float32)
-        search.guard = setting.guard  # type: ignore[attr-defined]
         with frozen(pipe):
             for steps in checkpoints(asked.steps):
                 while search.steps < steps:

@@ -24,7 +24,7 @@ def doubts(result: EvalResult) -> list[str]:
     found = []
     for suite, arms in result.suites.items():
         plain, neutral = arms.get("plain", {}), arms.get("neutral", {})
-        measured = [pair for pair in _FIGURES if pair[0] in plain and pair[0] in neutral]
+        measured = [pair for pair in _FIGURES if None not in (plain.get(pair[0]), neutral.get(pair[0]))]
         if not measured or any(plain[key] > neutral.get(f"{key}_ci", [0, neutral[key]])[1] for key, _ in measured):
             continue
         key, label = measured[0]

@@ -209,9 +209,9 @@ class Setting:
                 bar.update(len(part))
         return np.stack([picture for picture in pictures if picture is not None])
 
-    def prefixed(self, asked: Sequence[Asked], **arguments: Any) -> Figures:
+    def prefixed(self, asked: Sequence[Asked]) -> Figures:
         """How many of the prompts get the prefix under the policy of the guard."""
-        return {"prefixed": sum(self.guard.check(prompt=[one.text], **arguments).prefixed for one in asked)}
+        return {"prefixed": sum(self.guard.check(prompt=[one.text]).prefixed for one in asked)}
 
     def _batch(self, call: Callable[..., Any]) -> int:
         """How many pictures to draw in one call.

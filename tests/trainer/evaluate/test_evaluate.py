@@ -345,6 +345,7 @@ def test_doubts_are_about_people_whom_the_plain_model_does_not_show() -> None:
         "within": {"plain": {"top1": 0.1, "leak_far_1e-2": 0.05}, "neutral": neutral},
         "above in one": {"plain": {"top1": 0.1, "leak_far_1e-2": 0.06}, "neutral": neutral},
         "above": {"plain": {"top1": 0.9, "leak_far_1e-2": 0.9}, "neutral": neutral},
+        "of no images": {"plain": {"top1": None}, "neutral": {"top1": None, "top1_ci": [0.0, 1.0]}},
         "transfer base": {"plain": {"top1": 0.0}, "guarded": {"top1": 0.0}},
     }
     assert [doubt.partition(":")[0] for doubt in doubts(EvalResult(arms))] == ["within"]
