@@ -108,8 +108,8 @@ def main() -> None:
                 ]
                 low, high = (100 * end for end in clopper_pearson(back[1], asked.people))
                 print(
-                    f"{name:16} after {steps:>3} steps: loss {search.loss(seed=1) / asked.people:.4f} (of the names "
-                    f"{search.loss_of_names(seed=1) / asked.people:.4f}); with the prefix {seen:>2} of {asked.people}; "
+                    f"{name:16} after {steps:>3} steps: loss {search.loss(seed=1):.4f} (of the names "
+                    f"{search.loss_of_names(seed=1):.4f}); with the prefix {seen:>2} of {asked.people}; "
                     f"people back: {back[0]:>2} without a guard, {back[1]:>2} with it [{low:.0f}, {high:.0f}] %",
                     flush=True,
                 )
