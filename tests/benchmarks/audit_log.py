@@ -2,8 +2,10 @@
 
 First the log alone beside its alternatives, each with lines of the same length on the same disk: a bare write with
 fdatasync, SQLite with synchronous=FULL, and Python's logging to a file, which promises nothing. Then the guard in front
-of a backend that answers at once, beside two bare appends with fdatasync. Ratios are what counts; the times are those
-of this disk and this load. The last column is processor time, which depends least on what else the machine does.
+of a backend that answers at once, beside two bare appends with fdatasync; for one caller also with the pauses between
+them that the guard without a disk would make, for disks answer later to those who pause. Ratios are what counts; the
+times are those of this disk and this load. The last column is processor time, which depends least on what else the
+machine does.
 
 With `--slower MS` every sync takes so many milliseconds longer, for all that is measured but SQLite: how it would be on
 a disk behind a network, or one without a cache that outlasts a power cut.
@@ -22,6 +24,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -34,6 +37,7 @@ from apl_guard.audit import AuditLog, disk
 from apl_guard.audit.durable import DurableLog
 from apl_guard.prefix import Prefix
 
+PROMPT = "a photo of a man in a red shirt"
 LINE = {"decision_id": "0" * 32, "policy": {"name": "anonymize_faces", "digest": "0" * 64}, "text": "0" * 600}
 
 
@@ -103,18 +107,25 @@ def calls(root: Path, seconds: float) -> None:
         times = _measure(two, seconds, threads)
         base = len(times) / seconds
         _print("two bare appends", times, seconds, base)
-        _print(
-            "guard, durable log",
-            _measure(lambda: durable("a photo of a man in a red shirt"), seconds, threads),
-            seconds,
-            base,
-        )
-        _print(
-            "guard, records to memory",
-            _measure(lambda: memory("a photo of a man in a red shirt"), seconds, threads),
-            seconds,
-            base,
-        )
+        if threads == 1:
+            pause = median(_measure(lambda: memory(PROMPT), seconds, 1)) / 2
+            times = _measure(partial(_with_pauses, bare, pause), seconds, 1)
+            _print("  with the guard's pauses", [each - 2 * pause for each in times], seconds, base)
+        _print("guard, durable log", _measure(lambda: durable(PROMPT), seconds, threads), seconds, base)
+        _print("guard, records to memory", _measure(lambda: memory(PROMPT), seconds, threads), seconds, base)
+
+
+def _with_pauses(append: Callable[[int], None], pause: float) -> None:
+    for size in (1300, 650):
+        _spin(pause)
+        append(size)
+
+
+def _spin(seconds: float) -> None:
+    """Be busy so long, as the guard is; a thread that sleeps also wakes late."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
 
 
 class _Memory(logging.Handler):
