@@ -60,8 +60,9 @@ _MIDDLE = re.compile(
 )
 # From its beginning only, so that no word is read more than once.
 _WORD = re.compile(r"(?<![\w@$!|])[^\W\d_]*+[\d_@$!|][\w@$!|]*")
-# Between words, or in one; a digit behind a single letter may stand for another.
-_NUMBER = re.compile(r"(?<=[^\W\d_]{2})[\W_]{0,3}\d+[\W_]{0,3}(?=[^\W\d_]{2})")
+# Between words, or in one; a digit behind a single letter may stand for another. Most letters are ruled out by what
+# comes next, sooner than by what comes before.
+_NUMBER = re.compile(r"(?=[\W_]{0,3}\d)(?<=[^\W\d_]{2})[\W_]{0,3}\d+[\W_]{0,3}(?=[^\W\d_]{2})")
 _LETTERS_LIKE = str.maketrans("034578@$!|", "oeastbasil")
 _AMONG_LETTERS = re.compile(r"[^\W\d_][0134578@$!|]|[0134578@$!|][^\W\d_]")
 _STRETCHED = re.compile(r"([^\W\d_])\1{2,}", re.IGNORECASE)
@@ -103,8 +104,8 @@ def _in_letters(reading: Reading) -> Iterator[Reading]:
         yield from lettered[1:]
     if not reading.text.isascii():
         yield reading.replacing(_UMLAUT, lambda found: _AS_TWO[found.group()])
-    if _NUMBER.search(reading.text):
-        yield reading.replacing(_NUMBER, lambda _: " ")
+    if (without := reading.replacing(_NUMBER, lambda _: " ")) is not reading:
+        yield without
     if _stretched_in(lettered[-1].text).search(lettered[-1].text):
         for each, times in product(lettered[:2], (1, 2)):
             yield each.replacing(_STRETCHED, partial(_said, times))

@@ -127,8 +127,8 @@ class NamesIndex:
     def _find(self, text: str, besides: Counter[int] | None = None) -> Iterator[_Found]:
         """The numbers and places of names in a text; in another form of one, only if it shows names besides."""
         # Most texts hold no name, and where their letters come from is then of no interest.
-        seen = Counter(number for _, number in self._automaton.iter(letters_of(text)))
-        if seen <= (besides or Counter()):
+        seen = [number for _, number in self._automaton.iter(letters_of(text))]
+        if not seen or (besides and Counter(seen) <= besides):
             return
         spelt = spelling(text)
         for last, number in self._automaton.iter(spelt.letters):
