@@ -209,3 +209,52 @@ def test_a_file_that_a_dead_worker_left_damaged_takes_nothing_else_away(tmp_path
     for name in ("counter_1.db", "histogram_1.db", "gauge_livesum_1.db"):
         assert f"{tmp_path / name} is damaged" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+FORKED = textwrap.dedent(
+    """
+    import os, sys
+    from prometheus_client import CollectorRegistry, Counter, generate_latest
+    from apl_guard import Guard, GuardUnavailable
+    from apl_guard.metrics import of_all_processes
+    from apl_guard.testing import random_prefix, tiny_pipe
+
+    pipe = tiny_pipe()
+    guard = Guard(pipe, sys.argv[1], prefix=random_prefix(pipe))
+    guard.self_test(num_inference_steps=1)
+    requests = Counter("requests", "What the service itself counts.")
+
+    def show():
+        lines = generate_latest(of_all_processes()).decode().splitlines()
+        names = ("apl_guard_selftest_success{", "apl_guard_config_last_reload_successful{")
+        print(*(line.split()[-1] for line in lines if line.startswith(names)))
+
+    if pid := os.fork():
+        os.waitpid(pid, 0)
+    else:
+        requests.inc()
+        show()
+        guard.self_test(num_inference_steps=1)
+        show()
+        try:
+            guard.self_test(["a cat"], no_such=1)
+        except GuardUnavailable:
+            show()
+        sys.stdout.flush()
+        os._exit(0)
+    """
+)
+
+
+def test_a_forked_process_says_nothing_failed_before_something_did(tmp_path):
+    """As of `gunicorn --preload`: no alert about a self-test that passed or a policy that nobody changed."""
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    policy = tmp_path / "mine.yaml"
+    policy.write_text((ROOT / "policies" / "anonymize_faces.yaml").read_text())
+    done = run(FORKED, metrics, str(policy))
+
+    assert done.returncode == 0, done.stderr
+    forked, passed, failed = done.stdout.splitlines()
+    assert forked == passed == "1.0 1.0"
+    assert sorted(failed.split()) == ["0.0", "1.0"]

@@ -17,7 +17,7 @@ from apl_guard.errors import MetricsUnavailable
 from apl_guard.metrics import labels
 from apl_guard.metrics.families import Families
 from apl_guard.metrics.labels import OTHER, Known, Stage
-from apl_guard.metrics.room import take_room_first
+from apl_guard.metrics.room import prepare_files
 from apl_guard.metrics.serve import is_multiprocess
 from apl_guard.metrics.watch import Watch
 from apl_guard.policy import Policy
@@ -77,7 +77,7 @@ class Metrics:
         self._lock = threading.Lock()
         try:
             if is_multiprocess():
-                take_room_first()
+                prepare_files()
             self._families = Families(registry)
             self._one = self._families.one
         except OSError as error:
