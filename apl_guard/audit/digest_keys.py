@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import LOG_FILE
@@ -91,16 +90,34 @@ class DigestKeys:
             found.setdefault(key_id(key), key)
         return found
 
-    def missing(self, rotations: Iterable[Mapping[str, Any]]) -> list[str]:
-        """The ids of the keys that were in use before and are not kept: what is under them cannot be looked for.
+    def missing(self, named: Iterable[str]) -> list[str]:
+        """The ids of the keys that are not kept: what is under them cannot be looked for.
 
         Args:
-            rotations: The records `audit.rotation` of the log.
+            named: The ids that the records of the log name.
 
         Raises:
             AuditUnavailable: As for `kept`.
         """
-        return sorted({str(rotation.get("before")) for rotation in rotations} - self.kept().keys())
+        return sorted(set(named) - self.kept().keys())
+
+    def check_are_of(self, named: Iterable[str]) -> None:
+        """Refuse to change anything in a folder of keys that is that of another log.
+
+        Args:
+            named: The ids that the records of the log name.
+
+        Raises:
+            InvalidInput: Nothing is recorded under any key that is kept.
+            AuditUnavailable: As for `kept`.
+        """
+        if not (known := set(named)) & self.kept().keys():
+            raise InvalidInput(
+                f"found the digest keys {', '.join(self.kept())}, under which this log has recorded nothing; expected "
+                f"{' or '.join(sorted(known)) or 'those of a log that has recorded something'}: name the folder of its "
+                "own keys with --keys",
+                where=self.folder,
+            )
 
     def digests_of(self, text: str) -> Iterator[str]:
         """What a text may be called in records, under each key that is kept: as it is, and in its canonical form.

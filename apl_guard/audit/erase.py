@@ -11,7 +11,7 @@ from apl_guard.audit import disk
 from apl_guard.audit.checkpoint import LOG_FILE
 from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.durable import DurableLog
-from apl_guard.audit.reading import find_decision, read_log
+from apl_guard.audit.reading import digest_keys_named, find_decision, read_log
 from apl_guard.audit.subjects import SubjectKeys
 from apl_guard.errors import InvalidInput
 
@@ -42,7 +42,7 @@ def erase(
         The ids of the keys that are gone: one for each digest key under which the subject was recorded.
 
     Raises:
-        InvalidInput: There is no such decision, or nothing to erase.
+        InvalidInput: There is no such decision, or nothing to erase, or the keys are those of another log.
         AuditUnavailable: The erasure cannot be recorded. The key is destroyed all the same.
         OSError: The key cannot be destroyed.
     """
@@ -50,6 +50,7 @@ def erase(
     disk.check_system()
     disk.check_owner(folder / LOG_FILE)  # before anything is destroyed that could then not be recorded
     if subject is not None:
+        found.check_are_of(digest_keys_named(folder))  # or the subject of another log would lose its key
         names = _names(found, subject)
     else:
         fields = _with_text(folder, decision_id or "")
@@ -138,8 +139,7 @@ def _names(found: DigestKeys, subject: str) -> list[str]:
 
 def _lost(folder: Path, found: DigestKeys) -> str | None:
     """What of a subject cannot be found by its name."""
-    rotations = (each.fields for each in read_log(folder, containing=b'"event":"audit.rotation"'))
-    if not (lost := found.missing(rotations)):
+    if not (lost := found.missing(digest_keys_named(folder))):
         return None
     return f"what was recorded under digest key {', '.join(lost)}, which is not kept, is reached only by a decision"
 

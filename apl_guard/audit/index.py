@@ -146,6 +146,16 @@ class Index:
         found = [unwritten(gap) for gap in gaps]
         return [each for named, _ in found for each in named], sum(more for _, more in found)
 
+    def digest_keys(self) -> set[str]:
+        """The ids of the digest keys that decisions and rotations name.
+
+        Raises:
+            StorageFailed: The index cannot be read.
+        """
+        places = (("key_id", "guard.decision"), ("before", "audit.rotation"))
+        query = "SELECT DISTINCT json_extract(line, ?) FROM records WHERE event = ?"
+        return {str(id) for name, event in places for (id,) in self._rows(query, [f"$.{name}", event]) if id}
+
     def _was_decided(self, decision: str, since: str | None, until: str | None) -> bool:
         asked = "decision_id = ? AND event = 'guard.decision' AND timestamp >= ? AND timestamp < ?"
         return bool(self._rows(f"SELECT 1 FROM records WHERE {asked}", [decision, since or "", until or "~"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,16 @@ from apl_guard.audit.row import Line, Row
 from apl_guard.audit.segment_files import writers_in
 from apl_guard.errors import InvalidInput
 
-__all__ = ["Found", "find_decision", "is_about", "read_log", "read_rows", "say_where_reading_stops", "unwritten"]
+__all__ = [
+    "Found",
+    "digest_keys_named",
+    "find_decision",
+    "is_about",
+    "read_log",
+    "read_rows",
+    "say_where_reading_stops",
+    "unwritten",
+]
 
 _log = logging.getLogger("apl_guard")
 
@@ -73,6 +83,18 @@ def read_log(folder: Path, containing: bytes = b"") -> Iterator[Found]:
                     row.problem = f"record {line.seq}: {error}"
                     break
                 yield Found(record, line)
+
+
+def digest_keys_named(folder: Path) -> set[str]:
+    """The ids of the digest keys that the records of a log name: of decisions, and of rotations.
+
+    Raises:
+        InvalidInput: The folder holds no log.
+    """
+    return {id.decode() for row in read_rows(folder) for line in row for id in _KEY_ID.findall(line.content)}
+
+
+_KEY_ID = re.compile(rb'"(?:key_id|before|after)":"([0-9a-f]{16})"')
 
 
 def unwritten(gap: Mapping[str, Any]) -> tuple[list[tuple[str, str]], int]:

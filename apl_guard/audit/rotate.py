@@ -12,6 +12,7 @@ from apl_guard.audit.digest_keys import DigestKeys
 from apl_guard.audit.durable import DurableLog
 from apl_guard.audit.folder import LOCK
 from apl_guard.audit.keyed_digests import key_id
+from apl_guard.audit.reading import digest_keys_named
 from apl_guard.audit.seal_key import KEY_BYTES
 
 __all__ = ["destroy_digest_key", "rotate"]
@@ -52,13 +53,14 @@ def destroy_digest_key(folder: Path, id: str, *, witnesses: Sequence[Path] = (),
         keys: Folder of the log's keys, where it is not inside the log.
 
     Raises:
-        InvalidInput: There is no log, no such key, or the key is in use.
+        InvalidInput: There is no log, no such key, the key is in use, or the keys are those of another log.
         AuditUnavailable: It cannot be recorded. The key is destroyed all the same.
         OSError: The key cannot be destroyed.
     """
     found = DigestKeys.of_log(folder, keys)
     disk.check_system()
     disk.check_owner(folder / LOG_FILE)  # before it is destroyed, which could then not be recorded
+    found.check_are_of(digest_keys_named(folder))
     found.destroy(id)
     with DurableLog(folder, witnesses, keys) as log:
         log.append("audit.key_destruction", {"key_id": id}, decision=None)

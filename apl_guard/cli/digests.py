@@ -39,10 +39,8 @@ def digests_of(folder: Path, keys: Path | None, prompt: str | None, subject: str
 def note_missing(folder: Path, keys: Path | None, index: Index) -> None:
     """Say under which digest keys nothing can be looked for any more, or nobody would be known to have asked."""
     from apl_guard.audit.digest_keys import DigestKeys
-    from apl_guard.audit.question import Question
 
-    rotations = index.ask(Question({"event": "audit.rotation"}, limit=10**9))
-    if missing := DigestKeys.of_log(folder, keys).missing(rotations):
+    if missing := DigestKeys.of_log(folder, keys).missing(index.digest_keys()):
         put_error(
             f"what was recorded under the digest key {', '.join(missing)}, which is not kept, is not in this answer",
             typer.colors.YELLOW,

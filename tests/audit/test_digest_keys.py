@@ -205,3 +205,39 @@ def test_without_the_key_there_is_no_image(guard, folders):
     (log / "keys" / "digest-0123456789abcdef.key").chmod(0o600)
     with pytest.raises(AuditUnavailable, match="its own name"):
         DigestKeys.of_log(log).kept()
+
+
+def test_the_keys_of_another_log_are_told_apart(guard, folders, run, prefix, tmp_path):
+    """Named by mistake, they find nothing, which is said, and no key of the other log is destroyed."""
+    log, witness = folders
+    other, subject = tmp_path / "other", ("--subject", "account-7")
+    with guard.context(subject="account-7"):
+        guard("a cat")
+        with AuditLog(other, capture="encrypted") as audit, Guard(instant.Pipe(), prefix=prefix, audit=audit) as second:
+            second("a cat")
+    rotate(other)
+    (ours,), (theirs,) = decisions(log), decisions(other)
+    wrong = ("--keys", other / "keys")
+
+    for asked in (("--prompt", "a cat"), subject):
+        code, out, errors = run("query", log, *asked, *wrong)
+        assert (code, out) == (0, "nothing found\n")
+        assert f"{ours['key_id']}, which is not kept, is not in this answer" in errors
+    for command in (("erase", log, *subject), ("keys", "destroy", log, theirs["key_id"])):
+        code, _, errors = run(*command, "--witness", witness, *wrong)
+        assert (code, f"expected {ours['key_id']}" in errors) == (2, True)
+    assert json.loads(run("reveal", other, theirs["decision_id"])[1]) == {"prompt": ["a cat"]}
+    assert run("query", other, *subject)[1].count("guard.decision") == 1
+
+
+def test_records_under_a_key_that_was_put_in_place_by_hand(guard, folders, run):
+    """Whoever asks is told of those under the key before."""
+    log, _ = folders
+    guard("a cat")
+    (log / "keys" / "digest.key").write_bytes(bytes(32))
+    guard("a cat")
+
+    old, _ = decisions(log)
+    _, out, errors = run("query", log, "--prompt", "a cat")
+    assert out.count("guard.decision") == 1
+    assert f"{old['key_id']}, which is not kept, is not in this answer" in errors
