@@ -6,9 +6,10 @@ import re
 import shutil
 
 import pytest
-from logs import TORTURE, in_log, program
+from logs import TORTURE, call, in_log, program, records
 
-from apl_guard.audit.durable import DurableLog
+from apl_guard.audit.durable import DurableLog, LogOptions
+from apl_guard.audit.reading import find_decision
 from apl_guard.audit.verify import Verdict, verify_log
 from apl_guard.errors import InvalidInput
 
@@ -40,7 +41,37 @@ def test_nothing_promised_is_lost_when_processes_are_killed(folders):
     assert report.records == report.witnessed
     assert set(promised) <= set(in_log(log))
     # A decision without an outcome is closed as unknown, never as allowed.
-    assert "\n".join(path.read_text() for path in (log / "segments").iterdir()).count('"audit.recovery"') >= KILLS / 2
+    recoveries = [r for r in records(log) if r["event"] == "audit.recovery"]
+    assert len(recoveries) >= KILLS / 2
+    assert {r["result"] for r in recoveries} == {"unknown"}
+    decided, ended = (
+        {line.split()[1] for line in in_log(log) if line.startswith(f"guard.{event} ")}
+        for event in ("decision", "outcome")
+    )
+    assert sorted(id for r in recoveries for id in r["orphans"]) == sorted(decided - ended)
+
+
+@pytest.mark.parametrize("segment_bytes", [1, 1 << 20], ids=["each record in a file of its own", "one file"])
+def test_what_a_dead_process_left_open_is_named_by_the_next(folders, segment_bytes):
+    """Each decision without an outcome, and no other; whoever asks for one of them finds that."""
+    log, witness = folders
+    durable = DurableLog(log, [witness], options=LogOptions(segment_bytes=segment_bytes))
+    call(durable, 1)
+    for id in ("open-2", "refused-3", "open-4"):
+        durable.append("guard.decision", {"decision_id": id}, decision=id, opens=True)
+    durable.refuse("guard.outcome", "refused-3")
+    call(durable, 5)
+    durable.leave()  # as if its process had died
+
+    DurableLog(log, [witness]).close()
+
+    (recovery,) = [r for r in records(log) if r["event"] == "audit.recovery"]
+    assert (recovery["orphans"], recovery["result"]) == (["open-2", "open-4"], "unknown")
+    assert [found.record.fields["event"] for found in find_decision(log, "open-4")] == [
+        "guard.decision",
+        "audit.recovery",
+    ]
+    assert verify_log(log, [witness]).verdict == Verdict.VALID
 
 
 def test_many_processes_lose_nothing_and_repeat_nothing(folders):

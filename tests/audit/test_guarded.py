@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import instant
 import pytest
-from logs import TORTURE, counted, records, wait_for
+from logs import TORTURE, call, counted, records, wait_for
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
@@ -280,6 +280,25 @@ def test_a_checkpoint_says_that_nothing_happened(folders):
     durable.close()
     report = verify_log(log, [witness])
     assert (report.verdict, report.records) == (Verdict.VALID, 2)
+
+
+@pytest.mark.parametrize("given", [{"checkpoint_records": 4}, {"checkpoint_seconds": 0.05}], ids=["records", "time"])
+def test_a_checkpoint_comes_after_so_many_records_or_so_much_time(folders, given):
+    """Whichever is first, at the witness, without anybody asking for it: nothing stays open to changes for longer."""
+    from apl_guard.audit.durable import LogOptions
+
+    log, witness = folders
+    never = {"checkpoint_records": 10**6, "checkpoint_seconds": 1e6, "heartbeat_seconds": 1e6}
+    durable = DurableLog(log, [witness], options=LogOptions(**never | given))
+    kept = witness / durable.identity.log / "checkpoints.jsonl"
+
+    def sealed():
+        return json.loads(kept.read_bytes().splitlines()[-1])["size"]
+
+    for number in range(3):
+        call(durable, number)
+        assert wait_for(lambda least=1 + 2 * number: sealed() >= least)  # all but the newest two
+    durable.close()
 
 
 def test_a_witness_inside_the_log_is_refused(folders):
