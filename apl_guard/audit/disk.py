@@ -68,13 +68,16 @@ def append_through(path: Path, content: bytes) -> None:
     A witness may be in other hands, so no link is followed, and no pipe is waited for.
 
     Raises:
-        OSError: It is not on disk; a part of it may be.
+        OSError: It is not on disk; a part of it may be. It names the file.
     """
     is_new = not path.exists()
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _AS_IT_IS, 0o640)
     try:
         write_all(handle, content)
         sync(handle)
+    except OSError as error:
+        error.filename = str(path)  # which the system does not say of a file that is open
+        raise
     finally:
         os.close(handle)
     if is_new:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import platform
 import queue
@@ -28,6 +29,8 @@ from apl_guard.audit.writer import Writer
 from apl_guard.errors import AplGuardError, AuditUnavailable
 
 __all__ = ["LogOptions", "SealedWriter", "leave_all"]
+
+_log = logging.getLogger("apl_guard")
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class SealedWriter:
         self._new_records = 0
         self._unsealed_since: float | None = None
         self._problem = "no checkpoint was made"
+        self._is_failing = False
         self._checkpoints = CheckpointLog(
             folder, keys / seal_key.FILE_NAME, identity, witnesses, epoch_seconds=options.epoch_seconds
         )
@@ -224,8 +228,23 @@ class SealedWriter:
                     self._unsealed_since = began
         except Exception as error:  # whatever it is: the thread must go on trying, and the guard say why it stops
             own = str(error) if isinstance(error, AplGuardError) else type(error).__name__
-            self._problem = getattr(error, "strerror", None) or own
+            reason, place = getattr(error, "strerror", None) or own, getattr(error, "filename", None)
+            self._problem = f"{place}: {reason}" if place else reason
+            self._say(failing=True)
             raise AuditUnavailable(f"no checkpoint could be made: {self._problem}") from error
+        self._say(failing=False)
+
+    def _say(self, *, failing: bool) -> None:
+        """Once where it begins, while there are images still, and once where it ends."""
+        if failing and not self._is_failing:
+            _log.error(
+                "no checkpoint of the audit log can be made (%s); after %g seconds there are no images",
+                self._problem,
+                self._options.max_exposure_seconds,
+            )
+        elif self._is_failing and not failing:
+            _log.warning("checkpoints of the audit log are made again")
+        self._is_failing = failing
 
     def _recover(self, segments: Path) -> None:
         """Record and seal what dead processes left."""

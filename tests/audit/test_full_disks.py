@@ -61,6 +61,38 @@ class TestFullDisk:
         guard.close()
         assert verify_log(log, [witness]).verdict == Verdict.VALID
 
+    def test_a_full_disk_of_a_witness_is_named_before_the_guard_stops_and_in_the_error(
+        self, small, prefix, tmp_path, caplog
+    ):
+        """Who is on call must not look for room on the disk of the log; while images still go out, the log says it."""
+        witness = small / "witness"
+        options = LogOptions(checkpoint_seconds=0.01, max_exposure_seconds=2)
+        audit = AuditLog(tmp_path / "log", witness=witness, options=options)
+        guard = Guard(instant.Pipe(), prefix=prefix, audit=audit)
+        with (small / "ballast").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+            while True:
+                stream.write(bytes(4096))
+        errors = []
+
+        def refused():
+            try:
+                guard("a cat")
+            except AuditUnavailable as error:
+                errors.append(str(error))
+            return bool(errors)
+
+        said = f"({witness / audit.identity.log / 'checkpoints.jsonl'}: No space left on device)"
+        assert wait_for(lambda: refused() or said in caplog.text)
+        assert errors == []
+        assert wait_for(refused)
+        assert said in errors[0]
+        (small / "ballast").unlink()
+        assert wait_for(lambda: "are made again" in caplog.text)
+        guard("a cat")
+        audit.close()
+        assert [said in each or "are made again" in each for each in caplog.messages] == [True, True]
+        assert verify_log(tmp_path / "log", [witness]).verdict == Verdict.VALID
+
     def test_a_folder_without_room_is_refused_at_the_start(self, small, prefix, tmp_path):
         """Before the first call."""
         with (small / "ballast").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
