@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from apl_guard import Guard
+from apl_guard.testing import random_prefix, tiny_pipe
+
 for needed in ("fastapi", "gunicorn", "uvicorn"):
     pytest.importorskip(needed, reason=f"{needed} is not installed; make install")
 
@@ -178,3 +181,30 @@ def test_the_tests_of_the_page_pass(tmp_path):
 
     assert done.returncode == 0, done.stdout
     assert "3 passed" in done.stdout
+
+
+def test_the_progress_of_the_page_is_told_and_stops_a_call(tmp_path, monkeypatch):
+    """Without a callback, so the images are protected; what it raises reaches the service and is on record."""
+    write_files(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    from progress import Progress, report_progress
+
+    def told(done, total):
+        steps.append((done, total))
+        if done == last:
+            raise TimeoutError
+
+    pipe = tiny_pipe()
+    report_progress(pipe, told)
+    with Guard(pipe, prefix=random_prefix(pipe), audit=tmp_path / "log") as guard:
+        steps, last = [], None
+        made = guard.generate("a cat", num_inference_steps=3)
+        assert (steps, made.outcome.protection) == ([(1, 3), (2, 3), (3, 3)], "applied")
+        steps, last = [], 2
+        with pytest.raises(TimeoutError):
+            guard.generate("a cat", num_inference_steps=3)
+        assert steps == [(1, 3), (2, 3)]
+    assert json.loads(run("audit", "stats", tmp_path / "log", "--json"))["results"] == {"passed": 1, "backend_error": 1}
+    steps, last = [], None
+    assert list(Progress(told, "abc", 3)) == ["a", "b", "c"]
+    assert steps == [(1, 3), (2, 3), (3, 3)]
