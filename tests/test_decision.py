@@ -380,3 +380,19 @@ def test_a_context_is_short_printable_text(value):
         with pytest.raises(InvalidInput, match=name), calling_for(**{name: value}):
             pass
         assert Context(**{name: "x" * 200})
+
+
+@pytest.mark.parametrize(
+    ("score", "action"), [(0.29, "allow"), (0.3, "anonymize"), (0.89, "anonymize"), (0.9, "block"), (1.0, "block")]
+)
+def test_each_rule_goes_by_the_score_that_it_names(score, action):
+    """A detector reports what the least of them asks for; one that asks for more does not apply to all of that."""
+    rules = [
+        rule("rest", action="allow"),
+        rule("maybe", action="anonymize", entities=["person"], min_score=0.3),
+        rule("surely", action="block", entities=["person"], min_score=0.9),
+    ]
+    seen = Finding(source="entity.person", channel=Channel.PROMPT, text=0, start=0, end=5, score=score)
+    findings = Findings(found=(seen,), looked=frozenset({"entity.person"}))
+
+    assert decide(policy(*rules, person={"model": "ner"}), request(), None, findings).action.value == action

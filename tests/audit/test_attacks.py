@@ -85,6 +85,40 @@ class TestForgedWithTheLiveKey:
         assert report.verdict == Verdict.TAMPERED
         assert any("says something else" in finding for finding in report.findings)
 
+    @pytest.mark.parametrize(
+        ("wrong", "told"),
+        [
+            ({"log": "0" * 32}, "belongs to another log"),
+            ({"number": 9}, "says that it is number 9"),
+            ({"history": "0" * 64}, "does not follow the checkpoints before it"),
+            ({"epoch": 2}, "cannot follow the one before"),
+            ({"generation": 1}, "cannot follow the one before"),
+            ({"size": 1}, "goes back behind what was sealed"),
+            ({"root": "0" * 64}, "says something else about records that were sealed"),
+        ],
+        ids=lambda given: next(iter(given)) if isinstance(given, dict) else None,
+    )
+    def test_by_one_more_that_is_wrong_in_one_field(self, folders, wrong, told):
+        """Everything else about it, its signature too, is right; without the change it is one that may come."""
+        log, witness = folders
+        durable = DurableLog(log, [witness])
+        call(durable, 0)
+        durable.seal()
+        rows, history = (log / CHECKPOINTS).read_bytes().splitlines(), Tree()
+        for row in rows:
+            history.append(leaf_hash(row))
+        right = Checkpoint.parse(rows[-1]).__dict__ | {"number": len(rows), "history": history.root.hex()}
+
+        found = []
+        for fields in (right, right | wrong):
+            line = Checkpoint(**fields).signed(live_key(log))
+            (log / CHECKPOINTS).write_bytes(b"".join(row + b"\n" for row in (*rows, line)))
+            report = verify_log(log, [witness])
+            found.append((report.verdict, [finding for finding in report.findings if told in finding] != []))
+        durable.leave()
+
+        assert found == [(Verdict.VALID, False), (Verdict.TAMPERED, True)]
+
     def test_over_nothing_twice(self, folders):
         """Two checkpoints of a writer without records: the second says something else, and is no traceback."""
         log, witness = folders
