@@ -100,7 +100,8 @@ def _hold_against(row: Row, log: str, sealed: Sealed, recovered: dict[str, list[
     if early:
         row.notes.append(
             f"{early} records say that they are older by more than a minute than the first checkpoint over them, first "
-            f"{earliest}; a crash leaves such records, and a wrong clock: nothing proves that they are so old"
+            f"{earliest}; a crash leaves such records, a witness that could not be written, and a wrong clock: nothing "
+            "proves that they are so old"
         )
     return None
 

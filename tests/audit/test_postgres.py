@@ -212,3 +212,14 @@ def test_a_database_that_is_not_there(table, folders):
         export_to_postgres(folders[0], table[1].replace("dbname=postgres", "dbname=nothing"))
     with pytest.raises(InvalidInput, match="no connection string"):
         export_to_postgres(folders[0], "nothing at all=")
+
+
+def test_a_database_that_does_not_answer_ends_an_export_where_the_address_says_so(table, folders):
+    """As the page says; without it, exports of a timer would pile up. The next one sends everything."""
+    owner, address = table
+    make_log(*folders, calls=1, writers=1)
+    with owner.transaction():
+        owner.execute("LOCK TABLE apl_guard_audit")
+        with pytest.raises(StorageFailed, match="statement timeout"):
+            export_to_postgres(folders[0], f"{address} options='-c statement_timeout=500'")
+    assert export_to_postgres(folders[0], address) > 0
