@@ -280,6 +280,17 @@ def test_where_nobody_looked_on_error_says_what_follows(on_error, channel, actio
     assert decide(found, asked, findings=looked).action == Action.ALLOW
 
 
+@pytest.mark.parametrize(("beside", "is_blind"), [("allow", True), ("block", False)])
+def test_it_is_a_failure_where_nothing_but_failures_blocks(beside, is_blind):
+    """A channel that may pass makes no judgement of it, and one that a rule blocks is no failure for another's sake."""
+    rules = [rule("stars", names=["stars"]), PREFIX, rule("beside", ["negative_prompt"], beside)]
+    asked = request(Channel.PROMPT, Channel.NEGATIVE_PROMPT)
+
+    decision = decide(policy(*rules, names=NAMES), asked, findings=Findings())
+
+    assert (decision.effective, decision.is_blind) == (Action.BLOCK, is_blind)
+
+
 def test_a_passthrough_beside_a_rule_that_protects_is_said():
     """For of what the prompt would have been changed to, nobody knows."""
     found = policy(PREFIX, rule("stars", names=["stars"]), names=NAMES, on_error="unsafe_passthrough")

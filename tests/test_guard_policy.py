@@ -76,11 +76,12 @@ def test_what_is_unsafe_is_logged_each_time(shared_pipe, caplog):
 
 @pytest.mark.parametrize("on_error", ["block", "fallback", "unsafe_passthrough"])
 def test_a_prefix_that_is_gone_means_no_picture_unless_the_policy_says_so(
-    on_error, shared_pipe, prefix, tmp_path, caplog, draw
+    on_error, shared_pipe, prefix, tmp_path, caplog, draw, metrics_registry
 ):
-    """And then the outcome says that nothing protected it, and why."""
+    """And then the outcome says that nothing protected it, and why; and it is counted, so that an alert can tell."""
     entry = PrefixRegistry().register(prefix.save(tmp_path / "trained"))
-    guard = Guard(shared_pipe, policy(prompts("anonymize"), on_error=on_error), audit=tmp_path / "audit")
+    found = policy(prompts("anonymize"), on_error=on_error)
+    guard = Guard(shared_pipe, found, audit=tmp_path / "audit", metrics_registry=metrics_registry)
     (entry.path / "prefix.safetensors").unlink()
 
     if on_error == "unsafe_passthrough":
@@ -97,6 +98,9 @@ def test_a_prefix_that_is_gone_means_no_picture_unless_the_policy_says_so(
         if on_error == "unsafe_passthrough"
         else ("anonymize", "failed", "PrefixNotFound", None)
     )
+    followed = "passed_through" if on_error == "unsafe_passthrough" else "blocked"
+    labels = {"stage": "find_prefix", "error_type": "PrefixNotFound", "disposition": followed}
+    assert metrics_registry.get_sample_value("apl_guard_errors_total", labels) == 1
 
 
 def rewriting(neutral):
@@ -130,6 +134,17 @@ def test_words_between_the_halves_of_a_name_let_it_run():
     Guard(lambda prompt: ran.append(prompt) or [prompt], rewriting("a woman"))("Mara Mara Voss Voss")
 
     assert ran == ["Mara a woman Voss"]
+
+
+def test_what_a_pattern_finds_in_its_own_description_runs():
+    """Only names are looked for once more: a pattern, or a detector of persons, may well see a description."""
+    ran = []
+    patterns = [{"id": "initials", "regex": r"[A-Z]\.( [A-Z][a-z]+)?", "neutral": "N. N."}]
+    found = policy(prompts("rewrite", {"patterns": ["initials"]}), prompts("allow") | {"id": "rest"}, patterns=patterns)
+
+    Guard(lambda prompt: ran.append(prompt) or [prompt], found)("M. Voss in the rain")
+
+    assert ran == ["N. N. in the rain"]
 
 
 def test_a_name_that_no_rule_replaces_stays_where_it_is(shared_pipe):

@@ -289,6 +289,10 @@ def test_errors_count_by_a_closed_set_of_types():
     assert error_type(OddError()) == "ConnectionError"
     assert error_type(MaraVossError()) == OTHER
     assert error_type(torch.OutOfMemoryError()) == "RuntimeError"
+    assert [error_type(name) for name in ("MaraVossError", "print", "ConnectionResetError", "DetectorFailed")] == [
+        *(OTHER, OTHER),
+        *("ConnectionError", "DetectorFailed"),
+    ]
     assert len(ERROR_TYPES) < 40
 
 

@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from policy_documents import policy
 
-from apl_guard import InvalidInput
+from apl_guard import Action, InvalidInput
 from apl_guard.audit import AuditLog
 from apl_guard.audit.reading import read_log
 from apl_guard.in_force import PolicyInForce
 from apl_guard.in_force.replay import replay
 from apl_guard.request import Channel, GenerationRequest
 from apl_guard.request.context import Context
+from apl_guard.trainer import minifaces
 
 STARS = {"id": "stars", "people": [{"name": "Mara Voss"}]}
 
@@ -122,6 +123,34 @@ def test_the_same_policy_changes_nothing(log):
     assert {call.change for call in replay(OLD, records, OLD)} == {"same"}
     assert {call.change for call in replay(POLICIES["always"], records)} == {"same", "stricter"}
     assert {call.change for call in replay(POLICIES["off"], records)} == {"same", "more lenient"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "change"),
+    [({}, "same"), ({"consenting": "Mara Westgate"}, "undecided"), ({"neutral": "a woman"}, "undecided")],
+)
+def test_what_the_detector_of_persons_saw_counts_while_it_is_asked_the_same(tmp_path, changed, change):
+    """Another list of people who consent asks it something else: it takes back what was seen."""
+
+    def asking(consenting="Otto Quill", **person):
+        may = {"id": "may", "role": "consenting", "people": [{"name": consenting}]}
+        rules = [ALLOW, rule("somebody", "anonymize", entities=["person"])]
+        return policy(*rules, names=[may], person={"model": minifaces.person_path().name, **person}).with_files(
+            minifaces.person_path().parent
+        )
+
+    was, asked = (
+        asking(),
+        GenerationRequest("test:A", {Channel.PROMPT: ("a photo of Mara Westgate",)}, {Channel.PROMPT}),
+    )
+    decision = PolicyInForce(was).decide(asked, Context())
+    audit = AuditLog(tmp_path / "log")
+    audit.decision(decision, asked)
+    audit.close()
+
+    (replayed,) = replay(asking(**changed), (found.fields for found in read_log(tmp_path / "log")), was)
+
+    assert (decision.action, replayed.change) == (Action.ANONYMIZE, change)
 
 
 @given(

@@ -14,6 +14,7 @@ from logs import TORTURE, call, make_log
 from apl_guard import AuditUnavailable
 from apl_guard.audit import segment_files
 from apl_guard.audit.durable import DurableLog, LogOptions
+from apl_guard.audit.segment_files import segment_name
 from apl_guard.audit.verify import Verdict, verify_log
 from apl_guard.audit.witness import CHECKPOINTS
 
@@ -203,6 +204,34 @@ class TestWhatStandsBehindTheLastRecord:
             report = verify_log(log)
             assert report.verdict == Verdict.TORN
             assert any("ended before its first checkpoint" in torn for torn in report.torn)
+
+    @pytest.mark.parametrize("lives", [True, False])
+    def test_a_record_that_others_name_and_that_was_changed_is_no_half_record(self, folders, lives):
+        """Also where no checkpoint is over it yet: the next record names the hash of another."""
+        log, witness = folders
+        with DurableLog(log, [witness], options=LogOptions(checkpoint_seconds=3600)) as durable:
+            call(durable, 0)
+            durable.seal()
+            call(durable, 1)
+            if not lives:
+                durable.leave()
+            (segment,) = (log / "segments").iterdir()
+            *before, changed, last = segment.read_bytes().splitlines(keepends=True)
+            segment.write_bytes(b"".join([*before, changed.replace(b"anonymize", b"allowance"), last]))
+
+            report = verify_log(log, [witness])
+
+        assert report.verdict == Verdict.TAMPERED
+        assert "record 3 is not the one that record 4 names" in report.findings[0]
+
+    def test_of_a_writer_that_died_before_its_first_record_nothing_is_torn(self, copy):
+        """Its file is there and empty: nobody was told of a record."""
+        log, witness = copy
+        (log / "segments" / segment_name("0" * 24, 0)).touch()
+
+        report = verify_log(log, [witness])
+
+        assert (report.verdict, report.torn, report.findings) == (Verdict.VALID, [], [])
 
 
 def test_every_mutant_is_found(whole, tmp_path):

@@ -204,6 +204,9 @@ class TestSignatures:
         for path in (tmp_path / "no.pem", tmp_path / "nothing.pem"):
             with pytest.raises(InvalidInput, match=r"\.pem"):
                 PrefixRegistry().sign("sd15", path)
-        for text in ("", "hello", "-----BEGIN PUBLIC KEY-----\n*\n-----END PUBLIC KEY-----", "x" * 20_000):
+        public = "-----BEGIN PUBLIC KEY-----\nMFkw\n-----END PUBLIC KEY-----"
+        secret = public.replace("PUBLIC", "PRIVATE")  # would stand in every copy of the policy
+        for text in ("", "hello", "x" * 20_000, public.replace("MFkw", "*"), public + "\n" * 10_000, secret):
             with pytest.raises(ValidationError, match="signers"):
                 Acceptance(signers=(text,))
+        assert Acceptance(signers=(f" {public}\n",)).signers
