@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPTokenizerFast
 
 from apl_guard.errors import InvalidInput
 from apl_guard.storage import make_folder, write_file
@@ -232,7 +232,9 @@ class Build:
         def make(to: Path) -> None:
             torch.manual_seed(0)
             steps, batch, checkpoint = self.recipe.person_steps, self.recipe.batch, self.work / "person.pt"
-            save_person_reader(self.tokenizer(), train_person_reader(self.tokenizer(), steps, batch, checkpoint), to)
+            self.tokenizer()  # in version 4 of transformers it cannot say where its tokens are, and another class can
+            tokenizer = CLIPTokenizerFast.from_pretrained(self.work / "tokenizer")
+            save_person_reader(tokenizer, train_person_reader(tokenizer, steps, batch, checkpoint), to)
 
         self._stage("detector of persons", self.output / "person", make)
         return self.output / "person"

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import BertConfig, BertForTokenClassification, CLIPTokenizer
+from transformers import BertConfig, BertForTokenClassification, CLIPTokenizerFast
 
 from apl_guard.trainer.model.pipeline import find_device
 
@@ -44,7 +44,7 @@ _ANYWHERE: Final = 0.3
 _LEET: Final = str.maketrans("aeios", "43105")
 
 
-def new_reader(tokenizer: CLIPTokenizer) -> BertForTokenClassification:
+def new_reader(tokenizer: CLIPTokenizerFast) -> BertForTokenClassification:
     """Untrained."""
     config = BertConfig(
         vocab_size=len(tokenizer),
@@ -62,7 +62,7 @@ def new_reader(tokenizer: CLIPTokenizer) -> BertForTokenClassification:
     return BertForTokenClassification(config)
 
 
-def save_person_reader(tokenizer: CLIPTokenizer, reader: BertForTokenClassification, to: Path) -> None:
+def save_person_reader(tokenizer: CLIPTokenizerFast, reader: BertForTokenClassification, to: Path) -> None:
     """Write the folder that a policy names, in half precision, as versions 4 and 5 of transformers read it."""
     reader.half().save_pretrained(to)
     tokenizer.save_pretrained(to)
@@ -136,7 +136,7 @@ def example(rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
 
 
 def train_person_reader(
-    tokenizer: CLIPTokenizer, steps: int, batch: int, checkpoint: Path
+    tokenizer: CLIPTokenizerFast, steps: int, batch: int, checkpoint: Path
 ) -> BertForTokenClassification:
     """Train it.
 

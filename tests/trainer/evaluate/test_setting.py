@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizerFast
 
 from apl_guard.errors import InvalidInput, StorageFailed
 from apl_guard.policy import Policy
@@ -293,7 +293,7 @@ def test_pictures_of_another_detector_are_drawn_anew(own: Any, tmp_path: Path, m
         torch.manual_seed(seed)
         names = tmp_path / str(seed)
         monkeypatch.setenv("APL_GUARD_NAMES", str(names))
-        tokenizer = CLIPTokenizer.from_pretrained(minifaces.model_path() / "tokenizer")
+        tokenizer = CLIPTokenizerFast.from_pretrained(minifaces.model_path() / "tokenizer")
         save_person_reader(tokenizer, new_reader(tokenizer), names / "person")
         setting = Setting.of(
             own, random_prefix(own, n=3), None, "anonymize_persons", steps=1, folder=tmp_path / "p", progress=False
