@@ -115,6 +115,14 @@ def _known(copy: Path, report: Report) -> Identity | None:
         return None
 
 
+def _is_damaged(copy: Path, generation: int, epochs: int, root: str) -> bool:
+    """Whether the public keys that a witness holds are others. It may not have them yet."""
+    try:
+        return (copy / key_file(generation)).exists() and read_keys([copy], generation, epochs, root) is None
+    except OSError:
+        return True
+
+
 def _chain(folder: Path, copies: list[Path], identity: Identity, report: Report) -> tuple[Chain, int]:
     """The checkpoints that hold, and how many of them a witness has."""
 
@@ -127,6 +135,11 @@ def _chain(folder: Path, copies: list[Path], identity: Identity, report: Report)
                 + (f"; the witness has them: {key_file(generation)}" if known is not None else "")
             )
             return known
+        report.notes += [
+            f"{copy / key_file(generation)} is damaged; put the log's own in its place: {folder / key_file(generation)}"
+            for copy in copies
+            if copy.name == identity.log and _is_damaged(copy, generation, identity.epochs, root)
+        ]
         return ours
 
     witnessed = {copy: CheckpointFile.look_at(copy) for copy in copies}

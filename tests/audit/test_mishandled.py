@@ -213,6 +213,22 @@ class TestMixedUp:
             DurableLog(log)
         assert not (log / "checkpoints.jsonl").exists()
 
+    @pytest.mark.parametrize("change", [lambda content: b"x" + content[1:], lambda content: content[:-1]])
+    def test_public_keys_that_are_damaged_at_the_witness_are_noted(self, folders, run, change):
+        """Nothing of the log is wrong, but nobody could put its keys back from there. Whole ones are not mentioned."""
+        log, witness = folders
+        make_log(log, witness, calls=3, writers=1)
+        (copy,) = witness.glob("*/keys-000000.pub")
+        whole = copy.read_bytes()
+        copy.write_bytes(change(whole))
+
+        code, out, _ = run("verify", log, "--witness", witness)
+        assert code == 0
+        assert " ".join(f"{copy} is damaged".split()) in " ".join(out.split())
+
+        copy.write_bytes(whole)
+        assert "damaged" not in run("verify", log, "--witness", witness)[1]
+
     def test_public_keys_that_are_missing_are_at_the_witness(self, folders, run):
         """Verification says so, and so does a guard that starts."""
         log, witness = folders
