@@ -48,7 +48,8 @@ def test_nothing_promised_is_lost_when_processes_are_killed(folders):
         {line.split()[1] for line in in_log(log) if line.startswith(f"guard.{event} ")}
         for event in ("decision", "outcome")
     )
-    assert sorted(id for r in recoveries for id in r["orphans"]) == sorted(decided - ended)
+    # One that is killed before it has sealed its recovery leaves it to the next, which records it again.
+    assert {id for r in recoveries for id in r["orphans"]} == decided - ended
 
 
 @pytest.mark.parametrize("segment_bytes", [1, 1 << 20], ids=["each record in a file of its own", "one file"])
