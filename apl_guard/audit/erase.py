@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,11 @@ def erase(
     found = DigestKeys.of_log(folder, keys)
     disk.check_system()
     disk.check_owner(folder / LOG_FILE)  # before anything is destroyed that could then not be recorded
+    lost = None
     if subject is not None:
-        found.check_are_of(digest_keys_named(folder))  # or the subject of another log would lose its key
-        names = _names(found, subject)
+        named = digest_keys_named(folder)
+        found.check_are_of(named)  # or the subject of another log would lose its key
+        names, lost = _names(found, subject), _lost(found, named)
     else:
         fields = _with_text(folder, decision_id or "")
         if fields is None:
@@ -59,7 +61,6 @@ def erase(
         names = [fields["subject"]]
     subjects = SubjectKeys(found.folder, found.in_use)
     destroyed = {name: kid for name in names if (kid := subjects.destroy(name)) is not None}
-    lost = None if subject is None else _lost(folder, found)
     if not destroyed:
         more = f"; {lost}" if lost else ""
         raise InvalidInput(
@@ -102,7 +103,7 @@ def reveal_subject(
     names = _names(found, subject)
     records = (each.fields for each in read_log(folder, containing=b'"enc":'))
     read = _read(folder, [r for r in records if r.get("subject") in names and "enc" in r], witnesses, keys)
-    if lost := _lost(folder, found):
+    if lost := _lost(found, digest_keys_named(folder)):
         _log.warning("%s", lost)
     return sorted(read, key=lambda each: str(each[0]["timestamp"]))
 
@@ -137,9 +138,9 @@ def _names(found: DigestKeys, subject: str) -> list[str]:
     return [SubjectKeys(found.folder, key).name_of(subject) for key in found.kept().values()]
 
 
-def _lost(folder: Path, found: DigestKeys) -> str | None:
-    """What of a subject cannot be found by its name."""
-    if not (lost := found.missing(digest_keys_named(folder))):
+def _lost(found: DigestKeys, named: Iterable[str]) -> str | None:
+    """What of a subject cannot be found by its name, of what stands in the log under the digest keys that it names."""
+    if not (lost := found.missing(named)):
         return None
     return f"what was recorded under digest key {', '.join(lost)}, which is not kept, is reached only by a decision"
 

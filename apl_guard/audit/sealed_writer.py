@@ -236,15 +236,16 @@ class SealedWriter:
 
     def _say(self, *, failing: bool) -> None:
         """Once where it begins, while there are images still, and once where it ends."""
-        if failing and not self._is_failing:
-            _log.error(
-                "no checkpoint of the audit log can be made (%s); after %g seconds there are no images",
-                self._problem,
-                self._options.max_exposure_seconds,
-            )
-        elif self._is_failing and not failing:
-            _log.warning("checkpoints of the audit log are made again")
-        self._is_failing = failing
+        was_failing, self._is_failing = self._is_failing, failing
+        with contextlib.suppress(Exception):  # what the platform put into its logging must not end the thread
+            if failing and not was_failing:
+                _log.error(
+                    "no checkpoint of the audit log can be made (%s); after %g seconds there are no images",
+                    self._problem,
+                    self._options.max_exposure_seconds,
+                )
+            elif was_failing and not failing:
+                _log.warning("checkpoints of the audit log are made again")
 
     def _recover(self, segments: Path) -> None:
         """Record and seal what dead processes left."""

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import random
 import threading
 from collections import Counter
@@ -299,6 +300,36 @@ def test_a_checkpoint_comes_after_so_many_records_or_so_much_time(folders, given
         call(durable, number)
         assert wait_for(lambda least=1 + 2 * number: sealed() >= least)  # all but the newest two
     durable.close()
+
+
+def test_logging_that_breaks_ends_no_checkpoints(folders):
+    """A witness goes and comes back, and whatever the platform's logging raises then, it is sealed again by itself."""
+    from apl_guard.audit.durable import LogOptions
+
+    log, witness = folders
+    durable = DurableLog(log, [witness], options=LogOptions(checkpoint_seconds=0.01))
+    kept = witness / durable.identity.log
+    asked = []
+
+    def breaks(record):
+        asked.append(record.msg)
+        raise RuntimeError
+
+    logger = logging.getLogger("apl_guard")
+    logger.addFilter(breaks)
+    try:
+        kept.rename(away := witness / "away")
+        kept.write_bytes(b"")
+        call(durable, 0)
+        assert wait_for(lambda: asked)
+        kept.unlink()
+        away.rename(kept)
+        assert wait_for(lambda: len(asked) == 2)
+        call(durable, 1)
+        assert wait_for(lambda: json.loads((kept / "checkpoints.jsonl").read_bytes().splitlines()[-1])["size"] == 5)
+    finally:
+        logger.removeFilter(breaks)
+        durable.close()
 
 
 def test_a_witness_inside_the_log_is_refused(folders):
