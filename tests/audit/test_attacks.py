@@ -28,6 +28,14 @@ def live_key(log):
     return SealKey(log / "keys" / "seal.key").read()[-1]
 
 
+def sealed(log):
+    """The lines of its checkpoints, and the tree over them."""
+    rows, history = (log / CHECKPOINTS).read_bytes().splitlines(), Tree()
+    for row in rows:
+        history.append(leaf_hash(row))
+    return rows, history
+
+
 class TestForgedWithTheLiveKey:
     """CVE-2023-31439: the verifier did not check that old entries were sealed with the key of their own epoch."""
 
@@ -104,9 +112,7 @@ class TestForgedWithTheLiveKey:
         durable = DurableLog(log, [witness])
         call(durable, 0)
         durable.seal()
-        rows, history = (log / CHECKPOINTS).read_bytes().splitlines(), Tree()
-        for row in rows:
-            history.append(leaf_hash(row))
+        rows, history = sealed(log)
         right = Checkpoint.parse(rows[-1]).__dict__ | {"number": len(rows), "history": history.root.hex()}
 
         found = []
@@ -125,9 +131,7 @@ class TestForgedWithTheLiveKey:
         durable = DurableLog(log, [witness])
         call(durable, 0)
         durable.seal()
-        rows, history = (log / CHECKPOINTS).read_bytes().splitlines(), Tree()
-        for row in rows:
-            history.append(leaf_hash(row))
+        rows, history = sealed(log)
         last = Checkpoint.parse(rows[-1]).__dict__ | {"writer": "f" * 24, "size": 0, "closed": False}
         for root in (Tree().root.hex(), "0" * 64):
             forged = last | {"number": len(rows), "root": root, "history": history.root.hex()}
